@@ -1,0 +1,147 @@
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.nn.functional import softplus
+
+from guides.gaussian import sample_factorised, sample_joint, shaped, width
+from guides.sites import CannotServe, Sites, only
+from zoo.base import Module, check_rows, check_whole, like, rows
+from zoo.networks import Standardize, mlp, reset
+
+Covariance = Literal["diag", "low_rank", "full"]
+ONE = math.log(math.e - 1)  # softplus(ONE) = 1
+
+
+class Amortized(Module):
+    r"""An inference network: the posterior's parameters of every row are a function of the row, with shared weights.
+
+    .. math:: q(z_n \mid x_n) = N(m_\phi(x_n), S_\phi(x_n)), \quad q(c_n \mid x_n) = \mathrm{Cat}(\mathrm{softmax}\, l_\phi(x_n))
+
+    The network sees columns of mean 0 and variance 1 (by the statistics of ``x``), and starts at the standard normal.
+    With ``hidden=()`` it is the encoder of the linear VAE: a mean affine in x and one covariance for all rows
+    (Lucas et al. 2019); with hidden layers mean and covariance both follow x.
+
+    Args:
+        model: any Pyro model with the signature ``(x=None, index=None, size=None)``.
+        x: data (n, d) that show the width, the dtype and the units of the columns.
+        hidden: widths of the hidden layers.
+        covariance: of the continuous sites, which share one: ``"diag"``, ``"low_rank"`` (a factor with ``rank``
+            columns plus a diagonal) or ``"full"`` (a Cholesky factor).
+        rank: columns of the factor of ``"low_rank"``.
+
+    Raises:
+        CannotServe: the model has a site that all rows share, or ``covariance`` asks for correlations of a model
+            whose sites are all discrete.
+        ValueError: ``covariance`` is none of the three, or a width or the rank is no whole number of at least 1.
+
+    References:
+        Kingma and Welling (2014), Auto-Encoding Variational Bayes, arXiv 1312.6114; Lucas, Tucker, Grosse and
+        Norouzi (2019), Don't Blame the ELBO! A Linear VAE Perspective on Posterior Collapse, NeurIPS.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        x: Any,
+        hidden: Sequence[int] = (64, 64),
+        covariance: Covariance = "diag",
+        rank: int = 1,
+    ) -> None:
+        super().__init__()
+        x = check_rows(x, model)
+        if covariance not in get_args(Covariance):
+            raise ValueError(f"covariance must be one of {', '.join(get_args(Covariance))}; got {covariance!r}")
+        self.sites = Sites.of("Amortized", model, x)
+        for latent in self.sites.shared:
+            raise CannotServe("Amortized", model, latent.name, "is shared by all rows", "Use MeanField or FullRank.")
+        if covariance != "diag" and not self.sites.local:
+            site = self.sites.discrete[0].name
+            why = f"is discrete and has no {covariance} covariance"
+            raise CannotServe("Amortized", model, site, why, "Use covariance='diag', MeanField or Exact.")
+        self.covariance = covariance
+        self.rank = check_whole(rank, "rank")
+        self.data_dim = x.shape[1]
+        k = width(self.sites.local)
+        spread = {"diag": k, "low_rank": k * (self.rank + 1), "full": k * (k + 1) // 2}[covariance]
+        levels = sum(latent.cardinality or 0 for latent in self.sites.discrete)
+        self.split = [k, spread, levels]
+        self.linear = len(hidden) == 0
+        self.columns = Standardize(self.data_dim)
+        self.encoder = mlp(self.data_dim, hidden, k + levels + (0 if self.linear else spread))
+        if self.linear and spread:
+            self.spread = nn.Parameter(torch.zeros(spread))
+        self.to(x)
+        self.initialize(x)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """New weights from the running random stream, at the standard normal; units of the columns from ``x`` (n, d)."""
+        reset(self)
+        self.columns.place(like(x, self))
+        last = self.encoder[-1]
+        last.weight.mul_(0.1)  # nearly the prior for every row, not exactly: ties would not break
+        last.bias.zero_()
+        if self.linear and self.split[1]:
+            self.spread.normal_(0.0, 0.01)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean (n, k), raw covariance (n, s) or (s,), and logits (n, levels) of the rows ``x`` (n, d).
+
+        Raises:
+            ValueError: ``x`` has another width than the network.
+        """
+        if x.shape[-1] != self.data_dim:
+            raise ValueError(f"x has {x.shape[-1]} columns, the network of Amortized was built for {self.data_dim}")
+        k, spread, levels = self.split
+        out = self.encoder(self.columns(x))
+        if self.linear:
+            loc, logits = out.split([k, levels], -1)
+            return loc, self.spread if spread else out[..., :0], logits
+        return out.split(self.split, -1)
+
+    def _scale(self, raw: Tensor) -> Tensor:
+        """Standard deviations (..., k) for ``"diag"``, else a Cholesky factor (..., k, k)."""
+        k = self.split[0]
+        if self.covariance == "diag":
+            return softplus(raw + ONE)
+        if self.covariance == "low_rank":
+            factor = raw[..., k:].unflatten(-1, (k, self.rank))
+            diagonal = softplus(raw[..., :k] + ONE).square()
+            return torch.linalg.cholesky(factor @ factor.mT + torch.diag_embed(diagonal))
+        row, column = torch.tril_indices(k, k, -1, device=raw.device)
+        lower = raw.new_zeros(*raw.shape[:-1], k, k)
+        lower[..., row, column] = raw[..., k:]
+        return lower + torch.diag_embed(softplus(raw[..., :k] + ONE))
+
+    def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> None:
+        """Sample every latent site given the rows ``x``."""
+        if x is None:
+            raise ValueError("Amortized reads the rows: pass x")
+        loc, raw, logits = self.encode(x)
+        with rows(x, index, size):
+            if self.sites.local:
+                sample = sample_factorised if self.covariance == "diag" else sample_joint
+                sample(self.sites.local, loc, self._scale(raw))
+            levels = [latent.cardinality or 0 for latent in self.sites.discrete]
+            for latent, own in zip(self.sites.discrete, logits.split(levels, -1), strict=True):
+                pyro.sample(latent.name, dist.Categorical(logits=own))
+
+    def posterior(self, x: Tensor, index: Tensor | None = None) -> Distribution:
+        """q of the model's one local site given the rows ``x``, a distribution with batch shape (n,).
+
+        Raises:
+            ValueError: the model has several local sites, or ``x`` another width than the network.
+        """
+        latent = only(self.sites)
+        loc, raw, logits = self.encode(like(x, self))
+        if latent.cardinality is not None:
+            return dist.Categorical(logits=logits)
+        if self.covariance == "diag":
+            return shaped(dist.Normal(loc, self._scale(raw)).to_event(1), latent)
+        return shaped(dist.MultivariateNormal(loc, scale_tril=self._scale(raw)), latent)

@@ -1,0 +1,74 @@
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from guides.sites import CannotServe, Sites
+from zoo.base import Conjugate, Latent, Module, rows
+
+
+class _PathwiseCategorical(dist.Categorical):
+    """A Categorical without score-function term.
+
+    Under the exact posterior that term, (log p(x) - a constant) times the gradient of log q, has expectation zero:
+    saying ``has_rsample`` makes Pyro leave it out, and the gradient of the bound becomes that of log p(x), exactly.
+    """
+
+    has_rsample = True
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        with torch.no_grad():
+            return self.sample(sample_shape)
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        self.has_rsample = False  # summed over, as TraceEnum_ELBO does, every value must keep its weight
+        return super().enumerate_support(expand)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "_PathwiseCategorical":
+        return super().expand(batch_shape, self._get_checked_instance(_PathwiseCategorical, _instance))
+
+
+class Exact(Module):
+    r"""The model's own closed-form posterior at its current parameters: the E-step of EM, as a guide.
+
+    .. math:: q(z \mid x) = p_\theta(z \mid x), \qquad \log p(x, z) - \log q(z \mid x) = \log p(x) \text{ for every } z
+
+    Gradients flow through the posterior, so under ``Trace_ELBO`` the bound is the log marginal likelihood itself and
+    its gradient is exact, without Monte Carlo noise. The guide has no parameters of its own.
+
+    Args:
+        model: a :class:`zoo.base.Conjugate` model with one latent site.
+
+    Raises:
+        CannotServe: the model has no closed-form posterior, or more than one latent site.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        sites = Sites.of("Exact", model, None)
+        found = sites.local + sites.shared + sites.discrete
+        if not isinstance(model, Conjugate):
+            instead = "Use MeanField or Amortized." if sites.discrete else "Use Amortized, MeanField or FullRank."
+            raise CannotServe("Exact", model, found[0].name, "has no closed-form posterior", instead)
+        if len(found) != 1:
+            why = f"is one of {len(found)}, and the posterior covers one"
+            raise CannotServe("Exact", model, found[1].name, why, "Use MeanField.")
+        self.site: Latent = found[0]
+        self.__dict__["model"] = model  # held, not owned: its parameters stay the model's
+
+    def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> None:
+        """Sample the latent site from the exact posterior given the rows ``x``."""
+        if x is None:
+            raise ValueError("Exact conditions on the rows: pass x")
+        posterior = self.model.posterior(x)
+        if isinstance(posterior, dist.Categorical):
+            posterior = _PathwiseCategorical(logits=posterior.logits)
+        with rows(x, index, size):
+            pyro.sample(self.site.name, posterior)
+
+    def posterior(self, x: Tensor, index: Tensor | None = None) -> Distribution:
+        """The model's posterior given the rows ``x``, a distribution with batch shape (n,)."""
+        return self.model.posterior(x)

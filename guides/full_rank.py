@@ -1,0 +1,65 @@
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroParam
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+from guides.gaussian import sample_joint, shaped, width
+from guides.sites import CannotServe, Sites, check_count, only, pick
+from zoo.base import Module, check_rows, rows
+
+
+class FullRank(Module):
+    r"""A Gaussian with a full covariance for every row, with parameters of its own.
+
+    .. math:: q(z) = \prod_n N(z_n \mid m_n, L_n L_n^T)
+
+    All continuous sites of a row share one covariance; constrained ones are Gaussian on the real line, carried to
+    their support by ``biject_to``. Sites that all rows share get a full covariance among themselves.
+
+    Args:
+        model: any Pyro model with the signature ``(x=None, index=None, size=None)``.
+        x: the data (n, d) it will be fitted to; the guide keeps their number, not their values.
+
+    Raises:
+        CannotServe: the model has a discrete site.
+    """
+
+    def __init__(self, model: Any, x: Any) -> None:
+        super().__init__()
+        x = check_rows(x, model)
+        self.sites = Sites.of("FullRank", model, x)
+        for latent in self.sites.discrete:
+            raise CannotServe(
+                "FullRank", model, latent.name, "is discrete and has no covariance", "Use MeanField, Amortized or Exact."
+            )
+        self.count = n = len(x)
+        k, shared = width(self.sites.local), width(self.sites.shared)
+        if k:
+            self.loc = PyroParam(x.new_zeros(n, k))  # (n, k)
+            root = torch.eye(k).to(x).repeat(n, 1, 1)
+            self.scale_tril = PyroParam(root, constraints.lower_cholesky)  # (n, k, k)
+        if shared:
+            self.shared_loc = PyroParam(x.new_zeros(shared))
+            self.shared_scale_tril = PyroParam(0.1 * torch.eye(shared).to(x), constraints.lower_cholesky)
+
+    def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> None:
+        """Sample every latent site for the rows ``index`` (all by default)."""
+        check_count("FullRank", self.count, x, index)
+        if self.sites.shared:
+            sample_joint(self.sites.shared, self.shared_loc, self.shared_scale_tril)
+        with rows(x, index, self.count):
+            if self.sites.local:
+                sample_joint(self.sites.local, pick(self.loc, index), pick(self.scale_tril, index))
+
+    def posterior(self, x: Tensor | None = None, index: Tensor | None = None) -> Distribution:
+        """q of the model's one local site, a distribution with batch shape (n,).
+
+        Raises:
+            ValueError: the model has several local sites.
+        """
+        check_count("FullRank", self.count, x, index)
+        base = dist.MultivariateNormal(pick(self.loc, index), scale_tril=pick(self.scale_tril, index))
+        return shaped(base, only(self.sites))

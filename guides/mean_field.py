@@ -1,0 +1,71 @@
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+from pyro.nn import PyroParam
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+from guides.gaussian import sample_factorised, shaped, width
+from guides.sites import Sites, check_count, only, pick
+from zoo.base import Module, check_rows, rows
+
+
+class MeanField(Module):
+    r"""Fully factorised guide with parameters of its own for every row: classical variational EM.
+
+    .. math:: q(z) = \prod_n \prod_k N(z_{nk} \mid m_{nk}, s_{nk}^2), \quad q(c) = \prod_n \mathrm{Cat}(c_n \mid \pi_n)
+
+    Continuous sites are Gaussian on the real line, carried to their support by ``biject_to``; discrete ones are
+    categorical. Sites that all rows share get one factorised Gaussian.
+
+    Args:
+        model: any Pyro model with the signature ``(x=None, index=None, size=None)``.
+        x: the data (n, d) it will be fitted to; the guide keeps their number, not their values.
+
+    Raises:
+        CannotServe: the model has a discrete site shared by all rows.
+
+    References:
+        Bishop (2006), Pattern Recognition and Machine Learning, ch. 10; Neal and Hinton (1998).
+    """
+
+    def __init__(self, model: Any, x: Any) -> None:
+        super().__init__()
+        x = check_rows(x, model)
+        self.sites = Sites.of("MeanField", model, x)
+        self.count = n = len(x)
+        k, shared = width(self.sites.local), width(self.sites.shared)
+        if k:
+            self.loc = PyroParam(x.new_zeros(n, k))  # (n, k)
+            self.scale = PyroParam(x.new_ones(n, k), constraints.positive)  # (n, k)
+        for latent in self.sites.discrete:
+            setattr(self, f"{latent.attribute}_logits", PyroParam(x.new_zeros(n, latent.cardinality or 0)))
+        if shared:
+            self.shared_loc = PyroParam(x.new_zeros(shared))
+            self.shared_scale = PyroParam(x.new_full((shared,), 0.1), constraints.positive)
+
+    def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> None:
+        """Sample every latent site for the rows ``index`` (all by default)."""
+        check_count("MeanField", self.count, x, index)
+        if self.sites.shared:
+            sample_factorised(self.sites.shared, self.shared_loc, self.shared_scale)
+        with rows(x, index, self.count):
+            if self.sites.local:
+                loc, scale = pick(self.loc, index), pick(self.scale, index)
+                sample_factorised(self.sites.local, loc, scale)
+            for latent in self.sites.discrete:
+                logits = pick(getattr(self, f"{latent.attribute}_logits"), index)
+                pyro.sample(latent.name, dist.Categorical(logits=logits))
+
+    def posterior(self, x: Tensor | None = None, index: Tensor | None = None) -> Distribution:
+        """q of the model's one local site, a distribution with batch shape (n,).
+
+        Raises:
+            ValueError: the model has several local sites.
+        """
+        check_count("MeanField", self.count, x, index)
+        latent = only(self.sites)
+        if latent.cardinality is not None:
+            return dist.Categorical(logits=pick(getattr(self, f"{latent.attribute}_logits"), index))
+        return shaped(dist.Normal(pick(self.loc, index), pick(self.scale, index)).to_event(1), latent)

@@ -1,0 +1,118 @@
+"""`load`: a data set by its name or from its file."""
+
+import os
+from collections.abc import Sequence
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from zoo.data.catalogue import CATALOGUE, Entry
+from zoo.data.dataset import Dataset
+from zoo.data.files import read_file
+
+
+def names() -> tuple[str, ...]:
+    """Names that `load` knows.
+
+    >>> names()
+    ('iris', 'wine', 'digits', 'breast_cancer', 'faithful', 'holzinger', 'mnist', 'mnist-test')
+    """
+    return tuple(CATALOGUE)
+
+
+def load(
+    source: str | os.PathLike[str],
+    *,
+    columns: Sequence[str | int] | None = None,
+    labels: str | int | None = None,
+    dtype: torch.dtype | None = None,
+) -> Dataset:
+    """Load a data set by name, or a table from a CSV, Parquet or NPY file.
+
+    Known by name, in raw values unless stated, rows x columns:
+
+    - `iris` 150 x 4 [cm], `wine` 178 x 13, `digits` 1797 x 64 [0..16], `breast_cancer` 569 x 30;
+    - `faithful` 272 x 2, eruption and waiting time of Old Faithful [min], no labels;
+    - `holzinger` 301 x 9, tests `x1`..`x9`; labels are the two schools;
+    - `mnist` 60000 x 784 and `mnist-test` 10000 x 784, pixels divided by 255 to [0, 1]. Both are
+      downloaded once, unless the environment variable LATENT_ZOO_DATA names a folder that holds
+      the four .gz files, directly or under mnist/. The checksums are verified either way.
+
+    Files: a CSV has a header line, commas and UTF-8 text; an NPY array is (n, d) and its columns are
+    named by position. Missing entries (blank, NA, N/A, null) become NaN, infinite ones stay, booleans
+    become 0 and 1.
+
+    Args:
+        source: one of `names()`, or the path of a .csv, .parquet or .npy file.
+        columns: the columns that become `x`, in this order: names, or for NPY positions. By default
+            all but the labels (`holzinger`: only the tests).
+        labels: the column of labels, text or integers, coded in sorted order. By default the data
+            set's own; none for a file.
+        dtype: floating-point type of `x`; by default torch's default type.
+
+    Returns:
+        A `Dataset` with `x` (n, d) and `labels` (n,), on the CPU.
+
+    Raises:
+        FileNotFoundError: if the file is missing.
+        ConnectionError: if MNIST cannot be downloaded.
+        ValueError: if the name, the suffix or a column is unknown, the file is damaged or empty, or a
+            column does not hold what it is used for.
+
+    >>> load("iris")
+    Dataset(iris: 150 rows x 4 columns, 3 labels; Fisher (1936), Annals of Eugenics 7; from scikit-learn)
+    >>> load("faithful", columns=["waiting"]).x[:2]
+    tensor([[79.],
+            [54.]])
+    """
+    dtype = dtype or torch.get_default_dtype()
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype={dtype} cannot hold missing values: choose a floating-point type")
+    name, entry = find(source)
+    table = entry.read()
+
+    label = entry.labels if labels is None else pick(labels, table.columns, name)
+    if isinstance(columns, str):
+        raise ValueError(f"columns={columns!r} is one string: pass a list, columns=[{columns!r}]")
+    if columns is None:
+        default = table.columns if entry.columns is None else entry.columns
+        chosen = tuple(column for column in default if column not in (label, entry.labels))
+    else:
+        chosen = tuple(pick(column, table.columns, name) for column in columns)
+    if not chosen:
+        raise ValueError(f"{name}: no columns left for x")
+    repeated = {column for column in chosen if chosen.count(column) > 1}
+    if repeated:
+        raise ValueError(f"{name}: columns repeats {min(repeated)!r}")
+
+    x = table.numbers(chosen, dtype)
+    codes, label_names = (None, ()) if label is None else table.labels(label)
+    return Dataset(x, codes, label_names, chosen, name, entry.source, entry.licence)
+
+
+def find(source: str | os.PathLike[str]) -> tuple[str, Entry]:
+    """Name and entry of a known data set, or of a file."""
+    if isinstance(source, str) and source in CATALOGUE:
+        return source, CATALOGUE[source]
+    path = Path(source).expanduser()
+    if isinstance(source, str) and Path(source).name == source and not path.suffix and not path.is_file():
+        raise ValueError(f"unknown data set {source!r}: {nearest(source, names())}")
+    return path.stem, Entry(partial(read_file, path), path.name, "not stated")
+
+
+def pick(column: str | int, known: tuple[str, ...], name: str) -> str:
+    """The known column of this name; columns of arrays are named by their position."""
+    if str(column) not in known:
+        raise ValueError(f"{name}: unknown column {column!r}: {nearest(str(column), known)}")
+    return str(column)
+
+
+def nearest(word: str, known: tuple[str, ...]) -> str:
+    """A hint: the known word most like this one, else the known words."""
+    lower = {each.lower(): each for each in known}
+    close = get_close_matches(word.lower(), lower, n=1)
+    if close:
+        return f"did you mean {lower[close[0]]!r}?"
+    return f"known are {', '.join(known[:10])}{', ...' if len(known) > 10 else ''}"

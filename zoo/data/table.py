@@ -1,0 +1,118 @@
+"""Two kinds of table, polars frames and numpy arrays, and how their columns become tensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+from torch import Tensor
+
+from zoo.data.series import codes, floats
+
+BLOCK = 2**22  # numbers converted at a time: 32 MiB of float64
+
+Labels = tuple[Tensor, tuple[str, ...]]
+
+
+class Table(Protocol):
+    """Named columns that can be read as numbers or as labels."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of all the columns."""
+
+    def numbers(self, names: Sequence[str], dtype: torch.dtype) -> Tensor:
+        """Columns `names`, in that order, as a new tensor (n, len(names))."""
+
+    def labels(self, name: str) -> Labels:
+        """Column `name` as codes (n,), int64, and the names that the codes stand for."""
+
+
+@dataclass(frozen=True)
+class FrameTable:
+    """A polars frame; a lazy one reads from its file just the columns asked for."""
+
+    frame: pl.LazyFrame
+    columns: tuple[str, ...]
+    origin: str
+    rows: int | None = None  # where the reader has counted them itself
+
+    def numbers(self, names: Sequence[str], dtype: torch.dtype) -> Tensor:
+        frame = self._read(names)
+        x = torch.empty(frame.height, len(names), dtype=dtype)  # (n, d)
+        for j, name in enumerate(names):
+            values = floats(frame[name], self.origin).to_numpy(writable=True)
+            x[:, j] = narrow(values, dtype, f"{self.origin}: column {name!r}")
+        return x
+
+    def labels(self, name: str) -> Labels:
+        return as_labels(self._read([name])[name], self.origin)
+
+    def _read(self, names: Sequence[str]) -> pl.DataFrame:
+        try:
+            frame = self.frame.select(names).collect()
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+            raise unreadable(self.origin, error) from error
+        if self.rows is not None and frame.height != self.rows:
+            raise ValueError(f"{self.origin} cannot be read: check its line endings and quotes")
+        if not frame.height:
+            raise ValueError(f"{self.origin} has no rows")
+        return frame
+
+
+@dataclass(frozen=True)
+class ArrayTable:
+    """A numeric array (n, d), possibly still on disk; column j is divided by `divisor[j]`."""
+
+    array: npt.NDArray[Any]
+    columns: tuple[str, ...]
+    origin: str
+    divisor: npt.NDArray[Any] | None = None
+
+    def numbers(self, names: Sequence[str], dtype: torch.dtype) -> Tensor:
+        position = {name: j for j, name in enumerate(self.columns)}
+        chosen = [position[name] for name in names]
+        whole = chosen == list(range(len(self.columns)))
+        rows, width = self.array.shape
+        x = torch.empty(rows, len(chosen), dtype=dtype)  # (n, d)
+        step = max(1, BLOCK // width)
+        for start in range(0, rows, step):
+            block = self.array[start : start + step]
+            values = (block if whole else block[:, chosen]).astype(np.float64)
+            if self.divisor is not None:
+                values /= self.divisor[chosen]
+            x[start : start + step] = narrow(values, dtype, self.origin)
+        return x
+
+    def labels(self, name: str) -> Labels:
+        column = self.array[:, self.columns.index(name)]
+        native = np.dtype(np.float64) if column.dtype.kind == "f" else column.dtype.newbyteorder("=")
+        return as_labels(pl.Series(name, column.astype(native)), self.origin)
+
+
+def as_labels(series: pl.Series, origin: str) -> Labels:
+    """Codes (n,), int64, and label names of one column."""
+    code, label_names = codes(series, origin)
+    return torch.from_numpy(code.astype(np.int64)), label_names
+
+
+def narrow(values: npt.NDArray[np.float64], dtype: torch.dtype, origin: str) -> Tensor:
+    """Convert to `dtype`, refusing to turn a large finite value into an infinite one."""
+    exact = torch.from_numpy(values)
+    x = exact.to(dtype)
+    if dtype != torch.float64:
+        overflow = x.isinf() & exact.isfinite()
+        if overflow.any():
+            raise ValueError(
+                f"{origin} holds {exact[overflow][0].item()}, too large for {dtype}: pass dtype=torch.float64"
+            )
+    return x
+
+
+def unreadable(origin: str, error: BaseException) -> ValueError:
+    """The error for a file that its reader refuses: its name, and the first line of the reason."""
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    return ValueError(f"{origin} cannot be read, is it truncated or of another format? {reason}")

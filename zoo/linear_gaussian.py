@@ -1,0 +1,163 @@
+r"""The algebra that PPCA and factor analysis share.
+
+.. math:: z \sim N(0, I_K), \quad x \mid z \sim N(W z + \mu, \Psi), \quad \Psi = \mathrm{diag}(\psi)
+
+Everything here is a function of ``weight`` W (d, k), ``mean`` mu (d,) and ``noise`` psi (d,), the noise variances.
+"""
+
+import math
+from dataclasses import dataclass
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Sufficient statistics of rows under a Gaussian: all that EM needs to see of the data.
+
+    Attributes:
+        count: the number of rows n.
+        mean: the column means (d,).
+        covariance: the sample covariance, divided by n (d, d).
+    """
+
+    count: int
+    mean: Tensor
+    covariance: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, chunk: int = 65536) -> "Moments":
+        """The moments of the rows of ``x`` (n, d), in float64, without a float64 copy of ``x``."""
+        n = len(x)
+        total = sum(part.double().sum(0) for part in x.split(chunk))
+        mean = total / n
+        scatter = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
+        for part in x.split(chunk):
+            centred = part.double() - mean
+            scatter.addmm_(centred.T, centred)
+        return cls(n, mean, scatter / n)
+
+    def to(self, other: Tensor) -> "Moments":
+        """The same moments in the dtype and on the device of ``other``."""
+        return Moments(self.count, self.mean.to(other), self.covariance.to(other))
+
+
+def posterior_precision(weight: Tensor, noise: Tensor) -> Tensor:
+    r""":math:`P = I + W^T \Psi^{-1} W` (k, k), the precision of z given x: the same for every row."""
+    identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+    return identity + (weight.T / noise) @ weight
+
+
+def posterior(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> dist.MultivariateNormal:
+    r""":math:`p(z \mid x) = N(P^{-1} W^T \Psi^{-1} (x - \mu), P^{-1})`, batch (n,), event (k,).
+
+    Rubin and Thayer (1982), EM algorithms for ML factor analysis, Psychometrika 47.
+    """
+    root = torch.linalg.cholesky(posterior_precision(weight, noise))
+    identity = torch.eye(len(root), dtype=root.dtype, device=root.device)
+    whitened = torch.linalg.solve_triangular(root, weight.T / noise, upper=False)  # (k, d)
+    inverse = torch.linalg.solve_triangular(root, identity, upper=False)  # P^-1 = inverse' inverse
+    loc = (x - mean) @ whitened.T @ inverse  # (n, k)
+    covariance = inverse.T @ inverse
+    return dist.MultivariateNormal(loc, scale_tril=torch.linalg.cholesky(covariance))
+
+
+def log_marginal(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> Tensor:
+    r""":math:`\log N(x \mid \mu, W W^T + \Psi)`, one per row (n,)."""
+    return dist.LowRankMultivariateNormal(mean, weight, noise).log_prob(x)
+
+
+def elbo(x: Tensor, q: Distribution, weight: Tensor, mean: Tensor, noise: Tensor) -> Tensor:
+    r"""The bound of a Gaussian q(z) = N(m, V) in closed form, one per row (n,).
+
+    .. math:: -\tfrac12 (D \log 2\pi + \log|\Psi| + r^T \Psi^{-1} r + \mathrm{tr}(W^T \Psi^{-1} W V))
+              -\tfrac12 (\mathrm{tr} V + m^T m - K) + \tfrac12 \log|V|, \quad r = x - \mu - W m
+    """
+    loc, covariance = gaussian_moments(q)
+    residual = x - mean - loc @ weight.T  # (n, d)
+    gram = (weight.T / noise) @ weight  # (k, k)
+    spread = (gram * covariance).sum((-2, -1))
+    fit = len(mean) * math.log(2 * math.pi) + noise.log().sum() + (residual.square() / noise).sum(-1) + spread
+    trace = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
+    prior = trace + loc.square().sum(-1) - loc.shape[-1] - torch.linalg.slogdet(covariance).logabsdet
+    return -0.5 * (fit + prior)
+
+
+def gaussian_moments(q: Distribution) -> tuple[Tensor, Tensor]:
+    """Mean (n, k) and covariance (n, k, k) of a Gaussian, whatever its parametrisation.
+
+    Raises:
+        TypeError: ``q`` is no Gaussian.
+    """
+    base = q
+    while isinstance(base, torch.distributions.Independent):
+        base = base.base_dist
+    if isinstance(base, dist.Normal):
+        return q.mean, torch.diag_embed(q.variance)
+    if isinstance(base, dist.MultivariateNormal | dist.LowRankMultivariateNormal):
+        return q.mean, base.covariance_matrix.expand(*q.batch_shape, -1, -1)
+    raise TypeError(f"the closed-form bound holds for a Gaussian q, got {type(q).__name__}")
+
+
+def log_likelihood(moments: Moments, weight: Tensor, mean: Tensor, noise: Tensor) -> Tensor:
+    """The total log-likelihood of all rows from their moments, a scalar."""
+    offset = moments.mean - mean
+    scatter = moments.covariance + torch.outer(offset, offset)  # (d, d)
+    root = torch.linalg.cholesky(posterior_precision(weight, noise))
+    whitened = torch.linalg.solve_triangular(root, weight.T / noise, upper=False)  # (k, d)
+    explained = ((whitened @ scatter) * whitened).sum()
+    misfit = (scatter.diagonal() / noise).sum() - explained
+    logdet = noise.log().sum() + 2 * root.diagonal().log().sum()
+    return -0.5 * moments.count * (len(mean) * math.log(2 * math.pi) + logdet + misfit)
+
+
+def em_update(moments: Moments, weight: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    r"""The M-step after the exact E-step: new weight (d, k) and the residual variances (d,).
+
+    With :math:`\beta = P^{-1} W^T \Psi^{-1}` and S the covariance,
+    :math:`W \leftarrow S \beta^T (P^{-1} + \beta S \beta^T)^{-1}` and the residuals are :math:`\mathrm{diag}(S - W \beta S)`:
+    factor analysis keeps them, PPCA their mean.
+    """
+    root = torch.linalg.cholesky(posterior_precision(weight, noise))
+    beta = torch.cholesky_solve(weight.T / noise, root)  # (k, d)
+    identity = torch.eye(len(root), dtype=root.dtype, device=root.device)
+    cross = beta @ moments.covariance  # (k, d)
+    second = torch.cholesky_solve(identity, root) + cross @ beta.T
+    weight = torch.linalg.solve(second, cross).T
+    variance = moments.covariance.diagonal()
+    residual = variance - (weight * cross.T).sum(1)
+    return weight, torch.maximum(residual, 1e-12 * variance)  # rounding may take a perfect fit below zero
+
+
+def cloud(x: Tensor, latent_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A random start on the scale of the data: loadings (d, k), column means (d,), noise variances (d,).
+
+    Half of every column's variance goes to the noise, half to loadings of random direction.
+    """
+    variance, mean = torch.var_mean(x, 0, correction=0)
+    usual = variance[variance > 0].mean() if (variance > 0).any() else variance.new_ones(())
+    half = torch.where(variance > 0, variance, usual) / 2
+    draw = torch.randn(len(mean), latent_dim, dtype=x.dtype, device=x.device)
+    return draw * (half / latent_dim).sqrt().unsqueeze(1), mean, half
+
+
+def refuse_constant_columns(x: Tensor | Moments, model: str) -> None:
+    """Raise where a column does not vary: its noise variance goes to zero and the likelihood to infinity.
+
+    Raises:
+        ValueError: names the constant columns, counted from 0.
+    """
+    if isinstance(x, Moments):
+        spread, level = x.covariance.diagonal().sqrt(), x.mean.abs()
+    else:
+        spread, level = x.amax(0) - x.amin(0), x.abs().amax(0)
+    constant = (spread <= 1e-12 * level).nonzero().flatten().tolist()
+    if constant:
+        shown = ", ".join(map(str, constant[:10])) + (", ..." if len(constant) > 10 else "")
+        raise ValueError(
+            f"x has {len(constant)} constant column{'s' * (len(constant) > 1)} ({shown}): the likelihood of {model} is "
+            "unbounded there. Leave them out, or take PPCA, whose columns share one noise variance"
+        )

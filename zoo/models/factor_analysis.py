@@ -1,0 +1,106 @@
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroParam
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+from zoo import linear_gaussian
+from zoo.base import Module, check_whole, like, rows
+from zoo.linear_gaussian import Moments
+
+
+class FactorAnalysis(Module):
+    r"""Linear factors under Gaussian noise with a variance of its own for every column.
+
+    .. math:: z_n \sim N(0, I_K), \quad x_n \mid z_n \sim N(W z_n + \mu, \Psi), \quad \Psi = \mathrm{diag}(\psi)
+
+    The noise variance (uniqueness) of column j is :math:`\psi_j = \epsilon\, v_j + \sigma_j^2`, with :math:`v_j` its
+    variance in the data the model is placed on (:meth:`initialize`; 0 before). The floor keeps a Heywood case, a
+    column that the factors explain entirely, from creeping to :math:`\psi_j = 0` for ever.
+
+    Args:
+        data_dim: number of columns D of the data.
+        latent_dim: number of factors K.
+        floor: the least uniqueness :math:`\epsilon` as a fraction of the column's variance (R's factanal: 0.005).
+
+    Raises:
+        ValueError: a dimension is no whole number of at least 1, or ``floor`` is not in [0, 1).
+
+    References:
+        Rubin and Thayer (1982), EM algorithms for ML factor analysis, Psychometrika 47(1).
+    """
+
+    least: Tensor
+
+    def __init__(self, data_dim: int, latent_dim: int, floor: float = 0.005) -> None:
+        super().__init__()
+        self.data_dim = check_whole(data_dim, "data_dim")
+        self.latent_dim = check_whole(latent_dim, "latent_dim")
+        if not 0 <= floor < 1:
+            raise ValueError(f"floor must be a fraction of the variance in [0, 1), got {floor!r}")
+        self.floor = float(floor)
+        self.weight = PyroParam(torch.randn(data_dim, latent_dim))  # W (d, k)
+        self.mean = PyroParam(torch.zeros(data_dim))  # mu (d,)
+        self.scale = PyroParam(torch.ones(data_dim), constraints.positive)  # sigma (d,)
+        self.register_buffer("least", torch.zeros(data_dim))  # the floor in squared units of the columns (d,)
+
+    def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> Tensor:
+        """Generate or score rows (n, d); see :func:`zoo.base.rows` for ``index`` and ``size``."""
+        weight, mean, noise = self.weight, self.mean, self.noise
+        prior = dist.Normal(mean.new_zeros(self.latent_dim), 1.0).to_event(1)
+        with rows(x, index, size):
+            z = pyro.sample("z", prior)  # (..., n, k)
+            density = dist.Normal(z @ weight.T + mean, noise.sqrt()).to_event(1)
+            return pyro.sample("x", density, obs=x)  # (..., n, d)
+
+    @property
+    def noise(self) -> Tensor:
+        """The noise variance of every column (d,)."""
+        return self.least + self.scale.square()
+
+    def posterior(self, x: Tensor) -> Distribution:
+        r""":math:`N(P^{-1} W^T \Psi^{-1} (x - \mu), P^{-1})` with :math:`P = I + W^T \Psi^{-1} W`; batch (n,), event (k,)."""
+        return linear_gaussian.posterior(like(x, self), self.weight, self.mean, self.noise)
+
+    def log_marginal(self, x: Tensor) -> Tensor:
+        r""":math:`\log N(x \mid \mu, W W^T + \Psi)`, one per row (n,)."""
+        return linear_gaussian.log_marginal(like(x, self), self.weight, self.mean, self.noise)
+
+    def elbo(self, x: Tensor, q: Distribution) -> Tensor:
+        """The bound of a Gaussian q(z) with batch (n,), event (k,), in closed form: one per row (n,)."""
+        return linear_gaussian.elbo(like(x, self), q, self.weight, self.mean, self.noise)
+
+    def summarize(self, x: Tensor) -> Moments:
+        """The sufficient statistics of ``x`` (n, d), which ``em_step`` takes in its place.
+
+        Raises:
+            ValueError: a column is constant, so that the likelihood is unbounded.
+        """
+        self.check(x)
+        return Moments.of(x)
+
+    @torch.no_grad()
+    def em_step(self, x: Tensor | Moments) -> Tensor:
+        """One step of EM, in place; returns the total log-likelihood of the parameters it started from."""
+        moments = (x if isinstance(x, Moments) else self.summarize(x)).to(self.weight)
+        before = linear_gaussian.log_likelihood(moments, self.weight, self.mean, self.noise)
+        weight, residual = linear_gaussian.em_update(moments, self.weight, self.noise)
+        above = torch.maximum(residual - self.least, 1e-12 * residual)  # the constrained maximum
+        self.weight, self.mean, self.scale = weight, moments.mean, above.sqrt()
+        return before
+
+    def check(self, x: Tensor) -> None:
+        """Refuse data under which the likelihood has no maximum.
+
+        Raises:
+            ValueError: names the constant columns.
+        """
+        linear_gaussian.refuse_constant_columns(x, "factor analysis")
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """A random start on the scale of the data ``x`` (n, d), from the running random stream."""
+        weight, mean, variance = linear_gaussian.cloud(like(x, self), self.latent_dim)
+        self.least.copy_(self.floor * 2 * variance)
+        self.weight, self.mean, self.scale = weight, mean, (variance - self.least).clamp_min(1e-3 * variance).sqrt()

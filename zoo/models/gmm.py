@@ -1,0 +1,187 @@
+import math
+from typing import Literal, get_args
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroParam
+from sklearn.cluster import kmeans_plusplus
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+from zoo.base import Module, check_whole, like, rows
+from zoo.linear_gaussian import refuse_constant_columns
+
+Covariance = Literal["full", "tied", "diag", "spherical"]
+
+
+class GMM(Module):
+    r"""Gaussian mixture: every row comes from one of K components.
+
+    .. math:: c_n \sim \mathrm{Cat}(\pi), \quad x_n \mid c_n = j \sim N(\mu_j, \Sigma_j)
+
+    Args:
+        data_dim: number of columns D of the data.
+        components: number of components K.
+        covariance: ``"full"`` (a matrix for every component), ``"tied"`` (one matrix for all), ``"diag"`` (variances
+            for every component and column) or ``"spherical"`` (one variance for every component).
+
+    The parameter ``scale`` is a Cholesky factor (K, D, D) for ``"full"``, (D, D) for ``"tied"``, and standard
+    deviations (K, D) for ``"diag"``, (K,) for ``"spherical"``.
+
+    Raises:
+        ValueError: a dimension is no whole number of at least 1, or ``covariance`` is none of the four.
+
+    References:
+        McLachlan and Peel (2000), Finite Mixture Models; Bishop (2006), Pattern Recognition and Machine Learning, 9.2.
+    """
+
+    def __init__(self, data_dim: int, components: int, covariance: Covariance = "full") -> None:
+        super().__init__()
+        self.data_dim = d = check_whole(data_dim, "data_dim")
+        self.components = k = check_whole(components, "components")
+        if covariance not in get_args(Covariance):
+            raise ValueError(f"covariance must be one of {', '.join(get_args(Covariance))}; got {covariance!r}")
+        self.covariance = covariance
+        shape = {"full": (k, d, d), "tied": (d, d), "diag": (k, d), "spherical": (k,)}[covariance]
+        matrix = covariance in ("full", "tied")
+        scale = torch.eye(d).expand(shape).clone() if matrix else torch.ones(shape)
+        self.weight = PyroParam(torch.full((k,), 1 / k), constraints.simplex)  # pi (k,)
+        self.mean = PyroParam(torch.randn(k, d))  # mu (k, d)
+        self.scale = PyroParam(scale, constraints.lower_cholesky if matrix else constraints.positive)
+
+    def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> Tensor:
+        """Generate or score rows (n, d); see :func:`zoo.base.rows` for ``index`` and ``size``."""
+        weight, mean, scale = self.weight, self.mean, self.scale
+        with rows(x, index, size):
+            component = pyro.sample(
+                "component", dist.Categorical(weight), infer={"enumerate": "parallel"}
+            )  # (..., n); Trace_ELBO leaves the mark alone, TraceEnum_ELBO sums over the components
+            chosen = scale if self.covariance == "tied" else scale[component]
+            return pyro.sample("x", self._density(mean[component], chosen), obs=x)  # (..., n, d)
+
+    def _density(self, mean: Tensor, scale: Tensor) -> dist.TorchDistribution:
+        """N(mean, Sigma) for means (..., d) and scales in this model's form."""
+        if self.covariance in ("full", "tied"):
+            return dist.MultivariateNormal(mean, scale_tril=scale)
+        return dist.Normal(mean, scale if self.covariance == "diag" else scale.unsqueeze(-1)).to_event(1)
+
+    def log_joint(self, x: Tensor) -> Tensor:
+        r""":math:`\log p(x, c = j)` for every row and component (n, k)."""
+        x = like(x, self).unsqueeze(-2)  # (n, 1, d)
+        return self.weight.log() + self._density(self.mean, self.scale).log_prob(x)
+
+    def posterior(self, x: Tensor) -> Distribution:
+        """The responsibilities p(c | x): a Categorical with batch (n,)."""
+        return dist.Categorical(logits=self.log_joint(x))
+
+    def log_marginal(self, x: Tensor) -> Tensor:
+        r""":math:`\log \sum_j \pi_j N(x \mid \mu_j, \Sigma_j)`, one per row (n,)."""
+        return self.log_joint(x).logsumexp(-1)
+
+    def elbo(self, x: Tensor, q: Distribution) -> Tensor:
+        r""":math:`\sum_j q_j (\log p(x, c = j) - \log q_j)` of a Categorical q with batch (n,): one per row (n,)."""
+        if not isinstance(q, dist.Categorical):
+            raise TypeError(f"the closed-form bound holds for a Categorical q, got {type(q).__name__}")
+        return (q.probs * (self.log_joint(x) - q.logits)).sum(-1)
+
+    @torch.no_grad()
+    def em_step(self, x: Tensor) -> Tensor:
+        """One step of EM on the rows ``x`` (n, d), in place.
+
+        Returns:
+            the total log-likelihood of the parameters it started from.
+
+        Raises:
+            FloatingPointError: a component has lost all its rows, or collapsed onto so few that its covariance is
+                singular: the likelihood is unbounded there.
+        """
+        x = like(x, self)
+        k, d = self.mean.shape
+        matrix = self.covariance in ("full", "tied")
+        old, total = self.mean, x.new_zeros(())
+        counts, first = x.new_zeros(k), x.new_zeros(k, d)
+        second = x.new_zeros((k, d, d) if matrix else (k, d))
+        for part in x.split(max(1, 2**22 // (k * d))):
+            joint = self.log_joint(part)  # (b, k)
+            norm = joint.logsumexp(-1, keepdim=True)
+            total += norm.sum()
+            share = (joint - norm).exp()  # responsibilities (b, k)
+            offset = part.unsqueeze(1) - old  # (b, k, d); centred, so that nothing cancels
+            weighted = share.unsqueeze(-1) * offset
+            counts += share.sum(0)
+            first += weighted.sum(0)
+            second += torch.einsum("bki,bkj->kij", weighted, offset) if matrix else (weighted * offset).sum(0)
+        if (lost := (counts < 1e-8).nonzero().flatten().tolist()):
+            raise FloatingPointError(f"component {lost[0]} has lost all its rows: take fewer components or another seed")
+        shift = first / counts.unsqueeze(-1)  # (k, d)
+        outer = shift.unsqueeze(-1) * shift.unsqueeze(-2) if matrix else shift.square()
+        per = counts.reshape(-1, *[1] * (second.ndim - 1))
+        scatter = second - per * outer  # sum of r (x - mean)(x - mean)', or its diagonal
+        mean, weight = old + shift, counts / counts.sum()
+        self.scale = self._scale(scatter, counts, mean, weight)
+        self.mean, self.weight = mean, weight
+        return total
+
+    def _scale(self, scatter: Tensor, counts: Tensor, mean: Tensor, weight: Tensor) -> Tensor:
+        """The M-step of ``scale`` from the scatter (k, d, d) or (k, d) around the new means."""
+        matrix = scatter.ndim == 3
+        own = scatter.diagonal(dim1=-2, dim2=-1) if matrix else scatter  # (k, d)
+        spread = weight @ (mean - weight @ mean).square() + own.sum(0) / counts.sum()  # the columns' variances (d,)
+        if self.covariance == "tied":
+            covariance = scatter.sum(0, keepdim=True) / counts.sum()
+        else:
+            covariance = scatter / counts.reshape(-1, *[1] * (scatter.ndim - 1))
+        if matrix:
+            scale, failed = torch.linalg.cholesky_ex(covariance)
+            pivots = scale.diagonal(dim1=-2, dim2=-1).square()
+        else:
+            pivots, failed = covariance, counts.new_zeros(len(covariance))
+            if self.covariance == "spherical":
+                pivots, spread = covariance.mean(1, keepdim=True), spread.mean()
+            scale = pivots.sqrt()
+        bad = (failed > 0) | ~(pivots > 1e-10 * spread).all(-1)
+        if bad.any():
+            where = "the common covariance" if self.covariance == "tied" else f"component {bad.nonzero()[0].item()}"
+            raise FloatingPointError(
+                f"{where} has collapsed, its covariance is singular and the likelihood unbounded: take another seed, "
+                "fewer components, or a simpler covariance ('tied', 'diag', 'spherical')"
+            )
+        return scale.reshape(self.scale.shape)
+
+    def check(self, x: Tensor) -> None:
+        """Refuse data under which the likelihood has no maximum.
+
+        Raises:
+            ValueError: more components than rows, or constant columns.
+        """
+        if self.components > len(x):
+            raise ValueError(
+                f"components={self.components} exceeds the {len(x)} rows of x: take at most one per row, better far fewer"
+            )
+        if self.covariance != "spherical":
+            refuse_constant_columns(x, f"GMM(covariance={self.covariance!r})")
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """A random start on the data ``x`` (n, d): k-means++ centres, equal weights, the covariance of all rows.
+
+        Arthur and Vassilvitskii (2007), k-means++: the advantages of careful seeding, SODA.
+        """
+        x = like(x, self)
+        some = x[torch.randperm(len(x), device=x.device)[:10_000]]  # seeding needs no more
+        unit = some.std(0, correction=0)
+        unit = torch.where(unit > 0, unit, torch.ones_like(unit))
+        seed = int(torch.randint(2**31 - 1, ()))
+        chosen = kmeans_plusplus((some / unit).cpu().numpy(), self.components, random_state=seed)[1]
+        variance = unit.square()
+        self.mean = some[torch.as_tensor(chosen, device=x.device)]
+        self.weight = torch.full_like(self.weight, 1 / self.components)
+        if self.covariance in ("full", "tied"):
+            centred = some - some.mean(0)
+            covariance = centred.T @ centred / len(some)
+            ridge = torch.diag(1e-6 * variance)
+            self.scale = torch.linalg.cholesky(covariance + ridge).expand(self.scale.shape).clone()
+        else:
+            level = variance.sqrt() if self.covariance == "diag" else math.sqrt(variance.mean())
+            self.scale = torch.ones_like(self.scale) * level

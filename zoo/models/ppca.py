@@ -1,0 +1,94 @@
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroParam
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+from zoo import linear_gaussian
+from zoo.base import Module, check_whole, like, rows
+from zoo.linear_gaussian import Moments
+
+
+class PPCA(Module):
+    r"""Probabilistic principal component analysis: linear factors under isotropic Gaussian noise.
+
+    .. math:: z_n \sim N(0, I_K), \quad x_n \mid z_n \sim N(W z_n + \mu, \sigma^2 I_D)
+
+    Its maximum likelihood spans the principal axes, up to a rotation of the factors.
+
+    Args:
+        data_dim: number of columns D of the data.
+        latent_dim: number of factors K < D.
+
+    Raises:
+        ValueError: a dimension is no whole number of at least 1, or ``latent_dim >= data_dim``.
+
+    References:
+        Tipping and Bishop (1999), Probabilistic Principal Component Analysis, JRSS B 61(3).
+    """
+
+    def __init__(self, data_dim: int, latent_dim: int) -> None:
+        super().__init__()
+        self.data_dim = check_whole(data_dim, "data_dim")
+        self.latent_dim = check_whole(latent_dim, "latent_dim")
+        if latent_dim >= data_dim:
+            raise ValueError(
+                f"latent_dim must be below data_dim={data_dim}, got {latent_dim}: with as many factors as columns no "
+                "variance is left for the noise"
+            )
+        self.weight = PyroParam(torch.randn(data_dim, latent_dim))  # W (d, k)
+        self.mean = PyroParam(torch.zeros(data_dim))  # mu (d,)
+        self.scale = PyroParam(torch.ones(()), constraints.positive)  # sigma
+
+    def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> Tensor:
+        """Generate or score rows (n, d); see :func:`zoo.base.rows` for ``index`` and ``size``."""
+        weight, mean, scale = self.weight, self.mean, self.scale
+        prior = dist.Normal(mean.new_zeros(self.latent_dim), 1.0).to_event(1)
+        with rows(x, index, size):
+            z = pyro.sample("z", prior)  # (..., n, k)
+            noise = dist.Normal(z @ weight.T + mean, scale).to_event(1)
+            return pyro.sample("x", noise, obs=x)  # (..., n, d)
+
+    @property
+    def noise(self) -> Tensor:
+        """The noise variance of every column (d,)."""
+        return self.scale.square().expand(self.data_dim)
+
+    def posterior(self, x: Tensor) -> Distribution:
+        r""":math:`N(M^{-1} W^T (x - \mu), \sigma^2 M^{-1})` with :math:`M = W^T W + \sigma^2 I`; batch (n,), event (k,)."""
+        return linear_gaussian.posterior(like(x, self), self.weight, self.mean, self.noise)
+
+    def log_marginal(self, x: Tensor) -> Tensor:
+        r""":math:`\log N(x \mid \mu, W W^T + \sigma^2 I)`, one per row (n,)."""
+        return linear_gaussian.log_marginal(like(x, self), self.weight, self.mean, self.noise)
+
+    def elbo(self, x: Tensor, q: Distribution) -> Tensor:
+        """The bound of a Gaussian q(z) with batch (n,), event (k,), in closed form: one per row (n,)."""
+        return linear_gaussian.elbo(like(x, self), q, self.weight, self.mean, self.noise)
+
+    def summarize(self, x: Tensor) -> Moments:
+        """The sufficient statistics of ``x`` (n, d), which ``em_step`` takes in its place.
+
+        Raises:
+            ValueError: all rows are alike, so that the likelihood is unbounded.
+        """
+        moments = Moments.of(x)
+        if moments.covariance.diagonal().sum() <= 1e-20 * moments.mean.square().sum():
+            raise ValueError("x does not vary, every row is the same: the likelihood of PPCA is unbounded there")
+        return moments
+
+    @torch.no_grad()
+    def em_step(self, x: Tensor | Moments) -> Tensor:
+        """One step of EM, in place; returns the total log-likelihood of the parameters it started from."""
+        moments = (x if isinstance(x, Moments) else self.summarize(x)).to(self.weight)
+        before = linear_gaussian.log_likelihood(moments, self.weight, self.mean, self.noise)
+        weight, residual = linear_gaussian.em_update(moments, self.weight, self.noise)
+        self.weight, self.mean, self.scale = weight, moments.mean, residual.mean().sqrt()
+        return before
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """A random start on the scale of the data ``x`` (n, d), from the running random stream."""
+        weight, mean, variance = linear_gaussian.cloud(like(x, self), self.latent_dim)
+        self.weight, self.mean, self.scale = weight, mean, variance.mean().sqrt()
