@@ -4,11 +4,15 @@ import csv
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import polars as pl
 
 from zoo.data.table import ArrayTable, FrameTable, Table, unreadable
+
+# What numpy lets through from its parser when a header is damaged.
+NPY_ERRORS = (ValueError, EOFError, SyntaxError, TypeError, OverflowError, TokenError)
 
 
 def read_file(path: Path) -> Table:
@@ -96,7 +100,7 @@ def read_npy(path: Path) -> ArrayTable:
     """A numeric NPY array (n, d), mapped into memory; its columns are named "0", "1", ..."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:  # numpy's own words recommend pickle: do not repeat them
+    except NPY_ERRORS as error:  # numpy's own words recommend pickle: do not repeat them
         raise ValueError(
             f"{path} is no numeric NPY array: pickled, truncated or of another format"
         ) from error

@@ -1,0 +1,285 @@
+"""Optimizers for ``pyro.infer.SVI``: one torch optimizer for all parameters, and L-BFGS for bounds without noise."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import ELBO
+from pyro.optim import PyroOptim
+from torch import Tensor
+
+from zoo.base import seeded
+
+
+def _ordered(params: Iterable[Tensor]) -> list[Tensor]:
+    """Parameters in the order of their names, so that a run does not depend on where they lie in memory."""
+    store = pyro.get_param_store()
+    return sorted(params, key=lambda p: str(store.param_name(p)))
+
+
+class Fused(PyroOptim):
+    """One torch optimizer for all parameters, behind Pyro's optimizer interface.
+
+    Pyro builds one optimizer per parameter, which costs several times a fused step and cannot clip the norm of the
+    whole gradient.
+
+    Args:
+        constructor: class of a torch optimizer.
+        optim_args: its arguments; ``{"fused": True}`` is added where the class takes it.
+        schedule: maps the number of the step (from 0) to a factor on the learning rate.
+        clip_norm: the largest norm of the whole gradient; larger ones are scaled down to it.
+
+    Example:
+        >>> optim = Fused(torch.optim.Adam, {"lr": 0.03}, schedule=cosine(2000), clip_norm=100.0)
+    """
+
+    def __init__(
+        self,
+        constructor: type[torch.optim.Optimizer] = torch.optim.Adam,
+        optim_args: dict[str, Any] | None = None,
+        *,
+        schedule: Callable[[int], float] | None = None,
+        clip_norm: float | None = None,
+    ) -> None:
+        arguments = {"lr": 0.01} if optim_args is None else dict(optim_args)
+        if constructor in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD):
+            arguments.setdefault("fused", True)
+        super().__init__(constructor, arguments)
+        if clip_norm is not None and not clip_norm > 0:
+            raise ValueError(f"clip_norm must be positive, got {clip_norm!r}")
+        self.schedule = schedule
+        self.clip_norm = clip_norm
+        self.steps = 0
+        self.optimizer: torch.optim.Optimizer | None = None
+        self._known: set[Tensor] = set()
+        self._waiting: dict[str, Any] = {}
+
+    def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
+        """One step for all ``params``; new ones join."""
+        new = _ordered(p for p in params if p not in self._known)
+        if new:
+            self._join(new)
+        assert self.optimizer is not None
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(_ordered(self._known), self.clip_norm, foreach=True)
+        if self.schedule is not None:
+            factor = self.schedule(self.steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+        self.optimizer.step()
+        self.steps += 1
+
+    def _join(self, new: list[Tensor]) -> None:
+        self._known.update(new)
+        if self.optimizer is None:
+            self.optimizer = self.pt_optim_constructor(new, **self.pt_optim_args)  # type: ignore[operator, arg-type]
+        else:
+            self.optimizer.add_param_group({"params": new})
+        for group in self.optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        if self._waiting:
+            self.optimizer.load_state_dict(self._waiting["optimizer"])
+            self.steps = self._waiting["steps"]
+            self._waiting = {}
+
+    def get_state(self) -> dict[str, Any]:
+        """The optimizer's state and the number of steps taken."""
+        return {"optimizer": self.optimizer.state_dict() if self.optimizer else None, "steps": self.steps}
+
+    def set_state(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state that ``get_state`` gave; taken up at the next step."""
+        self._waiting = state_dict if state_dict["optimizer"] is not None else {}
+
+
+def cosine(steps: int, *, start: int = 0) -> Callable[[int], float]:
+    """A schedule for :class:`Fused`: 1 until the step ``start``, then down to 0 along half a cosine in ``steps`` steps.
+
+    >>> schedule = cosine(100, start=10)
+    >>> [round(schedule(step), 2) for step in (0, 10, 60, 110, 200)]
+    [1.0, 1.0, 0.5, 0.0, 0.0]
+    """
+
+    def schedule(step: int) -> float:
+        return 0.5 * (1 + math.cos(math.pi * min(max((step - start) / steps, 0.0), 1.0)))
+
+    return schedule
+
+
+class LBFGS(PyroOptim):
+    """L-BFGS with a strong Wolfe line search, for full-batch bounds without noise (or with fixed draws).
+
+    A line search needs the loss at several points, so the optimizer watches the loss: every step of ``SVI`` is one
+    iteration of torch's L-BFGS, and each of its evaluations sees the same random draws.
+
+    Args:
+        history: number of past steps that shape the curvature.
+        evaluations: the most evaluations in one iteration.
+        seed: of the draws, where the bound takes any.
+
+    Example:
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> optim = LBFGS()
+        >>> # svi = SVI(model, guide, optim, optim.watch(Trace_ELBO()))
+
+    References:
+        Nocedal and Wright (2006), Numerical Optimization, ch. 3 and 7.
+    """
+
+    def __init__(self, *, history: int = 20, evaluations: int = 25, seed: int = 0) -> None:
+        arguments = {
+            "lr": 1.0,
+            "max_iter": 1,
+            "max_eval": evaluations,
+            "history_size": history,
+            "tolerance_grad": 0.0,
+            "tolerance_change": 1e-14,
+            "line_search_fn": "strong_wolfe",
+        }
+        super().__init__(torch.optim.LBFGS, arguments)
+        self.seed = seed
+        self.evaluations = 0
+        self.optimizer: torch.optim.LBFGS | None = None
+        self._again: Callable[[], float] | None = None
+        self._first: float | None = None
+        self._params: list[Tensor] = []
+        self._last: tuple[float, list[tuple[Tensor, Tensor, Tensor]]] | None = None
+
+    def watch(self, loss: ELBO) -> "Watched":
+        """The loss to give to ``SVI`` together with this optimizer."""
+        return Watched(loss, self)
+
+    def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
+        """One iteration, from the loss and the gradients that ``SVI`` has just computed.
+
+        Raises:
+            RuntimeError: the loss is not watched, so that it cannot be evaluated again.
+        """
+        if self._again is None:
+            raise RuntimeError("LBFGS has seen no loss: pass SVI(model, guide, optim, optim.watch(Trace_ELBO()))")
+        self._params = params = _ordered(params) or self._params  # SVI sees none where the loss was recalled
+        if self.optimizer is None:
+            self.optimizer = torch.optim.LBFGS(params, **self.pt_optim_args)  # type: ignore[arg-type]
+        before = [p.detach().clone() for p in params]
+        self.optimizer.step(lambda: self._evaluate(params))  # type: ignore[arg-type]
+        if not all(torch.isfinite(p).all() for p in params):
+            # Rounding at the optimum can make the line search divide zero by zero: stay, and forget the curvature.
+            with torch.no_grad():
+                for p, old in zip(params, before, strict=True):
+                    p.copy_(old)
+            self.optimizer = None
+            self._last = None
+
+    def _evaluate(self, params: list[Tensor]) -> float:
+        if self._first is not None:
+            loss, self._first = self._first, None
+            return loss
+        assert self._again is not None
+        self.forget_gradients()
+        try:
+            loss = self._again()
+        except (torch.linalg.LinAlgError, RuntimeError, ValueError):
+            loss = math.inf  # the line search went where the model has no density: it steps back
+        self.evaluations += 1
+        for p in params:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+            elif not math.isfinite(loss):
+                p.grad.nan_to_num_(0.0, 0.0, 0.0)
+        loss = loss if math.isfinite(loss) else math.inf
+        self._last = loss, [(p, p.detach().clone(), p.grad.clone()) for p in params]
+        return loss
+
+    def forget_gradients(self) -> None:
+        for p in self._params:
+            p.grad = None
+
+    def recall(self) -> float | None:
+        """Loss and gradients of the last evaluation, where the line search has stayed at its parameters."""
+        if self._last is None or not all(torch.equal(p, at) for p, at, _ in self._last[1]):
+            return None
+        for p, _, gradient in self._last[1]:
+            p.grad = gradient.clone()
+        return self._last[0]
+
+    def get_state(self) -> dict[str, Any]:
+        """The optimizer's state."""
+        return {"optimizer": self.optimizer.state_dict() if self.optimizer else None}
+
+    def set_state(self, state_dict: dict[str, Any]) -> None:
+        """L-BFGS rebuilds its curvature in a few steps; nothing is taken over."""
+
+
+class Watched(ELBO):
+    """A loss that L-BFGS can evaluate again at other parameters, each time with the same draws."""
+
+    def __init__(self, loss: ELBO, optim: LBFGS) -> None:
+        super().__init__()
+        self.inner = loss
+        self.optim = optim
+        self.arguments: tuple[Any, ...] = ()
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        return self.inner._get_trace(model, guide, args, kwargs)
+
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        with seeded(self.optim.seed):
+            return float(self.inner.loss(model, guide, *args, **kwargs))
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        def again() -> float:
+            with seeded(self.optim.seed):
+                return float(self.inner.loss_and_grads(model, guide, *args, **kwargs))
+
+        same = all(a is b for a, b in zip(args, self.arguments, strict=False)) and len(args) == len(self.arguments)
+        known = self.optim.recall() if same else None
+        if known is None:
+            self.optim.forget_gradients()
+            known = again()
+            self.optim.evaluations += 1
+        self.arguments = args
+        self.optim._again, self.optim._first = again, known
+        return known
+
+
+class Settling:
+    """A schedule for :class:`Fused` that holds the rate until the bound has settled, then anneals it to zero.
+
+    The mean losses of two neighbouring windows are compared; where the later one is no better by more than the noise
+    of both (two standard errors), the bound has settled at this rate, and the rate falls along half a cosine. With a
+    fixed budget (``patient=False``) the cosine spans all of it.
+
+    Args:
+        steps: the most steps.
+        patient: hold the rate until the bound has settled.
+        window: steps per window.
+    """
+
+    def __init__(self, steps: int, *, patient: bool = True, window: int = 250) -> None:
+        self.steps = steps
+        self.window = window
+        self.start = None if patient else 0
+        self.length = steps
+        self.losses: list[float] = []
+
+    def __call__(self, step: int) -> float:
+        """The factor on the learning rate at a step."""
+        if self.start is None:
+            return 1.0
+        return cosine(self.length, start=self.start)(step)
+
+    def settled(self, step: int, loss: float) -> bool:
+        """Take in the loss of a step; true once the rate has reached zero."""
+        if self.start is not None:
+            return self.start > 0 and step + 1 >= self.start + self.length
+        self.losses.append(loss)
+        if (step + 1) % self.window or step + 1 < 2 * self.window:
+            return False
+        late, early = (torch.tensor(self.losses[a:b]) for a, b in ((-self.window, None), (-2 * self.window, -self.window)))
+        noise = ((late.var() + early.var()) / self.window).sqrt()
+        remaining = self.steps - step - 1
+        length = min(max(2 * self.window, (step + 1) // 2), remaining)
+        if early.mean() - late.mean() <= 2 * noise or remaining <= max(2 * self.window, (step + 1) // 2):
+            self.start, self.length = step + 1, max(length, 1)
+        return False
