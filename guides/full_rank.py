@@ -4,11 +4,11 @@ import pyro.distributions as dist
 import torch
 from pyro.nn import PyroParam
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution, constraints, transform_to
 
 from guides.gaussian import sample_joint, shaped, width
-from guides.sites import CannotServe, Sites, check_count, only, pick
-from zoo.base import Module, check_rows, rows
+from guides.sites import CannotServe, Sites, check_closed_form, check_count, closed_posterior, only, pick, put
+from zoo.base import Module, check_rows, like, rows
 
 
 class FullRank(Module):
@@ -22,15 +22,18 @@ class FullRank(Module):
     Args:
         model: any Pyro model with the signature ``(x=None, index=None, size=None)``.
         x: the data (n, d) it will be fitted to; the guide keeps their number, not their values.
+        closed_form: take the inference step of EM in closed form at every call, instead of learning q by gradients; for
+            :class:`zoo.base.Conjugate` models only.
 
     Raises:
-        CannotServe: the model has a discrete site.
+        CannotServe: the model has a discrete site, or no closed form where one is asked for.
     """
 
-    def __init__(self, model: Any, x: Any) -> None:
+    def __init__(self, model: Any, x: Any, closed_form: bool = False) -> None:
         super().__init__()
         x = check_rows(x, model)
         self.sites = Sites.of("FullRank", model, x)
+        self.__dict__["model"] = model  # looked at, not owned
         for latent in self.sites.discrete:
             raise CannotServe(
                 "FullRank", model, latent.name, "is discrete and has no covariance", "Use MeanField, Amortized or Exact."
@@ -41,13 +44,32 @@ class FullRank(Module):
             self.loc = PyroParam(x.new_zeros(n, k))  # (n, k)
             root = torch.eye(k).to(x).repeat(n, 1, 1)
             self.scale_tril = PyroParam(root, constraints.lower_cholesky)  # (n, k, k)
+        check_closed_form("FullRank", model, self.sites, closed_form)
+        self.closed_form = closed_form
+        if closed_form:
+            self.requires_grad_(False)
         if shared:
             self.shared_loc = PyroParam(x.new_zeros(shared))
             self.shared_scale_tril = PyroParam(0.1 * torch.eye(shared).to(x), constraints.lower_cholesky)
 
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """Start at the posterior for the model's current parameters, where the model is conjugate."""
+        self._e_step(like(x, self), None)
+
+    @torch.no_grad()
+    def _e_step(self, x: Tensor, index: Tensor | None) -> None:
+        posterior = closed_posterior(self.model, x)
+        if isinstance(posterior, dist.MultivariateNormal) and len(self.sites.local) == 1:
+            put(self.loc, posterior.mean, index)
+            root = transform_to(constraints.lower_cholesky).inv(posterior.scale_tril)
+            put(self.scale_tril_unconstrained, root, index)
+
     def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> None:
         """Sample every latent site for the rows ``index`` (all by default)."""
         check_count("FullRank", self.count, x, index)
+        if self.closed_form and x is not None:
+            self._e_step(x, index)
         if self.sites.shared:
             sample_joint(self.sites.shared, self.shared_loc, self.shared_scale_tril)
         with rows(x, index, self.count):

@@ -2,13 +2,14 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
+import torch
 from pyro.nn import PyroParam
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from guides.gaussian import sample_factorised, shaped, width
-from guides.sites import Sites, check_count, only, pick
-from zoo.base import Module, check_rows, rows
+from guides.sites import Sites, check_count, check_closed_form, closed_posterior, only, pick, put
+from zoo.base import Module, check_rows, like, rows
 
 
 class MeanField(Module):
@@ -22,18 +23,22 @@ class MeanField(Module):
     Args:
         model: any Pyro model with the signature ``(x=None, index=None, size=None)``.
         x: the data (n, d) it will be fitted to; the guide keeps their number, not their values.
+        closed_form: take the inference step of variational EM in closed form at every call, instead of learning q by
+            gradients; for :class:`zoo.base.Conjugate` models only. None: so for a categorical posterior, whose
+            gradient vanishes wherever an assignment is nearly certain, and by gradients otherwise.
 
     Raises:
-        CannotServe: the model has a discrete site shared by all rows.
+        CannotServe: the model has a discrete site shared by all rows, or no closed form where one is asked for.
 
     References:
         Bishop (2006), Pattern Recognition and Machine Learning, ch. 10; Neal and Hinton (1998).
     """
 
-    def __init__(self, model: Any, x: Any) -> None:
+    def __init__(self, model: Any, x: Any, closed_form: bool | None = None) -> None:
         super().__init__()
         x = check_rows(x, model)
         self.sites = Sites.of("MeanField", model, x)
+        self.__dict__["model"] = model  # looked at, not owned
         self.count = n = len(x)
         k, shared = width(self.sites.local), width(self.sites.shared)
         if k:
@@ -41,13 +46,38 @@ class MeanField(Module):
             self.scale = PyroParam(x.new_ones(n, k), constraints.positive)  # (n, k)
         for latent in self.sites.discrete:
             setattr(self, f"{latent.attribute}_logits", PyroParam(x.new_zeros(n, latent.cardinality or 0)))
+        conjugate = check_closed_form("MeanField", model, self.sites, closed_form)
+        self.closed_form = conjugate and bool(self.sites.discrete) if closed_form is None else closed_form
+        if self.closed_form:
+            self.requires_grad_(False)
         if shared:
             self.shared_loc = PyroParam(x.new_zeros(shared))
             self.shared_scale = PyroParam(x.new_full((shared,), 0.1), constraints.positive)
 
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """Start at the best q for the model's current parameters, where the model is conjugate."""
+        self._e_step(like(x, self), None)
+
+    @torch.no_grad()
+    def _e_step(self, x: Tensor, index: Tensor | None) -> None:
+        r"""The best q for the model's current parameters.
+
+        For a Gaussian posterior N(m, P^-1) that is :math:`N(m_k, 1 / P_{kk})`, for a categorical one the posterior itself.
+        """
+        posterior = closed_posterior(self.model, x)
+        if isinstance(posterior, dist.Categorical) and len(self.sites.discrete) == 1:
+            put(getattr(self, f"{self.sites.discrete[0].attribute}_logits"), posterior.logits, index)
+        elif isinstance(posterior, dist.MultivariateNormal) and len(self.sites.local) == 1:
+            put(self.loc, posterior.mean, index)
+            deviation = posterior.precision_matrix.diagonal(dim1=-2, dim2=-1).rsqrt()
+            put(self.scale_unconstrained, deviation.log(), index)
+
     def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> None:
         """Sample every latent site for the rows ``index`` (all by default)."""
         check_count("MeanField", self.count, x, index)
+        if self.closed_form and x is not None:
+            self._e_step(x, index)
         if self.sites.shared:
             sample_factorised(self.sites.shared, self.shared_loc, self.shared_scale)
         with rows(x, index, self.count):

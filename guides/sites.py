@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
-from zoo.base import Latent, latents
+from zoo.base import Conjugate, Latent, latents
 
 
 class CannotServe(ValueError):
@@ -81,6 +83,34 @@ def only(sites: Sites) -> Latent:
     if len(local) != 1:
         raise ValueError(f"the model has {len(local)} local latent sites: draw from the guide instead of its posterior")
     return local[0]
+
+
+def check_closed_form(guide: str, model: Any, sites: Sites, asked: bool | None) -> bool:
+    """Whether the inference step has a closed form: one local site of a conjugate model.
+
+    Raises:
+        CannotServe: it has none, and one is asked for.
+    """
+    found = sites.local + sites.discrete + sites.shared
+    closed = isinstance(model, Conjugate) and len(found) == 1 and found[0].local
+    if asked and not closed:
+        why = "has no closed-form posterior of its own"
+        raise CannotServe(guide, model, found[0].name, why, f"Use {guide} with closed_form=False.")
+    return closed
+
+
+def closed_posterior(model: Any, x: Tensor) -> Distribution | None:
+    """The posterior of a conjugate model at its current parameters, None for other models."""
+    return model.posterior(x) if isinstance(model, Conjugate) else None
+
+
+@torch.no_grad()
+def put(parameter: Tensor, value: Tensor, index: Tensor | None) -> None:
+    """Write the rows ``index`` (all for None) of a per-row parameter, in place."""
+    if index is None:
+        parameter.copy_(value)
+    else:
+        parameter[index] = value.expand(parameter[index].shape)
 
 
 def pick(parameter: Tensor, index: Tensor | None) -> Tensor:

@@ -38,6 +38,8 @@ def _describe(value: Any) -> Any:
     """A constructor's argument without its data: tensors by shape, modules by class."""
     if isinstance(value, Tensor):
         return {"tensor": list(value.shape)}
+    if hasattr(value, "__array__") or hasattr(value, "x"):
+        return {"tensor": list(getattr(value, "x", value).shape)}
     if isinstance(value, nn.Module):
         return {"module": f"{type(value).__module__}:{type(value).__qualname__}"}
     return list(value) if isinstance(value, tuple) else value

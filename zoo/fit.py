@@ -137,9 +137,7 @@ def fit(
         FloatingPointError: the loss ceased to be a number; the message names the step.
     """
     if device is not None:
-        for module in (model, guide):
-            if isinstance(module, nn.Module):
-                module.to(device)
+        _move((model, guide), device)
     x = check_rows(x, model, least=2)
     held_out = None if validation is None else check_rows(validation, model, name="validation")
     if hasattr(model, "check"):
@@ -169,6 +167,9 @@ def fit(
             settling = Settling(cap, patient=steps is None)
             optim = Fused(torch.optim.Adam, {"lr": 0.01 if _deep(model) else 0.03}, schedule=settling, clip_norm=None)
         loss = optim.watch(loss) if isinstance(optim, LBFGS) else loss
+        for module in (model, guide):
+            if isinstance(module, nn.Module):
+                module.zero_grad()  # what an earlier fit left behind
         svi = SVI(model, chosen, optim, loss)
         batches = _batches(x, batch)
         with _bar(progress, cap) as tick:
@@ -219,6 +220,21 @@ def _batches(x: Tensor, batch: int) -> Iterator[tuple[Any, ...]]:
     while True:
         for index in torch.randperm(n, device=x.device).split(batch):
             yield x[index], index, n
+
+
+def _move(modules: tuple[Any, ...], device: str | torch.device) -> None:
+    """Move what has parameters.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={str(device)!r} is not to be had here: {str(error).splitlines()[0]}") from None
+    for module in modules:
+        if isinstance(module, nn.Module):
+            module.to(device)
 
 
 def _check_types(model: Any, guide: Any) -> None:

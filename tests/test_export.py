@@ -1,0 +1,359 @@
+import json
+import warnings
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import TraceEnum_ELBO
+from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
+from torch import Tensor
+
+import guides
+import zoo
+from zoo import export
+from zoo.data import Dataset
+from zoo.export import psis_khat, to_arviz
+
+
+def groups(idata) -> set[str]:
+    return {name.strip("/") for name in (idata.groups() if callable(idata.groups) else idata.groups)} - {""}
+
+
+def read(path):
+    return export._arviz().from_netcdf(str(path))
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randn(30, 2, generator=generator)
+    x = factors @ torch.randn(2, 4, generator=generator) + 0.3 * torch.randn(30, 4, generator=generator)
+    labels = (factors[:, 0] > 0).long()
+    return Dataset(x, labels, ("low", "high"), ("a", "b", "c", "d"), "toy", "simulated", "CC0")
+
+
+@pytest.fixture(scope="module")
+def run(data):
+    model = zoo.FactorAnalysis(4, 2)
+    return zoo.fit(model, guides.FullRank(model, data.x), data.x, steps=30, progress=False)
+
+
+@pytest.fixture(scope="module")
+def mixture(data):
+    model = zoo.GMM(4, 2, "tied")
+    return zoo.fit(model, guides.MeanField(model, data.x), data.x, steps=30, progress=False)
+
+
+def plain(x=None, index=None, size=None):
+    """Bayesian regression-like model without a class: a shared mean, local factors, a parameter."""
+    n = size if size is not None else len(x)
+    scale = pyro.param("noise_scale", torch.tensor(0.5), constraint=dist.constraints.positive)
+    with pyro.plate("rows", n, subsample=index, dim=-1):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        mean = torch.cat([z, z], -1)
+        return pyro.sample("x", dist.Normal(mean, scale).to_event(1), obs=x)
+
+
+def hierarchical(x=None, index=None, size=None):
+    n = size if size is not None else len(x)
+    centre = pyro.sample("centre", dist.Normal(torch.zeros(4), 3.0).to_event(1))
+    with pyro.plate("rows", n, subsample=index, dim=-1):
+        return pyro.sample("x", dist.Normal(centre, 1.0).to_event(1), obs=x)
+
+
+class Shared(zoo.base.Module):
+    """A shared site and local ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = pyro.nn.PyroParam(torch.ones(()), dist.constraints.positive)
+
+    def forward(self, x=None, index=None, size=None):
+        centre = pyro.sample("centre", dist.Normal(self.scale.new_zeros(4), 3.0).to_event(1))
+        with zoo.base.rows(x, index, size):
+            z = pyro.sample("z", dist.Normal(self.scale.new_zeros(1), 1.0).to_event(1))
+            return pyro.sample("x", dist.Normal(centre + z, self.scale).to_event(1), obs=x)
+
+
+def test_groups_dims_and_coords(run, data):
+    idata = to_arviz(run, data, draws=7)
+    assert groups(idata) == {
+        "posterior",
+        "posterior_predictive",
+        "log_likelihood",
+        "observed_data",
+        "constant_data",
+    }
+    assert idata["posterior"]["z"].dims == ("chain", "draw", "row", "factor")
+    assert idata["posterior"]["z"].shape == (1, 7, 30, 2)
+    assert idata["posterior_predictive"]["x"].dims == ("chain", "draw", "row", "column")
+    assert idata["log_likelihood"]["x"].dims == ("chain", "draw", "row")
+    assert list(idata["observed_data"]["column"].values) == ["a", "b", "c", "d"]
+    np.testing.assert_array_equal(idata["observed_data"]["x"].values, data.x.numpy())
+    constant = idata["constant_data"]
+    assert constant["weight"].dims == ("column", "factor")
+    assert constant["mean"].dims == constant["scale"].dims == constant["noise"].dims == ("column",)
+    np.testing.assert_array_equal(constant["weight"].values, run.model.weight.detach().numpy())
+    assert list(constant["label"].values[:5]) == [data.label_names[i] for i in data.labels[:5].tolist()]
+
+
+def test_draws_are_those_of_the_guide(run, data):
+    z = to_arviz(run, data, draws=4000)["posterior"]["z"].values[0]
+    q = run.guide.posterior(data.x)
+    error = np.abs(z.mean(0) - q.mean.detach().numpy()) / q.stddev.detach().numpy()
+    assert error.max() < 5 / np.sqrt(4000)  # five standard errors
+
+
+def test_predictions_follow_the_draws(run, data):
+    idata = to_arviz(run, data, draws=2000)
+    weight, centre = run.model.weight.detach().numpy(), run.model.mean.detach().numpy()
+    mean = idata["posterior"]["z"].values[0] @ weight.T + centre
+    residual = (idata["posterior_predictive"]["x"].values[0] - mean) / run.model.noise.detach().sqrt().numpy()
+    assert abs(residual.mean()) < 5 / np.sqrt(residual.size)
+    assert abs(residual.var() - 1) < 5 * np.sqrt(2 / residual.size)
+
+
+def test_log_likelihood_is_the_marginal(run, data):
+    density = to_arviz(run, data, draws=3)["log_likelihood"]
+    expected = run.model.log_marginal(data.x).detach().numpy()
+    for draw in density["x"].values[0]:
+        np.testing.assert_array_equal(draw, expected)
+    assert "held-out" in density["x"].attrs["note"]
+    assert "held-out" in density.attrs["note"]
+
+
+def test_mixture(mixture, data):
+    idata = to_arviz(mixture, data.x, draws=6)
+    component = idata["posterior"]["component"]
+    assert component.dims == ("chain", "draw", "row")
+    assert component.dtype == np.int64
+    assert set(np.unique(component.values)) <= {0, 1}
+    assert idata["constant_data"]["weight"].dims == ("component",)
+    assert idata["constant_data"]["mean"].dims == ("component", "column")
+    assert idata["constant_data"]["scale"].dims == ("column", "column_other")
+    assert list(idata["observed_data"]["column"].values) == ["x0", "x1", "x2", "x3"]
+    assert "label" not in idata["constant_data"]
+
+
+@pytest.mark.parametrize(
+    ("covariance", "dims"),
+    [
+        ("full", ("component", "column", "column_other")),
+        ("tied", ("column", "column_other")),
+        ("diag", ("component", "column")),
+        ("spherical", ("component",)),
+    ],
+)
+def test_mixture_dims_with_as_many_components_as_columns(covariance, dims, data):
+    model = zoo.GMM(4, 4, covariance)
+    found = zoo.base.latents(model, data.x)
+    assert export._parameters(model, data.x, found)["scale"][0] == dims
+    assert export._parameters(model, data.x, found)["weight"][0] == ("component",)
+
+
+def test_discrete_site_summed_out_of_the_guide_comes_from_the_model(data):
+    model = zoo.GMM(4, 2)
+
+    def nothing(x=None, index=None, size=None):
+        pass
+
+    run = zoo.fit(model, nothing, data.x, loss=TraceEnum_ELBO(max_plate_nesting=1), steps=20, progress=False)
+    share = to_arviz(run, data.x, draws=100)["posterior"]["component"].values[0].mean(0)
+    expected = run.model.posterior(data.x).probs[:, 1].detach().numpy()
+    assert np.abs(share - expected).max() < 5 * 0.5 / np.sqrt(100)
+
+
+def test_deep_model_gets_an_importance_weighted_estimate(data):
+    model = zoo.VAE(4, 2, hidden=(8,))
+    guide = guides.Amortized(model, data.x, hidden=(8,))
+    run = zoo.fit(model, guide, data.x, steps=100, progress=False)
+    idata = to_arviz(run, data, draws=50)
+    density = idata["log_likelihood"]["x"]
+    assert density.attrs["draws"] == 50
+    assert "K = 50" in density.attrs["kind"]
+    assert set(idata["constant_data"].data_vars) == {"label"}  # no network weights
+    bound = -run.losses[-10:].mean().item()
+    assert density.values[0, 0].mean() > bound - 0.5
+
+
+def brute_force(x: Tensor) -> Tensor:
+    """log N(x | 0, W W' + I / 4) of the plain model at its start."""
+    weight = torch.cat([torch.eye(2), torch.eye(2)])
+    return dist.MultivariateNormal(torch.zeros(4), weight @ weight.T + 0.25 * torch.eye(4)).log_prob(x)
+
+
+def test_plain_function_with_autoguide(data):
+    def frozen(x=None, index=None, size=None):
+        with pyro.poutine.block(hide_types=["param"]):
+            return plain(x, index, size)
+
+    run = zoo.fit(plain, AutoNormal(plain), data.x, steps=5, progress=False)
+    idata = to_arviz(run, data.x, draws=20, columns=list("pqrs"))
+    assert idata.attrs["model"] == "plain"
+    assert idata.attrs["guide"] == "AutoNormal"
+    assert idata["posterior"]["z"].shape == (1, 20, 30, 2)
+    assert idata["constant_data"]["noise_scale"].shape == ()
+    run = zoo.fit(frozen, AutoNormal(frozen), data.x, steps=200, progress=False)
+    estimate = to_arviz(run, data.x, draws=100)["log_likelihood"]["x"].values[0, 0]
+    # the posterior is factorised, so the fitted guide is nearly exact and its weights nearly constant
+    assert np.abs(estimate - brute_force(data.x).numpy()).max() < 0.1
+
+
+@pytest.mark.parametrize("auto", [AutoMultivariateNormal, AutoDelta])
+def test_guides_without_a_density_per_row_leave_log_likelihood_out(auto, data):
+    run = zoo.fit(plain, auto(plain), data.x, steps=5, progress=False)
+    idata = to_arviz(run, data.x, draws=5)
+    assert "log_likelihood" not in groups(idata)
+    assert "no density of its own per row for 'z'" in idata["posterior"].attrs["log_likelihood"]
+
+
+def test_autoguides_on_our_models(data):
+    model = zoo.PPCA(4, 2)
+    run = zoo.fit(model, AutoMultivariateNormal(model), data.x, steps=5, progress=False)
+    idata = to_arviz(run, data.x, draws=5)
+    assert "log_likelihood" in groups(idata)
+    assert idata["constant_data"]["scale"].dims == ()
+
+
+def test_shared_sites(data):
+    run = zoo.fit(hierarchical, AutoNormal(hierarchical), data.x, steps=50, progress=False)
+    idata = to_arviz(run, data.x, draws=6)
+    centre = idata["posterior"]["centre"]
+    assert centre.dims == ("chain", "draw", "centre_dim_0")
+    expected = dist.Normal(torch.tensor(centre.values[0])[:, None], 1.0).to_event(1).log_prob(data.x)
+    np.testing.assert_allclose(idata["log_likelihood"]["x"].values[0], expected, rtol=1e-5)
+    assert "note" not in idata["log_likelihood"]["x"].attrs  # here LOO has its meaning
+
+
+def test_shared_and_local_sites(data):
+    model = Shared()
+    run = zoo.fit(model, guides.MeanField(model, data.x), data.x, steps=150, progress=False)
+    idata = to_arviz(run, data.x, draws=10)
+    assert idata["posterior"]["centre"].shape == (1, 10, 4)
+    density = idata["log_likelihood"]["x"]
+    covariance = torch.ones(4, 4) + model.scale.detach().square() * torch.eye(4)
+    centre = torch.tensor(idata["posterior"]["centre"].values[0])[:, None]  # (draws, 1, d)
+    expected = dist.MultivariateNormal(centre, covariance).log_prob(data.x).numpy()
+    assert np.abs(density.values[0] - expected).mean() < 0.1
+    assert density.attrs["draws"] == export.INNER
+
+
+def test_round_trip(run, mixture, data, tmp_path):
+    for number, fitted in enumerate((run, mixture)):
+        idata = to_arviz(fitted, data, draws=4, rows=[f"r{i}" for i in range(30)])
+        path = tmp_path / f"{number}.nc"
+        idata.to_netcdf(str(path))
+        back = read(path)
+        assert groups(back) == groups(idata)
+        for group in groups(idata):
+            mine, theirs = idata[group], back[group]
+            assert dict(mine.sizes) == dict(theirs.sizes)
+            for name in [*mine.data_vars, *mine.coords]:
+                np.testing.assert_array_equal(mine[name].values, theirs[name].values)
+                assert mine[name].dims == theirs[name].dims
+            assert mine.attrs == theirs.attrs
+
+
+def test_summary_runs(run, data):
+    az = export._arviz()
+    idata = to_arviz(run, data, draws=50)
+    assert len(az.summary(idata, var_names=["z"], kind="stats")) == 60
+
+
+def test_attributes(run, data):
+    attrs = to_arviz(run, data, draws=3, seed=5).attrs
+    assert attrs["creation_library"] == "latent-zoo"
+    assert attrs["model"] == "FactorAnalysis"
+    assert attrs["guide"] == "FullRank"
+    assert attrs["seed"] == 5
+    assert attrs["inference_library_version"] == pyro.__version__
+    assert json.loads(attrs["settings"])["fit"]["steps"] == len(run.losses)
+
+
+def test_leaves_no_trace_and_repeats(run, data):
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    first, second = to_arviz(run, data, draws=5), to_arviz(run, data, draws=5)
+    other = to_arviz(run, data, draws=5, seed=1)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1] == np.random.get_state()[1]).all()  # noqa: NPY002
+    assert not list(pyro.get_param_store().keys())
+    for group, name in (("posterior", "z"), ("posterior_predictive", "x")):
+        np.testing.assert_array_equal(first[group][name].values, second[group][name].values)
+        assert (first[group][name].values != other[group][name].values).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"columns": ["a"]}, "columns has shape"),
+        ({"rows": ["a"]}, "rows has shape"),
+        ({"labels": [0, 1]}, "labels has shape"),
+        ({"draws": 0}, "draws must be"),
+        ({"draws": 10_000_000}, "GiB: take fewer"),
+    ],
+)
+def test_refusals(arguments, message, run, data):
+    with pytest.raises(ValueError, match=message):
+        to_arviz(run, data, **arguments)
+
+
+def test_other_rows_than_the_guides(run, data):
+    with pytest.raises(ValueError, match="FullRank holds 30 rows, got 10"):
+        to_arviz(run, data.x[:10])
+
+
+def test_a_site_named_like_a_dimension(data):
+    def model(x=None, index=None, size=None):
+        with zoo.base.rows(x, index, size):
+            row = pyro.sample("row", dist.Normal(0.0, 1.0))
+            return pyro.sample("x", dist.Normal(row[..., None].expand(*row.shape, 4), 1.0).to_event(1), obs=x)
+
+    run = zoo.fit(model, AutoNormal(model), data.x, steps=2, progress=False)
+    with pytest.raises(ValueError, match="'row' bears the name of a dimension"):
+        to_arviz(run, data.x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_khat_of_a_known_tail(dtype):
+    generator = torch.Generator().manual_seed(1)
+    uniform = torch.rand(20_000, 20, generator=generator, dtype=torch.float64)
+    log_weights = (-0.8 * uniform.log()).to(dtype)  # weights u^-0.8: a Pareto tail of shape 0.8
+    khat = psis_khat(log_weights)
+    assert khat.shape == (20,)
+    assert khat.dtype == dtype
+    assert abs(khat.mean().item() - 0.8) < 0.1
+    torch.testing.assert_close(psis_khat(log_weights + 700.0), khat, rtol=0, atol=1e-2)
+    thin = psis_khat((0.8 * uniform.log()).to(dtype))  # the sign swapped: weights bounded by 1
+    assert thin.max() < -0.3
+
+
+def test_khat_of_equal_weights_is_the_floor():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rounding = 1e-5 * torch.rand(100, 3, generator=torch.Generator().manual_seed(0))
+        assert (psis_khat(rounding - 120.0) == -torch.inf).all()
+        two_values = (torch.arange(100) % 4 == 0).float().unsqueeze(-1)
+        assert (psis_khat(two_values) == -torch.inf).all()
+
+
+def test_khat_counts_weights_of_zero():
+    generator = torch.Generator().manual_seed(2)
+    log_weights = -0.5 * torch.rand(5000, 1, generator=generator).log()
+    log_weights[:1000] = -torch.inf
+    assert abs(psis_khat(log_weights).item() - 0.5) < 0.25
+
+
+@pytest.mark.parametrize(
+    ("log_weights", "message"),
+    [
+        (torch.zeros(24, 2), "24 draws"),
+        (torch.zeros(100), "pass \\(draws, n\\)"),
+        (torch.zeros(100, 3).index_fill(1, torch.tensor([1]), torch.nan), "row 1 hold NaN"),
+        (torch.zeros(100, 3).index_fill(1, torch.tensor([2]), -torch.inf), "row 2 hold NaN"),
+    ],
+)
+def test_khat_refuses(log_weights, message):
+    with pytest.raises(ValueError, match=message):
+        psis_khat(log_weights)

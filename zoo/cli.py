@@ -1,0 +1,220 @@
+"""The command ``zoo``."""
+
+import copy
+import json
+import time
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import guides
+from zoo import data, plots, registry
+from zoo.base import Conjugate, Module
+from zoo.checkpoint import new_folder, write
+from zoo.em import em
+from zoo.evaluate import LEAST_DRAWS, Evaluation, evaluate
+from zoo.export import to_arviz
+from zoo.fit import Fit, fit
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+out = Console()
+err = Console(stderr=True)
+
+
+class Precision(str, Enum):
+    """Floating-point types a run can use."""
+
+    float32 = "float32"
+    float64 = "float64"
+
+
+@app.callback()
+def main() -> None:
+    """Latent factor models and variational guides, any with any, with the exact answer beside them."""
+
+
+@app.command("list")
+def list_() -> None:
+    """Show the models, the guides that serve each, and the data sets."""
+    names = list(registry.guide_classes())
+    table = Table("model", *names, title="models x guides")
+    for model_name, model_class in registry.models().items():
+        sizes = {key: 2 for key in ("latent_dim", "components") if key in registry.options(model_class)}
+        model = registry.build(model_class, sizes, 3)
+        x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+        cells = []
+        for guide_class in registry.guide_classes().values():
+            try:
+                registry.build(guide_class, {}, model, x)
+                cells.append("yes")
+            except guides.CannotServe as refusal:
+                cells.append(f"no: {refusal.site}")
+        table.add_row(model_name, *cells)
+    out.print(table)
+    out.print("data sets:", ", ".join(data.names()), "- or the path of a .csv, .parquet or .npy file")
+
+
+@app.command("fit")
+def fit_(
+    model: Annotated[str, typer.Argument(help="PPCA, FactorAnalysis, GMM or VAE.")],
+    source: Annotated[str, typer.Argument(metavar="DATA", help="Name of a data set, or path of a file.")],
+    guide: Annotated[str, typer.Option(help="MeanField, FullRank, Amortized or Exact.")] = "Amortized",
+    latent_dim: Annotated[int | None, typer.Option("--latent-dim", "-k", help="Number of factors.")] = None,
+    components: Annotated[int | None, typer.Option(help="Number of mixture components.")] = None,
+    covariance: Annotated[str | None, typer.Option(help="Of a mixture: full, tied, diag, spherical.")] = None,
+    hidden: Annotated[str | None, typer.Option(help="Hidden widths of the guide's network, as 64,64.")] = None,
+    guide_covariance: Annotated[str | None, typer.Option(help="Of Amortized: diag, low_rank, full.")] = None,
+    columns: Annotated[str | None, typer.Option(help="Columns of the data, as a,b,c.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Column with labels, for the pictures.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the start, the batches and the draws.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Most steps; by default until converged.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows per step; by default all.")] = None,
+    dtype: Annotated[Precision, typer.Option(help="Floating-point type.")] = Precision.float64,
+    device: Annotated[str | None, typer.Option(help="Where to train, as cpu or cuda.")] = None,
+    folder: Annotated[Path | None, typer.Option("--out", help="Folder for the run; must not hold one yet.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Fit a model to data by SVI, next to its closed-form answer.
+
+    Writes, with --out: parameters (safetensors), settings (JSON), the ArviZ file (netCDF), results (JSON) and pictures
+    of the loss and the latent space. zoo.load(DIR) brings the run back.
+    """
+    try:
+        model_class = registry.find(model, registry.models(), "model")
+        guide_class = registry.find(guide, registry.guide_classes(), "guide")
+        kind = getattr(torch, dtype.value)
+        table = data.load(source, columns=_words(columns), labels=labels, dtype=kind)
+        settings = {"latent_dim": latent_dim, "components": components, "covariance": covariance}
+        torch.manual_seed(seed)
+        built = registry.build(model_class, settings, table.x.shape[1]).to(kind)
+        widths = _widths(hidden)
+        served = registry.build(guide_class, {"hidden": widths, "covariance": guide_covariance}, built, table.x)
+        if folder is None:
+            run, results, _ = _run(built, served, table, seed, steps, batch_size, device, quiet)
+            _show(run, results, table)
+            return
+        with new_folder(folder) as place:
+            run, results, evaluation = _run(built, served, table, seed, steps, batch_size, device, quiet)
+            write(run, place)
+            (place / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+            _pictures(run, table, results, place)
+            _export(run, table, seed, place)
+        _show(run, results, table)
+        out.print(f"run written to {folder}")
+    except (ValueError, TypeError, FloatingPointError, OSError) as error:
+        _fail(error)
+
+
+def _words(text: str | None) -> list[str] | None:
+    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _widths(text: str | None) -> tuple[int, ...] | None:
+    """Hidden widths from text as 64,64; the empty text means none."""
+    try:
+        return None if text is None else tuple(int(word) for word in _words(text) or ())
+    except ValueError:
+        raise ValueError(f"hidden must be whole numbers as 64,64, got {text!r}") from None
+
+
+def _fail(error: Exception) -> NoReturn:
+    err.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+    raise typer.Exit(2)
+
+
+def _run(
+    model: Module, guide: Module, table: data.Dataset, seed: int, steps: int | None, batch: int | None,
+    device: str | None, quiet: bool,
+) -> tuple[Fit, dict[str, Any], Evaluation]:
+    """Fit, evaluate, and find the closed-form optimum on a copy."""
+    reference = copy.deepcopy(model)
+    run = fit(
+        model, guide, table.x, seed=seed, steps=steps, batch_size=batch, device=device, progress=not quiet
+    )
+    n, d = table.x.shape
+    draws = int(min(500, max(LEAST_DRAWS, 2e9 // (n * d))))
+    evaluation = evaluate(run, table.x, draws=draws, seed=seed)
+    results: dict[str, Any] = {
+        "data": table.name,
+        "rows": n,
+        "columns": d,
+        **evaluation.summary(),
+        "estimator": evaluation.estimator,
+        "seconds": run.settings["seconds"],
+        "steps": run.settings["steps"],
+        "converged": run.converged,
+    }
+    if isinstance(reference, Conjugate):
+        started = time.perf_counter()
+        results["optimum"] = max(_climb(reference, table.x, s) for s in range(5 if hasattr(reference, "components") else 1))
+        results["distance"] = results["optimum"] - results["log_marginal"]
+        results["optimum_seconds"] = time.perf_counter() - started
+    return run, results, evaluation
+
+
+def _climb(model: Module, x: torch.Tensor, seed: int) -> float:
+    """The log-likelihood per row that EM reaches from a random start; -inf where a component collapses."""
+    try:
+        return float(em(copy.deepcopy(model), x, seed=seed)[-1]) / len(x)
+    except FloatingPointError:
+        return float("-inf")
+
+
+def _show(run: Fit, results: dict[str, Any], table: data.Dataset) -> None:
+    name = f"{type(run.model).__name__} with {type(run.guide).__name__} on {table.name}"
+    shown = Table(title=f"{name} ({len(table)} rows x {len(table.columns)} columns)", title_justify="left")
+    shown.add_column("quantity")
+    shown.add_column("per row, nats", justify="right")
+    shown.add_column("all rows", justify="right")
+    shown.add_column("how")
+    n = results["rows"]
+
+    def row(label: str, key: str, how: str) -> None:
+        shown.add_row(label, f"{results[key]:.6f}", f"{results[key] * n:.4f}", how)
+
+    row("ELBO", "elbo", _error(results["elbo_se"], "closed form"))
+    row("log marginal", "log_marginal", results["estimator"] + _plus(results["log_marginal_se"]))
+    row("gap = KL(q || p)", "gap", _error(results["gap_se"], "difference"))
+    if "optimum" in results:
+        row("closed-form optimum", "optimum", f"EM, {results['optimum_seconds']:.2f} s")
+        row("optimum - log marginal", "distance", "what SVI leaves")
+    out.print(shown)
+    state = "converged" if run.converged else "stopped at its last step"
+    out.print(
+        f"SVI: {results['steps']} steps in {results['seconds']:.2f} s, {state}; loss {run.settings['loss']}, optimizer "
+        f"{run.settings['optimizer']}; k-hat > 0.7 on {100 * results['khat_above_0.7']:.1f}% of the rows"
+    )
+    if hasattr(run.model, "floor"):
+        out.print(f"variance floor: {run.model.floor:g} of each column's variance")
+
+
+def _plus(se: float) -> str:
+    return f" (se {se:.1g})" if se > 0 else ""
+
+
+def _error(se: float, exact: str) -> str:
+    return f"Monte Carlo (se {se:.1g})" if se > 0 else exact
+
+
+def _pictures(run: Fit, table: data.Dataset, results: dict[str, Any], place: Path) -> None:
+    plots.save(plots.loss(run, optimum=results.get("optimum")), place / "loss.png")
+    plots.save(plots.latent(run, table.x, labels=table.labels, label_names=table.label_names), place / "latent.png")
+
+
+def _export(run: Fit, table: data.Dataset, seed: int, place: Path) -> None:
+    """The ArviZ file, with as many draws as keep it below some hundred megabytes."""
+    n, d = table.x.shape
+    draws = int(min(500, 2e7 // (n * d)))
+    if draws < 1:
+        err.print(f"no ArviZ file: one draw of {n} x {d} entries is too much; call zoo.to_arviz on fewer rows")
+        return
+    to_arviz(run, table, draws=draws, seed=seed).to_netcdf(str(place / "arviz.nc"))
+
+
+if __name__ == "__main__":
+    app()
