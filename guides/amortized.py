@@ -21,7 +21,8 @@ ONE = math.log(math.e - 1)  # softplus(ONE) = 1
 class Amortized(Module):
     r"""An inference network: the posterior's parameters of every row are a function of the row, with shared weights.
 
-    .. math:: q(z_n \mid x_n) = N(m_\phi(x_n), S_\phi(x_n)), \quad q(c_n \mid x_n) = \mathrm{Cat}(\mathrm{softmax}\, l_\phi(x_n))
+    .. math:: q(z_n \mid x_n) = N(m_\phi(x_n), S_\phi(x_n)), \quad
+              q(c_n \mid x_n) = \mathrm{Cat}(\mathrm{softmax}\, l_\phi(x_n))
 
     The network sees columns of mean 0 and variance 1 (by the statistics of ``x``), and starts at the standard normal.
     With ``hidden=()`` it is the encoder of the linear VAE: a mean affine in x and one covariance for all rows
@@ -81,10 +82,10 @@ class Amortized(Module):
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """New weights from the running random stream, at the standard normal; units of the columns from ``x`` (n, d)."""
+        """New weights from the running random stream, near the standard normal; columns' units from ``x`` (n, d)."""
         reset(self)
         self.columns.place(like(x, self))
-        last = self.encoder[-1]
+        last: Any = self.encoder[-1]
         last.weight.mul_(0.1)  # nearly the prior for every row, not exactly: ties would not break
         last.bias.zero_()
         if self.linear and self.split[1]:

@@ -36,7 +36,11 @@ class FullRank(Module):
         self.__dict__["model"] = model  # looked at, not owned
         for latent in self.sites.discrete:
             raise CannotServe(
-                "FullRank", model, latent.name, "is discrete and has no covariance", "Use MeanField, Amortized or Exact."
+                "FullRank",
+                model,
+                latent.name,
+                "is discrete and has no covariance",
+                "Use MeanField, Amortized or Exact.",
             )
         self.count = n = len(x)
         k, shared = width(self.sites.local), width(self.sites.shared)
@@ -83,5 +87,7 @@ class FullRank(Module):
             ValueError: the model has several local sites.
         """
         check_count("FullRank", self.count, x, index)
+        if self.closed_form and x is not None:
+            self._e_step(like(x, self), index)
         base = dist.MultivariateNormal(pick(self.loc, index), scale_tril=pick(self.scale_tril, index))
         return shaped(base, only(self.sites))

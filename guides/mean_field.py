@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from guides.gaussian import sample_factorised, shaped, width
-from guides.sites import Sites, check_count, check_closed_form, closed_posterior, only, pick, put
+from guides.sites import Sites, check_closed_form, check_count, closed_posterior, only, pick, put
 from zoo.base import Module, check_rows, like, rows
 
 
@@ -63,7 +63,7 @@ class MeanField(Module):
     def _e_step(self, x: Tensor, index: Tensor | None) -> None:
         r"""The best q for the model's current parameters.
 
-        For a Gaussian posterior N(m, P^-1) that is :math:`N(m_k, 1 / P_{kk})`, for a categorical one the posterior itself.
+        For a Gaussian posterior N(m, P^-1) that is :math:`N(m_k, 1 / P_{kk})`, for a categorical one the posterior.
         """
         posterior = closed_posterior(self.model, x)
         if isinstance(posterior, dist.Categorical) and len(self.sites.discrete) == 1:
@@ -95,6 +95,8 @@ class MeanField(Module):
             ValueError: the model has several local sites.
         """
         check_count("MeanField", self.count, x, index)
+        if self.closed_form and x is not None:
+            self._e_step(like(x, self), index)
         latent = only(self.sites)
         if latent.cardinality is not None:
             return dist.Categorical(logits=pick(getattr(self, f"{latent.attribute}_logits"), index))

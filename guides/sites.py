@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 from zoo.base import Conjugate, Latent, latents
 
 
-class CannotServe(ValueError):
+class CannotServe(ValueError):  # noqa: N818 - it reads as what it says
     """A guide was asked to serve a model it has no family for.
 
     Attributes:

@@ -54,9 +54,9 @@ def no_trace():
 @pytest.fixture(scope="module")
 def x():
     generator = torch.Generator().manual_seed(5)
-    return torch.randn(20, 2, generator=generator) @ torch.randn(
-        2, 4, generator=generator
-    ) + 0.3 * torch.randn(20, 4, generator=generator)
+    return torch.randn(20, 2, generator=generator) @ torch.randn(2, 4, generator=generator) + 0.3 * torch.randn(
+        20, 4, generator=generator
+    )
 
 
 def trained(model, guide, x, **options) -> Fit:
@@ -207,9 +207,7 @@ def test_a_guide_built_on_other_forms_of_data(form, x, tmp_path):
         model = PPCA(np.int64(4), 2)
         run = trained(model, MeanField(model, data), x)
     save(run, tmp_path / "run")
-    assert json.loads((tmp_path / "run" / SETTINGS).read_text())["guide"]["settings"]["x"] == {
-        "tensor": [20, 4]
-    }
+    assert json.loads((tmp_path / "run" / SETTINGS).read_text())["guide"]["settings"]["x"] == {"tensor": [20, 4]}
     same(load(tmp_path / "run").posterior(x, draws=2), run.posterior(x, draws=2))
 
 
@@ -291,9 +289,7 @@ def test_a_users_model_is_passed_in(x, tmp_path):
         load(folder, model=Toy(4, level=2.0))
     with seeded(0):
         other = PPCA(4, 2)
-    with pytest.raises(
-        ValueError, match=r"holds the model Toy, got PPCA: pass load\(path, model=\.\.\.\) a Toy"
-    ):
+    with pytest.raises(ValueError, match=r"holds the model Toy, got PPCA: pass load\(path, model=\.\.\.\) a Toy"):
         load(folder, model=other)
 
 
@@ -438,9 +434,7 @@ def test_state_that_is_no_tensor_is_refused(run, tmp_path):
         def set_extra_state(self, state):
             pass
 
-    with pytest.raises(
-        ValueError, match="the model Odd keeps '_extra_state', a dict: only tensors can be saved"
-    ):
+    with pytest.raises(ValueError, match="the model Odd keeps '_extra_state', a dict: only tensors can be saved"):
         save(replace(run, model=Odd()), tmp_path / "run")
 
 
@@ -449,9 +443,7 @@ def test_state_that_is_no_tensor_is_refused(run, tmp_path):
 
 def test_a_taken_folder_is_refused(run, saved, tmp_path):
     before = (saved / SETTINGS).read_bytes()
-    with pytest.raises(
-        FileExistsError, match=r"run already holds a run: choose another folder, or remove this one"
-    ):
+    with pytest.raises(FileExistsError, match=r"run already holds a run: choose another folder, or remove this one"):
         save(run, saved)
     with pytest.raises(FileExistsError, match="already holds a run"):
         write(run, saved)
@@ -459,9 +451,7 @@ def test_a_taken_folder_is_refused(run, saved, tmp_path):
     notes = tmp_path / "notes"
     notes.mkdir()
     (notes / "mine.txt").write_text("keep")
-    with pytest.raises(
-        FileExistsError, match="notes holds other files: choose a folder that is new or empty"
-    ):
+    with pytest.raises(FileExistsError, match="notes holds other files: choose a folder that is new or empty"):
         save(run, notes)
     assert [p.name for p in notes.iterdir()] == ["mine.txt"]
     with pytest.raises(FileExistsError, match=r"mine\.txt is a file"):
@@ -519,9 +509,7 @@ def test_write_needs_its_folder(run, tmp_path):
 
 
 def test_missing_files(saved, tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"there is no folder .*none: give the folder that a run was saved to"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*none: give the folder that a run was saved to"):
         load(tmp_path / "none")
     with pytest.raises(NotADirectoryError, match=r"settings\.json is a file: give the folder"):
         load(saved / SETTINGS)
@@ -536,9 +524,7 @@ def test_missing_files(saved, tmp_path):
 @pytest.mark.parametrize("content", [b"", b'{"format": 1, ', b"\xff\xfe\x00"])
 def test_settings_that_are_no_json(content, saved):
     (saved / SETTINGS).write_bytes(content)
-    with pytest.raises(
-        ValueError, match=r"settings\.json is no valid JSON .*: restore it, or save the run again"
-    ):
+    with pytest.raises(ValueError, match=r"settings\.json is no valid JSON .*: restore it, or save the run again"):
         load(saved)
 
 
@@ -564,22 +550,16 @@ def test_settings_with_damaged_records(saved):
     with pytest.raises(ValueError, match=r"lacks model\.class"):
         load(saved)
     edit(saved, lambda s: s["model"].update({"class": "zoo.models.ppca:PPCA", "settings": None}))
-    with pytest.raises(
-        ValueError, match=r"settings\.json lacks the arguments of the model zoo\.models\.ppca:PPCA"
-    ):
+    with pytest.raises(ValueError, match=r"settings\.json lacks the arguments of the model zoo\.models\.ppca:PPCA"):
         load(saved)
     edit(saved, lambda s: s["model"].update({"settings": {"data_dim": 4, "latent": 2}}))
-    with pytest.raises(
-        ValueError, match=r"cannot be built from its settings \(TypeError: .*: restore the file"
-    ):
+    with pytest.raises(ValueError, match=r"cannot be built from its settings \(TypeError: .*: restore the file"):
         load(saved)
 
 
 def test_a_newer_format(saved):
     edit(saved, lambda s: {"format": FORMAT + 1})
-    with pytest.raises(
-        ValueError, match=rf"settings\.json has format {FORMAT + 1}, .* up to format {FORMAT}: update"
-    ):
+    with pytest.raises(ValueError, match=rf"settings\.json has format {FORMAT + 1}, .* up to format {FORMAT}: update"):
         load(saved)
 
 
@@ -592,9 +572,7 @@ def test_altered_and_truncated_parameters(saved):
     with pytest.raises(ValueError, match=r"parameters\.safetensors was altered"):
         load(saved)
     (saved / PARAMETERS).write_bytes(content[:100])
-    with pytest.raises(
-        ValueError, match=rf"parameters\.safetensors is truncated, 100 of {len(content)} bytes"
-    ):
+    with pytest.raises(ValueError, match=rf"parameters\.safetensors is truncated, 100 of {len(content)} bytes"):
         load(saved)
     sign(saved)
     with pytest.raises(ValueError, match=r"parameters\.safetensors is no safetensors file"):
@@ -615,9 +593,7 @@ def test_tensors_that_do_not_fit(run, saved, tmp_path):
         r"parameters\.safetensors lacks mean_unconstrained .*: pass load",
     )
     case(lambda t: t.update({"guide.new": torch.ones(1)}), "has new, which the guide has not")
-    case(
-        lambda t: t.update({"model.mean_unconstrained": torch.ones(7)}), r"of shape \(7,\), the model \(4,\)"
-    )
+    case(lambda t: t.update({"model.mean_unconstrained": torch.ones(7)}), r"of shape \(7,\), the model \(4,\)")
     case(lambda t: t.pop("losses"), "do not belong together")
     case(lambda t: t.update({"stray": torch.ones(1)}), "do not belong together")
     case(lambda t: t.update({"store.p": torch.ones(1)}), "do not belong together")
@@ -664,9 +640,7 @@ def test_a_stranger_is_never_imported(saved, tmp_path, monkeypatch):
 @pytest.mark.parametrize("note", [{"tensor": [3]}, {"module": "torch.nn:Linear"}, {"object": "torch:dtype"}])
 def test_arguments_that_are_not_kept(note, run, saved):
     edit(saved, lambda s: s["model"]["settings"].update({"prior": note}))
-    with pytest.raises(
-        ValueError, match=r"does not hold the argument prior of the model .* yourself and pass it"
-    ):
+    with pytest.raises(ValueError, match=r"does not hold the argument prior of the model .* yourself and pass it"):
         load(saved)
     edit(saved, lambda s: s["model"]["settings"].pop("prior") and None)
     edit(saved, lambda s: s["guide"]["settings"].update({"model": {"module": "zoo.models.vae:VAE"}}))

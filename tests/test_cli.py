@@ -55,7 +55,14 @@ def test_fit_writes_a_whole_run(zoo_command, tmp_path):
     assert result.exit_code == 0, result.output
     assert "-404.96" in result.output  # Tipping and Bishop's maximum, found by SVI and by EM
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {"parameters.safetensors", "settings.json", "results.json", "arviz.nc", "loss.png", "latent.png"}
+    assert names == {
+        "parameters.safetensors",
+        "settings.json",
+        "results.json",
+        "arviz.nc",
+        "loss.png",
+        "latent.png",
+    }
     settings = json.loads((tmp_path / "run" / "settings.json").read_text())
     assert settings["fit"]["seed"] == 3
     assert {"torch", "pyro-ppl", "latent-zoo"} <= set(settings["versions"])
@@ -69,8 +76,24 @@ def test_fit_writes_a_whole_run(zoo_command, tmp_path):
 @pytest.mark.parametrize("guide", ["MeanField", "Amortized"])
 def test_fit_on_a_file_with_columns_and_labels(zoo_command, table, guide):
     result = zoo_command(
-        "fit", "FactorAnalysis", "table.csv", "--columns", "c,a,b", "--labels", "kind", "-k", 1, "--guide", guide,
-        "--steps", 50, "--out", "deep/er/run", "--quiet", "--dtype", "float32",
+        "fit",
+        "FactorAnalysis",
+        "table.csv",
+        "--columns",
+        "c,a,b",
+        "--labels",
+        "kind",
+        "-k",
+        1,
+        "--guide",
+        guide,
+        "--steps",
+        50,
+        "--out",
+        "deep/er/run",
+        "--quiet",
+        "--dtype",
+        "float32",
     )
     assert result.exit_code == 0, result.output
     assert zoo.load("deep/er/run").model.weight.dtype == torch.float32

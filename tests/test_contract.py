@@ -20,7 +20,7 @@ from torch import nn
 
 import zoo
 from guides import CannotServe
-from zoo.base import Conjugate, latents, like, seeded
+from zoo.base import Conjugate, latents, seeded
 from zoo.registry import build, guide_classes, models, options
 
 SIZES = {"latent_dim": 2, "components": 2}
@@ -219,7 +219,9 @@ def test_conjugate_identity(kind, some):
         scored = poutine.trace(poutine.condition(model, {latent.name: z})).get_trace(some)
         scored.compute_log_prob()
         joint = scored.nodes["x"]["log_prob"] + scored.nodes[latent.name]["log_prob"]
-        torch.testing.assert_close(joint - model.posterior(some).log_prob(z), model.log_marginal(some), rtol=0, atol=1e-8)
+        torch.testing.assert_close(
+            joint - model.posterior(some).log_prob(z), model.log_marginal(some), rtol=0, atol=1e-8
+        )
 
 
 # Parameters and where they live.
@@ -317,7 +319,9 @@ def test_serves_or_says_who_does(kind, family, some):
         assert f"{cls.__name__} cannot serve {type(model).__name__}: its latent site '{refusal.site}'" in message
         why, _, instead = message.partition(". ")
         assert len(why.split(f"'{refusal.site}'")[1].split()) >= 2
-        others = [other for name, other in guide_classes().items() if re.search(rf"\b{name}\b", instead) and other != cls]
+        others = [
+            other for name, other in guide_classes().items() if re.search(rf"\b{name}\b", instead) and other != cls
+        ]
         assert others
         for other in others:
             build(other, {}, model, some)
@@ -488,7 +492,9 @@ def test_sites_of_every_sort(family, some):
     guide = serve(family, model, some)
     found = latents(model, some)
     assert [(s.name, tuple(s.shape), s.local, s.width) for s in found] == [
-        ("rate", (), False, 1), ("z", (2, 3), True, 6), ("share", (3,), True, 2)
+        ("rate", (), False, 1),
+        ("z", (2, 3), True, 6),
+        ("share", (3,), True, 2),
     ]
     trace = poutine.trace(guide).get_trace(some)
     for latent in found:
@@ -498,5 +504,7 @@ def test_sites_of_every_sort(family, some):
     run = zoo.fit(model, guide, some, steps=5, progress=False)
     sampled = run.posterior(some, 7)
     assert {name: tuple(value.shape) for name, value in sampled.items()} == {
-        "rate": (7,), "z": (7, 60, 2, 3), "share": (7, 60, 3)
+        "rate": (7,),
+        "z": (7, 60, 2, 3),
+        "share": (7, 60, 3),
     }

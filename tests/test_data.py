@@ -121,9 +121,7 @@ def test_names_lists_what_load_knows():
     }
 
 
-@pytest.mark.parametrize(
-    ("wrong", "right"), [("iri", "iris"), ("Iris", "iris"), ("breast-cancer", "breast_cancer")]
-)
+@pytest.mark.parametrize(("wrong", "right"), [("iri", "iris"), ("Iris", "iris"), ("breast-cancer", "breast_cancer")])
 def test_unknown_name_suggests_the_nearest(wrong, right):
     with pytest.raises(ValueError, match=f"unknown data set '{wrong}': did you mean '{right}'"):
         load(wrong)
@@ -140,9 +138,7 @@ def test_unknown_name_lists_the_known(wrong):
 
 def test_repr_is_one_short_line():
     text = repr(load("holzinger"))
-    assert text.startswith(
-        "Dataset(holzinger: 301 rows x 9 columns, 2 labels; Holzinger and Swineford (1939)"
-    )
+    assert text.startswith("Dataset(holzinger: 301 rows x 9 columns, 2 labels; Holzinger and Swineford (1939)")
     assert "\n" not in text
     assert len(text) < 160
     assert "no labels" in repr(load("faithful"))
@@ -313,9 +309,7 @@ def test_npy_is_converted_block_by_block(npy, monkeypatch):
     array = np.arange(30.0).reshape(10, 3)
     path = npy(array)
     assert torch.equal(load(path, dtype=torch.float64).x, torch.from_numpy(array))
-    assert torch.equal(
-        load(path, columns=[2, 1], dtype=torch.float64).x, torch.from_numpy(array[:, [2, 1]].copy())
-    )
+    assert torch.equal(load(path, columns=[2, 1], dtype=torch.float64).x, torch.from_numpy(array[:, [2, 1]].copy()))
 
 
 def test_data_is_a_copy_the_caller_may_change(npy):
@@ -412,9 +406,7 @@ def test_numbers_too_large_for_the_dtype(csv, npy):
 
 def test_text_column_names_value_row_and_way_out(csv, parquet):
     for path in (csv("a,b\n1,2\n3,oops\n4,no\n"), parquet({"a": [1, 2], "b": ["2", "oops"]})):
-        with pytest.raises(
-            ValueError, match=r"'b' holds text, first 'oops' in data row 2.*columns=.*labels='b'"
-        ):
+        with pytest.raises(ValueError, match=r"'b' holds text, first 'oops' in data row 2.*columns=.*labels='b'"):
             load(path)
         assert load(path, columns=["a"]).x.shape[1] == 1
     with pytest.raises(ValueError, match="first 'true' in data row 2"):

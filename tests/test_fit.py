@@ -8,7 +8,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import JitTrace_ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import (
+    JitTrace_ELBO,
+    RenyiELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+)
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
 from torch.distributions import constraints
 
@@ -46,7 +53,11 @@ PATHS = {
     "L-BFGS-exact": lambda x: (ppca(), Exact, {"steps": 20}),
     "Adam": lambda x: (zoo.VAE(4, 2, hidden=(8,)).double(), MeanField, {"steps": 20}),
     "minibatch": lambda x: (ppca(), Amortized, {"steps": 20, "batch_size": 16}),
-    "minibatch-deep": lambda x: (zoo.VAE(4, 2, hidden=(8,)).double(), Amortized, {"steps": 20, "batch_size": 16}),
+    "minibatch-deep": lambda x: (
+        zoo.VAE(4, 2, hidden=(8,)).double(),
+        Amortized,
+        {"steps": 20, "batch_size": 16},
+    ),
     "mixture": lambda x: (zoo.GMM(4, 3).double(), Amortized, {"steps": 20}),
     "Pyro's Adam": lambda x: (ppca(), FullRank, {"steps": 20, "optim": adam()}),
 }
@@ -92,12 +103,20 @@ class NotANumber(Trace_ELBO):
         return math.nan if self.calls == 3 else super().loss_and_grads(model, guide, *args, **kwargs)
 
 
-@pytest.mark.parametrize("settings", [{}, {"batch_size": 16}, {"optim": adam()}, {"validation": True}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        lambda x: {},
+        lambda x: {"batch_size": 16},
+        lambda x: {"optim": adam()},
+        lambda x: {"validation": x[:20], "callbacks": [lambda step, loss: None]},
+    ],
+    ids=["L-BFGS", "minibatch", "Adam", "validation"],
+)
 def test_leaves_no_trace(settings, some, untouched):
     model = ppca()
     guide = Amortized(model, some)
-    if "validation" in settings:
-        settings = {"validation": some[:20]}
+    settings = settings(some)
     with untouched():
         run = fit(model, guide, some, steps=5, **settings)
         run.posterior(some, 3)
@@ -112,7 +131,7 @@ def test_leaves_no_trace(settings, some, untouched):
         ({"steps": 0}, ValueError),
         ({"batch_size": 61}, ValueError),
     ],
-    ids=lambda value: getattr(value, "__name__", None),
+    ids=["loss", "callback", "NaN", "steps", "batch_size"],
 )
 def test_leaves_no_trace_when_it_raises(settings, error, some, untouched):
     model = ppca()
@@ -123,14 +142,15 @@ def test_leaves_no_trace_when_it_raises(settings, error, some, untouched):
 
 @pytest.mark.parametrize("enabled", [True, False])
 def test_the_users_store_and_switches_survive(enabled, some, untouched):
-    with pyro.get_param_store().scope() as store, pyro.validation_enabled(enabled):
+    with pyro.get_param_store().scope(), pyro.validation_enabled(enabled):
         pyro.param("mine", torch.tensor([1.0, 2.0]))
         pyro.param("scale", torch.tensor(3.0), constraint=constraints.positive)
         model = ppca()
         with untouched():
             run = fit(model, MeanField(model, some), some, steps=5)
-        assert set(store) == {"mine", "scale"}
-        assert not set(run.store["params"]) & set(store)
+        assert set(pyro.get_param_store()) == {"mine", "scale"}
+        assert len(run.store["params"]) == 5
+        assert not set(run.store["params"]) & {"mine", "scale"}
         assert pyro.infer.util.is_validation_enabled() == enabled
 
 
@@ -156,7 +176,8 @@ def by_copy(model, value):
 
 
 def by_state_dict(model, value):
-    model.load_state_dict({**model.state_dict(), "mean": value})
+    (key,) = [key for key in model.state_dict() if key.startswith("mean")]
+    model.load_state_dict({**model.state_dict(), key: value})
 
 
 def test_a_fresh_model_starts_on_the_data(some):
@@ -240,7 +261,6 @@ def test_losses(loss, some):
     model = ppca()
     run = fit(model, MeanField(model, some), some, loss=loss, steps=150, optim=adam())
     assert run.settings["loss"] == type(loss).__name__
-    assert run.settings["optimizer"] == "PyroOptim" or "Adam" in run.settings["optimizer"]
     assert run.losses[-20:].mean() < run.losses[:5].mean() - 0.1
 
 
@@ -334,11 +354,13 @@ def test_refuses_settings(settings, message, some):
         fit(model, Amortized(model, some), some, **settings)
 
 
+@pytest.mark.filterwarnings("ignore:Found vars in model but not guide:UserWarning")
 def test_refuses_a_guide_without_the_site(some):
     with pytest.raises(ValueError, match="the guide has no site 'z'"):
         fit(ppca(), nothing, some)
 
 
+@pytest.mark.filterwarnings("ignore:Found vars in model but not guide:UserWarning")
 def test_refuses_a_guide_without_a_discrete_site_unless_it_is_summed(some):
     with pytest.raises(ValueError, match="the guide has no site 'component'.*TraceEnum_ELBO"):
         fit(zoo.GMM(4, 2).double(), nothing, some)
@@ -346,7 +368,9 @@ def test_refuses_a_guide_without_a_discrete_site_unless_it_is_summed(some):
 
 def test_refuses_guides_of_one_batch(some):
     model = ppca(torch.float32)
-    with pytest.raises(ValueError, match="AutoDiagonalNormal holds parameters for the rows of one batch.*batch_size=None"):
+    with pytest.raises(
+        ValueError, match="AutoDiagonalNormal holds parameters for the rows of one batch.*batch_size=None"
+    ):
         fit(model, AutoDiagonalNormal(model), some.float(), batch_size=16)
 
 

@@ -126,9 +126,7 @@ def test_generated_rows_follow_the_mixture(covariance):
         own, c, p = x[component == j], matrices[j], model.weight[j].detach()
         assert abs(len(own) / n - p) < 5 * (p * (1 - p) / n).sqrt()
         assert ((own.mean(0) - model.mean[j]).abs() < 5 * (c.diagonal() / len(own)).sqrt()).all()
-        error = (
-            (torch.outer(c.diagonal(), c.diagonal()) + c.square()) / len(own)
-        ).sqrt()  # of a sample covariance
+        error = ((torch.outer(c.diagonal(), c.diagonal()) + c.square()) / len(own)).sqrt()  # of a sample covariance
         centred = own - model.mean[j].detach()
         assert ((centred.T @ centred / len(own) - c).abs() < 5 * error).all()
 
@@ -208,9 +206,7 @@ def test_a_start_is_reproducible_and_lies_on_the_data(covariance, iris):
     close(a.weight.detach(), torch.full((3,), 1 / 3).double())
     spread = iris.var(0, correction=0)
     expected = spread.mean().expand(4) if covariance == "spherical" else spread
-    close(
-        dense(a).diagonal(dim1=-2, dim2=-1), expected.expand(3, 4), 2e-6
-    )  # the ridge is 1e-6 of the variance
+    close(dense(a).diagonal(dim1=-2, dim2=-1), expected.expand(3, 4), 2e-6)  # the ridge is 1e-6 of the variance
 
 
 # --- what has no answer --------------------------------------------------------------------------

@@ -61,9 +61,7 @@ def drawn(guide, x):
     """Values and log densities of every site of the guide."""
     trace = poutine.trace(guide).get_trace(x)
     trace.compute_log_prob()
-    nodes = {
-        name: site for name, site in trace.nodes.items() if name in ("level", "slope", "tau", "share", "z")
-    }
+    nodes = {name: site for name, site in trace.nodes.items() if name in ("level", "slope", "tau", "share", "z")}
     return {k: site["value"] for k, site in nodes.items()}, {k: site["log_prob"] for k, site in nodes.items()}
 
 
@@ -118,9 +116,7 @@ def test_draws_have_the_parameters_moments(kind):
     covariance = root @ root.T
     variance = covariance.diagonal()
     assert ((real.mean(0) - guide.loc[0]).abs() < 5 * (variance / n).sqrt()).all()
-    error = (
-        (torch.outer(variance, variance) + covariance.square()) / n
-    ).sqrt()  # of a Gaussian's sample covariance
+    error = ((torch.outer(variance, variance) + covariance.square()) / n).sqrt()  # of a Gaussian's sample covariance
     assert ((real.T.cov(correction=0) - covariance).abs() < 5 * error).all()
     if kind is FullRank:
         assert covariance.tril(-1).abs().max() > 0.1
@@ -174,9 +170,7 @@ def test_covariances_of_the_network(covariance, hidden, some):
         expected = root @ root.mT
     close(matrices(), expected)
     spread = (matrices() - matrices()[0]).abs().max()
-    assert (
-        (spread == 0) if hidden == () else (spread > 1e-3)
-    )  # with hidden layers the covariance follows the row
+    assert (spread == 0) if hidden == () else (spread > 1e-3)  # with hidden layers the covariance follows the row
 
 
 def test_the_network_sees_standard_units(some):
@@ -310,9 +304,7 @@ class Switch(Module):
     def forward(self, x=None, index=None, size=None):
         on = pyro.sample("on", dist.Bernoulli(torch.tensor(0.5).double()))
         with rows(x, index, size):
-            return pyro.sample(
-                "x", dist.Normal(on.unsqueeze(-1).expand(*on.shape, 4), 1.0).to_event(1), obs=x
-            )
+            return pyro.sample("x", dist.Normal(on.unsqueeze(-1).expand(*on.shape, 4), 1.0).to_event(1), obs=x)
 
 
 class Counts(Module):
@@ -411,9 +403,7 @@ def test_models_that_no_guide_serves(kind, some):
 def test_another_number_of_rows_is_refused(kind, some):
     guide = kind(PPCA(4, 2).double(), some)
     for call in (guide, guide.posterior):
-        with pytest.raises(
-            ValueError, match=rf"{kind.__name__} holds 60 rows, got 50: fit a new one .* Amortized"
-        ):
+        with pytest.raises(ValueError, match=rf"{kind.__name__} holds 60 rows, got 50: fit a new one .* Amortized"):
             call(some[:50])
         with pytest.raises(ValueError, match="index names 10 rows, x has 20"):
             call(some[:20], torch.arange(10))

@@ -97,9 +97,7 @@ def test_generated_rows_have_the_marginal_covariance(cls, d, k):
         x, marginal = model(size=n), dense(model)
     covariance, variance = marginal.covariance_matrix, marginal.variance
     assert ((x.mean(0) - model.mean).abs() < 5 * (variance / n).sqrt()).all()
-    error = (
-        (torch.outer(variance, variance) + covariance.square()) / n
-    ).sqrt()  # of a Gaussian's sample covariance
+    error = ((torch.outer(variance, variance) + covariance.square()) / n).sqrt()  # of a Gaussian's sample covariance
     assert ((Moments.of(x).covariance - covariance).abs() < 5 * error).all()
 
 
@@ -174,9 +172,7 @@ def test_em_never_descends(cls, seed, iris):
 
 
 def test_moments_take_float32_to_float64_in_chunks():
-    x = 1000 + torch.randn(1000, 3) @ torch.randn(
-        3, 3
-    )  # float32, far from zero: a float32 covariance would be noise
+    x = 1000 + torch.randn(1000, 3) @ torch.randn(3, 3)  # float32, far from zero: a float32 covariance would be noise
     wide = x.double().numpy()
     for chunk in (65536, 97, 1):
         moments = Moments.of(x, chunk)
@@ -220,6 +216,16 @@ def test_published_likelihoods(cls, name, k, total):
     model = cls(x.shape[1], k).double()
     climb = zoo.em(model, x)
     assert climb[-1].item() == pytest.approx(total, abs=1e-3)  # the digits that were printed
+    close(model.log_marginal(x).sum().detach(), climb[-1])
+
+
+def test_a_heywood_case_stops_at_the_floor(iris):
+    model = FactorAnalysis(4, 2).double()
+    climb = zoo.em(model, iris, steps=20_000)
+    assert len(climb) < 20_000
+    uniqueness = model.noise.detach() / iris.var(0, correction=0)
+    assert (uniqueness > 0.005 * (1 - ALGEBRA)).all()
+    assert uniqueness.min() < 0.005 * (1 + 1e-6)  # it is a Heywood case: one column lies on the floor
 
 
 # --- data and dimensions that have no answer -----------------------------------------------------
@@ -288,8 +294,9 @@ def test_em_wants_closed_forms(iris):
         zoo.em(VAE(4, 2).double(), iris)
 
 
-def test_em_goes_on_from_where_the_model_is(iris):
-    whole, halves = PPCA(4, 2).double(), PPCA(4, 2).double()
+@models
+def test_em_goes_on_from_where_the_model_is(cls, iris):
+    whole, halves = cls(4, 2).double(), cls(4, 2).double()
     once = zoo.em(whole, iris, steps=20)
     twice = torch.cat([zoo.em(halves, iris, steps=10), zoo.em(halves, iris, steps=10, seed=1)])
     close(twice, once)
@@ -323,9 +330,7 @@ def test_em_takes_the_steps_and_the_precision_it_is_given(iris):
     optimum = -404.96278
     short, long = zoo.em(rough, iris, tol=1e-5), zoo.em(fine, iris, tol=1e-8)
     assert len(short) < len(long)
-    assert (
-        1e-5 < optimum - short[-1].item() < 2 * 1e-5 * len(iris)
-    )  # Aitken's limit is an estimate: a factor 2
+    assert 1e-5 < optimum - short[-1].item() < 2 * 1e-5 * len(iris)  # Aitken's limit is an estimate: a factor 2
     assert long[-1].item() == pytest.approx(optimum, abs=1e-5)
     assert len(zoo.em(few, iris, steps=3)) == 3
     assert len(zoo.em(few, iris, steps=1)) == 1

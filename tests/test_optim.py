@@ -208,9 +208,7 @@ def test_lbfgs_evaluates_about_once_per_iteration(iris):
     for _ in range(25):
         svi.step(iris)
     assert optim.evaluations == len(noted.values)
-    assert (
-        25 < len(noted.values) <= 40
-    )  # most first trials of the line search are accepted, and none is made twice
+    assert 25 < len(noted.values) <= 40  # most first trials of the line search are accepted, and none is made twice
 
 
 def test_lbfgs_sees_the_same_draws_at_every_evaluation(pair, some, untouched):
@@ -222,9 +220,7 @@ def test_lbfgs_sees_the_same_draws_at_every_evaluation(pair, some, untouched):
     assert len(noted.streams) > 10
     assert all(torch.equal(state, noted.streams[0]) for state in noted.streams)
     assert torch.equal(torch.get_rng_state(), before)
-    assert (
-        torch.tensor(losses).diff() < 0
-    ).all()  # with fresh draws the noise of a step would exceed its gain
+    assert (torch.tensor(losses).diff() < 0).all()  # with fresh draws the noise of a step would exceed its gain
     assert svi.evaluate_loss(some) == svi.evaluate_loss(some)
 
 

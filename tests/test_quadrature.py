@@ -91,9 +91,7 @@ def test_pyros_own_guide(some):
     guide(some)
     jitter(guide)
     q = dist.Normal(guide.locs.z, guide.scales.z).to_event(1)
-    assert QuadratureELBO().loss(model, guide, some) == pytest.approx(
-        -model.elbo(some, q).sum().item(), rel=ALGEBRA
-    )
+    assert QuadratureELBO().loss(model, guide, some) == pytest.approx(-model.elbo(some, q).sum().item(), rel=ALGEBRA)
     assert QuadratureELBO.exact(model, guide, some)
 
 
@@ -160,9 +158,7 @@ def test_gaussian_and_categorical_sites_together(kind, some):
     closed = 0.0
     for j, prior in enumerate([0.5, 0.3, 0.2]):  # component by component, each a PPCA of its own
         ppca.mean = means[j]
-        closed += (
-            share[:, j] * (ppca.elbo(some, q) + torch.tensor(prior).double().log() - share[:, j].log())
-        ).sum()
+        closed += (share[:, j] * (ppca.elbo(some, q) + torch.tensor(prior).double().log() - share[:, j].log())).sum()
     assert QuadratureELBO().loss(model, guide, some) == pytest.approx(-closed.item(), rel=ALGEBRA)
     index = torch.arange(0, 60, 2)
     halves = [QuadratureELBO().loss(model, guide, some[i], i, 60) for i in (index, index + 1)]
@@ -190,9 +186,7 @@ def test_a_site_that_all_rows_share(kind, some):
     )
     prior = dist.Normal(torch.zeros(4).double(), 2.0).to_event(1)
     expected = prior.log_prob(q.mean) - q.variance.sum() / (2 * 4) + q.entropy()  # E log p of a quadratic
-    expected = (
-        expected + dist.Normal(q.mean, 1.0).to_event(1).log_prob(some).sum() - 60 * q.variance.sum() / 2
-    )
+    expected = expected + dist.Normal(q.mean, 1.0).to_event(1).log_prob(some).sum() - 60 * q.variance.sum() / 2
     loss = QuadratureELBO()
     assert loss.loss(model, guide, some) == pytest.approx(-expected.item(), rel=ALGEBRA)
     batches = [loss.loss(model, guide, some[i], i, 60) for i in torch.randperm(60).split(20)]

@@ -25,7 +25,8 @@ class _Recorded(type(PyroModule)):  # type: ignore[misc]
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         module = super().__call__(*args, **kwargs)
-        bound = inspect.signature(cls.__init__).bind(module, *args, **kwargs)
+        build: Any = type(module).__init__
+        bound = inspect.signature(build).bind(module, *args, **kwargs)
         bound.apply_defaults()
         given = {key: _describe(value) for key, value in list(bound.arguments.items())[1:]}
         module.__dict__["settings"] = given

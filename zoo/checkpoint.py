@@ -133,9 +133,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 def _refuse_taken(target: Path, path: str | Path) -> None:
     if target.is_dir():
         if (target / SETTINGS).exists() or (target / PARAMETERS).exists():
-            raise FileExistsError(
-                f"{path} already holds a run: choose another folder, or remove this one first"
-            )
+            raise FileExistsError(f"{path} already holds a run: choose another folder, or remove this one first")
         if any(target.iterdir()):
             raise FileExistsError(f"{path} holds other files: choose a folder that is new or empty")
     elif target.exists():
@@ -159,9 +157,7 @@ def write(run: Fit, folder: str | Path) -> None:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}: make it first, or use zoo.checkpoint.save")
     if (folder / SETTINGS).exists() or (folder / PARAMETERS).exists():
-        raise FileExistsError(
-            f"{folder} already holds a run: choose another folder, or remove this one first"
-        )
+        raise FileExistsError(f"{folder} already holds a run: choose another folder, or remove this one first")
     loose = _loose(run)
     tensors = {"losses": run.losses} | {f"store.{name}": value for name, value in loose.items()}
     if run.validation is not None:
@@ -231,9 +227,7 @@ def load(path: str | Path, *, model: Any = None, guide: Any = None) -> Fit:
         or alone.keys() - {"losses", "validation"}
         or parts["store"].keys() != settings["store"].keys()
     ):
-        raise ValueError(
-            f"{folder / PARAMETERS} and {folder / SETTINGS} do not belong together: save the run again"
-        )
+        raise ValueError(f"{folder / PARAMETERS} and {folder / SETTINGS} do not belong together: save the run again")
     with pyro.get_param_store().scope(), seeded(0), torch.device("cpu"):
         if model is None:
             model = _build("model", settings["model"], folder, {})
@@ -254,9 +248,7 @@ def load(path: str | Path, *, model: Any = None, guide: Any = None) -> Fit:
         else:
             _check_alike("guide", settings["guide"], guide, folder)
             _set_up(guide, model, settings["fit"])
-    constraint_of = {
-        name: _constraint(record, name, folder / SETTINGS) for name, record in settings["store"].items()
-    }
+    constraint_of = {name: _constraint(record, name, folder / SETTINGS) for name, record in settings["store"].items()}
     roles = (("model", model), ("guide", guide))
     for role, module in roles:  # both, before either is touched
         _check_state(role, module, parts[role], folder)
@@ -323,9 +315,7 @@ def _record(module: Any, role: str) -> dict[str, Any]:
 def _arguments(module: Module, role: str) -> dict[str, Any]:
     given = dict(module.settings)
     if role == "guide" and "x" in given and not isinstance(given["x"], dict):
-        given["x"] = {
-            "tensor": list(np.shape(getattr(given["x"], "x", given["x"])))
-        }  # an array, a list, a Dataset
+        given["x"] = {"tensor": list(np.shape(getattr(given["x"], "x", given["x"])))}  # an array, a list, a Dataset
     return {name: _jsonable(value) for name, value in given.items()}
 
 
@@ -415,9 +405,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
             f"{file} names no format, so it was not written by latent-zoo: restore it, or save the run again"
         )
     if given > FORMAT:
-        raise ValueError(
-            f"{file} has format {given}, this latent-zoo reads up to format {FORMAT}: update latent-zoo"
-        )
+        raise ValueError(f"{file} has format {given}, this latent-zoo reads up to format {FORMAT}: update latent-zoo")
     wrong = [key for key, kind in _SECTIONS.items() if not isinstance(settings.get(key), kind)]
     wrong += [
         f"{role}.class"
@@ -425,9 +413,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
         if role not in wrong and not _is_path(settings[role].get("class"))
     ]
     if wrong:
-        raise ValueError(
-            f"{file} lacks {', '.join(wrong)}, or has it damaged: restore it, or save the run again"
-        )
+        raise ValueError(f"{file} lacks {', '.join(wrong)}, or has it damaged: restore it, or save the run again")
     return settings
 
 
@@ -453,9 +439,7 @@ def _read_tensors(file: Path, settings: dict[str, Any]) -> dict[str, Tensor]:
     try:
         return {name: value.clone() for name, value in load_file(file, device="cpu").items()}
     except SafetensorError as error:
-        raise ValueError(
-            f"{file} is no safetensors file ({error}): restore it, or save the run again"
-        ) from None
+        raise ValueError(f"{file} is no safetensors file ({error}): restore it, or save the run again") from None
 
 
 def _find(role: str, path: str, file: Path) -> type[Module]:
@@ -497,9 +481,7 @@ def _build(role: str, record: dict[str, Any], folder: Path, known: dict[str, Any
     found = _find(role, path, file)
     given = record.get("settings")
     if not isinstance(given, dict):
-        raise ValueError(
-            f"{file} lacks the arguments of the {role} {path}: restore it, or pass load(path, {role}=...)"
-        )
+        raise ValueError(f"{file} lacks the arguments of the {role} {path}: restore it, or pass load(path, {role}=...)")
     arguments = {}
     for name, value in given.items():
         note = next(iter(value), None) if isinstance(value, dict) else None
@@ -507,9 +489,7 @@ def _build(role: str, record: dict[str, Any], folder: Path, known: dict[str, Any
             arguments[name] = known[name][1]
         elif note == "tensor" and name in known and name == "x":
             dtype, device = known[name]
-            arguments[name] = torch.zeros(1, dtype=dtype, device=device).expand(
-                value["tensor"]
-            )  # takes no memory
+            arguments[name] = torch.zeros(1, dtype=dtype, device=device).expand(value["tensor"])  # takes no memory
         elif note in ("module", "tensor", "object"):
             raise ValueError(
                 f"{file} does not hold the argument {name} of the {role} {path} ({value[note]}): build "
@@ -544,9 +524,7 @@ def _check_alike(role: str, record: dict[str, Any], module: Any, folder: Path) -
     file = folder / SETTINGS
     mine, saved = (path.rpartition(":")[2].rpartition(".")[2] for path in (_class(module), record["class"]))
     if mine != saved:
-        raise ValueError(
-            f"{file} holds the {role} {saved}, got {mine}: pass load(path, {role}=...) a {saved}"
-        )
+        raise ValueError(f"{file} holds the {role} {saved}, got {mine}: pass load(path, {role}=...) a {saved}")
     theirs = record.get("settings")
     if not (isinstance(module, Module) and isinstance(theirs, dict)):
         return
@@ -562,15 +540,8 @@ def _check_alike(role: str, record: dict[str, Any], module: Any, folder: Path) -
 def _set_up(guide: Any, model: Any, settings: dict[str, Any]) -> None:
     """Let one of Pyro's autoguides make its parameters, which it does when it first sees data."""
     n, d = settings.get("rows"), getattr(model, "data_dim", None)
-    if (
-        isinstance(guide, AutoGuide)
-        and guide.prototype_trace is None
-        and isinstance(n, int)
-        and isinstance(d, int)
-    ):
-        with suppress(
-            Exception
-        ):  # where zeros are no data for the model, the error is that tensors are unexpected
+    if isinstance(guide, AutoGuide) and guide.prototype_trace is None and isinstance(n, int) and isinstance(d, int):
+        with suppress(Exception):  # where zeros are no data for the model, the error is that tensors are unexpected
             guide(_example(model).new_zeros(1).expand(n, d))
 
 
@@ -602,15 +573,12 @@ def _check_state(role: str, module: Any, saved: dict[str, Tensor], folder: Path)
     if unexpected:
         problems.append(f"has {', '.join(unexpected)}, which the {role} has not")
     problems += [
-        f"has {name} of shape {tuple(saved[name].shape)}, the {role} {tuple(own[name].shape)}"
-        for name in unlike
+        f"has {name} of shape {tuple(saved[name].shape)}, the {role} {tuple(own[name].shape)}" for name in unlike
     ]
     if problems:
         way = f"pass load(path, {role}=...) one built as the saved one was, see {SETTINGS}"
         if isinstance(module, AutoGuide) and not own:
-            way = (
-                "an autoguide makes its parameters when it first sees data, so run it on them once: guide(x)"
-            )
+            way = "an autoguide makes its parameters when it first sees data, so run it on them once: guide(x)"
         raise ValueError(f"{folder / PARAMETERS} {'; '.join(problems)} ({_class(module)}): {way}")
 
 

@@ -3,7 +3,7 @@
 import copy
 import json
 import time
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -17,7 +17,7 @@ from zoo import data, plots, registry
 from zoo.base import Conjugate, Module
 from zoo.checkpoint import new_folder, write
 from zoo.em import em
-from zoo.evaluate import LEAST_DRAWS, Evaluation, evaluate
+from zoo.evaluate import LEAST_DRAWS, evaluate
 from zoo.export import to_arviz
 from zoo.fit import Fit, fit
 
@@ -26,7 +26,7 @@ out = Console()
 err = Console(stderr=True)
 
 
-class Precision(str, Enum):
+class Precision(StrEnum):
     """Floating-point types a run can use."""
 
     float32 = "float32"
@@ -44,7 +44,7 @@ def list_() -> None:
     names = list(registry.guide_classes())
     table = Table("model", *names, title="models x guides")
     for model_name, model_class in registry.models().items():
-        sizes = {key: 2 for key in ("latent_dim", "components") if key in registry.options(model_class)}
+        sizes: dict[str, Any] = {key: 2 for key in ("latent_dim", "components") if key in registry.options(model_class)}
         model = registry.build(model_class, sizes, 3)
         x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
         cells = []
@@ -95,11 +95,11 @@ def fit_(
         widths = _widths(hidden)
         served = registry.build(guide_class, {"hidden": widths, "covariance": guide_covariance}, built, table.x)
         if folder is None:
-            run, results, _ = _run(built, served, table, seed, steps, batch_size, device, quiet)
+            run, results = _run(built, served, table, seed, steps, batch_size, device, quiet)
             _show(run, results, table)
             return
         with new_folder(folder) as place:
-            run, results, evaluation = _run(built, served, table, seed, steps, batch_size, device, quiet)
+            run, results = _run(built, served, table, seed, steps, batch_size, device, quiet)
             write(run, place)
             (place / "results.json").write_text(json.dumps(results, indent=2) + "\n")
             _pictures(run, table, results, place)
@@ -128,14 +128,18 @@ def _fail(error: Exception) -> NoReturn:
 
 
 def _run(
-    model: Module, guide: Module, table: data.Dataset, seed: int, steps: int | None, batch: int | None,
-    device: str | None, quiet: bool,
-) -> tuple[Fit, dict[str, Any], Evaluation]:
+    model: Module,
+    guide: Module,
+    table: data.Dataset,
+    seed: int,
+    steps: int | None,
+    batch: int | None,
+    device: str | None,
+    quiet: bool,
+) -> tuple[Fit, dict[str, Any]]:
     """Fit, evaluate, and find the closed-form optimum on a copy."""
     reference = copy.deepcopy(model)
-    run = fit(
-        model, guide, table.x, seed=seed, steps=steps, batch_size=batch, device=device, progress=not quiet
-    )
+    run = fit(model, guide, table.x, seed=seed, steps=steps, batch_size=batch, device=device, progress=not quiet)
     n, d = table.x.shape
     draws = int(min(500, max(LEAST_DRAWS, 2e9 // (n * d))))
     evaluation = evaluate(run, table.x, draws=draws, seed=seed)
@@ -151,10 +155,12 @@ def _run(
     }
     if isinstance(reference, Conjugate):
         started = time.perf_counter()
-        results["optimum"] = max(_climb(reference, table.x, s) for s in range(5 if hasattr(reference, "components") else 1))
+        results["optimum"] = max(
+            _climb(reference, table.x, s) for s in range(5 if hasattr(reference, "components") else 1)
+        )
         results["distance"] = results["optimum"] - results["log_marginal"]
         results["optimum_seconds"] = time.perf_counter() - started
-    return run, results, evaluation
+    return run, results
 
 
 def _climb(model: Module, x: torch.Tensor, seed: int) -> float:

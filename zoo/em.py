@@ -4,7 +4,7 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.base import Conjugate, check_rows, check_whole, seeded
 
@@ -36,7 +36,7 @@ def em(model: Any, x: Any, *, steps: int = 100_000, tol: float = 1e-9, seed: int
         Dempster, Laird and Rubin (1977), JRSS B 39; for the stopping rule Boehning et al. (1994), Annals of the
         Institute of Statistical Mathematics 46.
     """
-    if not isinstance(model, Conjugate):
+    if not (isinstance(model, Conjugate) and isinstance(model, nn.Module)):
         raise TypeError(
             f"{type(model).__name__} has no closed-form EM (it lacks posterior, log_marginal or em_step): use zoo.fit"
         )
@@ -46,7 +46,8 @@ def em(model: Any, x: Any, *, steps: int = 100_000, tol: float = 1e-9, seed: int
     x = check_rows(x, model, least=2)
     if hasattr(model, "check"):
         model.check(x)
-    work: Any = copy.deepcopy(model).double()
+    work: Any = copy.deepcopy(model)
+    work.double()
     if getattr(model, "fresh", False):
         with seeded(seed):
             work.initialize(x)
@@ -59,9 +60,7 @@ def em(model: Any, x: Any, *, steps: int = 100_000, tol: float = 1e-9, seed: int
             break
     climb.append(copy.deepcopy(work).em_step(data))  # what the last step reached
     _refuse_descent(climb)
-    with torch.no_grad():
-        for mine, theirs in zip(model.parameters(), work.parameters(), strict=True):
-            mine.copy_(theirs)
+    model.load_state_dict(work.state_dict())  # copies in place, in the model's own dtype
     return torch.stack(climb[1:]).detach().cpu()
 
 

@@ -69,8 +69,8 @@ class Evaluation:
     def __repr__(self) -> str:
         s = self.summary()
         return (
-            f"Evaluation of {len(self.elbo)} rows, nats per row: ELBO {s['elbo']:.4f} (se {s['elbo_se']:.1g}), log marginal "
-            f"{s['log_marginal']:.4f} ({self.estimator}), gap {s['gap']:.4f} (se {s['gap_se']:.1g}), "
+            f"Evaluation of {len(self.elbo)} rows, nats per row: ELBO {s['elbo']:.4f} (se {s['elbo_se']:.1g}), "
+            f"log marginal {s['log_marginal']:.4f} ({self.estimator}), gap {s['gap']:.4f} (se {s['gap_se']:.1g}), "
             f"k-hat > 0.7 on {100 * s['khat_above_0.7']:.0f}% of the rows"
         )
 

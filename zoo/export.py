@@ -346,9 +346,7 @@ def _no_density(run: Fit, x: Tensor, local: Sequence[Latent]) -> str:
         joint = site["infer"].get("is_auxiliary") or not _in_rows(site, len(x))
         own = f"{latent.name}_unconstrained"  # AutoNormal's
         if joint or (_is_point(site) and own not in nodes):
-            return (
-                f"the guide has no density of its own per row for '{latent.name}', the model no log_marginal"
-            )
+            return f"the guide has no density of its own per row for '{latent.name}', the model no log_marginal"
     return ""
 
 

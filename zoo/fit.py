@@ -119,9 +119,9 @@ def fit(
         x: the data (n, d).
         steps: the most steps. None: until the bound ceases to rise (at most 20,000).
         batch_size: rows per step, drawn without replacement epoch by epoch; None takes all rows at every step.
-        loss: any ``pyro.infer.ELBO``. None takes ``Trace_ELBO()``; for a conjugate model whose bound a finite rule gives
-            exactly, the :class:`~zoo.quadrature.QuadratureELBO` instead, which is the same bound without noise.
-        optim: any Pyro optimizer. None takes L-BFGS where the bound has no noise and all rows are used at every step, and
+        loss: any ``pyro.infer.ELBO``. None takes ``Trace_ELBO()``; for a conjugate model whose bound a finite rule
+            gives exactly, the :class:`~zoo.quadrature.QuadratureELBO` instead, which is the same bound without noise.
+        optim: any Pyro optimizer. None takes L-BFGS where the bound has no noise and every step sees all rows, and
             one fused Adam otherwise, whose rate anneals to zero once the bound has settled.
         seed: of the start, the batches and the draws.
         device: moves model, guide and data there first; None leaves them where the model is.
@@ -186,7 +186,8 @@ def fit(
                 if held_out is not None and (step % 100 == 0 or step == cap - 1):
                     with seeded(seed):
                         checked.append((step, svi.evaluate_loss(held_out) / len(held_out)))
-                if any([callback(step, value) for callback in callbacks]):
+                answers = [callback(step, value) for callback in callbacks]  # every one is called
+                if any(answers):
                     break
                 if isinstance(optim, LBFGS) and _flat(losses, x.dtype):
                     converged = True
@@ -206,8 +207,13 @@ def fit(
         "seconds": time.perf_counter() - started,
     }
     return Fit(
-        model, guide, torch.tensor(losses, dtype=torch.float64), converged, settings,
-        torch.tensor(checked, dtype=torch.float64) if checked else None, dict(store),
+        model,
+        guide,
+        torch.tensor(losses, dtype=torch.float64),
+        converged,
+        settings,
+        torch.tensor(checked, dtype=torch.float64) if checked else None,
+        dict(store),
     )
 
 
@@ -250,8 +256,8 @@ def _check_types(model: Any, guide: Any) -> None:
     pair = [p for p in first if p is not None]
     if len(pair) == 2 and (pair[0].dtype, pair[0].device) != (pair[1].dtype, pair[1].device):
         raise ValueError(
-            f"the model is {pair[0].dtype} on {pair[0].device}, the guide {pair[1].dtype} on {pair[1].device}: move one with "
-            ".to(...), or build the guide after the model has its type"
+            f"the model is {pair[0].dtype} on {pair[0].device}, the guide {pair[1].dtype} on {pair[1].device}: "
+            "move one with .to(...), or build the guide after the model has its type"
         )
 
 
@@ -267,18 +273,24 @@ def _loss(model: Any, guide: Any, x: Tensor, loss: ELBO | None) -> tuple[ELBO, A
 
 
 def _noiseless(model: Any, guide: Any, x: Tensor, loss: ELBO) -> bool:
-    """Whether the bound of a conjugate model is the same for different draws."""
+    """Whether the bound of a conjugate model and its gradient are the same for different draws."""
     if not isinstance(model, Conjugate):
         return False
     if isinstance(loss, QuadratureELBO):
         return True
-    values = []
-    with torch.no_grad():
-        for seed in (0, 1):
-            with seeded(seed):
-                values.append(loss.loss(model, guide, x))
-    close = 1e3 * torch.finfo(x.dtype).eps * max(map(abs, values))
-    return all(map(math.isfinite, values)) and abs(values[0] - values[1]) <= close
+    if not isinstance(loss, Trace_ELBO) or isinstance(loss, JitTrace_ELBO):
+        return False
+    modules = [m for m in (model, guide) if isinstance(m, nn.Module)]
+    seen = []
+    for seed in (0, 1):
+        for module in modules:
+            module.zero_grad()
+        with seeded(seed):
+            value = loss.loss_and_grads(model, guide, x)
+        gradients = [p.grad.flatten() for m in modules for p in m.parameters() if p.grad is not None]
+        seen.append(torch.cat([x.new_tensor([value]), *gradients]))
+    close = 1e3 * torch.finfo(x.dtype).eps * seen[0].abs().max()
+    return bool(torch.isfinite(seen[0]).all()) and bool((seen[0] - seen[1]).abs().max() <= close)
 
 
 def _check_pair(model: Any, guide: Any, x: Tensor, loss: ELBO, subsampled: bool) -> None:
@@ -294,13 +306,13 @@ def _check_pair(model: Any, guide: Any, x: Tensor, loss: ELBO, subsampled: bool)
         summed = isinstance(loss, TraceEnum_ELBO) and plan[latent.name]["infer"].get("enumerate")
         if latent.name not in sites and not summed:
             raise ValueError(
-                f"the guide has no site '{latent.name}': it would be drawn from the prior without a word. Add it to the "
-                "guide, or sum it out with TraceEnum_ELBO if it is discrete"
+                f"the guide has no site '{latent.name}': it would be drawn from the prior without a word. "
+                "Add it to the guide, or sum it out with TraceEnum_ELBO if it is discrete"
             )
     if subsampled and isinstance(guide, AutoContinuous):
         raise ValueError(
-            f"{type(guide).__name__} holds parameters for the rows of one batch, not for all {len(x)}: pass batch_size=None, "
-            "or take AutoNormal, MeanField or Amortized"
+            f"{type(guide).__name__} holds parameters for the rows of one batch, not for all {len(x)}: pass "
+            "batch_size=None, or take AutoNormal, MeanField or Amortized"
         )
     if subsampled and isinstance(loss, RenyiELBO):
         raise ValueError("RenyiELBO scales a minibatch inside its logarithm and is no bound then: pass batch_size=None")
@@ -324,7 +336,10 @@ def _flat(losses: list[float], dtype: torch.dtype, window: int = 20) -> bool:
 def _bar(show: bool, total: int) -> Iterator[Callable[[int, float], None]]:
     """A progress bar with the running ELBO per row; yields what to call after every step."""
     columns = (
-        TextColumn("[bold]fit"), BarColumn(), TextColumn("step {task.completed}"), TextColumn("ELBO/row {task.fields[elbo]}"),
+        TextColumn("[bold]fit"),
+        BarColumn(),
+        TextColumn("step {task.completed}"),
+        TextColumn("ELBO/row {task.fields[elbo]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), disable=not show, transient=True) as bar:

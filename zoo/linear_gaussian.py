@@ -99,7 +99,7 @@ def gaussian_moments(q: Distribution) -> tuple[Tensor, Tensor]:
         return q.mean, torch.diag_embed(q.variance)
     if isinstance(base, dist.MultivariateNormal | dist.LowRankMultivariateNormal):
         return q.mean, base.covariance_matrix.expand(*q.batch_shape, -1, -1)
-    raise TypeError(f"the closed-form bound holds for a Gaussian q, got {type(q).__name__}")
+    raise TypeError(f"the closed-form bound holds for a Gaussian q, got {type(base).__name__}")
 
 
 def log_likelihood(moments: Moments, weight: Tensor, mean: Tensor, noise: Tensor) -> Tensor:
@@ -118,8 +118,8 @@ def em_update(moments: Moments, weight: Tensor, noise: Tensor) -> tuple[Tensor, 
     r"""The M-step after the exact E-step: new weight (d, k) and the residual variances (d,).
 
     With :math:`\beta = P^{-1} W^T \Psi^{-1}` and S the covariance,
-    :math:`W \leftarrow S \beta^T (P^{-1} + \beta S \beta^T)^{-1}` and the residuals are :math:`\mathrm{diag}(S - W \beta S)`:
-    factor analysis keeps them, PPCA their mean.
+    :math:`W \leftarrow S \beta^T (P^{-1} + \beta S \beta^T)^{-1}` and the residuals
+    :math:`\mathrm{diag}(S - W \beta S)`: factor analysis keeps them, PPCA their mean.
     """
     root = torch.linalg.cholesky(posterior_precision(weight, noise))
     beta = torch.cholesky_solve(weight.T / noise, root)  # (k, d)

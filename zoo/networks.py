@@ -54,5 +54,6 @@ class Standardize(nn.Module):
 def reset(network: nn.Module) -> None:
     """Draw the parameters of a network anew, layer by layer, from the running random stream."""
     for layer in network.modules():
-        if hasattr(layer, "reset_parameters"):
-            layer.reset_parameters()
+        draw = getattr(layer, "reset_parameters", None)
+        if callable(draw):
+            draw()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import pyro
@@ -54,16 +55,20 @@ class Fused(PyroOptim):
         self.steps = 0
         self.optimizer: torch.optim.Optimizer | None = None
         self._known: set[Tensor] = set()
+        self._names: list[str] = []
         self._waiting: dict[str, Any] = {}
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
         """One step for all ``params``; new ones join."""
-        new = _ordered(p for p in params if p not in self._known)
+        present = set(params)
+        new = _ordered(p for p in present if p not in self._known)
         if new:
             self._join(new)
         assert self.optimizer is not None
+        for p in self._known - present:
+            p.grad = None  # not in this step: leave it where it is
         if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(_ordered(self._known), self.clip_norm, foreach=True)
+            torch.nn.utils.clip_grad_norm_(_ordered(present), self.clip_norm, foreach=True)
         if self.schedule is not None:
             factor = self.schedule(self.steps)
             for group in self.optimizer.param_groups:
@@ -72,21 +77,27 @@ class Fused(PyroOptim):
         self.steps += 1
 
     def _join(self, new: list[Tensor]) -> None:
+        store = pyro.get_param_store()
+        if waiting := self._waiting:  # go on in the order in which the parameters once joined
+            order = waiting["names"]
+            new.sort(key=lambda p: order.index(store.param_name(p)) if store.param_name(p) in order else len(order))
         self._known.update(new)
+        self._names += [str(store.param_name(p)) for p in new]
         if self.optimizer is None:
-            self.optimizer = self.pt_optim_constructor(new, **self.pt_optim_args)  # type: ignore[operator, arg-type]
+            self.optimizer = self.pt_optim_constructor(new, **self.pt_optim_args)
         else:
-            self.optimizer.add_param_group({"params": new})
-        for group in self.optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
-        if self._waiting:
-            self.optimizer.load_state_dict(self._waiting["optimizer"])
-            self.steps = self._waiting["steps"]
-            self._waiting = {}
+            self.optimizer.param_groups[0]["params"].extend(new)
+        self.optimizer.param_groups[0].setdefault("initial_lr", self.optimizer.param_groups[0]["lr"])
+        if waiting:
+            self.optimizer.load_state_dict(waiting["optimizer"])
+            self.steps, self._waiting = waiting["steps"], {}
 
     def get_state(self) -> dict[str, Any]:
-        """The optimizer's state and the number of steps taken."""
-        return {"optimizer": self.optimizer.state_dict() if self.optimizer else None, "steps": self.steps}
+        """The optimizer's state, the number of steps taken, and the parameters' names in their order."""
+        if self._waiting:
+            return self._waiting
+        state = self.optimizer.state_dict() if self.optimizer else None
+        return {"optimizer": state, "steps": self.steps, "names": self._names}
 
     def set_state(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state that ``get_state`` gave; taken up at the next step."""
@@ -160,9 +171,9 @@ class LBFGS(PyroOptim):
             raise RuntimeError("LBFGS has seen no loss: pass SVI(model, guide, optim, optim.watch(Trace_ELBO()))")
         self._params = params = _ordered(params) or self._params  # SVI sees none where the loss was recalled
         if self.optimizer is None:
-            self.optimizer = torch.optim.LBFGS(params, **self.pt_optim_args)  # type: ignore[arg-type]
+            self.optimizer = torch.optim.LBFGS(params, **self.pt_optim_args)
         before = [p.detach().clone() for p in params]
-        self.optimizer.step(lambda: self._evaluate(params))  # type: ignore[arg-type]
+        self.optimizer.step(lambda: self._evaluate(params))
         if not all(torch.isfinite(p).all() for p in params):
             # Rounding at the optimum can make the line search divide zero by zero: stay, and forget the curvature.
             with torch.no_grad():
@@ -177,18 +188,16 @@ class LBFGS(PyroOptim):
             return loss
         assert self._again is not None
         self.forget_gradients()
-        try:
-            loss = self._again()
-        except (torch.linalg.LinAlgError, RuntimeError, ValueError):
-            loss = math.inf  # the line search went where the model has no density: it steps back
-        self.evaluations += 1
-        for p in params:
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
-            elif not math.isfinite(loss):
-                p.grad.nan_to_num_(0.0, 0.0, 0.0)
+        loss = math.inf  # where the line search goes to places without density, it steps back
+        if all(torch.isfinite(p).all() for p in params):
+            self.evaluations += 1
+            with suppress(torch.linalg.LinAlgError, ValueError):
+                loss = self._again()
         loss = loss if math.isfinite(loss) else math.inf
-        self._last = loss, [(p, p.detach().clone(), p.grad.clone()) for p in params]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+        for p, gradient in zip(params, gradients, strict=True):
+            p.grad = gradient if math.isfinite(loss) else gradient.nan_to_num(0.0, 0.0, 0.0)
+        self._last = loss, [(p, p.detach().clone(), g.clone()) for p, g in zip(params, gradients, strict=True)]
         return loss
 
     def forget_gradients(self) -> None:
@@ -218,7 +227,7 @@ class Watched(ELBO):
         super().__init__()
         self.inner = loss
         self.optim = optim
-        self.arguments: tuple[Any, ...] = ()
+        self.arguments: tuple[tuple[Any, Any], ...] = ()
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         return self.inner._get_trace(model, guide, args, kwargs)
@@ -232,13 +241,16 @@ class Watched(ELBO):
             with seeded(self.optim.seed):
                 return float(self.inner.loss_and_grads(model, guide, *args, **kwargs))
 
-        same = all(a is b for a, b in zip(args, self.arguments, strict=False)) and len(args) == len(self.arguments)
+        given = tuple((a, getattr(a, "_version", None)) for a in (*args, *kwargs.values()))
+        same = len(given) == len(self.arguments) and all(
+            a is b and v == w for (a, v), (b, w) in zip(given, self.arguments, strict=True)
+        )
         known = self.optim.recall() if same else None
         if known is None:
             self.optim.forget_gradients()
             known = again()
             self.optim.evaluations += 1
-        self.arguments = args
+        self.arguments = given
         self.optim._again, self.optim._first = again, known
         return known
 
@@ -276,7 +288,9 @@ class Settling:
         self.losses.append(loss)
         if (step + 1) % self.window or step + 1 < 2 * self.window:
             return False
-        late, early = (torch.tensor(self.losses[a:b]) for a, b in ((-self.window, None), (-2 * self.window, -self.window)))
+        late, early = (
+            torch.tensor(self.losses[a:b]) for a, b in ((-self.window, None), (-2 * self.window, -self.window))
+        )
         noise = ((late.var() + early.var()) / self.window).sqrt()
         remaining = self.steps - step - 1
         length = min(max(2 * self.window, (step + 1) // 2), remaining)

@@ -68,9 +68,7 @@ def loss(run: Fit, *, optimum: float | Tensor | None = None, ax: Axes | None = N
         shown += list(np.quantile(elbo[-max(10, len(elbo) // 10) :], [0.05, 0.95]))
     if run.validation is not None:
         step, value = run.validation.detach().cpu().double().numpy().T
-        ax.plot(
-            step + 1, -value, color=PALETTE[5], linewidth=1.0, marker="o", markersize=2.5, label="validation"
-        )
+        ax.plot(step + 1, -value, color=PALETTE[5], linewidth=1.0, marker="o", markersize=2.5, label="validation")
         shown += [-value[-1], np.max(-value)]
     if best is not None:
         ax.axhline(best, color="black", linewidth=0.9, linestyle="--", label="log marginal")
@@ -143,9 +141,7 @@ def latent(
     if mean.shape[1] == 1 and marks is not None:
         edges = list(np.histogram_bin_edges(mean, bins=min(40, max(8, len(mean) // 10))))
         for i, chosen in groups:
-            ax.hist(
-                mean[chosen, 0], edges, color=_colour(i), alpha=0.55, label=names[i], edgecolor=_colour(i)
-            )
+            ax.hist(mean[chosen, 0], edges, color=_colour(i), alpha=0.55, label=names[i], edgecolor=_colour(i))
         ax.set_xlabel("factor 0 (posterior mean)", fontsize=TEXT)
         ax.set_ylabel("rows", fontsize=TEXT)
     elif mean.shape[1] == 1:
@@ -421,9 +417,7 @@ def _mixture(
     size = 10 if len(points) < 2000 else 4
     for i, chosen in _groups(marks, names, len(points)):
         marker = MARKERS[i % len(MARKERS)]
-        ax.scatter(
-            across[chosen], up[chosen], s=size, c=colours[chosen], marker=marker, linewidths=0.0, alpha=0.75
-        )
+        ax.scatter(across[chosen], up[chosen], s=size, c=colours[chosen], marker=marker, linewidths=0.0, alpha=0.75)
     handles = [
         Line2D([], [], color=_colour(j), marker="o", linestyle="", markersize=4, label=f"component {j}")
         for j in range(shares.shape[1])

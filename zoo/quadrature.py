@@ -17,8 +17,8 @@ from torch import Tensor
 class QuadratureELBO(Trace_ELBO):
     r"""The evidence lower bound with its expectation taken by a rule instead of by draws.
 
-    Gaussian sites of the guide take the 2K points :math:`m \pm \sqrt{K} L e_j` with equal weights, which have the mean and
-    the covariance of q: the rule is exact where log p(x, z) is quadratic in z, as in every linear-Gaussian
+    Gaussian sites of the guide take the 2K points :math:`m \pm \sqrt{K} L e_j` with equal weights, which have the mean
+    and the covariance of q: the rule is exact where log p(x, z) is quadratic in z, as in every linear-Gaussian
     model, for any Gaussian guide. Categorical sites take all their values, weighted by q. The bound is then a smooth
     function of the parameters, and L-BFGS (:class:`zoo.optim.LBFGS`) can climb it. For other models the rule is an
     approximation, not a bound; :meth:`exact` tells which it is.
@@ -60,7 +60,9 @@ class QuadratureELBO(Trace_ELBO):
 
             return spread
 
-        model_trace, guide_trace = get_importance_trace("flat", 2, particles(model), particles(rule(guide)), args, kwargs)
+        model_trace, guide_trace = get_importance_trace(
+            "flat", 2, particles(model), particles(rule(guide)), args, kwargs
+        )
         weight = rule.weights(guide_trace)  # (p, n) or a scalar
         bound: Any = 0.0
         for sign, trace in ((1.0, model_trace), (-1.0, guide_trace)):
@@ -108,7 +110,9 @@ class _Rule(Messenger):
                 continue
             function = site["fn"]
             if function.has_enumerate_support and function.support.is_discrete:
-                supports[name] = torch.arange(len(function.enumerate_support(expand=False)), device=site["value"].device)
+                supports[name] = torch.arange(
+                    len(function.enumerate_support(expand=False)), device=site["value"].device
+                )
             else:
                 widths[name] = _width(name, function)
                 example = site["value"]

@@ -26,9 +26,7 @@ def read_file(path: Path) -> Table:
         raise FileNotFoundError(f"no such file: {path}")
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise ValueError(
-            f"{path}: unsupported suffix {path.suffix!r}, it must be one of {', '.join(READERS)}"
-        )
+        raise ValueError(f"{path}: unsupported suffix {path.suffix!r}, it must be one of {', '.join(READERS)}")
     if not path.is_file():
         raise ValueError(f"{path} is not a file")
     return reader(path)
@@ -101,9 +99,7 @@ def read_npy(path: Path) -> ArrayTable:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except NPY_ERRORS as error:  # numpy's own words recommend pickle: do not repeat them
-        raise ValueError(
-            f"{path} is no numeric NPY array: pickled, truncated or of another format"
-        ) from error
+        raise ValueError(f"{path} is no numeric NPY array: pickled, truncated or of another format") from error
     if not isinstance(array, np.ndarray):
         array.close()
         raise ValueError(f"{path} is an NPZ archive: save its array by numpy.save")

@@ -95,7 +95,5 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> npt.NDArray[Any]:
         sizes = tuple(np.frombuffer(header[4 : len(header) // 4 * 4], dtype=">u4").tolist())
         raise ValueError(f"{path} has sizes {sizes}, expected {shape}")
     if len(data) != length:
-        raise ValueError(
-            f"{path} holds {'less' if len(data) < length else 'more'} than {length} bytes of data"
-        )
+        raise ValueError(f"{path} holds {'less' if len(data) < length else 'more'} than {length} bytes of data")
     return np.frombuffer(data, dtype=np.uint8).reshape(shape)

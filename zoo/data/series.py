@@ -20,9 +20,7 @@ def floats(series: pl.Series, origin: str) -> pl.Series:
         return series.cast(pl.Float64).fill_null(float("nan"))
     if kind in (pl.String, pl.Categorical, pl.Enum):
         return parse(tidy(series), origin).fill_null(float("nan"))
-    raise ValueError(
-        f"{origin}: column {series.name!r} holds {kind}, not numbers: leave it out by columns=..."
-    )
+    raise ValueError(f"{origin}: column {series.name!r} holds {kind}, not numbers: leave it out by columns=...")
 
 
 def parse(text: pl.Series, origin: str) -> pl.Series:
@@ -58,9 +56,7 @@ def codes(series: pl.Series, origin: str) -> tuple[npt.NDArray[Any], tuple[str, 
         raise ValueError(f"{origin}: column {series.name!r} holds {kind}, not labels (text or integers)")
     if series.null_count():
         row = series.is_null().arg_true()[0]
-        raise ValueError(
-            f"{origin}: label column {series.name!r} is empty in data row {row + 1}: fill or drop it"
-        )
+        raise ValueError(f"{origin}: label column {series.name!r} is empty in data row {row + 1}: fill or drop it")
     if series.dtype == pl.String:
         series = whole_numbers(series)
     if series.dtype.is_float():

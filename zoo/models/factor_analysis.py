@@ -60,7 +60,10 @@ class FactorAnalysis(Module):
         return self.least + self.scale.square()
 
     def posterior(self, x: Tensor) -> Distribution:
-        r""":math:`N(P^{-1} W^T \Psi^{-1} (x - \mu), P^{-1})` with :math:`P = I + W^T \Psi^{-1} W`; batch (n,), event (k,)."""
+        r""":math:`N(P^{-1} W^T \Psi^{-1} (x - \mu), P^{-1})` with :math:`P = I + W^T \Psi^{-1} W`.
+
+        Batch (n,), event (k,).
+        """
         return linear_gaussian.posterior(like(x, self), self.weight, self.mean, self.noise)
 
     def log_marginal(self, x: Tensor) -> Tensor:
@@ -103,4 +106,8 @@ class FactorAnalysis(Module):
         """A random start on the scale of the data ``x`` (n, d), from the running random stream."""
         weight, mean, variance = linear_gaussian.cloud(like(x, self), self.latent_dim)
         self.least.copy_(self.floor * 2 * variance)
-        self.weight, self.mean, self.scale = weight, mean, (variance - self.least).clamp_min(1e-3 * variance).sqrt()
+        self.weight, self.mean, self.scale = (
+            weight,
+            mean,
+            (variance - self.least).clamp_min(1e-3 * variance).sqrt(),
+        )

@@ -112,8 +112,10 @@ class GMM(Module):
             counts += share.sum(0)
             first += weighted.sum(0)
             second += torch.einsum("bki,bkj->kij", weighted, offset) if matrix else (weighted * offset).sum(0)
-        if (lost := (counts < 1e-8).nonzero().flatten().tolist()):
-            raise FloatingPointError(f"component {lost[0]} has lost all its rows: take fewer components or another seed")
+        if lost := (counts < 1e-8).nonzero().flatten().tolist():
+            raise FloatingPointError(
+                f"component {lost[0]} has lost all its rows: take fewer components or another seed"
+            )
         shift = first / counts.unsqueeze(-1)  # (k, d)
         outer = shift.unsqueeze(-1) * shift.unsqueeze(-2) if matrix else shift.square()
         per = counts.reshape(-1, *[1] * (second.ndim - 1))
@@ -157,7 +159,7 @@ class GMM(Module):
         """
         if self.components > len(x):
             raise ValueError(
-                f"components={self.components} exceeds the {len(x)} rows of x: take at most one per row, better far fewer"
+                f"components={self.components} exceeds the {len(x)} rows of x: take at most one per row, or far fewer"
             )
         if self.covariance != "spherical":
             refuse_constant_columns(x, f"GMM(covariance={self.covariance!r})")

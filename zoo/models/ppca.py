@@ -56,7 +56,10 @@ class PPCA(Module):
         return self.scale.square().expand(self.data_dim)
 
     def posterior(self, x: Tensor) -> Distribution:
-        r""":math:`N(M^{-1} W^T (x - \mu), \sigma^2 M^{-1})` with :math:`M = W^T W + \sigma^2 I`; batch (n,), event (k,)."""
+        r""":math:`N(M^{-1} W^T (x - \mu), \sigma^2 M^{-1})` with :math:`M = W^T W + \sigma^2 I`.
+
+        Batch (n,), event (k,).
+        """
         return linear_gaussian.posterior(like(x, self), self.weight, self.mean, self.noise)
 
     def log_marginal(self, x: Tensor) -> Tensor:

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Sequence
 
 import pyro
@@ -35,14 +36,12 @@ class VAE(Module):
         Kingma and Welling (2014), Auto-Encoding Variational Bayes, arXiv 1312.6114.
     """
 
-    def __init__(
-        self, data_dim: int, latent_dim: int, hidden: Sequence[int] = (64, 64), floor: float = 1e-3
-    ) -> None:
+    def __init__(self, data_dim: int, latent_dim: int, hidden: Sequence[int] = (64, 64), floor: float = 1e-3) -> None:
         super().__init__()
         self.data_dim = check_whole(data_dim, "data_dim")
         self.latent_dim = check_whole(latent_dim, "latent_dim")
-        if not floor > 0:
-            raise ValueError(f"floor must be a positive fraction of the variance, got {floor!r}: the likelihood is unbounded without")
+        if not 0 < floor < math.inf:
+            raise ValueError(f"floor must be a positive fraction of the variance, got {floor!r}")
         self.floor = float(floor)
         self.mean = mlp(latent_dim, hidden, data_dim)
         self.scale = mlp(latent_dim, hidden, data_dim)
