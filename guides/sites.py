@@ -95,7 +95,7 @@ def check_closed_form(guide: str, model: Any, sites: Sites, asked: bool | None) 
     closed = isinstance(model, Conjugate) and len(found) == 1 and found[0].local
     if asked and not closed:
         why = "has no closed-form posterior of its own"
-        raise CannotServe(guide, model, found[0].name, why, f"Use {guide} with closed_form=False.")
+        raise CannotServe(guide, model, found[0].name, why, f"Use {guide} with closed_form=False, or Amortized.")
     return closed
 
 

@@ -47,14 +47,22 @@ def label(variant):
 
 MODELS = list(variants(models()))
 GUIDES = list(variants(guide_classes()))
-PLAIN = [v for v in MODELS if set(v[1]) <= set(SIZES)], [v for v in GUIDES if not v[1]]
 every_model = pytest.mark.parametrize("kind", MODELS, ids=label)
-every_cell = pytest.mark.parametrize(
-    ("kind", "family"), [pytest.param(m, g, id=f"{label(m)}:{label(g)}") for m in MODELS for g in GUIDES]
-)
-plain_cells = pytest.mark.parametrize(
-    ("kind", "family"), [pytest.param(m, g, id=f"{label(m)}:{label(g)}") for m in PLAIN[0] for g in PLAIN[1]]
-)
+
+
+def usual(variant):
+    """Whether the settings are those that the class comes with."""
+    return set(variant[1]) <= set(SIZES)
+
+
+def cells(chosen):
+    """Mark a test to run on all pairs of model and guide that fit the description."""
+    pairs = [(m, g) for m in MODELS for g in GUIDES if chosen(m, g)]
+    return pytest.mark.parametrize(("kind", "family"), pairs, ids=[f"{label(m)}:{label(g)}" for m, g in pairs])
+
+
+every_cell = cells(lambda m, g: usual(m) or usual(g))  # every variant of one with every class of the other
+plain_cells = cells(lambda m, g: usual(m) and usual(g))
 
 
 def make(kind, dtype=torch.float64):
@@ -308,7 +316,7 @@ def test_frozen_parameters_stay(kind, how, some):
 
 @every_cell
 def test_serves_or_says_who_does(kind, family, some):
-    """A refusal names the site, the reason and other guides; these do serve the model."""
+    """A refusal names the site, the reason and what to use instead; that does serve the model."""
     model, (cls, given) = make(kind), family
     known = {latent.name: latent for latent in latents(model, some)}
     try:

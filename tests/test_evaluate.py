@@ -159,23 +159,24 @@ def test_deep_model_by_importance_sampling(family, some):
 
 def test_the_gap_of_a_rotated_model(iris):
     """A mean-field guide is exact on canonical loadings; rotated, it misses by (sum log P_jj - log |P|) / 2 a row."""
+    values, vectors = torch.linalg.eigh(torch.cov(iris.T, correction=0))
+    noise = values[:2].mean()
+    canonical = vectors[:, 2:] * (values[2:] - noise).sqrt()  # Tipping and Bishop's maximum likelihood
     model = zoo.PPCA(4, 2).double()
-    zoo.em(model, iris)
-    with torch.no_grad():
-        u, s, _ = torch.linalg.svd(model.weight, full_matrices=False)
+    model.mean, model.scale = iris.mean(0), noise.sqrt()
+    model.requires_grad_(False)
     totals = []
     for angle in (0.0, math.pi / 8, math.pi / 4):
         c, t = math.cos(angle), math.sin(angle)
         rotation = torch.tensor([[c, -t], [t, c]], dtype=torch.float64)
-        model.weight = u * s @ rotation
+        model.weight.copy_(canonical @ rotation)
         precision = torch.eye(2) + model.weight.T @ model.weight / model.scale**2
         expected = 0.5 * (precision.diagonal().log().sum() - precision.logdet()).item()
-        model.requires_grad_(False)
         run = fit(model, MeanField(model, iris), iris)
         found = evaluate(run, iris, draws=50)
         torch.testing.assert_close(found.gap, torch.full((150,), expected, dtype=torch.float64), rtol=0, atol=1e-6)
         totals.append(found.gap.sum().item())
-    assert totals == pytest.approx([0.0, 80.7568, 118.7366], abs=1e-3)
+    assert totals == pytest.approx([0.0, 80.75681, 118.73656], abs=1e-4)  # from the eigenvalues, by hand
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -354,13 +354,11 @@ def test_refuses_settings(settings, message, some):
         fit(model, Amortized(model, some), some, **settings)
 
 
-@pytest.mark.filterwarnings("ignore:Found vars in model but not guide:UserWarning")
 def test_refuses_a_guide_without_the_site(some):
     with pytest.raises(ValueError, match="the guide has no site 'z'"):
         fit(ppca(), nothing, some)
 
 
-@pytest.mark.filterwarnings("ignore:Found vars in model but not guide:UserWarning")
 def test_refuses_a_guide_without_a_discrete_site_unless_it_is_summed(some):
     with pytest.raises(ValueError, match="the guide has no site 'component'.*TraceEnum_ELBO"):
         fit(zoo.GMM(4, 2).double(), nothing, some)

@@ -28,19 +28,17 @@ class _Recorded(type(PyroModule)):  # type: ignore[misc]
         build: Any = type(module).__init__
         bound = inspect.signature(build).bind(module, *args, **kwargs)
         bound.apply_defaults()
-        given = {key: _describe(value) for key, value in list(bound.arguments.items())[1:]}
+        given = {key: _describe(key, value) for key, value in list(bound.arguments.items())[1:]}
         module.__dict__["settings"] = given
         if hasattr(module, "initialize"):
             module.__dict__["_drawn"] = {k: p.detach().clone() for k, p in module.named_parameters()}
         return module
 
 
-def _describe(value: Any) -> Any:
+def _describe(name: str, value: Any) -> Any:
     """A constructor's argument without its data: tensors by shape, modules by class."""
-    if isinstance(value, Tensor):
-        return {"tensor": list(value.shape)}
-    if hasattr(value, "__array__") or hasattr(value, "x"):
-        return {"tensor": list(getattr(value, "x", value).shape)}
+    if name == "x" or isinstance(value, Tensor):
+        return {"tensor": list(torch.as_tensor(getattr(value, "x", value)).shape)}
     if isinstance(value, nn.Module):
         return {"module": f"{type(value).__module__}:{type(value).__qualname__}"}
     return list(value) if isinstance(value, tuple) else value

@@ -44,8 +44,9 @@ def em(model: Any, x: Any, *, steps: int = 100_000, tol: float = 1e-9, seed: int
     if not tol >= 0:
         raise ValueError(f"tol must not be negative, got {tol!r}: nats per row")
     x = check_rows(x, model, least=2)
-    if hasattr(model, "check"):
-        model.check(x)
+    check = getattr(model, "check", None)
+    if check is not None:
+        check(x)
     work: Any = copy.deepcopy(model)
     work.double()
     if getattr(model, "fresh", False):

@@ -156,8 +156,10 @@ def fit(
         for module in (model, guide):
             if getattr(module, "fresh", False):
                 module.initialize(x)
-        loss, chosen = _loss(model, guide, x, loss)
         _check_pair(model, guide, x, loss, batch < n)
+        chosen = guide
+        if loss is None:
+            loss = _default_loss(model, guide, x)
         if isinstance(loss, TraceEnum_ELBO):
             chosen = config_enumerate(chosen, "parallel")
         settling = None
@@ -261,15 +263,13 @@ def _check_types(model: Any, guide: Any) -> None:
         )
 
 
-def _loss(model: Any, guide: Any, x: Tensor, loss: ELBO | None) -> tuple[ELBO, Any]:
-    if loss is not None:
-        return loss, guide
+def _default_loss(model: Any, guide: Any, x: Tensor) -> ELBO:
     plain = Trace_ELBO(max_plate_nesting=1)
     if isinstance(model, Conjugate) and not _noiseless(model, guide, x, plain):
         rule = QuadratureELBO()
         if rule.exact(model, guide, x):
-            return rule, guide
-    return plain, guide
+            return rule
+    return plain
 
 
 def _noiseless(model: Any, guide: Any, x: Tensor, loss: ELBO) -> bool:
@@ -293,7 +293,7 @@ def _noiseless(model: Any, guide: Any, x: Tensor, loss: ELBO) -> bool:
     return bool(torch.isfinite(seen[0]).all()) and bool((seen[0] - seen[1]).abs().max() <= close)
 
 
-def _check_pair(model: Any, guide: Any, x: Tensor, loss: ELBO, subsampled: bool) -> None:
+def _check_pair(model: Any, guide: Any, x: Tensor, loss: ELBO | None, subsampled: bool) -> None:
     """Refuse combinations of model, guide and loss that Pyro would run to a silently wrong answer.
 
     Raises:

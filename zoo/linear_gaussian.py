@@ -95,9 +95,9 @@ def gaussian_moments(q: Distribution) -> tuple[Tensor, Tensor]:
     base = q
     while isinstance(base, torch.distributions.Independent):
         base = base.base_dist
-    if isinstance(base, dist.Normal):
+    if isinstance(base, torch.distributions.Normal):
         return q.mean, torch.diag_embed(q.variance)
-    if isinstance(base, dist.MultivariateNormal | dist.LowRankMultivariateNormal):
+    if isinstance(base, torch.distributions.MultivariateNormal | torch.distributions.LowRankMultivariateNormal):
         return q.mean, base.covariance_matrix.expand(*q.batch_shape, -1, -1)
     raise TypeError(f"the closed-form bound holds for a Gaussian q, got {type(base).__name__}")
 

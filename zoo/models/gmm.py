@@ -81,7 +81,7 @@ class GMM(Module):
 
     def elbo(self, x: Tensor, q: Distribution) -> Tensor:
         r""":math:`\sum_j q_j (\log p(x, c = j) - \log q_j)` of a Categorical q with batch (n,): one per row (n,)."""
-        if not isinstance(q, dist.Categorical):
+        if not isinstance(q, torch.distributions.Categorical):
             raise TypeError(f"the closed-form bound holds for a Categorical q, got {type(q).__name__}")
         return (q.probs * (self.log_joint(x) - q.logits)).sum(-1)
 
