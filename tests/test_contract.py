@@ -447,8 +447,8 @@ def test_another_number_of_rows(kind, family, some):
 
 
 @plain_cells
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_trains_from_a_random_start(kind, family, dtype, some, untouched):
+@pytest.mark.parametrize(("dtype", "steps"), [(torch.float32, 40), (torch.float64, 150)], ids=str)
+def test_trains_from_a_random_start(kind, family, dtype, steps, some, untouched):
     x = some.to(dtype)
     model = make(kind, dtype)
     guide = serve(family, model, x)
@@ -461,9 +461,9 @@ def test_trains_from_a_random_start(kind, family, dtype, some, untouched):
     with untouched():
         zoo.fit(model, guide, x, steps=1, optim=pyro.optim.Adam({"lr": 0.0}), progress=False)  # the start, nothing else
         before = bound()
-        run = zoo.fit(model, guide, x, steps=150, progress=False)
+        run = zoo.fit(model, guide, x, steps=steps, progress=False)
         after = bound()
-    assert after > before + 0.2  # nats per row; the poorest of the cells gains 0.8
+    assert after > before + 0.5  # nats per row; the poorest of the cells gains 0.86
     assert {p.dtype for m in (model, guide) for p in m.parameters()} == {dtype}
     assert run.settings["dtype"] == str(dtype).removeprefix("torch.")
     assert all(p.isfinite().all() for m in (model, guide) for p in m.parameters())

@@ -178,7 +178,7 @@ class Latent:
         base = self.support
         while isinstance(base, constraints.independent):
             base = base.base_constraint
-        if base is constraints.real or base == constraints.real:
+        if isinstance(base, type(constraints.real)):  # copies and unpickled constraints are other objects
             return None
         return torch.distributions.biject_to(self.support)
 

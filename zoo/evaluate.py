@@ -6,6 +6,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from zoo.base import Conjugate, check_rows, check_whole, like, seeded
@@ -128,13 +129,22 @@ def log_weights(run: Fit, x: Tensor, draws: int, *, seed: int = 0, budget: int =
         ValueError: a latent site is shared by all rows.
     """
     n, d = x.shape
+    whole = isinstance(run.guide, AutoGuide) and run.guide.create_plates is None  # knows its rows only all together
     model, guide = _drawn(run.model, draws), _drawn(run.guide, draws)
     parts = []
     with run.scope(), seeded(seed), torch.no_grad(), pyro.validation_enabled(False):
-        for index in torch.arange(n, device=x.device).split(max(1, budget // (draws * d))):
+        for index in torch.arange(n, device=x.device).split(n if whole else max(1, budget // (draws * d))):
             arguments = (x,) if len(index) == n else (x[index], index, n)
             guide_trace = poutine.trace(guide).get_trace(*arguments)
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*arguments)
+            omitted = [
+                name for name in model_trace.stochastic_nodes if name not in guide_trace.nodes and name != "rows"
+            ]
+            if omitted:
+                raise ValueError(
+                    f"the guide has no site '{omitted[0]}' (was it summed out in the fit?): evaluate needs a guide that "
+                    "covers it, such as Exact; for a conjugate model the bound is then model.log_marginal(x)"
+                )
             total = like(torch.zeros(draws, len(index)), run.model).to(x)
             for sign, trace in ((1, model_trace), (-1, guide_trace)):
                 trace.compute_log_prob()

@@ -12,7 +12,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, SVI, JitTrace_ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, config_enumerate
-from pyro.infer.autoguide import AutoContinuous
+from pyro.infer.autoguide import AutoContinuous, AutoGuide
 from pyro.optim import PyroOptim
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -312,7 +312,12 @@ def _check_pair(model: Any, guide: Any, x: Tensor, loss: ELBO | None, subsampled
     if subsampled and isinstance(guide, AutoContinuous):
         raise ValueError(
             f"{type(guide).__name__} holds parameters for the rows of one batch, not for all {len(x)}: pass "
-            "batch_size=None, or take AutoNormal, MeanField or Amortized"
+            "batch_size=None, or take MeanField or Amortized"
+        )
+    if subsampled and isinstance(guide, AutoGuide) and guide.create_plates is None:
+        raise ValueError(
+            f"{type(guide).__name__} does not know the plate of the batches: build it with create_plates=lambda x, "
+            "index=None, size=None: pyro.plate('rows', size or len(x), subsample=index, dim=-1), or take MeanField"
         )
     if subsampled and isinstance(loss, RenyiELBO):
         raise ValueError("RenyiELBO scales a minibatch inside its logarithm and is no bound then: pass batch_size=None")

@@ -17,21 +17,21 @@ from torch import Tensor
 class QuadratureELBO(Trace_ELBO):
     r"""The evidence lower bound with its expectation taken by a rule instead of by draws.
 
-    Gaussian sites of the guide take the 2K points :math:`m \pm \sqrt{K} L e_j` with equal weights, which have the mean
-    and the covariance of q: the rule is exact where log p(x, z) is quadratic in z, as in every linear-Gaussian
-    model, for any Gaussian guide. Categorical sites take all their values, weighted by q. The bound is then a smooth
-    function of the parameters, and L-BFGS (:class:`zoo.optim.LBFGS`) can climb it. For other models the rule is an
-    approximation, not a bound; :meth:`exact` tells which it is.
+    Gaussian sites of the guide, of K numbers in all, take the K + 1 points :math:`m + L s_j` with equal weights, where
+    the :math:`s_j` are the corners of a regular simplex with mean 0 and covariance I: the rule is exact where
+    log p(x, z) is quadratic in z, as in every linear-Gaussian model, for any Gaussian guide. Categorical sites take
+    all their values, weighted by q. The bound is then a smooth function of the parameters, and L-BFGS
+    (:class:`zoo.optim.LBFGS`) can climb it. For other models the rule is an approximation, not a bound;
+    :meth:`exact` tells which it is.
 
     Args:
-        rotation: seed of a random rotation of the points; None leaves them on the axes.
+        rotation: seed of a random rotation of the points; None leaves them as they are.
 
     Raises:
         NotImplementedError: when used, for a guide with a site that is neither Gaussian nor categorical.
 
     References:
-        McNamee and Stenger (1967), Construction of fully symmetric numerical integration formulas, Numerische
-        Mathematik 10; Julier and Uhlmann (2004), Unscented filtering and nonlinear estimation, Proc. IEEE 92.
+        Julier (2003), The spherical simplex unscented transformation, American Control Conference.
     """
 
     def __init__(self, rotation: int | None = None) -> None:
@@ -117,11 +117,10 @@ class _Rule(Messenger):
                 widths[name] = _width(name, function)
                 example = site["value"]
         k = sum(widths.values())
-        axes = torch.eye(k, dtype=example.dtype, device=example.device) * math.sqrt(k)
+        normal = _simplex(k).to(example)  # (k + 1, k)
         if rotation is not None and k:
             generator = torch.Generator().manual_seed(rotation)
-            axes = axes @ torch.linalg.qr(torch.randn(k, k, generator=generator).to(example))[0]
-        normal = torch.cat([axes, -axes]) if k else example.new_zeros(1, 0)  # (2k, k)
+            normal = normal @ torch.linalg.qr(torch.randn(k, k, generator=generator))[0].to(example)
         grid = list(itertools.product(range(len(normal)), *(range(len(v)) for v in supports.values())))
         chosen = torch.tensor(grid, device=normal.device)  # (p, 1 + number of categorical sites)
         points = dict(zip(widths, normal[chosen[:, 0]].unsqueeze(1).split(list(widths.values()), -1), strict=True))
@@ -142,6 +141,14 @@ class _Rule(Messenger):
             levels = int(values.max()) + 1
             weight = weight * levels * site["unscaled_log_prob"].exp()
         return weight
+
+
+def _simplex(k: int) -> Tensor:
+    """The corners of a regular simplex (k + 1, k), with mean 0 and covariance 1: rows of Helmert's matrix."""
+    order = torch.arange(1.0, k + 1, dtype=torch.float64)
+    corner = torch.ones(k + 1, k, dtype=torch.float64).triu()
+    corner[range(1, k + 1), range(k)] = -order
+    return corner / (order * (order + 1)).sqrt() * math.sqrt(k + 1)
 
 
 def _width(name: str, function: Any) -> int:
