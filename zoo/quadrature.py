@@ -120,7 +120,9 @@ class _Rule(Messenger):
         normal = _simplex(k).to(example)  # (k + 1, k)
         if rotation is not None and k:
             generator = torch.Generator().manual_seed(rotation)
-            normal = normal @ torch.linalg.qr(torch.randn(k, k, generator=generator))[0].to(example)
+            normal = normal @ torch.linalg.qr(torch.randn(k, k, generator=generator, dtype=torch.float64))[0].to(
+                example
+            )
         grid = list(itertools.product(range(len(normal)), *(range(len(v)) for v in supports.values())))
         chosen = torch.tensor(grid, device=normal.device)  # (p, 1 + number of categorical sites)
         points = dict(zip(widths, normal[chosen[:, 0]].unsqueeze(1).split(list(widths.values()), -1), strict=True))
