@@ -222,5 +222,35 @@ def _export(run: Fit, table: data.Dataset, seed: int, place: Path) -> None:
     to_arviz(run, table, draws=draws, seed=seed).to_netcdf(str(place / "arviz.nc"))
 
 
+@app.command("benchmark")
+def benchmark_(
+    suite: Annotated[str, typer.Argument(help="conjugate: how near SVI comes to EM's optimum.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder of the tables; an interrupted run resumes from it.")],
+    seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 5,
+    only: Annotated[str | None, typer.Option(help="Run the cases with this in their names.")] = None,
+    guide: Annotated[list[str] | None, typer.Option(help="Run these guides only; repeatable.")] = None,
+) -> None:
+    """Run models x guides x data x seeds, beside scikit-learn; write a table as CSV, Markdown and netCDF."""
+    from zoo import benchmark
+
+    def report(row: dict[str, Any]) -> None:
+        err.print(
+            f"{row['case']:26s} {row['method']:17s} seed {row['seed']}  distance {row['distance']:9.1e}  "
+            f"{row['steps']:6d} steps  {row['seconds']:8.2f} s",
+            highlight=False,
+        )
+
+    try:
+        if suite != "conjugate":
+            raise ValueError(f"unknown benchmark {suite!r}: there is 'conjugate'")
+        if seeds < 1:
+            raise ValueError(f"seeds must be at least 1, got {seeds}")
+        names = tuple(guide or benchmark.GUIDES)
+        table = benchmark.conjugate(folder, seeds=range(seeds), only=only, guide_names=names, report=report)
+        out.print(benchmark.markdown(table), highlight=False, soft_wrap=True, markup=False)
+    except (ValueError, FloatingPointError, OSError) as error:
+        _fail(error)
+
+
 if __name__ == "__main__":
     app()

@@ -137,13 +137,12 @@ def log_weights(run: Fit, x: Tensor, draws: int, *, seed: int = 0, budget: int =
             arguments = (x,) if len(index) == n else (x[index], index, n)
             guide_trace = poutine.trace(guide).get_trace(*arguments)
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*arguments)
-            omitted = [
-                name for name in model_trace.stochastic_nodes if name not in guide_trace.nodes and name != "rows"
-            ]
+            drawn = [name for name in model_trace.stochastic_nodes if name != "rows"]
+            omitted = [name for name in drawn if name not in guide_trace.nodes]
             if omitted:
                 raise ValueError(
-                    f"the guide has no site '{omitted[0]}' (was it summed out in the fit?): evaluate needs a guide that "
-                    "covers it, such as Exact; for a conjugate model the bound is then model.log_marginal(x)"
+                    f"the guide has no site '{omitted[0]}' (was it summed out in the fit?): evaluate needs a guide "
+                    "that covers it, such as Exact; for a conjugate model the bound is then model.log_marginal(x)"
                 )
             total = like(torch.zeros(draws, len(index)), run.model).to(x)
             for sign, trace in ((1, model_trace), (-1, guide_trace)):

@@ -125,8 +125,8 @@ class LBFGS(PyroOptim):
     iteration of torch's L-BFGS, and each of its evaluations sees the same random draws.
 
     Parameters come in all units: loadings in those of their columns, log scales in none. The search therefore runs in
-    equilibrated coordinates :math:`u_i = p_i \sqrt{D_i}`, with :math:`D_i` the norm of row i of the Hessian, estimated from a few
-    Hessian-vector products at the steps ``refresh``.
+    equilibrated coordinates :math:`u_i = p_i \sqrt{D_i}`, with :math:`D_i` the norm of row i of the Hessian, estimated
+    from a few Hessian-vector products at the steps ``refresh``.
 
     Args:
         history: number of past steps that shape the curvature.
@@ -199,7 +199,7 @@ class LBFGS(PyroOptim):
             for u, p, unit in zip(self._scaled, self._params, self._units, strict=True):
                 u.copy_(p / unit)
         assert self.optimizer is not None
-        self.optimizer.step(self._evaluate)  # type: ignore[arg-type]
+        self.optimizer.step(self._evaluate)
         self._place()
         if not all(torch.isfinite(p).all() for p in self._params):
             # Rounding at the optimum can make the line search divide zero by zero: stay, and forget the curvature.
@@ -321,7 +321,8 @@ class Watched(ELBO):
                 gradients = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
                 for _ in range(probes):
                     signs = [torch.randint(0, 2, p.shape, device=p.device).to(p) * 2 - 1 for p in params]
-                    slope = sum((g * s).sum() for g, s in zip(gradients, signs, strict=True) if g is not None)
+                    pairs = zip(gradients, signs, strict=True)
+                    slope = torch.stack([(g * s).sum() for g, s in pairs if g is not None]).sum()
                     products = torch.autograd.grad(slope, params, retain_graph=True, allow_unused=True)
                     for total, product in zip(totals, products, strict=True):
                         if product is not None:
