@@ -11,7 +11,7 @@ from torch.nn.functional import softplus
 
 from guides.gaussian import sample_factorised, sample_joint, shaped, width
 from guides.sites import CannotServe, Sites, only
-from zoo.base import Module, check_rows, check_whole, like, rows
+from zoo.base import Module, check_rows, check_whole, incomplete, like, rows
 from zoo.networks import Standardize, mlp, reset
 
 Covariance = Literal["diag", "low_rank", "full"]
@@ -28,6 +28,8 @@ class Amortized(Module):
     With ``hidden=()`` it is the encoder of the linear VAE: a mean affine in x and one covariance for all rows
     (Lucas et al. 2019); with hidden layers mean and covariance both follow x.
 
+    Missing entries (NaN) enter as their column's mean, and a masked network also sees which entries are missing.
+
     Args:
         model: any Pyro model with the signature ``(x=None, index=None, size=None)``.
         x: data (n, d) that show the width, the dtype and the units of the columns.
@@ -35,6 +37,7 @@ class Amortized(Module):
         covariance: of the continuous sites, which share one: ``"diag"``, ``"low_rank"`` (a factor with ``rank``
             columns plus a diagonal) or ``"full"`` (a Cholesky factor).
         rank: columns of the factor of ``"low_rank"``.
+        masked: give the network the pattern of missing entries as d further inputs. None: where ``x`` has some.
 
     Raises:
         CannotServe: the model has a site that all rows share, or ``covariance`` asks for correlations of a model
@@ -53,6 +56,7 @@ class Amortized(Module):
         hidden: Sequence[int] = (64, 64),
         covariance: Covariance = "diag",
         rank: int = 1,
+        masked: bool | None = None,
     ) -> None:
         super().__init__()
         x = check_rows(x, model)
@@ -74,7 +78,9 @@ class Amortized(Module):
         self.split = [k, spread, levels]
         self.linear = len(hidden) == 0
         self.columns = Standardize(self.data_dim)
-        self.encoder = mlp(self.data_dim, hidden, k + levels + (0 if self.linear else spread))
+        self.masked = incomplete(x) if masked is None else bool(masked)
+        self.__dict__["_resolved"] = {"masked": self.masked}  # what ``settings`` records: the data will not be there
+        self.encoder = mlp(self.data_dim * (1 + self.masked), hidden, k + levels + (0 if self.linear else spread))
         if self.linear and spread:
             self.spread = nn.Parameter(torch.zeros(spread))
         self.to(x)
@@ -100,7 +106,8 @@ class Amortized(Module):
         if x.shape[-1] != self.data_dim:
             raise ValueError(f"x has {x.shape[-1]} columns, the network of Amortized was built for {self.data_dim}")
         k, spread, levels = self.split
-        out = self.encoder(self.columns(x))
+        columns = self.columns(x)
+        out = self.encoder(torch.cat([columns, x.isnan().to(columns)], -1) if self.masked else columns)
         if self.linear:
             loc, logits = out.split([k, levels], -1)
             return loc, self.spread if spread else out[..., :0], logits

@@ -313,7 +313,7 @@ def spoil(value, row=7, column=2):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (spoil(math.nan), ValueError, "nan in row 7, column 2"),
+        (spoil(-math.inf), ValueError, "-inf in row 7, column 2"),
         (spoil(math.inf, 0, 3), ValueError, "inf in row 0, column 3"),
         (lambda x: x[:0], ValueError, "x is empty"),
         (lambda x: x[:1], ValueError, "x has 1 row: at least 2"),
@@ -331,7 +331,7 @@ def test_refuses_data(change, error, message, some, untouched):
     assert torch.equal(model.weight, drawn)
 
 
-@pytest.mark.parametrize("validation", [spoil(math.nan), lambda x: x[:, :3], lambda x: x[:0]])
+@pytest.mark.parametrize("validation", [spoil(math.inf), lambda x: x[:, :3], lambda x: x[:0]])
 def test_refuses_validation_data(validation, some):
     model = ppca()
     with pytest.raises(ValueError, match="^validation "):

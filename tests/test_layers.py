@@ -10,10 +10,17 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A module imports from its own layer and those below; models and guides, side by side, do not
 # know each other, and only the last layer knows both.
 LAYERS = [
-    {"zoo.base", "zoo.networks", "zoo.linear_gaussian"},
+    {
+        "zoo.base",
+        "zoo.networks",
+        "zoo.linear_gaussian",
+        "zoo.missing",
+        "zoo.missing_linear",
+        "zoo.missing_mixture",
+    },
     {"zoo.models", "guides"},
-    {"zoo.em", "zoo.optim", "zoo.quadrature", "zoo.fit", "zoo.checkpoint", "zoo.distributed", "zoo.data"},
-    {"zoo.evaluate", "zoo.export", "zoo.plots"},
+    {"zoo.em", "zoo.gauge", "zoo.optim", "zoo.quadrature", "zoo.fit", "zoo.checkpoint", "zoo.distributed", "zoo.data"},
+    {"zoo.evaluate", "zoo.export", "zoo.plots", "zoo.restarts"},
     {"zoo.registry", "zoo.benchmark", "zoo.cli", "zoo.__main__"},
 ]
 GROUND, SIDES, LAST = 0, 1, len(LAYERS) - 1

@@ -29,7 +29,7 @@ class _Recorded(type(PyroModule)):  # type: ignore[misc]
         bound = inspect.signature(build).bind(module, *args, **kwargs)
         bound.apply_defaults()
         given = {key: _describe(key, value) for key, value in list(bound.arguments.items())[1:]}
-        module.__dict__["settings"] = given
+        module.__dict__["settings"] = given | module.__dict__.get("_resolved", {})
         if hasattr(module, "initialize"):
             module.__dict__["_drawn"] = {k: p.detach().clone() for k, p in module.named_parameters()}
         return module
@@ -233,7 +233,11 @@ def latents(model: Any, x: Tensor | None = None) -> tuple[Latent, ...]:
 
 @runtime_checkable
 class Conjugate(Protocol):
-    """A model whose posterior and marginal likelihood have closed forms."""
+    """A model whose posterior and marginal likelihood have closed forms.
+
+    One with the class attribute ``missing = True`` accepts rows with missing entries (NaN) throughout, ``forward``
+    included; see :mod:`zoo.missing`.
+    """
 
     def posterior(self, x: Tensor) -> Distribution:
         """p(z | x), a distribution with batch shape (n,): one per row."""
@@ -248,13 +252,25 @@ class Conjugate(Protocol):
         ...
 
 
+def incomplete(x: Tensor) -> bool:
+    """Whether rows have missing entries (NaN), at the price of a sum where they have none."""
+    if torch.jit.is_tracing():  # the answer becomes part of what is compiled, as it must
+        with pyro.util.ignore_jit_warnings():
+            return bool(x.isnan().any())
+    return bool(x.sum().isnan()) and bool(x.isnan().any())
+
+
 def check_rows(x: Any, model: Any = None, *, least: int = 1, name: str = "x") -> Tensor:
     """``x`` as a finite tensor (n, d) of the model's dtype and device.
+
+    NaN stands for an entry that is missing at random, and passes where the model says that it knows what to do with it:
+    by the class attribute ``missing = True``. ``model.check`` refuses columns in which too little is observed.
 
     Raises:
         TypeError: ``x`` holds no numbers.
         ValueError: not two-dimensional, empty, fewer rows than ``least``, another width than the model's, or an
-            entry that is not finite; the message names the row and the column, both counted from 0.
+            entry that is infinite or, for a model without support of missing entries, NaN; the message names the row
+            and the column, both counted from 0.
     """
     if hasattr(x, "x") and isinstance(getattr(x, "x", None), Tensor):
         x = x.x  # a Dataset
@@ -276,7 +292,8 @@ def check_rows(x: Any, model: Any = None, *, least: int = 1, name: str = "x") ->
         raise ValueError(f"{name} has {d} columns, the model {type(model).__name__} was built for data_dim={width}")
     x = like(x, model) if isinstance(model, nn.Module) else like(x, nn.Module())
     if not torch.isfinite(x.sum()):  # one pass; look closer only where something is wrong
-        wrong = (~torch.isfinite(x)).nonzero()
+        allowed = getattr(model, "missing", False)
+        wrong = (x.isinf() if allowed else ~torch.isfinite(x)).nonzero()
         if len(wrong):
             row, column = wrong[0].tolist()
             raise ValueError(

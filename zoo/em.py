@@ -15,11 +15,11 @@ def em(model: Any, x: Any, *, steps: int = 100_000, tol: float = 1e-9, seed: int
     The work is done in float64 on a copy, and the model takes the result in its own dtype at the end: an error
     leaves it as it was. A model that nobody has touched since it was built starts at random on the data
     (``model.initialize``); one that has been fitted or set goes on from where it is. Where the model offers
-    ``summarize``, a step costs nothing in the number of rows after one pass over the data.
+    ``summarize``, a step costs nothing in the number of rows after one pass over the data, if none of it is missing.
 
     Args:
         model: a :class:`~zoo.base.Conjugate` module: PPCA, FactorAnalysis, GMM or one of your own.
-        x: the data (n, d).
+        x: the data (n, d); NaN is an entry missing at random, for a model with ``missing = True``.
         steps: the most steps to take.
         tol: stop when the limit of the climb, extrapolated by Aitken's rule, is nearer than ``tol`` nats per row.
         seed: of the random start.

@@ -116,7 +116,7 @@ def fit(
     Args:
         model: a Pyro model with the signature ``(x=None, index=None, size=None)``.
         guide: a Pyro guide with the same signature; one of :mod:`guides`, of Pyro's autoguides, or your own.
-        x: the data (n, d).
+        x: the data (n, d); NaN is an entry missing at random, for a model with ``missing = True``.
         steps: the most steps. None: until the bound ceases to rise (at most 20,000).
         batch_size: rows per step, drawn without replacement epoch by epoch; None takes all rows at every step.
         loss: any ``pyro.infer.ELBO``. None takes ``Trace_ELBO()``; for a conjugate model whose bound a finite rule

@@ -3,6 +3,7 @@ r"""The algebra that PPCA and factor analysis share.
 .. math:: z \sim N(0, I_K), \quad x \mid z \sim N(W z + \mu, \Psi), \quad \Psi = \mathrm{diag}(\psi)
 
 Everything here is a function of ``weight`` W (d, k), ``mean`` mu (d,) and ``noise`` psi (d,), the noise variances.
+Rows with missing entries (NaN) take the way through :mod:`zoo.missing_linear`.
 """
 
 import math
@@ -12,6 +13,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
+
+from zoo import missing_linear
+from zoo.base import incomplete
+from zoo.missing import Imputation, Incomplete, column_moments
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +61,8 @@ def posterior(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> dist.Mu
 
     Rubin and Thayer (1982), EM algorithms for ML factor analysis, Psychometrika 47.
     """
+    if incomplete(x):
+        return missing_linear.posterior(x, weight, mean, noise)
     root = torch.linalg.cholesky(posterior_precision(weight, noise))
     identity = torch.eye(len(root), dtype=root.dtype, device=root.device)
     whitened = torch.linalg.solve_triangular(root, weight.T / noise, upper=False)  # (k, d)
@@ -67,6 +74,8 @@ def posterior(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> dist.Mu
 
 def log_marginal(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> Tensor:
     r""":math:`\log N(x \mid \mu, W W^T + \Psi)`, one per row (n,)."""
+    if incomplete(x):
+        return missing_linear.log_marginal(x, weight, mean, noise)
     return dist.LowRankMultivariateNormal(mean, weight, noise).log_prob(x)
 
 
@@ -77,6 +86,8 @@ def elbo(x: Tensor, q: Distribution, weight: Tensor, mean: Tensor, noise: Tensor
               -\tfrac12 (\mathrm{tr} V + m^T m - K) + \tfrac12 \log|V|, \quad r = x - \mu - W m
     """
     loc, covariance = gaussian_moments(q)
+    if incomplete(x):
+        return missing_linear.elbo(x, loc, covariance, weight, mean, noise)
     residual = x - mean - loc @ weight.T  # (n, d)
     gram = (weight.T / noise) @ weight  # (k, k)
     spread = (gram * covariance).sum((-2, -1))
@@ -137,15 +148,27 @@ def cloud(x: Tensor, latent_dim: int) -> tuple[Tensor, Tensor, Tensor]:
 
     Half of every column's variance goes to the noise, half to loadings of random direction.
     """
-    variance, mean = torch.var_mean(x, 0, correction=0)
+    variance, mean = column_moments(x)
     usual = variance[variance > 0].mean() if (variance > 0).any() else variance.new_ones(())
     half = torch.where(variance > 0, variance, usual) / 2
     draw = torch.randn(len(mean), latent_dim, dtype=x.dtype, device=x.device)
     return draw * (half / latent_dim).sqrt().unsqueeze(1), mean, half
 
 
+def impute(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> Imputation:
+    """The conditional mean and variance of the missing entries of ``x`` (n, d)."""
+    if incomplete(x):
+        return missing_linear.impute(x, weight, mean, noise)
+    return Imputation(x.clone(), torch.zeros_like(x))
+
+
+def summarize(x: Tensor) -> Moments | Incomplete:
+    """What EM needs to see of the rows ``x`` (n, d): their moments, or all of them where entries are missing."""
+    return Incomplete.of(x) if incomplete(x) else Moments.of(x)
+
+
 def refuse_constant_columns(x: Tensor | Moments, model: str) -> None:
-    """Raise where a column does not vary: its noise variance goes to zero and the likelihood to infinity.
+    """Raise where what is observed of a column does not vary: its noise variance goes to 0, the likelihood to infinity.
 
     Raises:
         ValueError: names the constant columns, counted from 0.
@@ -153,7 +176,11 @@ def refuse_constant_columns(x: Tensor | Moments, model: str) -> None:
     if isinstance(x, Moments):
         spread, level = x.covariance.diagonal().sqrt(), x.mean.abs()
     else:
-        spread, level = x.amax(0) - x.amin(0), x.abs().amax(0)
+        low = high = x
+        if incomplete(x):
+            low, high = x.nan_to_num(math.inf, math.inf, -math.inf), x.nan_to_num(-math.inf, math.inf, -math.inf)
+        low, high = low.amin(0), high.amax(0)
+        spread, level = high - low, torch.maximum(low.abs(), high.abs())
     constant = (spread <= 1e-12 * level).nonzero().flatten().tolist()
     if constant:
         shown = ", ".join(map(str, constant[:10])) + (", ..." if len(constant) > 10 else "")

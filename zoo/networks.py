@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from zoo.base import check_whole
+from zoo.base import check_whole, incomplete
+from zoo.missing import column_moments
 
 
 def mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: type[nn.Module] = nn.SiLU) -> nn.Sequential:
@@ -29,7 +30,10 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: type[nn.Mo
 
 
 class Standardize(nn.Module):
-    """Columns to mean 0 and variance 1 by the statistics of the data it was placed on (the identity before)."""
+    """Columns to mean 0 and variance 1 by the statistics of the data it was placed on (the identity before).
+
+    Missing entries (NaN) become 0, the mean.
+    """
 
     shift: Tensor
     unit: Tensor
@@ -40,12 +44,14 @@ class Standardize(nn.Module):
         self.register_buffer("unit", torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
+        if incomplete(x):
+            x = torch.where(x.isnan(), self.shift, x)
         return (x - self.shift) / self.unit
 
     @torch.no_grad()
     def place(self, x: Tensor) -> None:
-        """Take mean and standard deviation from the rows ``x`` (n, d); a constant column keeps the usual unit."""
-        variance, mean = torch.var_mean(x, 0, correction=0)
+        """Take mean and deviation from what is observed of ``x`` (n, d); a constant column keeps the usual unit."""
+        variance, mean = column_moments(x)
         usual = variance.mean() if variance.any() else variance.new_ones(())
         self.shift.copy_(mean)
         self.unit.copy_(torch.where(variance > 1e-12 * usual, variance, usual).sqrt())

@@ -5,9 +5,10 @@ from pyro.nn import PyroParam
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from zoo import linear_gaussian
-from zoo.base import Module, check_whole, like, rows
+from zoo import linear_gaussian, missing_linear
+from zoo.base import Module, check_rows, check_whole, like, rows
 from zoo.linear_gaussian import Moments
+from zoo.missing import Imputation, Incomplete, refuse_unobserved_columns, seen
 
 
 class FactorAnalysis(Module):
@@ -17,7 +18,8 @@ class FactorAnalysis(Module):
 
     The noise variance (uniqueness) of column j is :math:`\psi_j = \epsilon\, v_j + \sigma_j^2`, with :math:`v_j` its
     variance in the data the model is placed on (:meth:`initialize`; 0 before). The floor keeps a Heywood case, a
-    column that the factors explain entirely, from creeping to :math:`\psi_j = 0` for ever.
+    column that the factors explain entirely, from creeping to :math:`\psi_j = 0` for ever. Missing entries (NaN) are
+    missing at random: every row counts with what is observed of it.
 
     Args:
         data_dim: number of columns D of the data.
@@ -32,6 +34,8 @@ class FactorAnalysis(Module):
     """
 
     least: Tensor
+
+    missing = True  # NaN is an entry missing at random
 
     def __init__(self, data_dim: int, latent_dim: int, floor: float = 0.005) -> None:
         super().__init__()
@@ -52,7 +56,7 @@ class FactorAnalysis(Module):
         with rows(x, index, size):
             z = pyro.sample("z", prior)  # (..., n, k)
             density = dist.Normal(z @ weight.T + mean, noise.sqrt()).to_event(1)
-            return pyro.sample("x", density, obs=x)  # (..., n, d)
+            return pyro.sample("x", seen(density, x), obs=x)  # (..., n, d)
 
     @property
     def noise(self) -> Tensor:
@@ -74,31 +78,44 @@ class FactorAnalysis(Module):
         """The bound of a Gaussian q(z) with batch (n,), event (k,), in closed form: one per row (n,)."""
         return linear_gaussian.elbo(like(x, self), q, self.weight, self.mean, self.noise)
 
-    def summarize(self, x: Tensor) -> Moments:
-        """The sufficient statistics of ``x`` (n, d), which ``em_step`` takes in its place.
+    @torch.no_grad()
+    def impute(self, x: Tensor) -> Imputation:
+        r"""The missing entries (NaN) of rows (n, d): :math:`E[x_m \mid x_o]` and their conditional variance."""
+        return linear_gaussian.impute(check_rows(x, self), self.weight, self.mean, self.noise)
+
+    def summarize(self, x: Tensor) -> Moments | Incomplete:
+        """What ``em_step`` takes in place of ``x`` (n, d): its sufficient statistics, where no entry is missing.
 
         Raises:
-            ValueError: a column is constant, so that the likelihood is unbounded.
+            ValueError: a column is constant, so that the likelihood is unbounded, or hardly observed.
         """
         self.check(x)
-        return Moments.of(x)
+        return linear_gaussian.summarize(x)
 
     @torch.no_grad()
-    def em_step(self, x: Tensor | Moments) -> Tensor:
+    def em_step(self, x: Tensor | Moments | Incomplete) -> Tensor:
         """One step of EM, in place; returns the total log-likelihood of the parameters it started from."""
-        moments = (x if isinstance(x, Moments) else self.summarize(x)).to(self.weight)
-        before = linear_gaussian.log_likelihood(moments, self.weight, self.mean, self.noise)
-        weight, residual = linear_gaussian.em_update(moments, self.weight, self.noise)
+        data = x if isinstance(x, Moments | Incomplete) else self.summarize(x)
+        if isinstance(data, Incomplete):
+            found = missing_linear.em_update(data, self.weight, self.mean, self.noise)
+            before, weight, mean, residual, count = found
+            residual = residual / count
+        else:
+            moments = data.to(self.weight)
+            mean = moments.mean
+            before = linear_gaussian.log_likelihood(moments, self.weight, self.mean, self.noise)
+            weight, residual = linear_gaussian.em_update(moments, self.weight, self.noise)
         above = torch.maximum(residual - self.least, 1e-12 * residual)  # the constrained maximum
-        self.weight, self.mean, self.scale = weight, moments.mean, above.sqrt()
+        self.weight, self.mean, self.scale = weight, mean, above.sqrt()
         return before
 
     def check(self, x: Tensor) -> None:
         """Refuse data under which the likelihood has no maximum.
 
         Raises:
-            ValueError: names the constant columns.
+            ValueError: names the constant columns, or one with fewer than two observed values.
         """
+        refuse_unobserved_columns(x, "factor analysis")
         linear_gaussian.refuse_constant_columns(x, "factor analysis")
 
     @torch.no_grad()

@@ -9,8 +9,10 @@ from sklearn.cluster import kmeans_plusplus
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from zoo.base import Module, check_whole, like, rows
+from zoo import missing_mixture
+from zoo.base import Module, check_rows, check_whole, incomplete, like, rows
 from zoo.linear_gaussian import refuse_constant_columns
+from zoo.missing import Imputation, Incomplete, Sorted, column_moments, refuse_unobserved_columns, seen
 
 Covariance = Literal["full", "tied", "diag", "spherical"]
 
@@ -27,14 +29,18 @@ class GMM(Module):
             for every component and column) or ``"spherical"`` (one variance for every component).
 
     The parameter ``scale`` is a Cholesky factor (K, D, D) for ``"full"``, (D, D) for ``"tied"``, and standard
-    deviations (K, D) for ``"diag"``, (K,) for ``"spherical"``.
+    deviations (K, D) for ``"diag"``, (K,) for ``"spherical"``. Missing entries (NaN) are missing at random: every row
+    counts with what is observed of it.
 
     Raises:
         ValueError: a dimension is no whole number of at least 1, or ``covariance`` is none of the four.
 
     References:
-        McLachlan and Peel (2000), Finite Mixture Models; Bishop (2006), Pattern Recognition and Machine Learning, 9.2.
+        McLachlan and Peel (2000), Finite Mixture Models; Bishop (2006), Pattern Recognition and Machine Learning, 9.2;
+        with missing entries Ghahramani and Jordan (1994), Supervised learning from incomplete data via an EM approach.
     """
+
+    missing = True  # NaN is an entry missing at random
 
     def __init__(self, data_dim: int, components: int, covariance: Covariance = "full") -> None:
         super().__init__()
@@ -58,7 +64,7 @@ class GMM(Module):
                 "component", dist.Categorical(weight), infer={"enumerate": "parallel"}
             )  # (..., n); Trace_ELBO leaves the mark alone, TraceEnum_ELBO sums over the components
             chosen = scale if self.covariance == "tied" else scale[component]
-            return pyro.sample("x", self._density(mean[component], chosen), obs=x)  # (..., n, d)
+            return pyro.sample("x", seen(self._density(mean[component], chosen), x), obs=x)  # (..., n, d)
 
     def _density(self, mean: Tensor, scale: Tensor) -> dist.TorchDistribution:
         """N(mean, Sigma) for means (..., d) and scales in this model's form."""
@@ -68,8 +74,18 @@ class GMM(Module):
 
     def log_joint(self, x: Tensor) -> Tensor:
         r""":math:`\log p(x, c = j)` for every row and component (n, k)."""
-        x = like(x, self).unsqueeze(-2)  # (n, 1, d)
-        return self.weight.log() + self._density(self.mean, self.scale).log_prob(x)
+        x = like(x, self)
+        if incomplete(x) and self.covariance in ("full", "tied"):
+            return missing_mixture.joint(x, self.weight.log(), self.mean, self._covariances())
+        x = x.unsqueeze(-2)  # (n, 1, d)
+        return self.weight.log() + seen(self._density(self.mean, self.scale), x).log_prob(x)
+
+    def _covariances(self) -> Tensor:
+        """Sigma of every component: matrices (k, d, d), or variances (k, d)."""
+        scale, (k, d) = self.scale, self.mean.shape
+        if self.covariance in ("full", "tied"):
+            return (scale @ scale.mT).expand(k, d, d)
+        return scale.square().reshape(k, -1).expand(k, d)
 
     def posterior(self, x: Tensor) -> Distribution:
         """The responsibilities p(c | x): a Categorical with batch (n,)."""
@@ -86,8 +102,21 @@ class GMM(Module):
         return (q.probs * (self.log_joint(x) - q.logits)).sum(-1)
 
     @torch.no_grad()
-    def em_step(self, x: Tensor) -> Tensor:
-        """One step of EM on the rows ``x`` (n, d), in place.
+    def impute(self, x: Tensor) -> Imputation:
+        r"""The missing entries (NaN) of rows (n, d): :math:`E[x_m \mid x_o]` and their conditional variance."""
+        x = check_rows(x, self)
+        if not incomplete(x):
+            return Imputation(x.clone(), torch.zeros_like(x))
+        return missing_mixture.impute(x, self.weight.log(), self.mean, self._covariances())
+
+    def summarize(self, x: Tensor) -> Tensor | Sorted:
+        """What ``em_step`` takes in place of ``x`` (n, d): the rows, sorted by pattern where entries are missing."""
+        x = like(x, self)
+        return Incomplete.of(x).sorted() if incomplete(x) else x
+
+    @torch.no_grad()
+    def em_step(self, x: Tensor | Sorted) -> Tensor:
+        """One step of EM on the rows ``x`` (n, d), or what :meth:`summarize` made of them, in place.
 
         Returns:
             the total log-likelihood of the parameters it started from.
@@ -96,22 +125,13 @@ class GMM(Module):
             FloatingPointError: a component has lost all its rows, or collapsed onto so few that its covariance is
                 singular: the likelihood is unbounded there.
         """
-        x = like(x, self)
-        k, d = self.mean.shape
-        matrix = self.covariance in ("full", "tied")
-        old, total = self.mean, x.new_zeros(())
-        counts, first = x.new_zeros(k), x.new_zeros(k, d)
-        second = x.new_zeros((k, d, d) if matrix else (k, d))
-        for part in x.split(max(1, 2**22 // (k * d))):
-            joint = self.log_joint(part)  # (b, k)
-            norm = joint.logsumexp(-1, keepdim=True)
-            total += norm.sum()
-            share = (joint - norm).exp()  # responsibilities (b, k)
-            offset = part.unsqueeze(1) - old  # (b, k, d); centred, so that nothing cancels
-            weighted = share.unsqueeze(-1) * offset
-            counts += share.sum(0)
-            first += weighted.sum(0)
-            second += torch.einsum("bki,bkj->kij", weighted, offset) if matrix else (weighted * offset).sum(0)
+        data = x if isinstance(x, Sorted) else self.summarize(x)
+        if isinstance(data, Sorted):
+            found = missing_mixture.statistics(data, self.weight.log(), self.mean, self._covariances())
+        else:
+            found = self._statistics(data)
+        total, counts, first, second = found
+        old, matrix = self.mean, second.ndim == 3
         if lost := (counts < 1e-8).nonzero().flatten().tolist():
             raise FloatingPointError(
                 f"component {lost[0]} has lost all its rows: take fewer components or another seed"
@@ -124,6 +144,24 @@ class GMM(Module):
         self.scale = self._scale(scatter, counts, mean, weight)
         self.mean, self.weight = mean, weight
         return total
+
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The E-step: the log-likelihood, and the sums of r, r (x - mean) and r (x - mean)(x - mean)'."""
+        k, d = self.mean.shape
+        matrix = self.covariance in ("full", "tied")
+        total, counts, first = x.new_zeros(()), x.new_zeros(k), x.new_zeros(k, d)
+        second = x.new_zeros((k, d, d) if matrix else (k, d))
+        for part in x.split(max(1, 2**22 // (k * d))):
+            joint = self.log_joint(part)  # (b, k)
+            norm = joint.logsumexp(-1, keepdim=True)
+            total += norm.sum()
+            share = (joint - norm).exp()  # responsibilities (b, k)
+            offset = part.unsqueeze(1) - self.mean  # (b, k, d); centred, so that nothing cancels
+            weighted = share.unsqueeze(-1) * offset
+            counts += share.sum(0)
+            first += weighted.sum(0)
+            second += torch.einsum("bki,bkj->kij", weighted, offset) if matrix else (weighted * offset).sum(0)
+        return total, counts, first, second
 
     def _scale(self, scatter: Tensor, counts: Tensor, mean: Tensor, weight: Tensor) -> Tensor:
         """The M-step of ``scale`` from the scatter (k, d, d) or (k, d) around the new means."""
@@ -155,12 +193,13 @@ class GMM(Module):
         """Refuse data under which the likelihood has no maximum.
 
         Raises:
-            ValueError: more components than rows, or constant columns.
+            ValueError: more components than rows, constant columns, or a column with fewer than two observed values.
         """
         if self.components > len(x):
             raise ValueError(
                 f"components={self.components} exceeds the {len(x)} rows of x: take at most one per row, or far fewer"
             )
+        refuse_unobserved_columns(x, f"GMM(covariance={self.covariance!r})")
         if self.covariance != "spherical":
             refuse_constant_columns(x, f"GMM(covariance={self.covariance!r})")
 
@@ -173,6 +212,10 @@ class GMM(Module):
         x = like(x, self)
         some = x[torch.randperm(len(x), device=x.device)[:10_000]]  # seeding needs no more
         unit = some.std(0, correction=0)
+        if incomplete(x):  # missing entries at their column's mean, spread out again to its variance
+            variance, mean = column_moments(x)
+            unit = variance.sqrt()
+            some = torch.where(some.isnan(), mean, some)
         unit = torch.where(unit > 0, unit, torch.ones_like(unit))
         seed = int(torch.randint(2**31 - 1, ()))
         chosen = kmeans_plusplus((some / unit).cpu().numpy(), self.components, random_state=seed)[1]
@@ -181,6 +224,9 @@ class GMM(Module):
         self.weight = torch.full_like(self.weight, 1 / self.components)
         if self.covariance in ("full", "tied"):
             centred = some - some.mean(0)
+            if incomplete(x):
+                narrow = centred.square().mean(0).sqrt()
+                centred = centred * torch.where(narrow > 0, unit / narrow, 1.0)
             covariance = centred.T @ centred / len(some)
             ridge = torch.diag(1e-6 * variance)
             self.scale = torch.linalg.cholesky(covariance + ridge).expand(self.scale.shape).clone()

@@ -5,9 +5,10 @@ from pyro.nn import PyroParam
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from zoo import linear_gaussian
-from zoo.base import Module, check_whole, like, rows
+from zoo import linear_gaussian, missing_linear
+from zoo.base import Module, check_rows, check_whole, like, rows
 from zoo.linear_gaussian import Moments
+from zoo.missing import Imputation, Incomplete, column_moments, refuse_unobserved_columns, seen
 
 
 class PPCA(Module):
@@ -15,7 +16,8 @@ class PPCA(Module):
 
     .. math:: z_n \sim N(0, I_K), \quad x_n \mid z_n \sim N(W z_n + \mu, \sigma^2 I_D)
 
-    Its maximum likelihood spans the principal axes, up to a rotation of the factors.
+    Its maximum likelihood spans the principal axes, up to a rotation of the factors. Missing entries (NaN) are missing
+    at random: every row counts with what is observed of it.
 
     Args:
         data_dim: number of columns D of the data.
@@ -25,8 +27,12 @@ class PPCA(Module):
         ValueError: a dimension is no whole number of at least 1, or ``latent_dim >= data_dim``.
 
     References:
-        Tipping and Bishop (1999), Probabilistic Principal Component Analysis, JRSS B 61(3).
+        Tipping and Bishop (1999), Probabilistic Principal Component Analysis, JRSS B 61(3); with missing entries
+        Ilin and Raiko (2010), Practical Approaches to Principal Component Analysis in the Presence of Missing Values,
+        JMLR 11.
     """
+
+    missing = True  # NaN is an entry missing at random
 
     def __init__(self, data_dim: int, latent_dim: int) -> None:
         super().__init__()
@@ -48,7 +54,7 @@ class PPCA(Module):
         with rows(x, index, size):
             z = pyro.sample("z", prior)  # (..., n, k)
             noise = dist.Normal(z @ weight.T + mean, scale).to_event(1)
-            return pyro.sample("x", noise, obs=x)  # (..., n, d)
+            return pyro.sample("x", seen(noise, x), obs=x)  # (..., n, d)
 
     @property
     def noise(self) -> Tensor:
@@ -70,25 +76,49 @@ class PPCA(Module):
         """The bound of a Gaussian q(z) with batch (n,), event (k,), in closed form: one per row (n,)."""
         return linear_gaussian.elbo(like(x, self), q, self.weight, self.mean, self.noise)
 
-    def summarize(self, x: Tensor) -> Moments:
-        """The sufficient statistics of ``x`` (n, d), which ``em_step`` takes in its place.
+    @torch.no_grad()
+    def impute(self, x: Tensor) -> Imputation:
+        r"""The missing entries (NaN) of rows (n, d): :math:`E[x_m \mid x_o]` and their conditional variance."""
+        return linear_gaussian.impute(check_rows(x, self), self.weight, self.mean, self.noise)
+
+    def summarize(self, x: Tensor) -> Moments | Incomplete:
+        """What ``em_step`` takes in place of ``x`` (n, d): its sufficient statistics, where no entry is missing.
 
         Raises:
-            ValueError: all rows are alike, so that the likelihood is unbounded.
+            ValueError: all rows are alike, so that the likelihood is unbounded, or a column is hardly observed.
         """
-        moments = Moments.of(x)
-        if moments.covariance.diagonal().sum() <= 1e-20 * moments.mean.square().sum():
+        self.check(x)
+        moments = linear_gaussian.summarize(x)
+        if isinstance(moments, Moments):
+            variance, mean = moments.covariance.diagonal(), moments.mean
+        else:
+            variance, mean = column_moments(x)
+        if variance.sum() <= 1e-20 * mean.square().sum():
             raise ValueError("x does not vary, every row is the same: the likelihood of PPCA is unbounded there")
         return moments
 
     @torch.no_grad()
-    def em_step(self, x: Tensor | Moments) -> Tensor:
+    def em_step(self, x: Tensor | Moments | Incomplete) -> Tensor:
         """One step of EM, in place; returns the total log-likelihood of the parameters it started from."""
-        moments = (x if isinstance(x, Moments) else self.summarize(x)).to(self.weight)
+        data = x if isinstance(x, Moments | Incomplete) else self.summarize(x)
+        if isinstance(data, Incomplete):
+            found = missing_linear.em_update(data, self.weight, self.mean, self.noise)
+            before, self.weight, self.mean, residual, count = found
+            self.scale = (residual.sum() / count.sum()).sqrt()
+            return before
+        moments = data.to(self.weight)
         before = linear_gaussian.log_likelihood(moments, self.weight, self.mean, self.noise)
         weight, residual = linear_gaussian.em_update(moments, self.weight, self.noise)
         self.weight, self.mean, self.scale = weight, moments.mean, residual.mean().sqrt()
         return before
+
+    def check(self, x: Tensor) -> None:
+        """Refuse data that say nothing about a column.
+
+        Raises:
+            ValueError: names a column with fewer than two observed values, among rows with missing entries.
+        """
+        refuse_unobserved_columns(x, "PPCA")
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
