@@ -75,6 +75,8 @@ class Fused(PyroOptim):
                 group["lr"] = group["initial_lr"] * factor
         self.optimizer.step()
         self.steps += 1
+        for p in present:
+            p.grad = None  # SVI would write zeros for the next step to add to: two more passes over all parameters
 
     def _join(self, new: list[Tensor]) -> None:
         store = pyro.get_param_store()
@@ -175,6 +177,7 @@ class LBFGS(PyroOptim):
         self._units: list[Tensor] = []
         self._scaled: list[Tensor] = []
         self._first: float | None = None
+        self._wall = math.inf
         self._last: tuple[float, list[tuple[Tensor, Tensor, Tensor]]] | None = None
 
     def watch(self, loss: ELBO) -> "Watched":
@@ -201,8 +204,9 @@ class LBFGS(PyroOptim):
         assert self.optimizer is not None
         self.optimizer.step(self._evaluate)
         self._place()
-        if not all(torch.isfinite(p).all() for p in self._params):
-            # Rounding at the optimum can make the line search divide zero by zero: stay, and forget the curvature.
+        finite = all(torch.isfinite(p).all() for p in self._params)
+        if not finite or all(torch.equal(p, old) for p, old in zip(self._params, before, strict=True)):
+            # The line search has found nothing, or divided zero by zero: stay, and forget the curvature.
             with torch.no_grad():
                 for p, old in zip(self._params, before, strict=True):
                     p.copy_(old)
@@ -217,7 +221,7 @@ class LBFGS(PyroOptim):
         norms = self.watched.row_norms(self._params, self.probes) if self.probes else None
         if norms is not None:
             top = max(float(norm.max()) for norm in norms)
-            self._units = [norm.clamp_min(1e-8 * top).rsqrt() for norm in norms]
+            self._units = [norm.clamp_min(1e-6 * top).rsqrt() for norm in norms]
         for p, gradient in zip(self._params, gradients, strict=True):
             p.grad = gradient
         self._scaled = [(p / unit).detach().requires_grad_() for p, unit in zip(self._params, self._units, strict=True)]
@@ -232,18 +236,19 @@ class LBFGS(PyroOptim):
         """The loss at the search's point, its gradient in the search's coordinates."""
         if self._first is not None:
             loss, self._first = self._first, None
+            self._wall = loss + 10.0 * (1.0 + abs(loss))
         else:
             self._place()
             self.forget_gradients()
-            loss = math.inf  # where the line search goes to places without density, it steps back
+            loss = math.inf
             if all(torch.isfinite(p).all() for p in self._params):
                 self.evaluations += 1
                 with suppress(torch.linalg.LinAlgError, ValueError):
                     loss = self.watched.again()  # type: ignore[union-attr, misc]
-            loss = loss if math.isfinite(loss) else math.inf
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._params]
-        if not math.isfinite(loss):
-            gradients = [gradient.nan_to_num(0.0, 0.0, 0.0) for gradient in gradients]
+        if not loss < self._wall:  # too far, or no density there: a low wall, since the search interpolates
+            loss = self._wall
+            gradients = [torch.zeros_like(gradient) for gradient in gradients]
         for u, gradient, unit in zip(self._scaled, gradients, self._units, strict=True):
             u.grad = gradient * unit
         self._last = loss, [(p, p.detach().clone(), g.clone()) for p, g in zip(self._params, gradients, strict=True)]
