@@ -19,7 +19,17 @@ LAYERS = [
         "zoo.missing_mixture",
     },
     {"zoo.models", "guides"},
-    {"zoo.em", "zoo.gauge", "zoo.optim", "zoo.quadrature", "zoo.compiled", "zoo.fit", "zoo.checkpoint", "zoo.distributed", "zoo.data"},
+    {
+        "zoo.em",
+        "zoo.gauge",
+        "zoo.optim",
+        "zoo.quadrature",
+        "zoo.compiled",
+        "zoo.fit",
+        "zoo.checkpoint",
+        "zoo.distributed",
+        "zoo.data",
+    },
     {"zoo.evaluate", "zoo.export", "zoo.plots", "zoo.restarts"},
     {"zoo.registry", "zoo.benchmark", "zoo.cli", "zoo.__main__"},
 ]

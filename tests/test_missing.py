@@ -298,6 +298,9 @@ def test_complete_data_take_the_moments(name, iris):
     close(linear_gaussian.missing_linear.posterior(iris, *args).mean, model.posterior(iris).mean)
     model.mean = iris.mean(0)  # where the complete case has it from the first step on
     other.mean = iris.mean(0)
+    if name == "FactorAnalysis":  # whose complete step first puts the loadings where they are best
+        moments = linear_gaussian.Moments.of(iris)
+        model.weight = other.weight = linear_gaussian.best_weight(moments, model.noise.detach(), model.latent_dim)
     close(model.em_step(whole), other.em_step(iris))
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
         close(a, b)

@@ -7,7 +7,10 @@ from zoo.em import em
 from zoo.evaluate import Evaluation, evaluate
 from zoo.export import to_arviz
 from zoo.fit import Fit, fit
+from zoo.gauge import Gauge, align, canonical, gauge_of, posterior_difference
+from zoo.missing import Imputation
 from zoo.models import GMM, PPCA, VAE, FactorAnalysis
+from zoo.restarts import Restarts, em_restarts, restarts
 
 __all__ = [
     "GMM",
@@ -17,10 +20,19 @@ __all__ = [
     "Evaluation",
     "FactorAnalysis",
     "Fit",
+    "Gauge",
+    "Imputation",
+    "Restarts",
+    "align",
+    "canonical",
     "data",
     "em",
+    "em_restarts",
     "evaluate",
     "fit",
+    "gauge_of",
     "load",
+    "posterior_difference",
+    "restarts",
     "to_arviz",
 ]

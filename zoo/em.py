@@ -48,10 +48,10 @@ def em(model: Any, x: Any, *, steps: int = 100_000, tol: float = 1e-9, seed: int
     if check is not None:
         check(x)
     work: Any = copy.deepcopy(model)
-    work.double()
     if getattr(model, "fresh", False):
         with seeded(seed):
             work.initialize(x)
+    work.double()
     data = work.summarize(x) if hasattr(work, "summarize") else x.double()
     climb = [work.em_step(data)]
     for _ in range(steps - 1):

@@ -143,6 +143,19 @@ def em_update(moments: Moments, weight: Tensor, noise: Tensor) -> tuple[Tensor, 
     return weight, torch.maximum(residual, 1e-12 * variance)  # rounding may take a perfect fit below zero
 
 
+def best_weight(moments: Moments, noise: Tensor, latent_dim: int) -> Tensor:
+    r"""The loadings (d, k) of highest likelihood for given noise variances, in closed form.
+
+    With :math:`\lambda_j, u_j` the leading eigenpairs of :math:`\Psi^{-1/2} S \Psi^{-1/2}`, column j is
+    :math:`\Psi^{1/2} u_j \sqrt{\max(\lambda_j - 1, 0)}` (Joereskog 1967, Psychometrika 32).
+    """
+    root = noise.sqrt()
+    values, vectors = torch.linalg.eigh(moments.covariance / torch.outer(root, root))
+    leading = (values[-latent_dim:] - 1).clamp_min(0).sqrt()
+    weight = root.unsqueeze(1) * vectors[:, -latent_dim:] * leading
+    return torch.nn.functional.pad(weight, (0, latent_dim - weight.shape[1]))  # more factors than columns add nothing
+
+
 def cloud(x: Tensor, latent_dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """A random start on the scale of the data: loadings (d, k), column means (d,), noise variances (d,).
 

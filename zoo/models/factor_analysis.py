@@ -30,7 +30,8 @@ class FactorAnalysis(Module):
         ValueError: a dimension is no whole number of at least 1, or ``floor`` is not in [0, 1).
 
     References:
-        Rubin and Thayer (1982), EM algorithms for ML factor analysis, Psychometrika 47(1).
+        Rubin and Thayer (1982), EM algorithms for ML factor analysis, Psychometrika 47(1); Zhao, Yu and Jiang (2008),
+        ML estimation for factor analysis: EM or non-EM?, Statistics and Computing 18.
     """
 
     least: Tensor
@@ -94,7 +95,11 @@ class FactorAnalysis(Module):
 
     @torch.no_grad()
     def em_step(self, x: Tensor | Moments | Incomplete) -> Tensor:
-        """One step of EM, in place; returns the total log-likelihood of the parameters it started from."""
+        """One step of EM, in place; returns the total log-likelihood of the parameters it started from.
+
+        On complete rows the step is one of ECME (Liu and Rubin 1994, Biometrika 81): the loadings first go to their
+        best for the noise variances at hand, which costs nothing in the number of rows and saves hundreds of steps.
+        """
         data = x if isinstance(x, Moments | Incomplete) else self.summarize(x)
         if isinstance(data, Incomplete):
             found = missing_linear.em_update(data, self.weight, self.mean, self.noise)
@@ -104,7 +109,8 @@ class FactorAnalysis(Module):
             moments = data.to(self.weight)
             mean = moments.mean
             before = linear_gaussian.log_likelihood(moments, self.weight, self.mean, self.noise)
-            weight, residual = linear_gaussian.em_update(moments, self.weight, self.noise)
+            weight = linear_gaussian.best_weight(moments, self.noise, self.latent_dim)
+            weight, residual = linear_gaussian.em_update(moments, weight, self.noise)
         above = torch.maximum(residual - self.least, 1e-12 * residual)  # the constrained maximum
         self.weight, self.mean, self.scale = weight, mean, above.sqrt()
         return before
