@@ -1,4 +1,4 @@
-"""Speed, measured: ``pytest -m benchmarks -s``, or ``python tests/test_benchmarks.py`` for the tables alone.
+"""Speed, measured: ``pytest -m benchmarks``, or ``python tests/test_benchmarks.py`` for the tables alone.
 
 Everything is a ratio of interleaved medians: the reference runs one step between every two steps of what is measured,
 so that both see the same machine. On a machine with other work the ratios still scatter by a tenth or so.
@@ -22,7 +22,7 @@ from guides import Amortized, MeanField
 from guides.amortized import ONE
 from zoo.compiled import CompiledELBO
 
-pytestmark = [pytest.mark.benchmarks, pytest.mark.slow]
+pytestmark = pytest.mark.benchmarks
 
 NOISE = 1.10  # what a busy machine may add to a ratio
 HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
@@ -175,9 +175,10 @@ def measure_step_times(repeats: int = 3, steps: int = 300) -> list[StepTime]:
     return found
 
 
-def test_steps_cost_little_more_than_by_hand():
+def test_steps_cost_little_more_than_by_hand(capsys):
     measured = measure_step_times()
-    print("\ntime per step of zoo.fit, over a hand-written torch loop with fused Adam", *measured, sep="\n")
+    with capsys.disabled():
+        print("\ntime per step of zoo.fit, over a hand-written torch loop with fused Adam", *measured, sep="\n")
     assert not [str(m) for m in measured if m.ratio > NOISE * m.bar]
 
 

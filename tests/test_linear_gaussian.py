@@ -335,7 +335,8 @@ def test_em_in_float32_has_the_answer_of_float64(cls, iris):
     climb = zoo.em(single, x, steps=200)
     assert climb.dtype == torch.float64
     assert single.weight.dtype == torch.float32
-    close(climb, zoo.em(double, x.double(), steps=200))
+    # The start is rounded to float32, whose resolution is 1e-7; the work from there on is not.
+    close(climb, zoo.em(double, x.double(), steps=200), 1e-6)
     for mine, theirs in zip(single.parameters(), double.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs.float(), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(single.noise, double.noise.float(), rtol=1e-6, atol=1e-6)
