@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import os
 import struct
 from datetime import date
 from pathlib import Path
@@ -50,16 +49,6 @@ def parquet(tmp_path):
         return path
 
     return save
-
-
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder that holds the MNIST files, directly or under mnist/."""
-    folder = os.environ.get("LATENT_ZOO_DATA")
-    path = Path(folder) if folder else Path(__file__).parents[2] / "shared" / "data"
-    if not path.is_dir():
-        pytest.skip("no MNIST files: set LATENT_ZOO_DATA to the folder that holds them")
-    return path
 
 
 # Data sets by name.

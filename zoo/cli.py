@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import guides
@@ -22,6 +23,7 @@ from zoo.export import to_arviz
 from zoo.fit import Fit, fit
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+LARGE = 2_000_000  # entries of the data beyond which a learned guide takes minibatches unless told otherwise
 out = Console()
 err = Console(stderr=True)
 
@@ -73,7 +75,7 @@ def fit_(
     labels: Annotated[str | None, typer.Option(help="Column with labels, for the pictures.")] = None,
     seed: Annotated[int, typer.Option(help="Of the start, the batches and the draws.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Most steps; by default until converged.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows per step; by default all.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows per step; by default all, of large data 256.")] = None,
     dtype: Annotated[Precision, typer.Option(help="Floating-point type.")] = Precision.float64,
     device: Annotated[str | None, typer.Option(help="Where to train, as cpu or cuda.")] = None,
     folder: Annotated[Path | None, typer.Option("--out", help="Folder for the run; must not hold one yet.")] = None,
@@ -123,7 +125,7 @@ def _widths(text: str | None) -> tuple[int, ...] | None:
 
 
 def _fail(error: Exception) -> NoReturn:
-    err.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+    err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
     raise typer.Exit(2)
 
 
@@ -139,6 +141,9 @@ def _run(
 ) -> tuple[Fit, dict[str, Any]]:
     """Fit, evaluate, and find the closed-form optimum on a copy."""
     reference = copy.deepcopy(model)
+    if batch is None and not isinstance(guide, guides.Exact) and table.x.numel() > LARGE:
+        batch = 256
+        err.print(f"{len(table)} rows are many: taking minibatches of {batch}; --batch-size sets another size")
     run = fit(model, guide, table.x, seed=seed, steps=steps, batch_size=batch, device=device, progress=not quiet)
     n, d = table.x.shape
     draws = int(min(500, max(LEAST_DRAWS, 2e9 // (n * d))))

@@ -43,8 +43,8 @@ class CompiledELBO(Trace_ELBO):
     from torch's generator, the same numbers that ``Trace_ELBO`` would draw.
 
     When it pays: a capture costs some seconds of compiling, once for every shape of a batch, and saves two thirds of a
-    step of PPCA (1000 x 20) and a fifth of one of a VAE (784-400-20, batches of 128). On a CPU that breaks even after one
-    to three thousand steps; for fewer, ``Trace_ELBO`` is faster. ``tests/test_benchmarks.py`` measures it.
+    step of PPCA (1000 x 20) and a fifth of one of a VAE (784-400-20, batches of 128). On a CPU that breaks even after
+    one to three thousand steps; for fewer, ``Trace_ELBO`` is faster. ``tests/test_benchmarks.py`` measures it.
 
     What a graph cannot hold is refused. Branches on the arguments (on missing entries, say) are fine: each outcome
     gets a graph of its own. Attributes of the modules, and what the functions find in their closures and globals, are
