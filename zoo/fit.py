@@ -156,14 +156,15 @@ def fit(
         for module in (model, guide):
             if getattr(module, "fresh", False):
                 module.initialize(x)
-        _check_pair(model, guide, x, loss, batch < n)
+        probe = (x,) if batch == n else (x[:batch], torch.arange(batch, device=x.device), n)
+        _check_pair(model, guide, x, probe, loss, batch < n)
         chosen = guide
         if loss is None:
-            loss = _default_loss(model, guide, x)
+            loss = _default_loss(model, guide, *probe)
         if isinstance(loss, TraceEnum_ELBO):
             chosen = config_enumerate(chosen, "parallel")
         settling = None
-        if optim is None and batch == n and _noiseless(model, chosen, x, loss):
+        if optim is None and batch == n and _noiseless(model, chosen, loss, *probe):
             optim = LBFGS()
         elif optim is None:
             settling = Settling(cap, patient=steps is None)
@@ -263,16 +264,16 @@ def _check_types(model: Any, guide: Any) -> None:
         )
 
 
-def _default_loss(model: Any, guide: Any, x: Tensor) -> ELBO:
+def _default_loss(model: Any, guide: Any, *probe: Any) -> ELBO:
     plain = Trace_ELBO(max_plate_nesting=1)
-    if isinstance(model, Conjugate) and not _noiseless(model, guide, x, plain):
+    if isinstance(model, Conjugate) and not _noiseless(model, guide, plain, *probe):
         rule = QuadratureELBO()
-        if rule.exact(model, guide, x):
+        if rule.exact(model, guide, *probe):
             return rule
     return plain
 
 
-def _noiseless(model: Any, guide: Any, x: Tensor, loss: ELBO) -> bool:
+def _noiseless(model: Any, guide: Any, loss: ELBO, *probe: Any) -> bool:
     """Whether the bound of a conjugate model and its gradient are the same for different draws."""
     if not isinstance(model, Conjugate):
         return False
@@ -286,29 +287,19 @@ def _noiseless(model: Any, guide: Any, x: Tensor, loss: ELBO) -> bool:
         for module in modules:
             module.zero_grad()
         with seeded(seed):
-            value = loss.loss_and_grads(model, guide, x)
+            value = loss.loss_and_grads(model, guide, *probe)
         gradients = [p.grad.flatten() for m in modules for p in m.parameters() if p.grad is not None]
-        seen.append(torch.cat([x.new_tensor([value]), *gradients]))
-    close = 1e3 * torch.finfo(x.dtype).eps * seen[0].abs().max()
+        seen.append(torch.cat([probe[0].new_tensor([value]), *gradients]))
+    close = 1e3 * torch.finfo(probe[0].dtype).eps * seen[0].abs().max()
     return bool(torch.isfinite(seen[0]).all()) and bool((seen[0] - seen[1]).abs().max() <= close)
 
 
-def _check_pair(model: Any, guide: Any, x: Tensor, loss: ELBO | None, subsampled: bool) -> None:
+def _check_pair(model: Any, guide: Any, x: Tensor, probe: tuple[Any, ...], loss: ELBO | None, subsampled: bool) -> None:
     """Refuse combinations of model, guide and loss that Pyro would run to a silently wrong answer.
 
     Raises:
         ValueError: names the combination and the way out.
     """
-    with torch.no_grad(), poutine.block():
-        sites = poutine.trace(guide).get_trace(x).nodes
-        plan = poutine.trace(model).get_trace(x[:1], torch.zeros(1, dtype=torch.long, device=x.device), len(x)).nodes
-    for latent in latents(model, x):
-        summed = isinstance(loss, TraceEnum_ELBO) and plan[latent.name]["infer"].get("enumerate")
-        if latent.name not in sites and not summed:
-            raise ValueError(
-                f"the guide has no site '{latent.name}': it would be drawn from the prior without a word. "
-                "Add it to the guide, or sum it out with TraceEnum_ELBO if it is discrete"
-            )
     if subsampled and isinstance(guide, AutoContinuous):
         raise ValueError(
             f"{type(guide).__name__} holds parameters for the rows of one batch, not for all {len(x)}: pass "
@@ -323,6 +314,16 @@ def _check_pair(model: Any, guide: Any, x: Tensor, loss: ELBO | None, subsampled
         raise ValueError("RenyiELBO scales a minibatch inside its logarithm and is no bound then: pass batch_size=None")
     if isinstance(loss, JitTrace_ELBO) and hasattr(loss, "_loss_and_surrogate_loss"):
         raise ValueError("this JitTrace_ELBO is compiled for another model already: make a new one for every fit")
+    with torch.no_grad(), poutine.block():
+        sites = poutine.trace(guide).get_trace(*probe).nodes
+        plan = poutine.trace(model).get_trace(*probe).nodes
+    for latent in latents(model, x):
+        summed = isinstance(loss, TraceEnum_ELBO) and plan[latent.name]["infer"].get("enumerate")
+        if latent.name not in sites and not summed:
+            raise ValueError(
+                f"the guide has no site '{latent.name}': it would be drawn from the prior without a word. "
+                "Add it to the guide, or sum it out with TraceEnum_ELBO if it is discrete"
+            )
 
 
 def _deep(model: Any) -> bool:
