@@ -501,3 +501,10 @@ def test_copies_of_a_pair_fit_alike(some):
     guide = FullRank(model, some)
     twins = copy.deepcopy((model, guide))
     assert equal(bits(fit(model, guide, some, steps=15)), bits(fit(*twins, some, steps=15)))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5, "a"])
+def test_refuses_a_seed_that_is_none(some, seed):
+    model = zoo.PPCA(4, 2)
+    with pytest.raises(ValueError, match="seed must be"):
+        zoo.fit(model, Exact(model), some, seed=seed, progress=False)

@@ -143,6 +143,8 @@ def seeded(seed: int | None) -> Iterator[None]:
     if seed is None:
         yield
         return
+    if check_whole(seed, "seed", 0) >= 2**32:
+        raise ValueError(f"seed must be below 2**32, got {seed}")
     before = pyro.util.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
