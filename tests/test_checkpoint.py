@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from guides import Amortized, Exact, FullRank, MeanField
-from zoo import GMM, PPCA, VAE, FactorAnalysis, Fit, fit
+from zoo import GMM, PPCA, VAE, FactorAnalysis, Fit, checkpoint, fit
 from zoo.base import Module, rows, seeded
 from zoo.checkpoint import FORMAT, PARAMETERS, SETTINGS, load, new_folder, save, write
 
@@ -89,6 +89,7 @@ def same(a, b) -> None:
 def edit(folder: Path, change) -> None:
     settings = json.loads((folder / SETTINGS).read_text())
     settings = change(settings) or settings
+    settings["checksum"] = checkpoint._checksum(settings)  # a forger's work; accidents are tested below
     (folder / SETTINGS).write_text(json.dumps(settings))
 
 
@@ -656,3 +657,16 @@ def test_an_unknown_constraint(record, run, tmp_path):
     edit(folder, lambda s: s["store"].update({"p": record}))
     with pytest.raises(ValueError, match=r"settings\.json: parameter 'p' has the unknown constraint"):
         load(folder)
+
+
+def test_altered_settings(tmp_path):
+    with seeded(0):
+        model, x = VAE(4, 2), torch.randn(20, 4)
+        guide = Amortized(model, x)
+    save(fit(model, guide, x, steps=2, progress=False), tmp_path / "run")
+    file = tmp_path / "run" / SETTINGS
+    text = file.read_text()
+    assert '"floor": 0.001' in text
+    file.write_text(text.replace('"floor": 0.001', '"floor": 0.5'))
+    with pytest.raises(ValueError, match="was altered"):
+        load(tmp_path / "run")

@@ -278,3 +278,12 @@ def test_summary_and_repr(some):
     assert "IWAE-30" in text
     assert f"ELBO {summary['elbo']:.4f}" in text
     assert f"gap {summary['gap']:.4f}" in text
+
+
+@pytest.mark.parametrize("name", ["AutoDiagonalNormal", "AutoMultivariateNormal", "AutoDelta"])
+def test_refuses_a_guide_whose_density_does_not_split_into_rows(iris, name):
+    model = zoo.PPCA(4, 2).double()
+    guide = getattr(pyro.infer.autoguide, name)(model)
+    run = zoo.fit(model, guide, iris[:20], steps=5, progress=False)
+    with pytest.raises(ValueError, match="does not split into rows|point mass"):
+        zoo.evaluate(run, iris[:20])

@@ -355,3 +355,12 @@ def test_em_takes_the_steps_and_the_precision_it_is_given(iris):
         zoo.em(few, iris, tol=-1.0)
     with pytest.raises(ValueError, match="steps must be a whole number"):
         zoo.em(few, iris, steps=0)
+
+
+@pytest.mark.parametrize("case", ["same", "few", "twins"])
+def test_ppca_refuses_rows_without_room_for_noise(iris, case):
+    x = {"same": torch.ones(10, 4).double(), "few": iris[:2], "twins": iris[:, [0, 0, 1, 1]]}[case]
+    model = PPCA(4, 2).double()
+    for train in (lambda: zoo.em(model, x), lambda: zoo.fit(model, Exact(model), x, progress=False)):
+        with pytest.raises(ValueError, match="unbounded"):
+            train()

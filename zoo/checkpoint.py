@@ -186,6 +186,7 @@ def write(run: Fit, folder: str | Path) -> None:
         folder / PARAMETERS,
     )
     settings["bytes"], settings["sha256"] = (folder / PARAMETERS).stat().st_size, _sha256(folder / PARAMETERS)
+    settings["checksum"] = _checksum(settings)
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     shutil.copymode(folder / SETTINGS, folder / PARAMETERS)  # safetensors lets only the owner read
 
@@ -414,7 +415,17 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     ]
     if wrong:
         raise ValueError(f"{file} lacks {', '.join(wrong)}, or has it damaged: restore it, or save the run again")
+    if settings.get("checksum") != _checksum(settings):
+        raise ValueError(
+            f"{file} was altered, its checksum is not that of its content: restore it, or save the run again"
+        )
     return settings
+
+
+def _checksum(settings: dict[str, Any]) -> str:
+    """SHA-256 of the settings without their checksum: against accidents, not against forgery."""
+    content = {key: value for key, value in settings.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _is_path(value: Any) -> bool:

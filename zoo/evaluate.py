@@ -144,6 +144,14 @@ def log_weights(run: Fit, x: Tensor, draws: int, *, seed: int = 0, budget: int =
                     f"the guide has no site '{omitted[0]}' (was it summed out in the fit?): evaluate needs a guide "
                     "that covers it, such as Exact; for a conjugate model the bound is then model.log_marginal(x)"
                 )
+            nodes = guide_trace.nodes
+            if not any(site["infer"].get("is_auxiliary") for site in nodes.values() if site["type"] == "sample"):
+                for name in drawn:
+                    if isinstance(nodes[name]["fn"], pyro.distributions.Delta):
+                        raise ValueError(
+                            f"the guide puts a point mass on '{name}': it has no density there, and no bound. "
+                            "Evaluate a guide with a spread, such as MeanField or AutoNormal"
+                        )
             total = like(torch.zeros(draws, len(index)), run.model).to(x)
             for sign, trace in ((1, model_trace), (-1, guide_trace)):
                 trace.compute_log_prob()
@@ -151,11 +159,12 @@ def log_weights(run: Fit, x: Tensor, draws: int, *, seed: int = 0, budget: int =
                     if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
                         continue
                     if not any(frame.name == "rows" for frame in site["cond_indep_stack"]):
-                        if site["infer"].get("is_auxiliary") or not site["unscaled_log_prob"].any():
+                        if not site["unscaled_log_prob"].any():
                             continue
                         raise ValueError(
                             f"latent site '{name}' is shared by all rows, so the bound does not split into rows: "
-                            "evaluate works on models whose latent sites all stand in the plate 'rows'"
+                            "evaluate works where all sites of model and guide stand in the plate 'rows' (of Pyro's "
+                            "autoguides, AutoNormal)"
                         )
                     total = total + sign * site["unscaled_log_prob"]
             parts.append(total)

@@ -143,6 +143,11 @@ def fit(
     if hasattr(model, "check"):
         model.check(x)
     n = len(x)
+    held = getattr(guide, "count", n)
+    if held != n:
+        raise ValueError(
+            f"{type(guide).__name__} holds {held} rows, got {n}: fit a new one for this data, or use Amortized or Exact"
+        )
     cap = 20_000 if steps is None else check_whole(steps, "steps")
     if batch_size is not None and check_whole(batch_size, "batch_size") > n:
         raise ValueError(f"batch_size={batch_size} exceeds the {n} rows of x: take at most {n}, or None for all rows")

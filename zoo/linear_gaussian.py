@@ -143,6 +143,27 @@ def em_update(moments: Moments, weight: Tensor, noise: Tensor) -> tuple[Tensor, 
     return weight, torch.maximum(residual, 1e-12 * variance)  # rounding may take a perfect fit below zero
 
 
+def refuse_low_rank(x: Tensor, latent_dim: int) -> None:
+    """Raise where complete rows (n, d) lie in a plane of the factors' dimension: no variance is left for the noise.
+
+    Raises:
+        ValueError: tells the rank of the rows.
+    """
+    for some in (x[: 4 * x.shape[1] + 4], x):  # a few rows show it, unless they are like no others
+        moments = Moments.of(some)
+        values = torch.linalg.eigvalsh(moments.covariance)
+        resolution = 1e-14 * (values.sum() + moments.mean.square().sum())
+        rank = int((values > resolution).sum())
+        if rank > latent_dim:
+            return
+    if rank == 0:
+        raise ValueError("x does not vary, every row is the same: the likelihood of PPCA is unbounded there")
+    raise ValueError(
+        f"the rows of x span {rank} dimensions, no more than latent_dim={latent_dim}: no variance is left for the "
+        "noise and the likelihood of PPCA is unbounded. Take fewer factors, or more rows"
+    )
+
+
 def best_weight(moments: Moments, noise: Tensor, latent_dim: int) -> Tensor:
     r"""The loadings (d, k) of highest likelihood for given noise variances, in closed form.
 

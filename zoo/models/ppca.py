@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from zoo import linear_gaussian, missing_linear
-from zoo.base import Module, check_rows, check_whole, like, rows
+from zoo.base import Module, check_rows, check_whole, incomplete, like, rows
 from zoo.linear_gaussian import Moments
 from zoo.missing import Imputation, Incomplete, column_moments, refuse_unobserved_columns, seen
 
@@ -113,12 +113,15 @@ class PPCA(Module):
         return before
 
     def check(self, x: Tensor) -> None:
-        """Refuse data that say nothing about a column.
+        """Refuse data that say nothing about a column, or leave no variance to the noise.
 
         Raises:
-            ValueError: names a column with fewer than two observed values, among rows with missing entries.
+            ValueError: names a column with fewer than two observed values, among rows with missing entries; or complete
+                rows do not vary, or span no more dimensions than the factors, so that the likelihood is unbounded.
         """
         refuse_unobserved_columns(x, "PPCA")
+        if not incomplete(x):
+            linear_gaussian.refuse_low_rank(x, self.latent_dim)
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
