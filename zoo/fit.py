@@ -143,8 +143,8 @@ def fit(
     if hasattr(model, "check"):
         model.check(x)
     n = len(x)
-    held = getattr(guide, "count", n)
-    if held != n:
+    held = getattr(guide, "count", None)
+    if isinstance(held, int) and held != n:
         raise ValueError(
             f"{type(guide).__name__} holds {held} rows, got {n}: fit a new one for this data, or use Amortized or Exact"
         )
