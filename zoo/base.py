@@ -94,10 +94,6 @@ class Module(PyroModule, metaclass=_Recorded):
             for k, p in now.items()
         )
 
-    def example(self) -> Tensor:
-        """One of the parameters: its dtype and device are those of the module."""
-        return next(self.parameters())
-
 
 def _root(module: Module) -> str:
     return f"{type(module).__name__}_{next(_numbers)}"

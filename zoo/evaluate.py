@@ -9,7 +9,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from zoo.base import Conjugate, check_rows, check_whole, like, seeded
+from zoo.base import Conjugate, check_rows, check_whole, seeded
 from zoo.export import psis_khat
 from zoo.fit import Fit
 
@@ -152,7 +152,7 @@ def log_weights(run: Fit, x: Tensor, draws: int, *, seed: int = 0, budget: int =
                             f"the guide puts a point mass on '{name}': it has no density there, and no bound. "
                             "Evaluate a guide with a spread, such as MeanField or AutoNormal"
                         )
-            total = like(torch.zeros(draws, len(index)), run.model).to(x)
+            total = x.new_zeros(draws, len(index))
             for sign, trace in ((1, model_trace), (-1, guide_trace)):
                 trace.compute_log_prob()
                 for name, site in trace.nodes.items():
