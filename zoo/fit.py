@@ -197,7 +197,7 @@ def fit(
                 answers = [callback(step, value) for callback in callbacks]  # every one is called
                 if any(answers):
                     break
-                if isinstance(optim, LBFGS) and _flat(losses, x.dtype):
+                if isinstance(optim, LBFGS) and _flat(losses, x.dtype, isinstance(loss.inner, QuadratureELBO)):
                     converged = True
                     break
                 if settling is not None and settling.settled(step, value):
@@ -335,11 +335,14 @@ def _deep(model: Any) -> bool:
     return isinstance(model, nn.Module) and any(isinstance(m, nn.Linear) for m in model.modules())
 
 
-def _flat(losses: list[float], dtype: torch.dtype, window: int = 20) -> bool:
-    """Whether L-BFGS has ceased to descend: less than the resolution of the bound in the last iterations."""
+def _flat(losses: list[float], dtype: torch.dtype, learned: bool, window: int = 20) -> bool:
+    """Whether L-BFGS has ceased to descend: less than the resolution of the bound in the last iterations.
+
+    A learned guide ends in a long flat valley along which the model hardly moves, so its resolution is coarser.
+    """
     if len(losses) <= window:
         return False
-    resolution = 1e-9 if dtype == torch.float64 else 1e-6
+    resolution = 1e-6 if dtype != torch.float64 else 1e-7 if learned else 1e-9
     return losses[-1 - window] - losses[-1] <= resolution * max(1.0, abs(losses[-1]))
 
 
