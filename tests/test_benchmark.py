@@ -44,6 +44,16 @@ def test_guides_that_cannot_serve_are_left_out(tmp_path, monkeypatch):
     assert table["log_marginal"].max() * 272 == pytest.approx(-1130.26396, abs=1e-3)
 
 
+def test_a_failed_cell_is_a_row_of_the_table(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise FloatingPointError("all 1 runs failed")
+
+    monkeypatch.setattr(benchmark, "restarts", fail)
+    table = benchmark.conjugate(tmp_path, seeds=[0], only="iris PPCA 2", guide_names=("Exact",))
+    assert table["distance"].is_nan().to_list() == [False, True]
+    assert "| iris PPCA 2 | 0.0e+00 | nan |" in (tmp_path / "table.md").read_text()
+
+
 def test_unknown_names(tmp_path):
     with pytest.raises(ValueError, match="'nothing'"):
         benchmark.conjugate(tmp_path, only="nothing")

@@ -111,6 +111,18 @@ class Two(Module):
             return pyro.sample("x", dist.Normal(z @ weight.T + mean, scale).to_event(1), obs=x)
 
 
+@pytest.mark.parametrize("tiny", [1e-12, 1e-25])
+def test_a_scale_that_is_tiny_beside_the_mean_adds_nothing_to_the_bound(tiny, some):
+    """Densities taken at points that rounding has moved would be off by any amount."""
+    model = PPCA(4, 2).double()
+    guide = FullRank(model, some, closed_form=False)
+    with torch.no_grad():
+        guide.loc.normal_(std=10.0)
+        guide.scale_tril = (tiny * torch.eye(2).double()).expand(len(some), 2, 2)
+        bound = float(model.elbo(some, guide.posterior(some)).sum())
+    assert -QuadratureELBO().loss(model, guide, some) == pytest.approx(bound, rel=1e-9)
+
+
 @pytest.mark.parametrize("kind", [MeanField, FullRank])
 def test_two_gaussian_sites_share_the_points(kind, some):
     whole = PPCA(4, 3).double()

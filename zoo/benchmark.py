@@ -124,7 +124,8 @@ def conjugate(
     Returns:
         one row per case, method and seed: log marginal, bound and gap per row in nats; ``distance``, EM's optimum minus
         the log marginal; ``mean_error``, the largest difference of the guide's posterior means from EM's after
-        alignment, in posterior standard deviations (of responsibilities: in probability); steps and seconds.
+        alignment, in posterior standard deviations (of responsibilities: in probability); steps and seconds. NaN where
+        every start failed.
 
     Raises:
         ValueError: no case or guide of that name.
@@ -185,7 +186,11 @@ def _svi(case: Case, x: Tensor, method: str, seed: int, reference: Any) -> dict[
         return None
     starts = range(STARTS * seed, STARTS * (seed + 1)) if case.mixture else [seed]
     started = time.perf_counter()
-    result = restarts(build, x, seeds=starts, progress=False)
+    try:
+        result = restarts(build, x, seeds=starts, progress=False)
+    except FloatingPointError:  # every start failed: a row of the table, not the end of it
+        seconds = time.perf_counter() - started
+        return dict.fromkeys(("log_marginal", "elbo", "gap", "mean_error"), math.nan) | {"steps": 0, "seconds": seconds}
     seconds = time.perf_counter() - started
     run = result.best
     with torch.no_grad():
@@ -251,9 +256,12 @@ def markdown(table: pl.DataFrame) -> str:
         return [*lines, ""]
 
     count = table["seed"].n_unique()
+    def _worst(distances: pl.Series) -> float:
+        return math.nan if distances.is_nan().any() else max(0.0, max(distances.to_list()))
+
     worst = block(
         f"EM's optimum minus the log marginal reached, nats per row, worst of {count} seeds:",
-        lambda cell: f"{max(cell['distance'].to_list()):.1e}",
+        lambda cell: f"{_worst(cell['distance']):.1e}",
     )
     seconds = block(
         f"Seconds, median of {count} seeds (mixtures: {STARTS} starts each):",

@@ -246,7 +246,7 @@ class LBFGS(PyroOptim):
                 with suppress(torch.linalg.LinAlgError, ValueError):
                     loss = self.watched.again()  # type: ignore[union-attr, misc]
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._params]
-        if not loss < self._wall:  # too far, or no density there: a low wall, since the search interpolates
+        if not -math.inf < loss < self._wall:  # too far, or no density there: a low wall, since the search interpolates
             loss = self._wall
             gradients = [torch.zeros_like(gradient) for gradient in gradients]
         for u, gradient, unit in zip(self._scaled, gradients, self._units, strict=True):

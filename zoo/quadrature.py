@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO
 from pyro.infer.enum import get_importance_trace
 from pyro.poutine.messenger import Messenger
@@ -69,7 +70,8 @@ class QuadratureELBO(Trace_ELBO):
             for site in trace.nodes.values():
                 if site["type"] == "sample":
                     local = any(frame.name == "rows" for frame in site["cond_indep_stack"])
-                    term = site["log_prob"] * (weight if local else 1 / rule.count)
+                    log_prob = _mean_log_prob(site) if sign < 0 else site["log_prob"]
+                    term = log_prob * (weight if local else 1 / rule.count)
                     bound = bound + sign * term.sum()
         return -bound
 
@@ -143,6 +145,20 @@ class _Rule(Messenger):
             levels = int(values.max()) + 1
             weight = weight * levels * site["unscaled_log_prob"].exp()
         return weight
+
+
+def _mean_log_prob(site: dict[str, Any]) -> Tensor:
+    """E log q of a guide's site: minus the entropy of a Gaussian, else the densities of the points.
+
+    A Gaussian's density at a point of the rule would be taken from the point less the mean, which loses all its digits
+    where a scale is small beside the mean; the entropy has them.
+    """
+    function = site["fn"]
+    while isinstance(function, torch.distributions.Independent):
+        function = function.base_dist
+    if not isinstance(function, dist.Normal | dist.MultivariateNormal | dist.LowRankMultivariateNormal):
+        return site["log_prob"]
+    return scale_and_mask(-site["fn"].entropy(), site["scale"], site["mask"])
 
 
 def _simplex(k: int) -> Tensor:
