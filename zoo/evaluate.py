@@ -3,15 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import torch
-from pyro import poutine
-from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from zoo.base import Conjugate, check_rows, check_whole, seeded
+from zoo.base import Conjugate, check_rows, check_whole
 from zoo.export import psis_khat
 from zoo.fit import Fit
+from zoo.rowwise import chunks, densities, reading
 
 LEAST_DRAWS = 25  # below, the tail of the weights cannot be fitted
 
@@ -128,54 +126,10 @@ def log_weights(run: Fit, x: Tensor, draws: int, *, seed: int = 0, budget: int =
     Raises:
         ValueError: a latent site is shared by all rows.
     """
-    n, d = x.shape
-    whole = isinstance(run.guide, AutoGuide) and run.guide.create_plates is None  # knows its rows only all together
-    model, guide = _drawn(run.model, draws), _drawn(run.guide, draws)
+    d = x.shape[1]
     parts = []
-    with run.scope(), seeded(seed), torch.no_grad(), pyro.validation_enabled(False):
-        for index in torch.arange(n, device=x.device).split(n if whole else max(1, budget // (draws * d))):
-            arguments = (x,) if len(index) == n else (x[index], index, n)
-            guide_trace = poutine.trace(guide).get_trace(*arguments)
-            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*arguments)
-            drawn = [name for name in model_trace.stochastic_nodes if name != "rows"]
-            omitted = [name for name in drawn if name not in guide_trace.nodes]
-            if omitted:
-                raise ValueError(
-                    f"the guide has no site '{omitted[0]}' (was it summed out in the fit?): evaluate needs a guide "
-                    "that covers it, such as Exact; for a conjugate model the bound is then model.log_marginal(x)"
-                )
-            nodes = guide_trace.nodes
-            if not any(site["infer"].get("is_auxiliary") for site in nodes.values() if site["type"] == "sample"):
-                for name in drawn:
-                    if isinstance(nodes[name]["fn"], pyro.distributions.Delta):
-                        raise ValueError(
-                            f"the guide puts a point mass on '{name}': it has no density there, and no bound. "
-                            "Evaluate a guide with a spread, such as MeanField or AutoNormal"
-                        )
-            total = x.new_zeros(draws, len(index))
-            for sign, trace in ((1, model_trace), (-1, guide_trace)):
-                trace.compute_log_prob()
-                for name, site in trace.nodes.items():
-                    if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
-                        continue
-                    if not any(frame.name == "rows" for frame in site["cond_indep_stack"]):
-                        if not site["unscaled_log_prob"].any():
-                            continue
-                        raise ValueError(
-                            f"latent site '{name}' is shared by all rows, so the bound does not split into rows: "
-                            "evaluate works where all sites of model and guide stand in the plate 'rows' (of Pyro's "
-                            "autoguides, AutoNormal)"
-                        )
-                    total = total + sign * site["unscaled_log_prob"]
-            parts.append(total)
+    with reading(run, seed):
+        for _, arguments in chunks(run, x, budget // (draws * d)):
+            model, guide = densities(run, arguments, draws)
+            parts.append(sum(model.values()) - guide)
     return torch.cat(parts, 1)
-
-
-def _drawn(function: Any, draws: int) -> Any:
-    """A model or guide inside a plate of draws at dim -2."""
-
-    def spread(*args: Any) -> Any:
-        with pyro.plate("draws", draws, dim=-2):
-            return function(*args)
-
-    return spread
