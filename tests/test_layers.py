@@ -36,6 +36,7 @@ LAYERS = [
         "zoo.data",
     },
     {
+        "zoo.annealing",
         "zoo.bounds",
         "zoo.gaps",
         "zoo.information",

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from zoo.base import Module, seeded
-from zoo.fit import Fit
+from zoo.run import Fit
 
 FORMAT = 1
 PARAMETERS = "parameters.safetensors"
@@ -108,7 +108,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         ['note.txt']
     """
     target = Path(path).resolve()
-    _refuse_taken(target, path)
+    refuse_taken(Path(path))
     made = [above for above in target.parents if not above.exists()]  # the nearest first
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     try:
         folder.mkdir()
         yield folder
-        _refuse_taken(target, path)
+        refuse_taken(Path(path))
         os.replace(folder, target)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -130,7 +130,43 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         raise
 
 
-def _refuse_taken(target: Path, path: str | Path) -> None:
+def replace(run: Fit, path: str | Path) -> Path:
+    """Write a run to a folder, in the place of the run that it may hold.
+
+    Args:
+        run: a fit.
+        path: a folder that is not there, is empty, or holds a run.
+
+    Raises:
+        FileExistsError: ``path`` holds other files and no run.
+        ValueError: as :func:`save`.
+    """
+    target = Path(path).resolve()
+    if not (target / SETTINGS).exists():
+        return save(run, path)
+    new, old = (target.parent / f".zoo-{uuid.uuid4().hex}" for _ in range(2))
+    save(run, new)
+    for beside in target.iterdir():  # what others put there stays there
+        if beside.name not in (SETTINGS, PARAMETERS):
+            os.replace(beside, new / beside.name)
+    os.replace(target, old)
+    try:
+        os.replace(new, target)
+    except BaseException:
+        os.replace(old, target)
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    return Path(path)
+
+
+def refuse_taken(path: Path) -> None:
+    """Raise where a folder for a run is not new or empty.
+
+    Raises:
+        FileExistsError: it holds a run or other files, or is a file.
+    """
+    target = path.resolve()
     if target.is_dir():
         if (target / SETTINGS).exists() or (target / PARAMETERS).exists():
             raise FileExistsError(f"{path} already holds a run: choose another folder, or remove this one first")
