@@ -609,3 +609,17 @@ def test_mnist_itself(shared_data, monkeypatch):
         assert data.columns[-1] == "pixel_27_27"
     assert train.x.mean().item() == pytest.approx(0.1307, abs=1e-4)  # the mean everyone normalizes by
     assert train.labels[:5].tolist() == [5, 0, 4, 1, 9]
+
+
+def test_a_large_array_stays_on_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr("zoo.data.table.MAPPED", 12)
+    values = np.arange(12.0).reshape(4, 3)
+    np.save(tmp_path / "large.npy", values)
+    found = load(tmp_path / "large.npy", dtype=torch.float64).x
+    assert torch.equal(found, torch.from_numpy(values))
+    np.load(tmp_path / "large.npy", mmap_mode="r+")[1, 1] = values[1, 1] = -1.0
+    assert found[1, 1] == -1  # the tensor is the file ...
+    found[0, 0] = 7.0
+    assert np.array_equal(np.load(tmp_path / "large.npy"), values)  # ... but for what is written to it
+    assert load(tmp_path / "large.npy", dtype=torch.float32).x.dtype == torch.float32
+    assert load(tmp_path / "large.npy", columns=[2, 0], dtype=torch.float64).x.shape == (4, 2)

@@ -95,9 +95,9 @@ def read_parquet(path: Path) -> FrameTable:
 
 
 def read_npy(path: Path) -> ArrayTable:
-    """A numeric NPY array (n, d), mapped into memory; its columns are named "0", "1", ..."""
+    """A numeric NPY array (n, d), mapped into memory (copy on write); its columns are named "0", "1", ..."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="c", allow_pickle=False)
     except NPY_ERRORS as error:  # numpy's own words recommend pickle: do not repeat them
         raise ValueError(f"{path} is no numeric NPY array: pickled, truncated or of another format") from error
     if not isinstance(array, np.ndarray):

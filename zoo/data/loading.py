@@ -41,7 +41,8 @@ def load(
       the four .gz files, directly or under mnist/. The checksums are verified either way.
 
     Files: a CSV has a header line, commas and UTF-8 text; an NPY array is (n, d) and its columns are
-    named by position. Missing entries (blank, NA, N/A, null) become NaN, infinite ones stay, booleans
+    named by position; a large one (2**26 numbers or more) of the type `dtype` stays on disk, mapped into memory
+    copy on write. Missing entries (blank, NA, N/A, null) become NaN, infinite ones stay, booleans
     become 0 and 1.
 
     Args:

@@ -13,6 +13,7 @@ from torch import Tensor
 from zoo.data.series import codes, floats
 
 BLOCK = 2**22  # numbers converted at a time: 32 MiB of float64
+MAPPED = 2**26  # numbers from which an array on disk stays there, if it needs no conversion
 
 Labels = tuple[Tensor, tuple[str, ...]]
 
@@ -25,7 +26,7 @@ class Table(Protocol):
         """Names of all the columns."""
 
     def numbers(self, names: Sequence[str], dtype: torch.dtype) -> Tensor:
-        """Columns `names`, in that order, as a new tensor (n, len(names))."""
+        """Columns `names`, in that order, as a tensor (n, len(names)) whose changes do not reach the table."""
 
     def labels(self, name: str) -> Labels:
         """Column `name` as codes (n,), int64, and the names that the codes stand for."""
@@ -77,6 +78,8 @@ class ArrayTable:
         chosen = [position[name] for name in names]
         whole = chosen == list(range(len(self.columns)))
         rows, width = self.array.shape
+        if whole and self.divisor is None and self._as_it_is(dtype):
+            return torch.from_numpy(np.asarray(self.array))
         x = torch.empty(rows, len(chosen), dtype=dtype)  # (n, d)
         step = max(1, BLOCK // width)
         for start in range(0, rows, step):
@@ -86,6 +89,13 @@ class ArrayTable:
                 values /= self.divisor[chosen]
             x[start : start + step] = narrow(values, dtype, self.origin)
         return x
+
+    def _as_it_is(self, dtype: torch.dtype) -> bool:
+        """Whether the array is large, on disk, and in the very type that is asked for."""
+        array = self.array
+        mapped = isinstance(array, np.memmap) and array.mode == "c" and array.flags.c_contiguous
+        wanted = np.dtype(str(dtype).removeprefix("torch.")) if dtype in (torch.float32, torch.float64) else None
+        return mapped and array.size >= MAPPED and array.dtype == wanted
 
     def labels(self, name: str) -> Labels:
         column = self.array[:, self.columns.index(name)]

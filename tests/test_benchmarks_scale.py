@@ -1,0 +1,191 @@
+"""Against scikit-learn, measured: ``pytest -m benchmarks``, or ``python tests/test_benchmarks_scale.py``.
+
+
+Times are medians of interleaved runs (one run each where a run takes minutes), after imports. Memory is what a process
+of its own grows by at its peak.
+"""
+
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import kmeans_plusplus
+from sklearn.decomposition import FactorAnalysis as ScikitFactorAnalysis
+from sklearn.mixture import GaussianMixture
+from torch import Tensor
+
+import zoo
+from guides import Exact
+from zoo.benchmark import digits
+
+pytestmark = pytest.mark.benchmarks
+
+MEGABYTE = 2**20
+
+
+def seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def digits_factor_analysis(repeats: int = 5, near: float = 1e-4) -> dict[str, float]:
+    """Factor analysis of digits, ten factors: SVI with Exact until it is ``near`` the optimum, beside scikit-learn."""
+    x = digits()
+    reference = zoo.FactorAnalysis(61, 10).double()
+    optimum = zoo.em(reference, x, tol=1e-12)[-1].item() / len(x)
+    ours, theirs, whole = [], [], []
+    for seed in range(repeats):
+        estimator = ScikitFactorAnalysis(10, svd_method="lapack", tol=1e-8, max_iter=100_000)
+        theirs.append(seconds(lambda: estimator.fit(x.numpy())))  # noqa: B023
+        model = zoo.FactorAnalysis(61, 10).double()
+        reached: list[float] = []
+        start = time.perf_counter()
+
+        def watch(_: int, loss: float) -> None:
+            if not reached and optimum + loss < near:  # noqa: B023
+                reached.append(time.perf_counter() - start)  # noqa: B023
+
+        zoo.fit(model, Exact(model), x, seed=seed, progress=False, callbacks=[watch])
+        whole.append(time.perf_counter() - start)
+        ours.append(reached[0])
+    medians = {
+        "zoo": statistics.median(ours),
+        "scikit": statistics.median(theirs),
+        "whole fit": statistics.median(whole),
+    }
+    return medians | {"ratio": medians["zoo"] / medians["scikit"]}
+
+
+def blobs(n: int, d: int = 20, k: int = 20) -> tuple[Tensor, Tensor]:
+    """n rows to fit and 50,000 held out, from k diagonal Gaussians that overlap."""
+    generator = torch.Generator().manual_seed(0)
+    mean = 0.8 * torch.randn(k, d, generator=generator)
+    scale = 0.5 + torch.rand(k, d, generator=generator)
+
+    def draw(n: int) -> Tensor:
+        which = torch.randint(k, (n,), generator=generator)
+        return mean[which] + scale[which] * torch.randn(n, d, generator=generator)
+
+    return draw(n), draw(50_000)
+
+
+def million_mixture(n: int = 1_000_000, k: int = 20) -> dict[str, float]:
+    """Minibatch SVI and scikit-learn's EM from the same k-means++ start, diagonal components.
+
+    The time of SVI is that until the held-out log-likelihood is scikit-learn's final one less 0.01 per row, without the
+    looks at it.
+    """
+    x, test = blobs(n)
+    d = x.shape[1]
+    centres, _ = kmeans_plusplus(x[:10_000].numpy(), k, random_state=0)
+    variance = x.var(0)
+    estimator = GaussianMixture(
+        k,
+        covariance_type="diag",
+        means_init=centres,
+        weights_init=np.full(k, 1 / k),
+        precisions_init=(1 / variance).expand(k, d).numpy(),
+        max_iter=1000,
+    )
+    theirs = seconds(lambda: estimator.fit(x.numpy()))
+    goal = float(estimator.score(test.numpy())) - 0.01
+    before = peak()
+    model = zoo.GMM(d, k, "diag")
+    model.mean, model.scale = torch.tensor(centres), variance.sqrt().expand(k, d).clone()
+    looks, reached, score = 0.0, [], []
+    start = time.perf_counter()
+
+    def watch(step: int, _: float) -> bool:
+        nonlocal looks
+        if (step + 1) % 100:
+            return False
+        now = time.perf_counter()
+        with torch.no_grad():
+            score.append(float(torch.cat([model.log_marginal(part) for part in test.split(5000)]).mean()))
+        if score[-1] >= goal and not reached:
+            reached.append((step + 1, now - start - looks))
+        looks += time.perf_counter() - now
+        return False
+
+    zoo.fit(model, Exact(model), x, steps=1500, batch_size=1000, progress=False, callbacks=[watch])
+    whole = time.perf_counter() - start - looks
+    steps, ours = reached[0] if reached else (-1, float("inf"))
+    return {
+        "zoo": ours,
+        "steps": steps,
+        "scikit": theirs,
+        "iterations": estimator.n_iter_,
+        "ratio": ours / theirs,
+        "whole fit": whole,
+        "held-out, zoo less scikit": score[-1] - goal - 0.01,
+        "extra MB": peak() - before,
+    }
+
+
+def million_factors(n: int = 1_000_000, d: int = 100, k: int = 10) -> dict[str, float]:
+    """``zoo.em`` for factor analysis beside scikit-learn's ``FactorAnalysis`` as it comes."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(d, k, generator=generator)
+    x = torch.empty(n, d)
+    for part in x.split(100_000):
+        part.copy_(torch.randn(len(part), k, generator=generator) @ weight.T)
+        part.add_(torch.randn(len(part), d, generator=generator), alpha=0.7)
+    before = peak()
+    model = zoo.FactorAnalysis(d, k)
+    ours = seconds(lambda: zoo.em(model, x))
+    extra = peak() - before
+    estimator = ScikitFactorAnalysis(k)
+    theirs = seconds(lambda: estimator.fit(x.numpy()))
+    some = x[:100_000]
+    with torch.no_grad():
+        ahead = float(model.log_marginal(some).double().mean()) - float(estimator.score(some.numpy()))
+    return {"zoo": ours, "scikit": theirs, "times faster": theirs / ours, "zoo less scikit": ahead, "extra MB": extra}
+
+
+def peak() -> float:
+    """The largest resident memory of this process so far, in megabytes (Linux counts in kilobytes)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MEGABYTE
+
+
+def alone(measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """The figures of a measurement in a process of its own, so that its memory is its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(measure)
+
+
+def line(name: str, figures: dict[str, float]) -> str:
+    return f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
+
+
+def test_digits_within_twice_scikit_learns_time(capsys):
+    found = alone(digits_factor_analysis)
+    with capsys.disabled():
+        print("\n" + line("digits, factor analysis, 10 factors", found))
+    assert found["ratio"] <= 2
+
+
+def test_a_million_rows_of_a_mixture_in_half_the_time(capsys):
+    found = alone(million_mixture)
+    with capsys.disabled():
+        print("\n" + line("mixture, 1,000,000 x 20, 20 diagonal components", found))
+    assert found["ratio"] <= 0.5
+    assert found["extra MB"] <= 500
+
+
+def test_a_million_rows_of_factor_analysis_ten_times_faster(capsys):
+    found = alone(million_factors)
+    with capsys.disabled():
+        print("\n" + line("factor analysis, 1,000,000 x 100, 10 factors", found))
+    assert found["times faster"] >= 10
+    assert found["extra MB"] <= 500
+
+
+if __name__ == "__main__":
+    for measure in (digits_factor_analysis, million_mixture, million_factors):
+        print(line(measure.__name__, alone(measure)), flush=True)
