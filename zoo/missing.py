@@ -99,7 +99,8 @@ class Observed(dist.TorchDistribution):
     """A distribution of rows whose density is that of the observed entries alone; draws are whole rows.
 
     Args:
-        base: a ``MultivariateNormal``, or a ``Normal`` made an event by ``to_event(1)``.
+        base: a ``MultivariateNormal``, a ``LowRankMultivariateNormal``, or a distribution of independent entries with 0
+            in its support, made an event by ``to_event(1)``.
         observed: which entries count (..., d).
     """
 
@@ -135,6 +136,14 @@ class Observed(dist.TorchDistribution):
             root = self.base_dist._unbroadcasted_scale_tril
             offset = torch.where(self.observed, value - self.base_dist.mean, 0.0)
             return log_density(offset, self.observed, marginal_root(root @ root.mT, self.observed))
+        if isinstance(self.base_dist, dist.LowRankMultivariateNormal):
+            base = self.base_dist
+            factor = torch.where(self.observed.unsqueeze(-1), base._unbroadcasted_cov_factor, 0.0)  # (..., d, r)
+            variance = torch.where(self.observed, base._unbroadcasted_cov_diag, 1.0)
+            offset = torch.where(self.observed, value - base.loc, 0.0)
+            # What is missing has become a standard normal entry of its own, at 0: take its density off again.
+            whole = dist.LowRankMultivariateNormal(torch.zeros_like(offset), factor, variance, validate_args=False)
+            return whole.log_prob(offset) + (~self.observed).to(offset).sum(-1) * (0.5 * math.log(2 * math.pi))
         return torch.where(self.observed, self.base_dist.base_dist.log_prob(value), 0.0).sum(-1)
 
 
