@@ -12,7 +12,17 @@ from torch.nn.functional import softplus
 from guides.gaussian import sample_factorised, sample_joint, shaped, width
 from guides.sites import CannotServe, Sites, only
 from zoo.base import Module, check_rows, check_whole, incomplete, like, rows
-from zoo.networks import Standardize, mlp, reset
+from zoo.networks import (
+    Activation,
+    Standardize,
+    activation_class,
+    activation_name,
+    check_image,
+    check_network,
+    image_encoder,
+    mlp,
+    reset,
+)
 
 Covariance = Literal["diag", "low_rank", "full"]
 ONE = math.log(math.e - 1)  # softplus(ONE) = 1
@@ -33,16 +43,27 @@ class Amortized(Module):
     Args:
         model: any Pyro model with the signature ``(x=None, index=None, size=None)``.
         x: data (n, d) that show the width, the dtype and the units of the columns.
-        hidden: widths of the hidden layers.
+        hidden: widths of the hidden layers; with ``image`` channels of convolutions, each halving height and width.
         covariance: of the continuous sites, which share one: ``"diag"``, ``"low_rank"`` (a factor with ``rank``
             columns plus a diagonal) or ``"full"`` (a Cholesky factor).
         rank: columns of the factor of ``"low_rank"``.
         masked: give the network the pattern of missing entries as d further inputs. None: where ``x`` has some.
+        activation, normalize, gated: of the hidden layers, see :func:`zoo.networks.mlp`.
+        image: (channels, height, width) with product d makes the network convolutional; the pattern of missing entries
+            comes as further channels.
+        network: a module of your own in place of it, from standardised rows (..., d), or (..., 2 d) if masked, to
+            (..., outputs): means, covariance, logits, as the attribute ``outputs`` counts them. The covariance then
+            follows x whatever ``hidden`` is. It keeps the weights it comes with, and 0 is the standard normal; the
+            network options above have no effect on it.
+
+    Attributes:
+        outputs: the width of what the network gives for one row.
 
     Raises:
         CannotServe: the model has a site that all rows share, or ``covariance`` asks for correlations of a model
             whose sites are all discrete.
-        ValueError: ``covariance`` is none of the three, or a width or the rank is no whole number of at least 1.
+        ValueError: ``covariance`` is none of the three, a width or the rank is no whole number of at least 1, there is
+            no such activation, ``image`` does not fit the columns, or ``network`` gives another width.
 
     References:
         Kingma and Welling (2014), Auto-Encoding Variational Bayes, arXiv 1312.6114; Lucas, Tucker, Grosse and
@@ -57,6 +78,12 @@ class Amortized(Module):
         covariance: Covariance = "diag",
         rank: int = 1,
         masked: bool | None = None,
+        *,
+        activation: Activation = "silu",
+        normalize: bool = False,
+        gated: bool = False,
+        image: Sequence[int] | None = None,
+        network: nn.Module | None = None,
     ) -> None:
         super().__init__()
         x = check_rows(x, model)
@@ -76,11 +103,26 @@ class Amortized(Module):
         spread = {"diag": k, "low_rank": k * (self.rank + 1), "full": k * (k + 1) // 2}[covariance]
         levels = sum(latent.cardinality or 0 for latent in self.sites.discrete)
         self.split = [k, spread, levels]
-        self.linear = len(hidden) == 0
+        self.linear = len(hidden) == 0 and network is None
+        self.outputs = k + levels + (0 if self.linear else spread)
         self.columns = Standardize(self.data_dim)
         self.masked = incomplete(x) if masked is None else bool(masked)
-        self.__dict__["_resolved"] = {"masked": self.masked}  # what ``settings`` records: the data will not be there
-        self.encoder = mlp(self.data_dim * (1 + self.masked), hidden, k + levels + (0 if self.linear else spread))
+        self.own = network is not None
+        activation_class(activation)
+        self.__dict__["_resolved"] = {  # what ``settings`` records: the data will not be there
+            "masked": self.masked,
+            "activation": activation_name(activation),
+        }
+        options = activation, normalize, gated
+        inputs = self.data_dim * (1 + self.masked)
+        if network is not None:
+            parts = f"{k} means, {spread} numbers of the covariance and {levels} logits"
+            self.encoder = check_network(network, "network", inputs, self.outputs, parts)
+        elif image is not None:
+            channels, *sides = check_image(image, self.data_dim)
+            self.encoder = image_encoder((channels * (1 + self.masked), *sides), hidden, self.outputs, *options)
+        else:
+            self.encoder = mlp(inputs, hidden, self.outputs, *options)
         if self.linear and spread:
             self.spread = nn.Parameter(torch.zeros(spread))
         self.to(x)
@@ -88,10 +130,16 @@ class Amortized(Module):
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """New weights from the running random stream, near the standard normal; columns' units from ``x`` (n, d)."""
-        reset(self)
+        """New weights from the running random stream, near the standard normal; columns' units from ``x`` (n, d).
+
+        A ``network`` of your own keeps its weights.
+        """
         self.columns.place(like(x, self))
-        last: Any = self.encoder[-1]
+        if self.own:
+            return
+        reset(self)
+        encoder: Any = self.encoder
+        last = encoder[-1]
         last.weight.mul_(0.1)  # nearly the prior for every row, not exactly: ties would not break
         last.bias.zero_()
         if self.linear and self.split[1]:
