@@ -7,7 +7,8 @@ import pytest
 import torch
 import xarray as xr
 
-from zoo import benchmark
+from zoo.benchmark import conjugate as benchmark
+from zoo.benchmark.rows import Rows
 
 
 def test_rows_files_and_resuming(tmp_path):
@@ -66,3 +67,17 @@ def test_simulated_rows_are_always_the_same():
     assert torch.equal(benchmark.simulated(), benchmark.simulated())
     assert torch.equal(state, torch.get_rng_state())
     assert benchmark.digits().shape == (1797, 61)
+
+
+def test_a_line_that_was_cut_off_runs_again(tmp_path):
+    rows = Rows(tmp_path)
+    rows.append({"case": "a", "seed": 0})
+    rows.append({"case": "b", "seed": 0})
+    log = tmp_path / "rows.jsonl"
+    whole = log.read_text()
+    log.write_text(whole[:-5])
+    assert [row["case"] for row in Rows(tmp_path)] == ["a"]
+    assert log.read_text() == whole.splitlines(keepends=True)[0]
+    log.write_text(whole[:5] + "\n" + whole)
+    with pytest.raises(ValueError, match="line 1, is damaged"):
+        Rows(tmp_path)

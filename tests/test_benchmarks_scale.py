@@ -1,6 +1,5 @@
 """Against scikit-learn, measured: ``pytest -m benchmarks``, or ``python tests/test_benchmarks_scale.py``.
 
-
 Times are medians of interleaved runs (one run each where a run takes minutes), after imports. Memory is what a process
 of its own grows by at its peak.
 """
@@ -21,7 +20,7 @@ from torch import Tensor
 
 import zoo
 from guides import Exact
-from zoo.benchmark import digits
+from zoo.benchmark.conjugate import digits
 
 pytestmark = pytest.mark.benchmarks
 

@@ -42,6 +42,7 @@ LAYERS = [
         "zoo.information",
         "zoo.rowwise",
         "zoo.evaluate",
+        "zoo.factors",
         "zoo.export",
         "zoo.plots",
         "zoo.restarts",

@@ -236,7 +236,7 @@ def benchmark_(
     guide: Annotated[list[str] | None, typer.Option(help="Run these guides only; repeatable.")] = None,
 ) -> None:
     """Run models x guides x data x seeds, beside scikit-learn; write a table as CSV, Markdown and netCDF."""
-    from zoo import benchmark
+    from zoo.benchmark import conjugate as benchmark
 
     def report(row: dict[str, Any]) -> None:
         err.print(

@@ -1,6 +1,5 @@
-"""Benchmarks: models x guides x data x seeds -> a table, beside scikit-learn on the same rows in the same run."""
+"""Conjugate models x guides x data x seeds, beside scikit-learn on the same rows in the same run."""
 
-import json
 import math
 import statistics
 import time
@@ -11,7 +10,6 @@ from typing import Any
 
 import polars as pl
 import torch
-import xarray as xr
 from sklearn.decomposition import PCA
 from sklearn.decomposition import FactorAnalysis as ScikitFactorAnalysis
 from sklearn.mixture import GaussianMixture
@@ -19,6 +17,7 @@ from torch import Tensor
 
 import guides
 from zoo import data
+from zoo.benchmark.rows import Rows
 from zoo.gauge import align, posterior_difference
 from zoo.models import GMM, PPCA, FactorAnalysis
 from zoo.restarts import em_restarts, restarts
@@ -135,22 +134,12 @@ def conjugate(
         raise ValueError(f"no case has {only!r} in its name: there are {', '.join(case.name for case in CONJUGATE)}")
     if unknown := [name for name in guide_names if name not in GUIDES]:
         raise ValueError(f"unknown guide {unknown[0]!r}: there are {', '.join(GUIDES)}")
-    place = Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
-    log = place / "rows.jsonl"
-    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    rows = Rows(folder)
     done = {(row["case"], row["method"], row["seed"]) for row in rows}
     for row in _run(cases, seeds, guide_names, done):
         rows.append(row)
-        with log.open("a") as stream:
-            stream.write(json.dumps(row) + "\n")
         report(row)
-    table = pl.DataFrame(rows, infer_schema_length=None)
-    table.write_csv(place / "table.csv")
-    (place / "table.md").write_text(markdown(table))
-    columns = {name: ("run", table[name].to_numpy()) for name in table.columns}
-    xr.Dataset(columns).to_netcdf(place / "table.nc", engine="h5netcdf")
-    return table
+    return rows.write(markdown)
 
 
 def _run(
@@ -256,6 +245,7 @@ def markdown(table: pl.DataFrame) -> str:
         return [*lines, ""]
 
     count = table["seed"].n_unique()
+
     def _worst(distances: pl.Series) -> float:
         return math.nan if distances.is_nan().any() else max(0.0, max(distances.to_list()))
 

@@ -1,0 +1,1 @@
+"""Benchmarks: models x guides x data x seeds -> a table."""

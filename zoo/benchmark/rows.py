@@ -1,0 +1,55 @@
+"""The rows of a benchmark on disk: every finished one is kept, so that an interrupted benchmark resumes."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import xarray as xr
+
+
+class Rows:
+    """The rows in a folder: ``rows.jsonl`` as they come, ``table.csv``, ``table.md`` and ``table.nc`` at the end.
+
+    Args:
+        folder: made if it is not there; rows that it holds are read.
+
+    Raises:
+        ValueError: a line of ``rows.jsonl`` is damaged, other than a last one that was cut off.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._log = self.folder / "rows.jsonl"
+        self._rows: list[dict[str, Any]] = []
+        if not self._log.exists():
+            return
+        lines = self._log.read_text(encoding="utf-8").splitlines(keepends=True)
+        for number, line in enumerate(lines):
+            try:
+                self._rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                if number == len(lines) - 1:  # cut off while it was written: that cell runs again
+                    self._log.write_text("".join(lines[:-1]), encoding="utf-8")
+                    break
+                raise ValueError(f"{self._log}, line {number + 1}, is damaged ({error}): remove it") from None
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self._rows)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Keep a row, in memory and on disk."""
+        self._rows.append(row)
+        with self._log.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+
+    def write(self, markdown: Callable[[pl.DataFrame], str]) -> pl.DataFrame:
+        """Write the tables and return them as one."""
+        table = pl.DataFrame(self._rows, infer_schema_length=None)
+        table.write_csv(self.folder / "table.csv")
+        (self.folder / "table.md").write_text(markdown(table), encoding="utf-8")
+        columns = {name: ("run", table[name].to_numpy()) for name in table.columns}
+        xr.Dataset(columns).to_netcdf(self.folder / "table.nc", engine="h5netcdf")
+        return table
