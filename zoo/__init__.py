@@ -6,6 +6,7 @@ from zoo.checkpoint import load
 from zoo.em import em
 from zoo.evaluate import Evaluation, evaluate
 from zoo.export import to_arviz
+from zoo.factors import edit, generate, impute, interpolate, probe, reconstruct, traverse
 from zoo.fit import Fit, fit
 from zoo.gauge import Gauge, align, canonical, gauge_of, posterior_difference
 from zoo.missing import Imputation
@@ -26,13 +27,20 @@ __all__ = [
     "align",
     "canonical",
     "data",
+    "edit",
     "em",
     "em_restarts",
     "evaluate",
     "fit",
     "gauge_of",
+    "generate",
+    "impute",
+    "interpolate",
     "load",
     "posterior_difference",
+    "probe",
+    "reconstruct",
     "restarts",
     "to_arviz",
+    "traverse",
 ]

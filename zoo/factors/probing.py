@@ -1,0 +1,153 @@
+"""How much of the labels the factors hold: few-label classification on z beside x."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from zoo.base import check_rows, check_whole
+from zoo.data import Dataset
+from zoo.factors.decoding import encode, factor_site
+from zoo.run import Fit
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """Accuracy on rows held out, by the number of labelled rows.
+
+    Attributes:
+        sizes: the numbers of labelled rows (s,).
+        z: accuracy of the classifier on the posterior means, (repeats, s).
+        x: of the one on the rows themselves, (repeats, s): the same labelled and held-out rows.
+        held_out: the number of rows on which an accuracy is measured.
+        most_common: the share of the most common label, which guessing it would reach.
+    """
+
+    sizes: tuple[int, ...]
+    z: Tensor
+    x: Tensor
+    held_out: int
+    most_common: float
+
+    def table(self) -> pl.DataFrame:
+        """One line per size: mean accuracy and standard error over the repeats, of z, of x and of their difference.
+
+        Every repeat has the same rows for both, so the error of the difference is that of pairs.
+        """
+        columns: dict[str, Any] = {"labelled": list(self.sizes)}
+        for name, value in (("z", self.z), ("x", self.x), ("difference", self.z - self.x)):
+            columns[name] = value.mean(0).tolist()
+            columns[f"{name}_se"] = (value.std(0) / len(value) ** 0.5).tolist()
+        return pl.DataFrame(columns)
+
+    def __repr__(self) -> str:
+        lines = [
+            f"{line['labelled']:>8}   {line['z']:.3f} ({line['z_se']:.3f})   {line['x']:.3f} ({line['x_se']:.3f})"
+            for line in self.table().iter_rows(named=True)
+        ]
+        head = f"Accuracy on {self.held_out} held-out rows (standard error over {len(self.z)} repeats)"
+        return "\n".join([head, "labelled   on z            on x", *lines])
+
+
+def probe(
+    run: Fit,
+    x: Any,
+    labels: Any = None,
+    *,
+    sizes: Sequence[int] = (10, 20, 50, 100, 200),
+    repeats: int = 20,
+    held_out: float = 0.5,
+    draws: int = 200,
+    seed: int = 0,
+) -> Probe:
+    """How few labels suffice: logistic regression on the factors and on the rows, for growing numbers of labelled rows.
+
+    In every repeat the rows are shuffled; the last share is held out, and the labelled ones are the first few, among
+    them one of every class. Both classifiers (scikit-learn's, with its default penalty) standardise their inputs by
+    the labelled rows. Missing entries count as the mean of their column's labelled entries for the one on the rows. The
+    model never sees a label, but it may have seen the rows held out: pass rows it was not fitted to where that matters.
+    The standard errors are of the choice of rows; repeats share rows, which makes them somewhat too small (Nadeau and
+    Bengio 2003, Machine Learning 52).
+
+    Args:
+        run: from :func:`zoo.fit`.
+        x: rows (n, d) or a :class:`zoo.data.Dataset`, whose labels are then taken.
+        labels: n labels; None takes the data set's.
+        sizes: growing numbers of labelled rows, each at least the number of classes.
+        repeats: at least 2.
+        held_out: the share of the rows on which accuracy is measured.
+        draws: for the posterior means, where the guide has no closed form of them.
+        seed: of the shuffles and these draws; the caller's random streams are left alone.
+
+    Raises:
+        ValueError: labels of another length than the rows or of one class, sizes below the number of classes or above
+            the rows that are not held out, or an argument out of its range.
+    """
+    factor_site(run, "probe")
+    if labels is None and isinstance(x, Dataset):
+        labels = x.labels
+    if labels is None:
+        raise ValueError("labels is None and x brings none: pass one label per row")
+    rows = check_rows(x, run.model)
+    classes, codes = _classes(labels, len(rows))
+    check_whole(repeats, "repeats", 2)
+    count = round(held_out * len(rows)) if 0 < held_out < 1 else 0
+    if not count:
+        raise ValueError(f"held_out must be a share of the rows between 0 and 1, got {held_out}")
+    _check_sizes(sizes, classes, len(rows) - count, count)
+    inputs = [encode(run, rows, draws=draws, seed=seed).cpu().double().numpy(), rows.cpu().double().numpy()]
+    random = np.random.default_rng(seed)
+    scores = np.empty((2, repeats, len(sizes)))
+    for repeat in range(repeats):
+        order = random.permutation(len(rows))
+        first = np.unique(codes[order], return_index=True)[1]  # one of every class
+        order = np.concatenate([order[first], np.delete(order, first)])
+        test = order[-count:]
+        for i, features in enumerate(inputs):
+            for j, size in enumerate(sizes):
+                train = order[:size]
+                scores[i, repeat, j] = _accuracy(features[train], codes[train], features[test], codes[test])
+    z, raw = torch.from_numpy(scores)
+    return Probe(tuple(int(s) for s in sizes), z, raw, count, float(np.bincount(codes).max() / len(codes)))
+
+
+def _accuracy(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> float:
+    from sklearn.impute import SimpleImputer  # it takes a second to import: only when asked for
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    classifier = make_pipeline(
+        SimpleImputer(keep_empty_features=True), StandardScaler(), LogisticRegression(max_iter=5000)
+    )
+    return float(classifier.fit(x, y).score(x_test, y_test))
+
+
+def _classes(labels: Any, n: int) -> tuple[int, np.ndarray]:
+    """The number of classes, and codes (n,) from 0."""
+    given = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
+    if given.shape != (n,):
+        raise ValueError(f"labels has shape {given.shape}, and x {n} rows: pass one label per row")
+    levels, codes = np.unique(given, return_inverse=True)
+    if len(levels) < 2:
+        raise ValueError(f"labels holds one class only ({levels[0]}): nothing to tell apart")
+    if np.issubdtype(given.dtype, np.floating) and len(levels) > 100:
+        raise ValueError(f"labels takes {len(levels)} values: pass classes, not measurements")
+    return len(levels), codes
+
+
+def _check_sizes(sizes: Sequence[int], classes: int, most: int, held_out: int) -> None:
+    if not len(sizes):
+        raise ValueError("sizes is empty: pass the numbers of labelled rows")
+    for size in sizes:
+        if check_whole(size, "sizes") > most:
+            raise ValueError(
+                f"sizes holds {size}, and {most} rows are left beside the {held_out} held out: take fewer, or a "
+                "smaller held_out"
+            )
+        if size < classes:
+            raise ValueError(f"sizes holds {size}, and there are {classes} classes: take at least one row of each")
