@@ -85,7 +85,7 @@ class Ladder:
     @property
     def rows(self) -> dict[str, Tensor]:
         """A table with a row per row of the data: every bound and its standard error, by name, each (n,)."""
-        table = {}
+        table: dict[str, Tensor] = {}
         for rung in self.rungs:
             table |= {rung.name: rung.values, f"{rung.name}_se": rung.se}
         return table | {"effective": self.effective}
@@ -160,8 +160,8 @@ def ladder(run: Fit, x: Any, draws: Sequence[int] = (100, 5000), ais: AIS | None
             for _, arguments in chunks(run, x, BUDGET // 4 // ((ais.chains + ais.pilots) * x.shape[1])):
                 weights, chance = anneal(run, latent, arguments, ais)
                 parts.append((*log_mean(weights), chance))
-            values, errors, acceptance = (torch.cat(part) for part in zip(*parts, strict=True))
-            rungs.append(Rung("AIS", values, errors))
+            annealed, noise, acceptance = (torch.cat(part) for part in zip(*parts, strict=True))
+            rungs.append(Rung("AIS", annealed, noise))
         if isinstance(run.model, Conjugate):
             exact = torch.cat([run.model.log_marginal(part) for part in x.split(max(1, BUDGET // x.shape[1]))])
             rungs.append(Rung("exact", exact, torch.zeros_like(exact)))
