@@ -435,3 +435,85 @@ def test_options_of_the_network_are_checked(some):
         Amortized(model, some, hidden=(0,))
     with pytest.raises(ValueError, match="pass x"):
         Amortized(model, some)(size=5)
+    with pytest.raises(ValueError, match="activation must be one of silu"):
+        Amortized(model, some, activation="swish")
+    with pytest.raises(ValueError, match=r"image=\(1, 2, 3\) has 6 entries, a row has 4"):
+        Amortized(model, some, image=(1, 2, 3))
+
+
+# --- networks ------------------------------------------------------------------------------------
+
+NETWORKS = {
+    "tanh": {"activation": "tanh"},
+    "class": {"activation": torch.nn.ELU},
+    "gated": {"gated": True},
+    "normalize": {"normalize": True},
+    "image": {"image": (1, 2, 2)},
+    "image-gated": {"image": (2, 1, 2), "gated": True, "normalize": True},
+    "image-linear": {"image": (1, 2, 2), "hidden": ()},
+}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_of_every_sort_start_near_the_prior_learn_and_come_back(name, masked, some, tmp_path):
+    options = {"hidden": (6, 4), **NETWORKS[name]}
+    model = PPCA(4, 2).double()
+    x = some.clone()
+    if masked:
+        x[::7, 1] = math.nan
+    guide = Amortized(model, x, covariance="full", **options)
+    q = guide.posterior(x)
+    assert (q.batch_shape, q.event_shape) == ((60,), (2,))
+    assert q.mean.abs().max() < 1.0
+    assert (q.covariance_matrix - torch.eye(2)).abs().max() < 0.5
+    for row in (0, 7):  # a row is read by itself
+        close(guide.posterior(x[row : row + 1]).mean[0], q.mean[row])
+    if masked:  # the pattern is seen: the mean in a gap's place is another thing
+        filled = torch.where(x.isnan(), guide.columns.shift, x)
+        assert (guide.posterior(filled).mean - q.mean)[::7].abs().amax(1).min() > 1e-10  # unseen, it were 0
+    run = zoo.fit(model, guide, x, steps=60, progress=False, optim=pyro.optim.Adam({"lr": 0.02}))
+    assert run.losses[-10:].mean() < run.losses[:5].mean()
+    back = zoo.load(run.save(tmp_path / "run"))
+    assert torch.equal(back.guide.posterior(x).mean, run.guide.posterior(x).mean)
+
+
+def test_a_network_of_ones_own(some, tmp_path):
+    model = PPCA(4, 2).double()
+    x = some.clone()
+    x[::7, 1] = math.nan
+    network = torch.nn.Sequential(torch.nn.Linear(8, 5), torch.nn.Tanh(), torch.nn.Linear(5, 5)).double()
+    before = [p.clone() for p in network.parameters()]
+    guide = Amortized(model, x, covariance="full", hidden=(), network=network)
+    assert guide.outputs == 5
+    guide.initialize(x)
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))  # a trained one stays
+    out = network(torch.cat([guide.columns(x), x.isnan().double()], 1))
+    close(guide.posterior(x).mean, out[:, :2])
+    close(guide.posterior(x).scale_tril[:, 1, 0], out[:, 4])
+    run = zoo.fit(model, guide, x, steps=60, progress=False, optim=pyro.optim.Adam({"lr": 0.02}))
+    assert run.losses[-10:].mean() < run.losses[:5].mean()
+    run.save(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"argument network of the guide .*load\(path, guide=\.\.\.\)"):
+        zoo.load(tmp_path / "run")
+    other = torch.nn.Sequential(torch.nn.Linear(8, 5), torch.nn.Tanh(), torch.nn.Linear(5, 5)).double()
+    again = Amortized(model, x, covariance="full", hidden=(), network=other)
+    back = zoo.load(tmp_path / "run", guide=again)
+    assert torch.equal(back.guide.posterior(x).mean, guide.posterior(x).mean)
+    for call in (back.guide, back.guide.posterior):
+        with pytest.raises(ValueError, match="x has 3 columns, the network of Amortized was built for 4"):
+            call(some[:, :3])
+
+
+def test_a_network_of_another_width_is_refused(some):
+    model = PPCA(4, 2).double()
+    with pytest.raises(ValueError, match=r"network gives width 3 .*\(\.\.\., 4\), 2 means, 2 numbers of the cov"):
+        Amortized(model, some, network=torch.nn.Linear(4, 3))
+    with pytest.raises(
+        ValueError, match=r"network fails on zeros of shape \(2, 3, 8\).*network must map \(\.\.\., 8\)"
+    ):
+        Amortized(model, some, network=torch.nn.Linear(4, 4), masked=True)
+    mixture = GMM(4, 3).double()
+    with pytest.raises(ValueError, match="0 means, 0 numbers of the covariance and 3 logits"):
+        Amortized(mixture, some, network=torch.nn.Linear(4, 2))
+    assert Amortized(mixture, some, network=torch.nn.Linear(4, 3)).posterior(some).logits.shape == (60, 3)
