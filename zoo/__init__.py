@@ -1,30 +1,40 @@
 """Latent Zoo: latent factor models and variational guides for Pyro, any with any, with the exact answer beside them."""
 
 from zoo import data
+from zoo.annealing import AIS
 from zoo.base import Conjugate
+from zoo.bounds import Ladder, ladder
 from zoo.checkpoint import load
 from zoo.em import em
 from zoo.evaluate import Evaluation, evaluate
 from zoo.export import to_arviz
 from zoo.factors import edit, generate, impute, interpolate, probe, reconstruct, traverse
 from zoo.fit import Fit, fit
+from zoo.gaps import Gaps, gaps
 from zoo.gauge import Gauge, align, canonical, gauge_of, posterior_difference
+from zoo.information import Bits, Information, bits_per_dimension, information
 from zoo.missing import Imputation
 from zoo.models import GMM, PPCA, VAE, FactorAnalysis
 from zoo.restarts import Restarts, em_restarts, restarts
 
 __all__ = [
+    "AIS",
     "GMM",
     "PPCA",
     "VAE",
+    "Bits",
     "Conjugate",
     "Evaluation",
     "FactorAnalysis",
     "Fit",
+    "Gaps",
     "Gauge",
     "Imputation",
+    "Information",
+    "Ladder",
     "Restarts",
     "align",
+    "bits_per_dimension",
     "canonical",
     "data",
     "edit",
@@ -32,10 +42,13 @@ __all__ = [
     "em_restarts",
     "evaluate",
     "fit",
+    "gaps",
     "gauge_of",
     "generate",
     "impute",
+    "information",
     "interpolate",
+    "ladder",
     "load",
     "posterior_difference",
     "probe",
