@@ -1,6 +1,7 @@
 """The command ``zoo``."""
 
 import copy
+import dataclasses
 import json
 import time
 from enum import StrEnum
@@ -68,7 +69,16 @@ def fit_(
     guide: Annotated[str, typer.Option(help="MeanField, FullRank, Amortized or Exact.")] = "Amortized",
     latent_dim: Annotated[int | None, typer.Option("--latent-dim", "-k", help="Number of factors.")] = None,
     components: Annotated[int | None, typer.Option(help="Number of mixture components.")] = None,
-    covariance: Annotated[str | None, typer.Option(help="Of a mixture: full, tied, diag, spherical.")] = None,
+    covariance: Annotated[
+        str | None,
+        typer.Option(help="Of a mixture: full, tied, diag, spherical; of a VAE: scalar, diag, low_rank, full."),
+    ] = None,
+    noise: Annotated[str | None, typer.Option(help="Covariance of a VAE: network, constant.")] = None,
+    likelihood: Annotated[
+        str | None, typer.Option(help="Of a VAE: gaussian, bernoulli, poisson, student_t, logistic_256.")
+    ] = None,
+    model_hidden: Annotated[str | None, typer.Option(help="Hidden widths of a VAE's networks, as 64,64.")] = None,
+    floor: Annotated[float | None, typer.Option(help="Least variance of a VAE, as a fraction of the data's.")] = None,
     hidden: Annotated[str | None, typer.Option(help="Hidden widths of the guide's network, as 64,64.")] = None,
     guide_covariance: Annotated[str | None, typer.Option(help="Of Amortized: diag, low_rank, full.")] = None,
     columns: Annotated[str | None, typer.Option(help="Columns of the data, as a,b,c.")] = None,
@@ -79,6 +89,10 @@ def fit_(
     dtype: Annotated[Precision, typer.Option(help="Floating-point type.")] = Precision.float64,
     device: Annotated[str | None, typer.Option(help="Where to train, as cpu or cuda.")] = None,
     folder: Annotated[Path | None, typer.Option("--out", help="Folder for the run; must not hold one yet.")] = None,
+    binarise: Annotated[bool, typer.Option("--binarise", help="Draw every entry in [0, 1] anew as 0 or 1.")] = False,
+    patience: Annotated[
+        int | None, typer.Option(help="Hold a tenth of the rows out; stop after so many looks without a better bound.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Fit a model to data by SVI, next to its closed-form answer.
@@ -91,17 +105,32 @@ def fit_(
         guide_class = registry.find(guide, registry.guide_classes(), "guide")
         kind = getattr(torch, dtype.value)
         table = data.load(source, columns=_words(columns), labels=labels, dtype=kind)
-        settings = {"latent_dim": latent_dim, "components": components, "covariance": covariance}
+        settings = {
+            "latent_dim": latent_dim,
+            "components": components,
+            "covariance": covariance,
+            "noise": noise,
+            "likelihood": likelihood,
+            "hidden": _widths(model_hidden),
+            "floor": floor,
+        }
+        how: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "device": device, "progress": not quiet}
+        if patience is not None:
+            table, apart = table.split(test=0.1, seed=seed)
+            how |= {"patience": patience, "validation": apart}
+        if binarise:
+            how["transform"] = torch.bernoulli
+            _refuse_beyond_one(table.x)
         torch.manual_seed(seed)
         built = registry.build(model_class, settings, table.x.shape[1]).to(kind)
         widths = _widths(hidden)
         served = registry.build(guide_class, {"hidden": widths, "covariance": guide_covariance}, built, table.x)
         if folder is None:
-            run, results = _run(built, served, table, seed, steps, batch_size, device, quiet)
+            run, results, _ = _run(built, served, table, seed, how)
             _show(run, results, table)
             return
         with new_folder(folder) as place:
-            run, results = _run(built, served, table, seed, steps, batch_size, device, quiet)
+            run, results, table = _run(built, served, table, seed, how)
             write(run, place)
             (place / "results.json").write_text(json.dumps(results, indent=2) + "\n")
             _pictures(run, table, results, place)
@@ -129,22 +158,31 @@ def _fail(error: Exception) -> NoReturn:
     raise typer.Exit(2)
 
 
+def _refuse_beyond_one(x: torch.Tensor) -> None:
+    """Raise where an entry is no probability.
+
+    Raises:
+        ValueError: names the first one.
+    """
+    beyond = ((x < 0) | (x > 1)).nonzero()
+    if len(beyond):
+        row, column = beyond[0].tolist()
+        value = x[row, column].item()
+        raise ValueError(f"--binarise needs entries in [0, 1]: row {row}, column {column} holds {value}; scale them")
+
+
 def _run(
-    model: Module,
-    guide: Module,
-    table: data.Dataset,
-    seed: int,
-    steps: int | None,
-    batch: int | None,
-    device: str | None,
-    quiet: bool,
-) -> tuple[Fit, dict[str, Any]]:
-    """Fit, evaluate, and find the closed-form optimum on a copy."""
+    model: Module, guide: Module, table: data.Dataset, seed: int, how: dict[str, Any]
+) -> tuple[Fit, dict[str, Any], data.Dataset]:
+    """Fit, evaluate, and find the closed-form optimum on a copy; the rows come back as they were evaluated."""
     reference = copy.deepcopy(model)
-    if batch is None and not isinstance(guide, guides.Exact) and table.x.numel() > LARGE:
-        batch = 256
-        err.print(f"{len(table)} rows are many: taking minibatches of {batch}; --batch-size sets another size")
-    run = fit(model, guide, table.x, seed=seed, steps=steps, batch_size=batch, device=device, progress=not quiet)
+    if how["batch_size"] is None and not isinstance(guide, guides.Exact) and table.x.numel() > LARGE:
+        how["batch_size"] = 256
+        err.print(f"{len(table)} rows are many: taking minibatches of 256; --batch-size sets another size")
+    run = fit(model, guide, table.x, seed=seed, **how)
+    if "transform" in how:
+        generator = torch.Generator().manual_seed(seed)
+        table = dataclasses.replace(table, x=torch.bernoulli(table.x, generator=generator))
     n, d = table.x.shape
     draws = int(min(500, max(LEAST_DRAWS, 2e9 // (n * d))))
     evaluation = evaluate(run, table.x, draws=draws, seed=seed)
@@ -158,6 +196,9 @@ def _run(
         "steps": run.settings["steps"],
         "converged": run.converged,
     }
+    if run.validation is not None:
+        results["held_out_elbo"] = -float(run.validation[:, 1].min())
+        results["held_out_rows"] = len(how["validation"])
     if isinstance(reference, Conjugate):
         started = time.perf_counter()
         results["optimum"] = max(
@@ -165,7 +206,7 @@ def _run(
         )
         results["distance"] = results["optimum"] - results["log_marginal"]
         results["optimum_seconds"] = time.perf_counter() - started
-    return run, results
+    return run, results, table
 
 
 def _climb(model: Module, x: torch.Tensor, seed: int) -> float:
@@ -194,6 +235,9 @@ def _show(run: Fit, results: dict[str, Any], table: data.Dataset) -> None:
     if "optimum" in results:
         row("closed-form optimum", "optimum", f"EM, {results['optimum_seconds']:.2f} s")
         row("optimum - log marginal", "distance", "what SVI leaves")
+    if "held_out_elbo" in results:
+        held_out, count = results["held_out_elbo"], results["held_out_rows"]
+        shown.add_row("held-out ELBO", f"{held_out:.6f}", f"{held_out * count:.4f}", f"{count} rows, one draw each")
     out.print(shown)
     state = "converged" if run.converged else "stopped at its last step"
     out.print(
@@ -229,32 +273,44 @@ def _export(run: Fit, table: data.Dataset, seed: int, place: Path) -> None:
 
 @app.command("benchmark")
 def benchmark_(
-    suite: Annotated[str, typer.Argument(help="conjugate: how near SVI comes to EM's optimum.")],
+    suite: Annotated[str, typer.Argument(help="conjugate: how near SVI comes to EM's optimum; deep: held-out bounds.")],
     folder: Annotated[Path, typer.Option("--out", help="Folder of the tables; an interrupted run resumes from it.")],
-    seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 5,
+    seeds: Annotated[int | None, typer.Option(help="Number of seeds: 5 of conjugate, 1 of deep.")] = None,
     only: Annotated[str | None, typer.Option(help="Run the cases with this in their names.")] = None,
-    guide: Annotated[list[str] | None, typer.Option(help="Run these guides only; repeatable.")] = None,
+    guide: Annotated[list[str] | None, typer.Option(help="Run these guides only (conjugate); repeatable.")] = None,
+    budget: Annotated[str, typer.Option(help="Of deep: quick, cpu, full.")] = "quick",
+    device: Annotated[str | None, typer.Option(help="Where to train (deep), as cpu or cuda.")] = None,
 ) -> None:
-    """Run models x guides x data x seeds, beside scikit-learn; write a table as CSV, Markdown and netCDF."""
-    from zoo.benchmark import conjugate as benchmark
-
-    def report(row: dict[str, Any]) -> None:
-        err.print(
-            f"{row['case']:26s} {row['method']:17s} seed {row['seed']}  distance {row['distance']:9.1e}  "
-            f"{row['steps']:6d} steps  {row['seconds']:8.2f} s",
-            highlight=False,
-        )
+    """Run models x guides x data x seeds, beside scikit-learn or published numbers; write CSV, Markdown and netCDF."""
+    from zoo.benchmark import conjugate, deep
 
     try:
-        if suite != "conjugate":
-            raise ValueError(f"unknown benchmark {suite!r}: there is 'conjugate'")
-        if seeds < 1:
-            raise ValueError(f"seeds must be at least 1, got {seeds}")
-        names = tuple(guide or benchmark.GUIDES)
-        table = benchmark.conjugate(folder, seeds=range(seeds), only=only, guide_names=names, report=report)
-        out.print(benchmark.markdown(table), highlight=False, soft_wrap=True, markup=False)
+        if suite not in ("conjugate", "deep"):
+            raise ValueError(f"unknown benchmark {suite!r}: there are 'conjugate' and 'deep'")
+        count = {"conjugate": 5, "deep": 1}[suite] if seeds is None else seeds
+        if count < 1:
+            raise ValueError(f"seeds must be at least 1, got {count}")
+        if suite == "conjugate":
+            names = tuple(guide or conjugate.GUIDES)
+            table = conjugate.conjugate(folder, seeds=range(count), only=only, guide_names=names, report=_report)
+            text = conjugate.markdown(table)
+        else:
+            table = deep.deep(
+                folder, seeds=range(count), budget=budget, only=only, device=device, progress=True, report=_report
+            )
+            text = deep.markdown(table)
+        out.print(text, highlight=False, soft_wrap=True, markup=False)
     except (ValueError, FloatingPointError, OSError) as error:
         _fail(error)
+
+
+def _report(row: dict[str, Any]) -> None:
+    """A new row of a benchmark, in a line."""
+    if "method" in row:
+        found = f"{row['method']:17s} seed {row['seed']}  distance {row['distance']:9.1e}  {row['steps']:6d} steps"
+    else:
+        found = f"{row['budget']:5s} seed {row['seed']}  IWAE-{row['draws']} {row['iwae']:.2f} (ELBO {row['elbo']:.2f})"
+    err.print(f"{row['case']:26s} {found}  {row['seconds']:8.2f} s", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -94,8 +94,15 @@ class Guard:
         self, step: int, loss: float, model: Any, guide: Any, arguments: tuple[Any, ...], run: Any
     ) -> Diverged:
         """The error to raise for a loss that is no number, after the last good parameters are back."""
-        site, why = _blame(model, guide, arguments)
+        bad = self.copy()
         self.restore("good")
+        site, why = _spoiled_site(model, guide, arguments)  # the rows are to blame
+        if not why:
+            put_back(bad)
+            why = _spoiled_parameter(model, guide)
+            if not why:
+                site, why = _spoiled_site(model, guide, arguments)
+            self.restore("good")
         ways = "lower the learning rate, clip the gradient, look for outliers in x, or raise the floor on the variances"
         kept = f"; the last good parameters are in {self.checkpoint}" if self.checkpoint is not None else ""
         text = f"the loss is {loss} at step {step}{why}: {ways}. Model and guide hold the last good parameters{kept}"
@@ -122,13 +129,18 @@ def held_out(svi: SVI, x: Tensor, seed: int, transform: Callable[[Tensor], Tenso
     return total / m
 
 
-def _blame(model: Any, guide: Any, arguments: tuple[Any, ...]) -> tuple[str | None, str]:
-    """The first parameter or site that is no finite number, by name and in words."""
+def _spoiled_parameter(model: Any, guide: Any) -> str:
+    """The first parameter that is no finite number, in words."""
     for module in (guide, model):
         if isinstance(module, nn.Module):
             for name, p in module.named_parameters():
                 if not torch.isfinite(p).all():
-                    return None, f" (parameter '{name}' of {type(module).__name__} holds {_odd(p)})"
+                    return f" (parameter '{name}' of {type(module).__name__} holds {_odd(p)})"
+    return ""
+
+
+def _spoiled_site(model: Any, guide: Any, arguments: tuple[Any, ...]) -> tuple[str | None, str]:
+    """The first site that is no finite number, by name and in words."""
     try:
         with torch.no_grad(), pyro.validation_enabled(False), seeded(0), poutine.block():
             drawn = poutine.trace(guide).get_trace(*arguments)

@@ -65,21 +65,41 @@ def check_types(model: Any, guide: Any) -> None:
 
 
 def default_loss(model: Any, guide: Any, *probe: Any) -> ELBO:
-    """``Trace_ELBO``, or the rule that gives a conjugate model's bound without its noise."""
+    """``Trace_ELBO``, or the rule that gives the bound of a linear-Gaussian or mixture model without its noise."""
     plain = Trace_ELBO(max_plate_nesting=1)
-    if isinstance(model, Conjugate) and not noiseless(model, guide, plain, *probe):
-        rule = QuadratureELBO()
-        if rule.exact(model, guide, *probe):
-            return rule
-    return plain
+    if isinstance(model, Conjugate):
+        if noiseless(model, guide, plain, *probe):
+            return plain
+        return QuadratureELBO() if QuadratureELBO.exact(model, guide, *probe) else plain
+    return QuadratureELBO() if _stays_exact(model, guide, *probe) else plain
+
+
+def _stays_exact(model: Any, guide: Any, *probe: Any) -> bool:
+    """Whether the rule gives the bound of a model that does not say so itself, such as a VAE with a linear decoder.
+
+    Networks may start in a place where they are linear (a gate at zero), so it must also do so after a push.
+    """
+    if not QuadratureELBO.exact(model, guide, *probe):
+        return False
+    held = [p for m in (model, guide) if isinstance(m, nn.Module) for p in m.parameters()]
+    before = [p.detach().clone() for p in held]
+    try:
+        with torch.no_grad(), seeded(0):
+            for p in held:
+                p.add_(0.1 * torch.randn_like(p))
+        return QuadratureELBO.exact(model, guide, *probe)
+    finally:
+        with torch.no_grad():
+            for p, value in zip(held, before, strict=True):
+                p.copy_(value)
 
 
 def noiseless(model: Any, guide: Any, loss: ELBO, *probe: Any) -> bool:
-    """Whether the bound of a conjugate model and its gradient are the same for different draws."""
-    if not isinstance(model, Conjugate):
-        return False
+    """Whether the bound and its gradient are the same for different draws: by its rule, or for a conjugate model."""
     if isinstance(loss, QuadratureELBO):
         return True
+    if not isinstance(model, Conjugate):
+        return False
     if not isinstance(loss, Trace_ELBO) or isinstance(loss, JitTrace_ELBO):
         return False
     modules = [m for m in (model, guide) if isinstance(m, nn.Module)]
