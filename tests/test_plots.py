@@ -12,6 +12,7 @@ from pyro.infer.autoguide import AutoNormal
 
 import guides
 import zoo
+import zoo.run
 from zoo import plots
 from zoo.data import Dataset
 
@@ -174,3 +175,210 @@ def test_leaves_no_trace(run, data, tmp_path):
     assert plots.save(ax.figure, tmp_path / "loss.pdf").stat().st_size > 1000
     with pytest.raises(ValueError, match="known format"):
         plots.save(ax, tmp_path / "loss.txt")
+
+
+# What the model makes of factors.
+
+SIDE = 3
+PIXELS = SIDE * SIDE
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """Rows of nine columns and a run on them that nobody has trained."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20, PIXELS, generator=generator)
+    model = zoo.PPCA(PIXELS, 2)
+    with torch.no_grad():
+        model.weight = torch.randn(PIXELS, 2, generator=generator)
+    return zoo.run.Fit(model, guides.Exact(model), torch.zeros(1), True, {}), x
+
+
+def tiles(ax: Axes, r: int, c: int) -> np.ndarray:
+    """The grey of the images of a mosaic (r, c, 3, 3): white is 1."""
+    canvas = np.asarray(ax.images[0].get_array())
+    assert canvas.shape == (r * (SIDE + 1) - 1, c * (SIDE + 1) - 1, 4)
+    return np.array([[canvas[4 * i : 4 * i + 3, 4 * j : 4 * j + 3, 0] for j in range(c)] for i in range(r)])
+
+
+def grey(values, low, high) -> np.ndarray:
+    return np.asarray((values - low) / (high - low))
+
+
+def ticks(axis) -> list[str]:
+    return [label.get_text() for label in axis.get_ticklabels()]
+
+
+LEVEL = 1 / 255  # of grey
+
+
+def test_traversal_as_images_is_the_mean(pictures):
+    run, x = pictures
+    several = [zoo.traverse(run, factor, values=[-1.0, 0.0, 2.0], x=x, rows=[4]) for factor in (0, 1)]
+    ax = plots.traversal(several, image=(3, 3))
+    means = torch.cat([t.mean for t in several])
+    expected = grey(means.reshape(2, 3, 3, 3), means.min(), means.max())
+    np.testing.assert_allclose(tiles(ax, 2, 3), expected, atol=LEVEL)
+    assert (ticks(ax.yaxis), ticks(ax.xaxis)) == (["factor 0", "factor 1"], ["-1", "0", "2"])
+    rows = plots.traversal(zoo.traverse(run, 1, x=x, rows=[4, 7], steps=2), image=True)
+    assert ticks(rows.yaxis) == ["row 4", "row 7"]
+    assert rows.get_xlabel() == "value of factor 1"
+    clipped = plots.traversal(several[0], image=True, limits=(100, 101))
+    assert (tiles(clipped, 1, 3) == 0).all()
+
+
+def test_traversal_as_profiles(run, data):
+    found = zoo.traverse(run, 1, x=data, rows=[3], steps=4)
+    ax = plots.traversal(found, unit="cm")
+    np.testing.assert_allclose([line.get_ydata() for line in ax.lines], found.mean[0], rtol=1e-6)
+    assert (ticks(ax.xaxis), ax.get_ylabel()) == (["a", "b", "c"], "cm")
+    standard = plots.traversal(found, standard=data)
+    expected = (found.mean[0] - data.x.mean(0)) / data.x.std(0, correction=0)
+    np.testing.assert_allclose([line.get_ydata() for line in standard.lines], expected, rtol=1e-4, atol=1e-5)
+    assert standard.get_ylabel() == "deviations from the mean"
+
+
+def test_interpolation(pictures):
+    run, x = pictures
+    found = zoo.interpolate(run, 0, 1, steps=3, x=x)
+    ax = plots.interpolation(found, image=True)
+    expected = grey(found.mean.reshape(1, 3, 3, 3), found.mean.min(), found.mean.max())
+    np.testing.assert_allclose(tiles(ax, 1, 3), expected, atol=LEVEL)
+    assert ticks(ax.xaxis) == ["0", "0.5", "1"]
+    np.testing.assert_allclose([line.get_ydata() for line in plots.interpolation(found).lines], found.mean, rtol=1e-6)
+
+
+def test_samples(pictures):
+    run, _ = pictures
+    found = zoo.generate(run, 7)
+    ax = plots.samples(found, image=True, across=3)
+    shown = found.x[:6]
+    expected = grey(shown.reshape(2, 3, 3, 3), shown.min(), shown.max())
+    np.testing.assert_allclose(tiles(ax, 2, 3), expected, atol=LEVEL)
+    assert tiles(plots.samples(found, image=True), 1, 7).shape == (1, 7, 3, 3)
+    lines = [line.get_ydata() for line in plots.samples(found, mean=True).lines]
+    np.testing.assert_allclose(lines, found.mean, rtol=1e-6)
+
+
+def test_reconstruction(pictures):
+    run, x = pictures
+    found = zoo.reconstruct(run, x)
+    ax = plots.reconstruction(x, found, rows=[2, 5], image=True)
+    shown = torch.stack([x[[2, 5]], found.mean[[2, 5]]])
+    expected = grey(shown.reshape(2, 2, 3, 3), shown.min(), shown.max())
+    np.testing.assert_allclose(tiles(ax, 2, 2), expected, atol=LEVEL)
+    assert (ticks(ax.yaxis), ticks(ax.xaxis)) == (["data", "mean"], ["2", "5"])
+    ax = plots.reconstruction(x, found)
+    assert words(ax) == ["row 0", "row 1", "row 2", "data", "mean, sd"]
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), found.mean[0], rtol=1e-6)
+    np.testing.assert_allclose(ax.lines[1].get_ydata(), x[0], rtol=1e-6)
+    band = ax.collections[0].get_paths()[0].vertices[:, 1]
+    assert band.max() == pytest.approx(float((found.mean[0] + found.variance[0].sqrt()).max()), rel=1e-6)
+
+
+def test_imputation(pictures):
+    run, x = pictures
+    gaps = x.clone()
+    gaps[3:5, 4] = torch.nan
+    found = zoo.impute(run, gaps)
+    ax = plots.imputation(gaps, found, truth=x, image=True)
+    assert ticks(ax.yaxis) == ["observed", "mean", "sd", "truth"]
+    assert ticks(ax.xaxis) == ["3", "4"]
+    canvas = np.asarray(ax.images[0].get_array())
+    np.testing.assert_allclose(canvas[1, 1], matplotlib.colors.to_rgba(plots.PALETTE[1]))
+    ax = plots.imputation(gaps, found)
+    assert words(ax) == ["row 3", "row 4", "observed", "imputed, sd"]
+    assert plots.imputation(gaps, found, rows=[0]).lines[1].get_ydata() == pytest.approx(x[0].numpy())
+    ax = plots.imputation(gaps, found, truth=x)
+    points = next(line for line in ax.lines if line.get_marker() == plots.MARKERS[0])
+    np.testing.assert_allclose(points.get_data(), [x[3:5, 4], found.mean[3:5, 4]], rtol=1e-6)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("true value", "imputed value and sd")
+
+
+def test_manifold_has_the_quantiles_of_its_factors(pictures):
+    run, _ = pictures
+    ax = plots.manifold(run, image=True, steps=3)
+    place = torch.special.ndtri(torch.tensor([1 / 6, 1 / 2, 5 / 6], dtype=torch.float64)).float()
+    z = torch.stack([place.repeat(3, 1), place.flip(0).unsqueeze(1).repeat(1, 3)], -1)  # up is more
+    mean = (z @ run.model.weight.T + run.model.mean).detach()
+    np.testing.assert_allclose(tiles(ax, 3, 3), grey(mean.reshape(3, 3, 3, 3), mean.min(), mean.max()), atol=LEVEL)
+    assert ticks(ax.yaxis) == ["1.0", "0.0", "-1.0"]
+    ax = plots.manifold(run, column=4, steps=3, factors=(1, 0))
+    drawn = np.asarray(ax.collections[0].get_array()).reshape(3, 3)
+    swapped = torch.stack([place.unsqueeze(1).repeat(1, 3), place.repeat(3, 1)], -1)
+    np.testing.assert_allclose(drawn, (swapped @ run.model.weight.T + run.model.mean)[..., 4].detach(), atol=1e-6)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("factor 1", "factor 0")
+
+
+def test_probe(run, data):
+    found = zoo.probe(run, data, sizes=(20, 4), repeats=3)
+    ax = plots.probe(found)
+    assert words(ax) == ["on factors z", "on rows x", "most common label"]
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), found.z.mean(0).flip(0), rtol=1e-9)
+    assert ticks(ax.xaxis) == ["4", "20"]
+
+
+def test_latent_of_chosen_factors(pictures):
+    run, x = pictures
+    mean = run.model.posterior(x).mean.detach()
+    ax = plots.latent(run, x, factors=(1, 0))
+    np.testing.assert_allclose(ax.collections[0].get_offsets(), mean[:, [1, 0]], rtol=1e-5)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("factor 1 (posterior mean)", "factor 0 (posterior mean)")
+    ax = plots.latent(run, x, factors=1)
+    np.testing.assert_allclose(ax.collections[0].get_offsets()[:, 1], mean[:, 1], rtol=1e-5)
+    for factors, message in (((0, 2), "names factor 2, and the model has 2"), ((1, 1), "two different numbers")):
+        with pytest.raises(ValueError, match=message):
+            plots.latent(run, x, factors=factors)
+
+
+def test_twenty_labels_differ_in_colour_or_marker():
+    from zoo.plots.style import colour, marker
+
+    assert len({(colour(i), marker(i)) for i in range(20)}) == 20
+    assert len({marker(i) for i in range(8)}) == 8
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda r, x: plots.samples(zoo.generate(r, 3), image=(2, 4)),
+            "image=(2, 4) has 8 pixels, and the rows",
+        ),
+        (lambda r, x: plots.samples(zoo.generate(r, 3), image=(9,)), "image must be (height, width)"),
+        (lambda r, x: plots.samples(zoo.generate(r, 3), image=True, limits=(1, 0)), "limits must be two growing"),
+        (lambda r, x: plots.traversal([], image=True), "result is empty"),
+        (
+            lambda r, x: plots.traversal([zoo.traverse(r, 0), zoo.traverse(r, 1, steps=3)], image=True),
+            "traversals of different values or places",
+        ),
+        (
+            lambda r, x: plots.traversal([zoo.traverse(r, f, x=x) for f in (0, 1)], image=True),
+            "several factors from 20 rows each",
+        ),
+        (lambda r, x: plots.traversal(zoo.traverse(r, 0, x=x)), "20 lines, and profiles show one"),
+        (lambda r, x: plots.traversal(zoo.traverse(r, 0), standard=x[:, :2]), "standard has shape (20, 2)"),
+        (lambda r, x: plots.traversal(zoo.traverse(r, 0), standard=0 * x), "column 0 of standard does not vary"),
+        (lambda r, x: plots.reconstruction(x[:5], zoo.reconstruct(r, x)), "result has shape (20, 9), and x (5, 9)"),
+        (lambda r, x: plots.reconstruction(x, zoo.reconstruct(r, x), rows=[20]), "rows names row 20, and there are 20"),
+        (lambda r, x: plots.imputation(x, zoo.impute(r, x)), "x has no missing entries"),
+        (lambda r, x: plots.manifold(r), "pass image for rows that are images, or column"),
+        (lambda r, x: plots.manifold(r, image=True, column=1), "and not both"),
+        (lambda r, x: plots.manifold(r, column=9), "column=9: the rows have 9 columns"),
+        (lambda r, x: plots.manifold(r, image=True, factors=(0, 2)), "factors names factor 2, and the model has 2"),
+        (lambda r, x: plots.manifold(r, image=True, factors=(1, 1)), "two different numbers"),
+    ],
+)
+def test_decoded_refuses(call, message, pictures):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call(*pictures)
+
+
+def test_a_square_is_refused_where_there_is_none(run):
+    with pytest.raises(ValueError, match="image=True asks for a square, and 3 columns make none"):
+        plots.samples(zoo.generate(run, 2), image=True)
+
+
+def test_a_mixture_has_no_manifold(data):
+    with pytest.raises(ValueError, match="manifold needs factors.*GMM has none"):
+        plots.manifold(mixture(data), column=0)

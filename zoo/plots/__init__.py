@@ -1,0 +1,32 @@
+"""Figures of runs: matplotlib axes at column width, colours that the colour-blind can tell apart.
+
+Every function draws on ``ax`` or on a figure of its own, and returns the axes. Figures are made without
+pyplot, so none is held in memory after its last reference; ``ax.figure`` is the figure, :func:`save` writes
+it.
+"""
+
+from zoo.plots.decoded import imputation, interpolation, manifold, reconstruction, samples, traversal
+from zoo.plots.latents import ellipses, latent
+from zoo.plots.probing import probe
+from zoo.plots.style import GREY, MARKERS, PALETTE, SIZE, TEXT, save
+from zoo.plots.training import gap, loss
+
+__all__ = [
+    "GREY",
+    "MARKERS",
+    "PALETTE",
+    "SIZE",
+    "TEXT",
+    "ellipses",
+    "gap",
+    "imputation",
+    "interpolation",
+    "latent",
+    "loss",
+    "manifold",
+    "probe",
+    "reconstruction",
+    "samples",
+    "save",
+    "traversal",
+]

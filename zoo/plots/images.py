@@ -1,0 +1,181 @@
+"""Rows drawn as images side by side, or as profiles over their columns."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize, to_rgba
+from torch import Tensor
+
+from zoo.base import check_whole
+from zoo.plots.style import PALETTE, SIZE, TEXT, new_axes
+
+Image = tuple[int, int] | bool | None
+MANY = 12  # columns whose names still fit under an axis
+
+
+def array(values: Any) -> np.ndarray:
+    """Numbers as a float64 array."""
+    return torch.as_tensor(values).detach().cpu().double().numpy()
+
+
+def check_image(image: Image, d: int) -> tuple[int, int] | None:
+    """Height and width of the image that a row of ``d`` columns is; None where it is to be drawn as a profile.
+
+    Args:
+        image: (height, width); True for a square; None or False for a profile.
+        d: the number of columns.
+
+    Raises:
+        ValueError: the image has another number of pixels than d.
+    """
+    if image is None or image is False:
+        return None
+    if image is True:
+        side = math.isqrt(d)
+        if side * side != d:
+            raise ValueError(f"image=True asks for a square, and {d} columns make none: pass image=(height, width)")
+        return side, side
+    if len(image) != 2:
+        raise ValueError(f"image must be (height, width), got {tuple(image)}")
+    height, width = (check_whole(side, "image") for side in image)
+    if height * width != d:
+        raise ValueError(
+            f"image=({height}, {width}) has {height * width} pixels, and the rows have {d} columns: pass a height and "
+            f"a width that multiply to {d}"
+        )
+    return height, width
+
+
+def mosaic(
+    grid: np.ndarray,
+    image: tuple[int, int],
+    *,
+    left: Sequence[str] = (),
+    below: Sequence[str] = (),
+    unit: str = "value",
+    limits: tuple[float, float] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Images on a grid, all on one scale of grey; NaN is drawn in colour.
+
+    Args:
+        grid: rows of images (r, c, d).
+        image: their height and width.
+        left: a label for every row of the grid; empty for none.
+        below: a label for every column of the grid; empty for none.
+        unit: of the pixels, for the scale.
+        limits: the values drawn black and white; None takes the least and the greatest.
+        ax: where to draw; None makes a figure.
+
+    Raises:
+        ValueError: ``limits`` are not two growing numbers.
+    """
+    r, c, _ = grid.shape
+    h, w = image
+    gap = max(1, round(0.08 * w))
+    high, wide = r * (h + gap) - gap, c * (w + gap) - gap
+    if limits is None:
+        limits = float(np.nanmin(grid)), float(np.nanmax(grid))
+        limits = limits if limits[0] < limits[1] else (limits[0], limits[0] + 1)
+    elif len(limits) != 2 or not limits[0] < limits[1]:
+        raise ValueError(f"limits must be two growing numbers, got {tuple(limits)}")
+    scale = ScalarMappable(Normalize(*limits, clip=True), colormaps["gray"])
+    canvas = np.ones((high, wide, 4))
+    for i in range(r):
+        for j in range(c):
+            tile = grid[i, j].reshape(h, w)
+            shown = np.asarray(scale.to_rgba(np.nan_to_num(tile)))
+            shown[np.isnan(tile)] = to_rgba(PALETTE[1])
+            canvas[i * (h + gap) :, j * (w + gap) :][:h, :w] = shown
+    if ax is None:
+        ax = new_axes(ax, (SIZE[0], min(6.0, max(1.1, 0.4 * bool(below) + 0.2 + 2.5 * high / wide))))
+        whole = ax.get_figure(root=True)
+        assert whole is not None
+        whole.set_layout_engine("compressed")  # what "constrained" is for axes whose aspect is given
+    ax.imshow(canvas, interpolation="nearest")
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    thin = max(1, -(-len(below) // 9))  # no more labels than fit
+    ax.set_xticks([(j + 0.5) * (w + gap) - gap / 2 - 0.5 for j in range(c)][::thin] if below else [], below[::thin])
+    ax.set_yticks([(i + 0.5) * (h + gap) - gap / 2 - 0.5 for i in range(r)] if left else [], left)
+    bar = ax.figure.colorbar(scale, ax=ax, fraction=0.035, pad=0.02, aspect=max(8, 20 * high / wide))
+    bar.set_label(unit, fontsize=TEXT)
+    bar.ax.tick_params(labelsize=TEXT - 1)
+    bar.ax.locator_params(nbins=4)
+    bar.outline.set_visible(False)
+    return ax
+
+
+def standardised(values: np.ndarray, standard: Any) -> np.ndarray:
+    """Rows (..., d) in deviations of the columns of ``standard`` (n, d) from their means; as they are where it is None.
+
+    Raises:
+        ValueError: ``standard`` has another width, or a column that does not vary.
+    """
+    if standard is None:
+        return values
+    shift, unit = moments(standard, values.shape[-1])
+    return (values - shift) / unit
+
+
+def moments(standard: Any, d: int) -> tuple[np.ndarray, np.ndarray]:
+    """Means and deviations of the columns of ``standard`` (d,), by the entries that are there."""
+    rows = array(getattr(standard, "x", standard))
+    if rows.ndim != 2 or rows.shape[1] != d:
+        raise ValueError(f"standard has shape {rows.shape}: pass rows with the {d} columns that are drawn")
+    unit = np.nanstd(rows, 0)
+    if not (unit > 0).all():
+        raise ValueError(f"column {int(np.argmin(unit > 0))} of standard does not vary: leave standard out")
+    return np.nanmean(rows, 0), unit
+
+
+def column_axis(ax: Axes, d: int, columns: Sequence[str], standard: Any, unit: str) -> None:
+    """Labels of an axis of columns below and of their values at the left."""
+    if columns and d <= MANY:
+        turned = sum(map(len, columns)) > 40
+        ax.set_xticks(range(d), columns, rotation=30 if turned else 0, ha="right" if turned else "center")
+        ax.tick_params(axis="x", labelsize=TEXT - 1)
+    else:
+        ax.set_xlabel("column", fontsize=TEXT)
+        ax.locator_params(axis="x", integer=True)
+    ax.set_ylabel(unit if standard is None else "deviations from the mean", fontsize=TEXT)
+
+
+def gradient(ax: Axes, lines: np.ndarray, position: np.ndarray, label: str) -> None:
+    """Profiles (s, d), coloured by their position (s,), with the scale beside them."""
+    scale = ScalarMappable(Normalize(position.min(), position.max()), colormaps["cividis"])
+    for place, profile in zip(position, lines, strict=True):
+        ax.plot(profile, color=scale.to_rgba(place), linewidth=1.2, marker="o", markersize=2)
+    bar = ax.figure.colorbar(scale, ax=ax, fraction=0.05, pad=0.02)
+    bar.set_label(label, fontsize=TEXT)
+    bar.ax.tick_params(labelsize=TEXT - 1)
+
+
+def pick(rows: Sequence[int] | None, n: int, usual: int) -> list[int]:
+    """The numbers of the rows to draw: the first few by default.
+
+    Raises:
+        ValueError: a row that is not there, or none.
+    """
+    chosen = list(range(min(n, usual))) if rows is None else [check_whole(row, "rows", 0) for row in rows]
+    if not chosen or max(chosen) >= n:
+        raise ValueError(f"rows names {f'row {max(chosen)}' if chosen else 'none'}, and there are {n}, counted from 0")
+    return chosen
+
+
+def same_shape(x: Tensor, given: Any, name: str) -> np.ndarray:
+    """``given`` as an array of the shape of the rows ``x``.
+
+    Raises:
+        ValueError: it has another.
+    """
+    values = array(given)
+    if values.shape != tuple(x.shape):
+        raise ValueError(f"{name} has shape {values.shape}, and x {tuple(x.shape)}: pass those of the same rows")
+    return values

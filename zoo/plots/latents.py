@@ -1,0 +1,220 @@
+"""What the guide says about the rows: maps of factors and of components."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.lines import Line2D
+from matplotlib.patches import Ellipse
+from torch import Tensor, nn
+from torch.distributions import Categorical
+
+from zoo.base import check_rows, check_whole, latents
+from zoo.data.dataset import Dataset
+from zoo.factors.decoding import closed_posterior, encode, factor_site
+from zoo.plots.style import GREY, MARKERS, PALETTE, TEXT, classes, colour, groups, legend_above, marker, new_axes
+from zoo.run import Fit
+
+
+def latent(
+    run: Fit,
+    x: Any,
+    *,
+    labels: Any = None,
+    label_names: Sequence[str] | None = None,
+    factors: tuple[int, int] | int = (0, 1),
+    draws: int = 200,
+    seed: int = 0,
+    ax: Axes | None = None,
+) -> Axes:
+    """What the guide says about the rows.
+
+    Factors: the posterior mean of every row in the plane of two of them, with a colour and a marker for every label; a
+    single factor as a histogram by label, or against the row number without labels. A mixture (discrete
+    ``component``): the first two columns of the data, coloured by the responsibilities of the components,
+    with their ellipses; the marker shows the label.
+
+    Args:
+        run: from :func:`zoo.fit`.
+        x: rows (n, d) or a :class:`zoo.data.Dataset`, whose labels are then taken.
+        labels: n labels; None takes the data set's.
+        label_names: what the labels stand for: integer labels count into it from 0.
+        factors: which two, counted from 0, or the number of a single one.
+        draws: for the mean, where the guide has no closed form of it.
+        seed: of these draws.
+        ax: where to draw; None makes a figure.
+
+    Raises:
+        ValueError: labels of another length than the rows, a label beyond ``label_names``, a factor out of range, or a
+            model with neither factors nor a discrete ``component`` per row.
+    """
+    if isinstance(x, Dataset):
+        if labels is None:
+            labels, label_names = x.labels, label_names or x.label_names
+        columns = x.columns
+    else:
+        columns = ()
+    data = check_rows(x, run.model)
+    marks, names = classes(labels, label_names, len(data))
+    with run.scope():
+        sites = {site.name: site for site in latents(run.model, data)}
+    if "component" in sites and sites["component"].local and sites["component"].cardinality:
+        shares = _responsibilities(run, data, sites["component"].cardinality, draws, seed)
+        return _mixture(run.model, data, shares, marks, names, columns, new_axes(ax))
+    factor_site(run, "latent")
+    mean = encode(run, data, draws=draws, seed=seed).cpu().numpy()  # (n, k)
+    chosen_factors = _check_factors(factors, mean.shape[1])
+    ax = new_axes(ax)
+    parts = groups(marks, names, len(mean))
+    style: dict[str, Any] = {"s": 9 if len(mean) < 2000 else 4, "linewidths": 0.0, "alpha": 0.8}
+    titles = [f"factor {factor} (posterior mean)" for factor in chosen_factors]
+    one = mean[:, chosen_factors[0]]
+    if len(chosen_factors) == 1 and marks is not None:
+        edges = list(np.histogram_bin_edges(one, bins=min(40, max(8, len(mean) // 10))))
+        for i, chosen in parts:
+            ax.hist(one[chosen], edges, color=colour(i), alpha=0.55, label=names[i], edgecolor=colour(i))
+        ax.set_xlabel(titles[0], fontsize=TEXT)
+        ax.set_ylabel("rows", fontsize=TEXT)
+    elif len(chosen_factors) == 1:
+        ax.scatter(np.arange(len(mean)), one, color=PALETTE[0], **style)
+        ax.set_xlabel("row", fontsize=TEXT)
+        ax.set_ylabel(titles[0], fontsize=TEXT)
+    else:
+        for i, chosen in parts:
+            label = names[i] if marks is not None else None
+            points = mean[chosen][:, chosen_factors].T
+            ax.scatter(*points, color=colour(i), marker=marker(i), label=label, **style)
+        ax.set_xlabel(titles[0], fontsize=TEXT)
+        ax.set_ylabel(titles[1], fontsize=TEXT)
+        ax.set_aspect("equal", adjustable="datalim")
+    if marks is not None:
+        legend_above(ax)
+    return ax
+
+
+def _check_factors(factors: tuple[int, int] | int, k: int) -> list[int]:
+    """The numbers of one or two factors; the only one, where the model has no second.
+
+    Raises:
+        ValueError: a factor that the model does not have, or the same one twice.
+    """
+    if k == 1 and factors == (0, 1):
+        return [0]
+    chosen = [factors] if isinstance(factors, int) else list(factors)
+    for factor in chosen:
+        if check_whole(factor, "factors", 0) >= k:
+            raise ValueError(f"factors names factor {factor}, and the model has {k}, counted from 0")
+    if len(chosen) not in (1, 2) or len(set(chosen)) != len(chosen):
+        raise ValueError(f"factors must be two different numbers, or one; got {factors}")
+    return chosen
+
+
+def ellipses(model: Any, ax: Axes, dims: tuple[int, int] = (0, 1), sds: Sequence[float] = (1, 2)) -> Axes:
+    """The components of a Gaussian mixture as ellipses of ``sds`` standard deviations in the plane of two
+    columns.
+
+    Args:
+        model: a :class:`zoo.GMM`, of any of its four covariances.
+        ax: where to draw.
+        dims: the two columns, counted from 0.
+        sds: radii in standard deviations (the inner ones are drawn stronger).
+
+    Raises:
+        ValueError: the model is no Gaussian mixture, or a column it does not have.
+    """
+    mean, covariance = _moments(model)  # (k, d), (k, d, d)
+    for dim in dims:
+        if not 0 <= dim < mean.shape[1]:
+            raise ValueError(f"dims={tuple(dims)}: the model has {mean.shape[1]} columns, counted from 0")
+    pick = np.ix_(range(len(mean)), dims, dims)
+    for j, (centre, block) in enumerate(zip(mean[:, list(dims)], covariance[pick], strict=True)):
+        values, vectors = np.linalg.eigh(block)
+        angle = np.degrees(np.arctan2(vectors[1, 1], vectors[0, 1]))
+        long, short = 2 * np.sqrt(values[1]), 2 * np.sqrt(max(values[0], 0.0))
+        for rank, sd in enumerate(sorted(sds)):
+            patch = Ellipse(
+                (centre[0], centre[1]),
+                sd * long,
+                sd * short,
+                angle=angle,
+                fill=False,
+                edgecolor=colour(j),
+                linewidth=1.3 - 0.4 * min(rank, 2),
+                linestyle="-" if rank == 0 else "--",
+            )
+            ax.add_patch(patch)
+        ax.plot(*centre, marker="+", color=colour(j), markersize=6, markeredgewidth=1.3)
+    ax.autoscale_view()
+    return ax
+
+
+def _responsibilities(run: Fit, x: Tensor, components: int, draws: int, seed: int) -> np.ndarray:
+    """q(component) (n, k)."""
+    with run.scope(), torch.no_grad():
+        q = closed_posterior(run, x)
+        if not isinstance(q, Categorical) and hasattr(run.model, "posterior"):
+            sites = run.posterior(x, 1)
+            q = run.model.posterior(x) if "component" not in sites else q  # summed out of the guide
+        if isinstance(q, Categorical):
+            return q.probs.cpu().numpy()
+    chosen = run.posterior(x, draws, seed=seed)["component"].long()
+    return nn.functional.one_hot(chosen, components).double().mean(0).cpu().numpy()
+
+
+@torch.no_grad()
+def _moments(model: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Means (k, d) and covariances (k, d, d) of a Gaussian mixture."""
+    if getattr(model, "covariance", None) not in ("full", "tied", "diag", "spherical"):
+        name = type(model).__name__
+        raise ValueError(f"{name} is no Gaussian mixture with mean, scale and covariance: pass a zoo.GMM")
+    mean, scale = model.mean.double(), model.scale.double()
+    k, d = mean.shape
+    if model.covariance in ("full", "tied"):
+        covariance = scale @ scale.mT
+    else:
+        covariance = torch.diag_embed(scale.square().reshape(k, -1).expand(k, d))
+    return mean.cpu().numpy(), covariance.expand(k, d, d).cpu().numpy()
+
+
+def _mixture(
+    model: Any,
+    x: Tensor,
+    shares: np.ndarray,
+    marks: np.ndarray | None,
+    names: list[str],
+    columns: Sequence[str],
+    ax: Axes,
+) -> Axes:
+    points = x.detach().cpu().numpy()
+    palette = np.array([to_rgb(colour(j)) for j in range(shares.shape[1])])
+    colours = np.clip(shares @ palette, 0, 1)
+    titles = [*columns[:2], *(f"x{j}" for j in range(len(columns[:2]), 2))]
+    one = points.shape[1] == 1
+    across, up = (np.arange(len(points)), points[:, 0]) if one else (points[:, 0], points[:, 1])
+    size = 10 if len(points) < 2000 else 4
+    for i, chosen in groups(marks, names, len(points)):
+        marker = MARKERS[i % len(MARKERS)]
+        ax.scatter(across[chosen], up[chosen], s=size, c=colours[chosen], marker=marker, linewidths=0.0, alpha=0.75)
+    handles = [
+        Line2D([], [], color=colour(j), marker="o", linestyle="", markersize=4, label=f"component {j}")
+        for j in range(shares.shape[1])
+    ]
+    if marks is not None:
+        handles += [
+            Line2D([], [], color=GREY, marker=mark, linestyle="", markersize=4, label=name)
+            for mark, name in zip(itertools.cycle(MARKERS), names, strict=False)
+        ]
+    if one:
+        ax.set_xlabel("row", fontsize=TEXT)
+        ax.set_ylabel(titles[0], fontsize=TEXT)
+    else:
+        if hasattr(model, "covariance"):
+            ellipses(model, ax)
+        ax.set_xlabel(titles[0], fontsize=TEXT)
+        ax.set_ylabel(titles[1], fontsize=TEXT)
+    legend_above(ax, handles)
+    return ax

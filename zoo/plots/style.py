@@ -1,0 +1,111 @@
+"""What the figures share: size, colours, labels and legends."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from torch import Tensor
+
+# Okabe and Ito (2008), Color Universal Design; the yellow last, it is faint on white
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+GREY = "#888888"
+SIZE = (3.5, 2.6)  # inches: one column of a paper
+TEXT = 8  # points
+
+
+def save(figure: Axes | Figure, path: str | Path, *, dpi: int = 200) -> Path:
+    """Write a figure, or the one that an axes belongs to; the suffix of ``path`` names the format (png, pdf,
+    svg).
+
+    Returns:
+        the path. Folders on the way are made.
+
+    Raises:
+        ValueError: the suffix names no format that matplotlib writes.
+    """
+    whole = figure.get_figure(root=True) if isinstance(figure, Axes) else figure
+    path = Path(path)
+    known = whole.canvas.get_supported_filetypes() if whole is not None else {}
+    if whole is None or path.suffix.removeprefix(".") not in known:
+        raise ValueError(f"'{path.name}' ends in no known format: take one of .png, .pdf, .svg")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole.savefig(path, dpi=dpi)
+    return path
+
+
+def new_axes(ax: Axes | None, size: tuple[float, float] = SIZE) -> Axes:
+    """``ax``, or the axes of a new figure that pyplot knows nothing of."""
+    if ax is not None:
+        return ax
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    ax.tick_params(labelsize=TEXT)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def legend(ax: Axes) -> None:
+    ax.legend(fontsize=TEXT - 1, frameon=False, loc="lower right", handlelength=1.6)
+
+
+def legend_above(ax: Axes, handles: Sequence[Line2D] | None = None) -> None:
+    """A legend above the axes, where it covers no points."""
+    found = ax.get_legend_handles_labels()
+    if handles is not None:
+        found = list(handles), [str(handle.get_label()) for handle in handles]
+    scale = 1.6 if handles is None else 1.0
+    longest = max(map(len, found[1]), default=1)
+    columns = max(1, min(len(found[1]), 46 // (longest + 5)))
+    ax.legend(
+        *found,
+        fontsize=TEXT - 1,
+        frameon=False,
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        ncols=columns,
+        handletextpad=0.3,
+        columnspacing=0.9,
+        borderaxespad=0.2,
+        markerscale=scale,
+        borderpad=0.1,
+    )
+
+
+def colour(number: int) -> str:
+    return PALETTE[number % len(PALETTE)]
+
+
+def marker(number: int) -> str:
+    """A marker of its own beside every colour, another one once the colours repeat."""
+    return MARKERS[(number + number // len(PALETTE)) % len(MARKERS)]
+
+
+def classes(labels: Any, names: Sequence[str] | None, n: int) -> tuple[np.ndarray | None, list[str]]:
+    """Codes (n,) from 0 and what they stand for."""
+    if labels is None:
+        return None, []
+    given = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
+    if given.shape != (n,):
+        raise ValueError(f"labels has shape {given.shape}, and x {n} rows: pass one label per row")
+    if names:
+        if not np.issubdtype(given.dtype, np.integer) or given.min() < 0 or given.max() >= len(names):
+            raise ValueError(f"labels must be whole numbers from 0 to {len(names) - 1}, as label_names says")
+        return given, [str(name) for name in names]
+    levels, codes = np.unique(given, return_inverse=True)
+    if len(levels) > 20:
+        raise ValueError(f"labels takes {len(levels)} values, more than a legend holds (20): pass classes")
+    return codes, [str(level) for level in levels]
+
+
+def groups(marks: np.ndarray | None, names: Sequence[str], n: int) -> list[tuple[int, np.ndarray]]:
+    """The rows of every label, as masks; one group of all rows without labels."""
+    if marks is None:
+        return [(0, np.ones(n, bool))]
+    return [(i, marks == i) for i in range(len(names))]
