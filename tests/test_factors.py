@@ -113,6 +113,16 @@ def test_encode_is_the_posterior_mean(run, x):
     torch.testing.assert_close(encode(run, x), run.model.posterior(x).mean.detach(), rtol=0, atol=1e-8)
 
 
+def test_encode_does_not_hand_out_the_guide_itself(x):
+    model = linear(zoo.PPCA, k=1)
+    guide = guides.MeanField(model, x)
+    before = guide.posterior(x).mean.detach().clone()
+    found = encode(untrained(model, guide), x)
+    assert not found.requires_grad
+    found += 1.0
+    assert torch.equal(guide.posterior(x).mean, before)
+
+
 def test_encode_takes_draws_where_a_guide_has_no_mean(x):
     model = linear(zoo.PPCA)
     guide = AutoNormal(model)

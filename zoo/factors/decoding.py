@@ -118,7 +118,7 @@ def encode(run: Fit, x: Any, *, draws: int = 200, seed: int = 0) -> Tensor:
         mean = _closed_mean(run, x)
     if mean is None or mean.shape != (len(x), *latent.shape):
         mean = run.posterior(x, draws, seed=seed)[latent.name].mean(0)
-    return mean.reshape(len(x), -1)
+    return mean.detach().reshape(len(x), -1).clone()  # a guide may hand out its own parameter
 
 
 def closed_posterior(run: Fit, x: Tensor) -> Any:
