@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from itertools import pairwise
 
 import pyro
@@ -69,7 +70,7 @@ def test_the_rungs_are_those_of_the_weights_themselves(monkeypatch):
     """One block, or pieces of a block, or several blocks at a time: the running sums are the sums."""
     run, x = poor(zoo.FactorAnalysis, linear, n=3)
     for budget in (10**9, 10 * x.numel(), 70 * x.numel()):  # all at once; a third of a block of 30; two blocks
-        monkeypatch.setattr("zoo.bounds.BUDGET", budget)
+        monkeypatch.setattr(sys.modules["zoo.bounds"], "BUDGET", budget)
         seen = []
 
         def spy(*args, seen=seen):
@@ -79,8 +80,8 @@ def test_the_rungs_are_those_of_the_weights_themselves(monkeypatch):
 
         from zoo.rowwise import densities
 
-        monkeypatch.setattr("zoo.bounds.densities", spy)
-        monkeypatch.setattr("zoo.bounds.chunks", lambda run, x, count: [(torch.arange(3), (x,))])
+        monkeypatch.setattr(sys.modules["zoo.bounds"], "densities", spy)
+        monkeypatch.setattr(sys.modules["zoo.bounds"], "chunks", lambda run, x, count: [(torch.arange(3), (x,))])
         found = ladder(run, x, draws=(30, 120, 480))
         assert len(seen) == {10**9: 1, 10 * 18: 48, 70 * 18: 8}[budget]
         weights = torch.cat(seen)  # (480, n)
@@ -110,7 +111,7 @@ def test_standard_errors_are_those_of_repetition():
 def test_rows_do_not_depend_on_how_they_are_cut(monkeypatch):
     run, x = poor(zoo.PPCA, MeanField, n=5)
     for budget in (1, 2 * 100 * 6):  # draw by draw and row by row; two rows
-        monkeypatch.setattr("zoo.bounds.BUDGET", budget)
+        monkeypatch.setattr(sys.modules["zoo.bounds"], "BUDGET", budget)
         found = ladder(run, x, draws=(5, 200) if budget == 1 else (100, 1000))
         with torch.no_grad():
             elbo = run.model.elbo(x, run.guide.posterior(x))
@@ -120,12 +121,12 @@ def test_rows_do_not_depend_on_how_they_are_cut(monkeypatch):
 def test_deep_model_between_its_bounds_and_quadrature(some):
     """One factor: log p(x) by quadrature; the largest IWAE and AIS are there, in float64 and whatever the start."""
     model = zoo.VAE(4, 1, hidden=(8,)).double()
-    run = zoo.fit(model, Amortized(model, some), some, steps=300, progress=False)
+    run = zoo.fit(model, Amortized(model, some), some, steps=100, progress=False)
     with torch.no_grad():
         z = torch.linspace(-9, 9, 6001, dtype=torch.float64).reshape(-1, 1, 1)
         joint = model.decode(z).log_prob(some) - 0.5 * z.squeeze(-1).square() - 0.5 * math.log(2 * math.pi)
         exact = joint.logsumexp(0) + math.log(18 / 6000)
-    for settings in (AIS(60, chains=32, leapfrog=5), AIS(60, chains=32, leapfrog=5, start="prior")):
+    for settings in (AIS(40, chains=32, leapfrog=4), AIS(40, chains=32, leapfrog=4, start="prior")):
         found = ladder(run, some, draws=(50, 2000), ais=settings)
         assert [rung.name for rung in found.rungs] == ["ELBO", "IWAE-50", "IWAE-2000", "AIS"]
         assert (found["AIS"].values <= exact + math.log(60 * 1e3)).all()  # Markov: one row in 60,000 exceeds it
@@ -140,7 +141,7 @@ def test_deep_model_between_its_bounds_and_quadrature(some):
 def test_annealing_reaches_log_p_where_importance_sampling_fails(cls, start):
     """The guide is nats away, IWAE-1000 too; AIS is within 0.05 nats per row."""
     run, x = poor(cls, linear, by=0.2, noise=0.3)
-    found = ladder(run, x, draws=(100, 1000), ais=AIS(300, chains=64, leapfrog=4, start=start), seed=1)
+    found = ladder(run, x, draws=(100, 1000), ais=AIS(200, chains=64, leapfrog=4, start=start), seed=1)
     exact = found["exact"].mean
     assert exact - found["ELBO"].mean > 20
     assert exact - found["IWAE-1000"].mean > 0.5

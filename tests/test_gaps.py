@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 
 import pyro
 import pyro.distributions as dist
@@ -210,7 +211,7 @@ def test_cut_into_chunks(monkeypatch):
     model, x = frozen(zoo.PPCA)
     run = still(model, MeanField(model, x), x)
     whole = gaps(run, x)
-    monkeypatch.setattr("zoo.gaps.BUDGET", 7 * 1000)
+    monkeypatch.setattr(sys.modules["zoo.gaps"], "BUDGET", 7 * 1000)
     cut = gaps(run, x)
     torch.testing.assert_close(cut.approximation, whole.approximation, rtol=0, atol=1e-7)
     torch.testing.assert_close(cut.elbo, whole.elbo, rtol=0, atol=1e-9)

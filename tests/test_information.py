@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 
 import pyro
 import pyro.distributions as dist
@@ -170,7 +171,7 @@ def test_chunks(family, monkeypatch):
     x = model(size=30)
     run = still(model, FAMILIES[family](model, x), x)
     whole = information(run, x, draws=100)
-    monkeypatch.setattr("zoo.information.BUDGET", 7 * 100 * 5)
+    monkeypatch.setattr(sys.modules["zoo.information"], "BUDGET", 7 * 100 * 5)
     cut = information(run, x, draws=100)
     assert cut.rate == pytest.approx(whole.rate, abs=1e-10)
     torch.testing.assert_close(cut.unit_kl, whole.unit_kl, rtol=0, atol=1e-10)

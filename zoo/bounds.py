@@ -15,7 +15,7 @@ from zoo.evaluate import LEAST_DRAWS
 from zoo.fit import Fit
 from zoo.rowwise import Arguments, chunks, densities, reading, real_site
 
-BUDGET = 2**22  # numbers per array and chunk: 16 MB in float32, and a decoder holds some ten of them at a time
+BUDGET = 2**20  # numbers per array and chunk: 4 MB in float32, and a decoder holds some ten of them at a time
 BLOCKS = 30  # from here on the spread of the blocks tells the error of their mean better than the delta method
 
 
@@ -157,7 +157,7 @@ def ladder(run: Fit, x: Any, draws: Sequence[int] = (100, 5000), ais: AIS | None
         acceptance = None
         if ais is not None and latent is not None:
             parts = []
-            for _, arguments in chunks(run, x, BUDGET // 4 // ((ais.chains + ais.pilots) * x.shape[1])):
+            for _, arguments in chunks(run, x, BUDGET // ((ais.chains + ais.pilots) * x.shape[1])):
                 weights, chance = anneal(run, latent, arguments, ais)
                 parts.append((*log_mean(weights), chance))
             annealed, noise, acceptance = (torch.cat(part) for part in zip(*parts, strict=True))
