@@ -156,6 +156,7 @@ class Amortized(Module):
         k, spread, levels = self.split
         columns = self.columns(x)
         out = self.encoder(torch.cat([columns, x.isnan().to(columns)], -1) if self.masked else columns)
+        out = out.to(x)  # whatever mixed precision made of the products
         if self.linear:
             loc, logits = out.split([k, levels], -1)
             return loc, self.spread if spread else out[..., :0], logits

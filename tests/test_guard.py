@@ -7,7 +7,7 @@ from pyro.infer import Trace_ELBO
 
 import zoo
 from guides import Amortized, Exact, MeanField
-from zoo.guard import Diverged, Guard
+from zoo.guard import Diverged, Guard, UnboundedLikelihood
 from zoo.optim import Fused
 
 
@@ -276,3 +276,42 @@ def test_the_guard_copies_what_the_store_holds():
             loose.fill_(torch.nan)
         guard.restore("good")
         assert torch.equal(loose, torch.ones(3))
+
+
+# The floor.
+
+
+@pytest.mark.parametrize(("covariance", "columns"), [("diag", 64), ("low_rank", 64), ("full", 30)])
+def test_an_unbounded_likelihood_is_named(covariance, columns):
+    """A flexible decoder whose floor is as good as none, on fifty rows."""
+    torch.manual_seed(0)
+    x = zoo.data.load("digits", dtype=torch.float64).x[:50, :columns]
+    x = x[:, x.amax(0) > x.amin(0)]
+    model = zoo.VAE(x.shape[1], 8, hidden=(128,), floor=1e-10, covariance=covariance).double()
+    with pytest.warns(UnboundedLikelihood, match="there the likelihood has no maximum"):
+        run = zoo.fit(model, Amortized(model, x), x, steps=1000, optim=adam(0.005))
+    assert run.settings["at_floor"] > 0.05
+
+
+def test_a_covariance_that_is_none_any_more(some):
+    model = zoo.VAE(4, 2, hidden=(8,), covariance="full").double()
+    guide = Amortized(model, some)
+    start = values(model, guide)
+
+    def spoil(step, _):
+        if step == 4:
+            with torch.no_grad():
+                model.scale[-1].bias.fill_(1e160)
+
+    with pytest.raises(Diverged, match="at step 5 .*linalg.cholesky"):
+        zoo.fit(model, guide, some, steps=9, optim=adam(), callbacks=[spoil])
+    assert not same(values(model, guide), start)
+    assert all(v.isfinite().all() for v in values(model, guide))
+
+
+def test_a_bounded_one_is_not(some):
+    model, guide = pair(some)
+    assert zoo.fit(model, guide, some, steps=300, optim=adam()).settings["at_floor"] < 0.05
+    counts = zoo.VAE(4, 2, hidden=(8,), likelihood="poisson").double()
+    x = some.round()
+    assert "at_floor" not in zoo.fit(counts, Amortized(counts, x), x, steps=3).settings

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from zoo.base import check_rows, check_whole, seeded
 from zoo.checkpoint import refuse_taken
-from zoo.guard import Diverged, Guard, held_out
+from zoo.guard import Diverged, Guard, floored, held_out
 from zoo.optim import LBFGS, Fused, Settling
 from zoo.pairing import check_count, check_pair, check_types, deep, default_loss, move, noiseless
 from zoo.quadrature import QuadratureELBO
@@ -81,6 +81,9 @@ def fit(
     Returns:
         a :class:`Fit`.
 
+    Warns:
+        UnboundedLikelihood: more than a twentieth of a decoder's variances ended at their floor.
+
     Raises:
         ValueError: data, batch size, model, guide and loss do not go together; the message names the argument.
         FileExistsError: ``checkpoint`` holds something already.
@@ -136,6 +139,8 @@ def fit(
         guard = Guard(model, guide, every, patience, folder)
         batches = _batches(x, batch, transform)
 
+        extra: dict[str, Any] = {}
+
         def so_far() -> Fit:
             settings = {
                 "loss": type(getattr(loss, "inner", loss)).__name__,
@@ -152,6 +157,7 @@ def fit(
                 settings["transform"] = getattr(transform, "__name__", type(transform).__name__)
             if guard.curve:
                 settings["best_step"] = guard.best_step
+            settings |= extra
             curve = torch.tensor(guard.curve, dtype=torch.float64) if guard.curve else None
             return Fit(
                 model,
@@ -171,7 +177,10 @@ def fit(
                     pyro.validation_enabled(step == 0 and pyro.infer.util.is_validation_enabled()),
                     torch.autocast(x.device.type, autocast) if autocast is not None else nullcontext(),
                 ):
-                    value = svi.step(*arguments) / n
+                    try:
+                        value = svi.step(*arguments) / n
+                    except torch.linalg.LinAlgError:  # a covariance that is none any more
+                        value = math.nan
                 if not math.isfinite(value):
                     raise guard.diverged(step, value, model, chosen, arguments, so_far())
                 if before is not None:
@@ -197,6 +206,9 @@ def fit(
                     break
         if patience is not None:
             guard.restore("best")
+        share = floored(model, chosen, probe, seed)
+        if share is not None:
+            extra["at_floor"] = share
         run = so_far()
         guard.write(run)
         return run

@@ -1,6 +1,7 @@
 """What a fit keeps on its way: the last good parameters, the held-out bound with the best ones, a checkpoint."""
 
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,42 @@ class Diverged(FloatingPointError):  # noqa: N818 - it reads as what it says
     def __init__(self, message: str, step: int, site: str | None, run: Any) -> None:
         super().__init__(message)
         self.step, self.site, self.run = step, site, run
+
+
+class UnboundedLikelihood(UserWarning):
+    """A decoder's variances go to their floor, where the likelihood has no maximum but what the floor makes it."""
+
+
+def floored(model: Any, guide: Any, arguments: tuple[Any, ...], seed: int, most: float = 0.05) -> float | None:
+    """The share of a decoder's noise that lies at its floor; warns where it is large.
+
+    Args:
+        model: a model; one with ``at_floor(z)`` is asked.
+        guide: its guide, which draws z.
+        arguments: of a step: some rows.
+        seed: of the draws.
+        most: the largest share without a warning.
+
+    Returns:
+        the share, or None for a model without a floor.
+    """
+    if not hasattr(model, "at_floor"):
+        return None
+    with torch.no_grad(), seeded(seed), pyro.validation_enabled(False), poutine.block():
+        share = model.at_floor(poutine.trace(guide).get_trace(*arguments).nodes["z"]["value"])
+    if share is None:
+        return None
+    found = float(share.mean())
+    if found > most:
+        warnings.warn(
+            f"{100 * found:.0f}% of the decoder's variances are at their floor ({model.floor:g} of the column's) or "
+            "below a thousandth of the column's: there the likelihood has no maximum, and its value says how far "
+            "training and floor let it go, not how good the model is. Raise floor, take fewer factors, hidden units "
+            "or steps, noise='constant', or more rows; compare models at one floor only, and on held-out rows",
+            UnboundedLikelihood,
+            stacklevel=3,
+        )
+    return found
 
 
 class Guard:

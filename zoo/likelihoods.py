@@ -7,8 +7,9 @@ Each is a small module with
 - ``check(x, columns=None)``: raises where ``x`` holds a value outside the support (``columns``: their numbers);
 - ``forward(location, noise)``: the distribution with event (d,) for numbers (..., locations) and (..., noise).
 
-NaN is a missing entry to ``place`` and ``check``. Those whose density is unbounded take a floor on the variance, and
-show it as the attribute ``floor``. Another likelihood is a class with these methods and its name in ``LIKELIHOODS``.
+NaN is a missing entry to ``place`` and ``check``. Those whose density is unbounded take a floor on the variance, show
+it as the attribute ``floor``, and tell by ``at_floor(noise)`` how much of the noise lies there. Another likelihood is a
+class with these methods and its name in ``LIKELIHOODS``.
 """
 
 import itertools
@@ -85,6 +86,24 @@ def deviation(raw: Tensor, floor: float) -> Tensor:
     return (floor + softplus(raw).square()).sqrt()
 
 
+def tiny(above: Tensor, floor: float) -> Tensor:
+    """The share of variances, ``above`` the floor by so much, that are below twice the floor or 1e-3 (...).
+
+    In units of the data's own variances: all but a thousandth is explained, which is rare in data and common on the way
+    to a singularity, however low the floor.
+    """
+    return (above < max(floor, 1e-3 - floor)).to(above).mean(-1)
+
+
+def _products(noise: Tensor, d: int) -> Tensor:
+    """L L' (..., d, d) of the numbers of a ``"full"`` covariance."""
+    row, column = torch.tril_indices(d, d, -1, device=noise.device)
+    lower = noise.new_zeros(*noise.shape[:-1], d, d)
+    lower[..., row, column] = noise[..., d:] / math.sqrt(d)
+    lower = lower + torch.diag_embed(softplus(noise[..., :d]))
+    return lower @ lower.mT
+
+
 class Gaussian(nn.Module):
     r"""Columns around means :math:`\mu = a + b f`, with a and b the columns' means and deviations.
 
@@ -131,18 +150,21 @@ class Gaussian(nn.Module):
         if self.covariance == "scalar":
             return dist.Normal(mean, self.common * deviation(noise, self.floor)).to_event(1)
         d = self.locations
-        diagonal, rest = softplus(noise[..., :d]), noise[..., d:]
         if self.covariance == "low_rank":
+            diagonal, rest = softplus(noise[..., :d]), noise[..., d:]
             factor = rest.unflatten(-1, (self.rank, d)).mT / math.sqrt(self.rank)  # (..., d, r)
             variance = unit.square() * (self.floor + diagonal.square())
             return dist.LowRankMultivariateNormal(mean, unit.unsqueeze(-1) * factor, variance)
-        row, column = torch.tril_indices(d, d, -1, device=noise.device)
-        lower = noise.new_zeros(*noise.shape[:-1], d, d)
-        lower[..., row, column] = rest / math.sqrt(d)
-        lower = lower + torch.diag_embed(diagonal)
-        floor = self.floor * torch.eye(d, dtype=lower.dtype, device=lower.device)
-        root = torch.linalg.cholesky(lower @ lower.mT + floor)
+        products = _products(noise, d)
+        root = torch.linalg.cholesky(products + self.floor * torch.eye(d, dtype=noise.dtype, device=noise.device))
         return dist.MultivariateNormal(mean, scale_tril=unit.unsqueeze(-1) * root)
+
+    def at_floor(self, noise: Tensor) -> Tensor:
+        """The share of columns (``"full"``: of principal axes) whose variance is :func:`tiny` (...)."""
+        d = self.locations
+        if self.covariance != "full":
+            return tiny(softplus(noise[..., :d]).square(), self.floor)
+        return tiny(torch.linalg.eigvalsh(_products(noise, d)), self.floor)
 
     def extra_repr(self) -> str:
         rank = f", rank={self.rank}" if self.covariance == "low_rank" else ""
@@ -193,6 +215,10 @@ class StudentT(nn.Module):
         shift, unit = self.columns.shift, self.columns.unit
         mean, scale = shift + unit * location, unit * deviation(noise, self.floor)
         return dist.StudentT(self.degrees, mean, scale).to_event(1)
+
+    def at_floor(self, noise: Tensor) -> Tensor:
+        """The share of columns whose squared scale is :func:`tiny` (...)."""
+        return tiny(softplus(noise).square(), self.floor)
 
     def extra_repr(self) -> str:
         return f"{self.locations}, floor={self.floor:g}"
@@ -364,6 +390,11 @@ class Mixed(nn.Module):
             for part, group, numbers in zip(self._parts, self._groups, own, strict=True)
         ]
         return Columns(parts, self._groups, self.inverse).to_event(1)
+
+    def at_floor(self, noise: Tensor) -> Tensor:
+        """The mean share over the kinds of columns that have a floor (...); there must be one."""
+        own = zip(self._parts, noise.split(self.split, -1), strict=True)
+        return torch.stack([part.at_floor(numbers) for part, numbers in own if hasattr(part, "floor")]).mean(0)
 
     def extra_repr(self) -> str:
         runs = [(name, len(list(run))) for name, run in itertools.groupby(self.names)]

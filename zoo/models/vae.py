@@ -141,13 +141,28 @@ class VAE(Module):
 
     def decode(self, z: Tensor) -> dist.TorchDistribution:
         """p(x | z) for factors (..., k): a distribution with event (d,)."""
+        return self.likelihood(*self._numbers(z))
+
+    def _numbers(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Locations and noise numbers; in the type of z, whatever mixed precision made of the networks' products."""
         if self.decoder is None:
             location, numbers = self.mean(z), None  # (..., d)
         else:
             locations = self.likelihood.locations
             location, numbers = self.decoder(z).split([locations, self.outputs - locations], -1)
         scale = self.scale
-        return self.likelihood(location, numbers if scale is None else scale(z))
+        numbers = numbers if scale is None else scale(z)
+        return location.to(z), None if numbers is None else numbers.to(z)
+
+    @torch.no_grad()
+    def at_floor(self, z: Tensor) -> Tensor | None:
+        """The share (...) of variances at their floor or nearly zero, for factors (..., k); None without a floor.
+
+        Where it is large, the likelihood has no maximum of its own: see :func:`zoo.likelihoods.tiny`.
+        """
+        if not hasattr(self, "floor"):
+            return None
+        return self.likelihood.at_floor(self._numbers(z)[1])
 
     def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> Tensor:
         """Generate or score rows (n, d); see :func:`zoo.base.rows` for ``index`` and ``size``."""
