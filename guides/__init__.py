@@ -2,8 +2,10 @@
 
 from guides.amortized import Amortized
 from guides.exact import Exact
+from guides.flow import Flow
 from guides.full_rank import FullRank
 from guides.mean_field import MeanField
+from guides.semi_amortized import SemiAmortized
 from guides.sites import CannotServe
 
-__all__ = ["Amortized", "CannotServe", "Exact", "FullRank", "MeanField"]
+__all__ = ["Amortized", "CannotServe", "Exact", "Flow", "FullRank", "MeanField", "SemiAmortized"]

@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Categorical
 
 from zoo.base import Conjugate, check_rows, check_whole
 from zoo.export import psis_khat
 from zoo.fit import Fit
-from zoo.rowwise import chunks, densities, reading
+from zoo.rowwise import chunks, densities, gaussian, reading
 
 LEAST_DRAWS = 25  # below, the tail of the weights cannot be fitted
 
@@ -104,10 +105,13 @@ def evaluate(run: Fit, x: Any, *, draws: int = 500, seed: int = 0) -> Evaluation
         else:
             log_marginal = top + ratio.mean(0).log()
             log_marginal_se = ratio.std(0) / ratio.mean(0) / draws**0.5
+        q = None
         if hasattr(run.model, "elbo") and hasattr(run.guide, "posterior"):
             with run.scope():
-                elbo, elbo_se = run.model.elbo(x, run.guide.posterior(x)), zero
-        else:
+                q = run.guide.posterior(x)
+        if q is not None and (gaussian(q) is not None or isinstance(q, Categorical)):
+            elbo, elbo_se = run.model.elbo(x, q), zero
+        else:  # no closed form for such a q
             elbo, elbo_se = weights.mean(0), weights.std(0) / draws**0.5
     estimator = "exact" if exact else f"IWAE-{draws}"
     return Evaluation(elbo, elbo_se, log_marginal, log_marginal_se, estimator, psis_khat(weights), draws)

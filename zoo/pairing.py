@@ -67,6 +67,10 @@ def check_types(model: Any, guide: Any) -> None:
 def default_loss(model: Any, guide: Any, *probe: Any) -> ELBO:
     """``Trace_ELBO``, or the rule that gives the bound of a linear-Gaussian or mixture model without its noise."""
     plain = Trace_ELBO(max_plate_nesting=1)
+    if not getattr(
+        guide, "smooth", True
+    ):  # its gradients are not the slope of the loss: no line search may follow them
+        return plain
     if isinstance(model, Conjugate):
         if noiseless(model, guide, plain, *probe):
             return plain

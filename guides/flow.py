@@ -1,0 +1,244 @@
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions.transforms import ConditionalAffineAutoregressive, ConditionalSplineAutoregressive
+from pyro.nn import ConditionalAutoRegressiveNN
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.nn.functional import softplus
+
+from guides.gaussian import shaped, width
+from guides.sites import CannotServe, Sites, only
+from zoo.base import Latent, Module, check_rows, check_whole, incomplete, like, rows
+from zoo.networks import Activation, Standardize, activation_class, activation_name, mlp, reset
+
+Kind = Literal["iaf", "spline"]
+ONE = math.log(math.e - 1)  # softplus(ONE) = 1
+LEAST_SLOPE = 1e-3  # what Pyro's splines add to every slope
+
+
+class Flow(Module):
+    r"""An inference network that bends a Gaussian: autoregressive flows, conditioned on the row.
+
+    .. math:: z = T_L \circ \dots \circ T_1(m_\phi(x) + s_\phi(x) \odot \epsilon;\ h_\phi(x)), \quad
+              \epsilon \sim N(0, I), \qquad
+              \log q(z \mid x) = \log N(\epsilon) - \sum_j \log s_j - \sum_l \log |\det \partial T_l|
+
+    The encoder gives the mean, the scale and a context h of every row; ``length`` transforms bend the draw, each number
+    by a function of the context and of the numbers before it, with the order reversed from one transform to the next.
+    They are inverse autoregressive, so that all numbers are drawn in one pass. The guide starts near the standard
+    normal, with transforms near the identity.
+
+    Several sites are drawn one after the other, each by a flow of its own whose context holds the values of those
+    before: together any joint density, without auxiliary sites. Missing entries (NaN) enter as their column's mean, and
+    a masked network also sees which entries are missing.
+
+    Args:
+        model: any Pyro model with the signature ``(x=None, index=None, size=None)`` whose latent sites are continuous
+            and local to the rows.
+        x: data (n, d) that show the width, the dtype and the units of the columns.
+        hidden: widths of the hidden layers of the encoder, and of the networks of the transforms; these have a layer of
+            64 for ``hidden=()``, and none that is narrower than the site.
+        transform: ``"iaf"``: affine, as Kingma et al.; ``"spline"``: monotonic rational splines (of linear order, on
+            [-bound, bound] in units of the base), which can have several modes.
+        length: the number of transforms per site.
+        context: the width of the context h.
+        bins: segments of a spline.
+        bound: where splines end and the identity begins.
+        masked: give the network the pattern of missing entries as d further inputs. None: where ``x`` has some.
+        activation: of the hidden layers, see :func:`zoo.networks.mlp`.
+
+    Raises:
+        CannotServe: the model has a discrete site, or one that all rows share.
+        ValueError: ``transform`` is none of the two, a number is no whole one of at least 1 (``bins``: 2), ``bound`` is
+            not positive, or there is no such activation.
+
+    References:
+        Kingma, Salimans, Jozefowicz, Chen, Sutskever and Welling (2016), Improved variational inference with inverse
+        autoregressive flow, NeurIPS; Dolatabadi, Erfani and Leckie (2020), Invertible generative modeling using linear
+        rational splines, AISTATS; Durkan, Bekasov, Murray and Papamakarios (2019), Neural spline flows, NeurIPS.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        x: Any,
+        hidden: Sequence[int] = (64, 64),
+        transform: Kind = "iaf",
+        length: int = 2,
+        *,
+        context: int = 16,
+        bins: int = 8,
+        bound: float = 4.0,
+        masked: bool | None = None,
+        activation: Activation = "silu",
+    ) -> None:
+        super().__init__()
+        x = check_rows(x, model)
+        if transform not in get_args(Kind):
+            raise ValueError(f"transform must be one of {', '.join(get_args(Kind))}; got {transform!r}")
+        check_whole(length, "length")
+        check_whole(context, "context")
+        check_whole(bins, "bins", 2)
+        if not 0 < bound < math.inf:
+            raise ValueError(f"bound must be a positive number, got {bound!r}")
+        activation_class(activation)
+        self.sites = Sites.of("Flow", model, x)
+        for latent in self.sites.shared:
+            raise CannotServe("Flow", model, latent.name, "is shared by all rows", "Use MeanField or FullRank.")
+        for latent in self.sites.discrete:
+            why = "is discrete, and a flow bends real numbers"
+            raise CannotServe("Flow", model, latent.name, why, "Use Amortized or MeanField.")
+        self.data_dim = x.shape[1]
+        self.masked = incomplete(x) if masked is None else bool(masked)
+        self.__dict__["_resolved"] = {  # what ``settings`` records: the data will not be there
+            "masked": self.masked,
+            "activation": activation_name(activation),
+        }
+        k = width(self.sites.local)
+        self.split = [k, k, context]
+        self.columns = Standardize(self.data_dim)
+        self.encoder = mlp(self.data_dim * (1 + self.masked), hidden, sum(self.split), activation)
+        self.flows = nn.ModuleList()
+        before = 0
+        for latent in self.sites.local:
+            own = latent.width
+            layers = [max(size, own) for size in hidden] or [max(64, own)]
+            steps = [
+                _step(transform, own, context + before, layers, flip % 2 == 1, bins, bound, activation)
+                for flip in range(length)
+            ]
+            self.flows.append(nn.ModuleList(steps))
+            before += own
+        self.to(x)
+        self.initialize(x)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """New weights from the running random stream, near the standard normal; columns' units from ``x`` (n, d)."""
+        self.columns.place(like(x, self))
+        reset(self)
+        for network in (self.encoder, *(step.nn.layers for flow in self.flows for step in flow)):  # type: ignore[attr-defined]
+            last: Any = network[-1]
+            last.weight.mul_(0.1)  # nearly the prior for every row, not exactly: ties would not break
+            last.bias.zero_()
+        for flow in self.flows:
+            for step in flow:  # type: ignore[attr-defined]
+                if isinstance(step, ConditionalSplineAutoregressive):
+                    slopes = step.nn.param_slices[2]  # widths, heights, slopes, midpoints of the segments
+                    bias = step.nn.layers[-1].bias.view(step.nn.output_multiplier, step.input_dim)
+                    bias[slopes] = math.log(math.expm1(1.0 - LEAST_SLOPE))  # slopes of 1: the identity
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean (n, k), scales (n, k) and context (n, c) of the rows ``x`` (n, d).
+
+        Raises:
+            ValueError: ``x`` has another width than the network.
+        """
+        if x.shape[-1] != self.data_dim:
+            raise ValueError(f"x has {x.shape[-1]} columns, the network of Flow was built for {self.data_dim}")
+        columns = self.columns(x)
+        out = self.encoder(torch.cat([columns, x.isnan().to(columns)], -1) if self.masked else columns)
+        loc, raw, context = out.split(self.split, -1)
+        return loc, softplus(raw + ONE), context
+
+    def _site(self, number: int, loc: Tensor, scale: Tensor, context: Tensor) -> dist.TorchDistribution:
+        """q of a site given its context, which holds the sites before it."""
+        latent, flow = self.sites.local[number], self.flows[number]
+        steps = [step.condition(context) for step in flow]  # type: ignore[attr-defined]
+        q = shaped(Bent(dist.Normal(loc, scale).to_event(1), steps), latent)
+        if isinstance(q, dist.TransformedDistribution):  # keep draws, so that scoring them inverts nothing
+            return dist.TransformedDistribution(q.base_dist, [t.with_cache() for t in q.transforms])
+        return q
+
+    def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> None:
+        """Sample every latent site given the rows ``x``."""
+        if x is None:
+            raise ValueError("Flow reads the rows: pass x")
+        loc, scale, context = self.encode(x)
+        sizes = [latent.width for latent in self.sites.local]
+        with rows(x, index, size):
+            for number, (m, s) in enumerate(zip(loc.split(sizes, -1), scale.split(sizes, -1), strict=True)):
+                latent = self.sites.local[number]
+                value = pyro.sample(latent.name, self._site(number, m, s, context))
+                if number < len(sizes) - 1:
+                    real = _real(value, latent)
+                    context = torch.cat([context.expand(*real.shape[:-1], context.shape[-1]), real], -1)
+
+    def posterior(self, x: Tensor, index: Tensor | None = None) -> Distribution:
+        """q of the model's one local site given the rows ``x``, a distribution with batch shape (n,).
+
+        Its own draws are scored for nothing. The density of other values takes as many passes through the networks as
+        the site has numbers, transform by transform: exact, but no cheaper than that. Mean and variance have no closed
+        form.
+
+        Raises:
+            ValueError: the model has several local sites, or ``x`` another width than the network.
+        """
+        only(self.sites)
+        return self._site(0, *self.encode(like(x, self)))
+
+
+class Bent(dist.TorchDistribution):
+    """A base distribution of real vectors, carried through transforms of vectors.
+
+    ``TransformedDistribution`` in other words, and not of its class: what applies Gaussian rules to a transformed
+    Gaussian (:class:`zoo.quadrature.QuadratureELBO`) must not take a flow for one.
+    """
+
+    has_rsample = True
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - as in torch
+    support = dist.constraints.real_vector
+
+    def __init__(self, base: dist.TorchDistribution, transforms: Sequence[Any]) -> None:
+        self.carried = dist.TransformedDistribution(base, list(transforms), validate_args=False)
+        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "Bent":
+        return Bent(self.carried.base_dist.expand(torch.Size(batch_shape)), self.carried.transforms)
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 - as in torch
+        return self.carried.rsample(sample_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.carried.log_prob(value)
+
+
+def _step(
+    kind: Kind,
+    width: int,
+    context: int,
+    layers: Sequence[int],
+    flipped: bool,
+    bins: int,
+    bound: float,
+    activation: Activation,
+) -> nn.Module:
+    """A conditional transform of ``width`` numbers, from the first to the last or, ``flipped``, the other way."""
+    order = torch.arange(width)
+    with warnings.catch_warnings():  # of width 1, where Pyro would rather see no autoregression; the context is enough
+        warnings.filterwarnings("ignore", message="ConditionalAutoRegressiveNN input_dim = 1")
+        network = ConditionalAutoRegressiveNN(
+            width,
+            context,
+            list(layers),
+            param_dims=[1, 1] if kind == "iaf" else [bins, bins, bins - 1, bins],
+            permutation=order.flip(0) if flipped else order,
+            nonlinearity=activation_class(activation)(),
+        )
+    if kind == "iaf":
+        return ConditionalAffineAutoregressive(network)
+    return ConditionalSplineAutoregressive(width, network, count_bins=bins, bound=bound, order="linear")
+
+
+def _real(value: Tensor, latent: Latent) -> Tensor:
+    """The draws of a site as real vectors (..., k)."""
+    transform = latent.transform
+    real = value if transform is None else transform.inv(value)
+    event = latent.shape if transform is None else torch.Size(transform.inverse_shape(latent.shape))
+    return real.reshape(*real.shape[: real.ndim - len(event)], latent.width)

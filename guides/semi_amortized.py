@@ -1,0 +1,236 @@
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+from torch.distributions import Distribution
+
+from guides.amortized import Amortized
+from guides.gaussian import sample_factorised, shaped, width
+from guides.sites import CannotServe, Sites, only
+from zoo.base import Latent, Module, check_rows, check_whole, like, rows
+from zoo.networks import Activation, activation_name
+
+MOST = 10.0  # times, that a step may change a precision
+
+
+class SemiAmortized(Module):
+    r"""An inference network that proposes, and steps on every row's own bound that refine.
+
+    .. math:: q(z_n \mid x_n) = N(m_n, \mathrm{diag}(s_n^2)), \quad (m_n, s_n) = R^T(m_\phi(x_n), s_\phi(x_n))
+
+    Each of the T steps R ascends the row's bound L at the model's current parameters, by its natural gradient, which
+    for a Gaussian is Newton's step with an expected curvature (Khan and Rue):
+
+    .. math:: s^{-2} \leftarrow s^{-2} (1 - \rho\, s\, \partial_s L), \qquad m \leftarrow m + \rho\, s^2 \partial_m L
+
+    A step that lowers the bound of a row is taken back and that row's rate halved, so that the refined q is never worse
+    than the proposed one. The expectation in L is taken by a rule without noise: the P points :math:`m + s \odot u` of
+    a two-level orthogonal design, P the next power of 2 above the width of z. It is exact where log p(x, z) is
+    quadratic in z, the KL from a Gaussian prior included. The guide is a function of the rows, without draws of its
+    own; refining costs T + 1 passes, forward and back, of P draws per row through the model.
+
+    The network learns to propose: it ascends the bound of the proposal itself, by the noise-free gradient with which
+    refining begins, whatever the loss. (The site ``proposal`` of the guide carries it: a factor of value 0.) A
+    straight-through gradient, that of the refined bound taken as if the refined q were the proposed one, vanishes as
+    refining succeeds, and what is left is noise: on frozen factor analysis of iris (turned by 0.39 rad, 5 steps, 300
+    steps of Adam) the proposal ends 106 nats per row from the best diagonal q and the refined q 0.02, against 0.01 and
+    0.0003 as it is done here. The gradients are thus not the slope of the loss, no line search may follow them
+    (``smooth`` is False), and fits take Adam.
+
+    Args:
+        model: any Pyro model with the signature ``(x=None, index=None, size=None)`` whose latent sites are continuous
+            and local to the rows. It is held, not owned: its parameters stay the model's.
+        x: data (n, d) that show the width, the dtype and the units of the columns.
+        hidden: widths of the hidden layers of the network; ``hidden=()`` is the linear one.
+        steps: the number of refining steps T; 0 leaves the proposal, which is ``Amortized``.
+        rate: :math:`\rho` in (0, 1]; 1 is the full Newton step, which finds the optimum of a row at once where the
+            posterior is an uncorrelated Gaussian, and overshoots where it is correlated.
+        masked: give the network the pattern of missing entries as d further inputs. None: where ``x`` has some.
+        activation: of the hidden layers, see :func:`zoo.networks.mlp`.
+
+    Attributes:
+        proposal: the network, a guide :class:`guides.Amortized`.
+
+    Raises:
+        CannotServe: the model has a discrete site, or one that all rows share.
+        ValueError: ``steps`` is no whole number, or ``rate`` not in (0, 1]; otherwise as ``Amortized``.
+
+    References:
+        Kim, Wiseman, Miller, Sontag and Rush (2018), Semi-amortized variational autoencoders, ICML; Marino, Yue and
+        Mandt (2018), Iterative amortized inference, ICML; Khan and Rue (2023), The Bayesian learning rule, JMLR 24;
+        Plackett and Burman (1946), The design of optimum multifactorial experiments, Biometrika 33.
+    """
+
+    points: Tensor
+
+    smooth = False  # its gradients are not the slope of the loss
+
+    def __init__(
+        self,
+        model: Any,
+        x: Any,
+        hidden: Sequence[int] = (64, 64),
+        steps: int = 5,
+        rate: float = 0.5,
+        *,
+        masked: bool | None = None,
+        activation: Activation = "silu",
+    ) -> None:
+        super().__init__()
+        x = check_rows(x, model)
+        self.steps = check_whole(steps, "steps", 0)
+        if not 0 < rate <= 1:
+            raise ValueError(f"rate must be in (0, 1], got {rate!r}")
+        self.rate = float(rate)
+        self.sites = Sites.of("SemiAmortized", model, x)
+        for latent in self.sites.shared:
+            why = "is shared by all rows"
+            raise CannotServe("SemiAmortized", model, latent.name, why, "Use MeanField or FullRank.")
+        for latent in self.sites.discrete:
+            why = "is discrete, and has no gradient to refine it by"
+            raise CannotServe("SemiAmortized", model, latent.name, why, "Use Amortized or MeanField.")
+        self.__dict__["model"] = model  # held, not owned: its parameters stay the model's
+        self.proposal = Amortized(model, x, hidden, masked=masked, activation=activation)
+        self.__dict__["_resolved"] = {  # what ``settings`` records: the data will not be there
+            "masked": self.proposal.masked,
+            "activation": activation_name(activation),
+        }
+        self.register_buffer("points", _design(width(self.sites.local)).to(x), persistent=False)  # (p, k)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """New weights from the running random stream, near the standard normal; columns' units from ``x`` (n, d)."""
+        self.proposal.initialize(x)
+
+    def propose(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The network's mean and scales (n, k) for the rows ``x`` (n, d)."""
+        loc, raw, _ = self.proposal.encode(x)
+        scale = self.proposal._scale(raw)
+        return loc, scale.expand_as(loc)
+
+    def refine(
+        self, loc: Tensor, scale: Tensor, x: Tensor, index: Tensor | None = None, size: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and scales (n, k) after the steps on the bounds of the rows ``x`` (n, d), without a graph.
+
+        Args:
+            loc: the mean to start from (n, k).
+            scale: the scales to start from (n, k).
+            x: the rows.
+            index: their numbers, where they are a minibatch.
+            size: the full number of rows.
+        """
+        return self._refine(loc, scale, x, index, size)[0]
+
+    def _refine(
+        self, loc: Tensor, scale: Tensor, x: Tensor, index: Tensor | None = None, size: int | None = None
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Refined mean and scales, and the slopes of the rows' bounds where it started; each (n, k)."""
+        best = loc.detach(), scale.detach()
+        rate = torch.full_like(loc[:, :1], self.rate)
+        bound, slopes = start = self._climb(*best, x, index, size)
+        for _ in range(self.steps):
+            m, s = best
+            ratio = (1 - rate * s * slopes[1]).clamp(1 / MOST, MOST)  # of the precisions
+            s = s * ratio.rsqrt()
+            tried = m + rate * s.square() * slopes[0], s
+            risen, turned = self._climb(*tried, x, index, size)
+            better = risen > bound  # not where it is NaN
+            bound = torch.where(better, risen, bound)
+            kept = better.unsqueeze(-1)
+            best = torch.where(kept, tried[0], m), torch.where(kept, s, best[1])
+            slopes = torch.where(kept, turned[0], slopes[0]), torch.where(kept, turned[1], slopes[1])
+            rate = torch.where(kept, rate, rate / 2)
+        return best, start[1]
+
+    def _climb(
+        self, loc: Tensor, scale: Tensor, x: Tensor, index: Tensor | None, size: int | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The bound of every row (n,), up to a constant, and its slopes in mean and scales (n, k)."""
+        with torch.enable_grad():
+            m, s = loc.detach().requires_grad_(), scale.detach().requires_grad_()
+            z = m + s * self.points.unsqueeze(1)  # (p, n, k)
+            bound = self._log_joint(z, x, index, size).mean(0) + s.log().sum(-1)
+            in_loc, in_scale = torch.autograd.grad(bound.sum(), (m, s))
+        return bound.detach(), (in_loc, in_scale)
+
+    def _log_joint(self, z: Tensor, x: Tensor, index: Tensor | None, size: int | None) -> Tensor:
+        """log p(x, z) of real draws (p, n, k), on the scale of real numbers: (p, n)."""
+        values, total = {}, z.new_zeros(z.shape[:-1])
+        for latent, real in zip(self.sites.local, z.split([s.width for s in self.sites.local], -1), strict=True):
+            values[latent.name], volume = _placed(real, latent)
+            total = total + volume
+        with _unnoticed():
+            trace = poutine.trace(poutine.condition(self.model, values)).get_trace(x, index, size)
+            trace.compute_log_prob()
+        for site in trace.nodes.values():
+            if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample":
+                total = total + scale_and_mask(site["unscaled_log_prob"], 1.0, site["mask"])
+        return total
+
+    def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> None:
+        """Sample every latent site given the rows ``x``."""
+        if x is None:
+            raise ValueError("SemiAmortized reads the rows: pass x")
+        loc, scale = self.propose(x)
+        climb = None
+        if self.steps:
+            (m, s), slopes = self._refine(loc, scale, x, index, size)
+            climb = (loc * slopes[0] + scale * slopes[1]).sum(-1)  # its gradient is that of the proposal's bound
+            loc, scale = m, s
+        with rows(x, index, size):
+            sample_factorised(self.sites.local, loc, scale)
+            if climb is not None and climb.requires_grad:
+                pyro.factor("proposal", climb.detach() - climb, has_rsample=True)  # the loss has minus the bound
+
+    def posterior(self, x: Tensor, index: Tensor | None = None) -> Distribution:
+        """The refined q of the model's one local site given the rows ``x``, with batch shape (n,).
+
+        Raises:
+            ValueError: the model has several local sites, or ``x`` another width than the network.
+        """
+        latent = only(self.sites)
+        x = like(x, self)
+        loc, scale = self.propose(x)
+        if self.steps:
+            loc, scale = self.refine(loc, scale, x)
+        return shaped(dist.Normal(loc, scale).to_event(1), latent)
+
+
+@contextmanager
+def _unnoticed() -> Iterator[None]:
+    """Hides a block from the handlers around it; parameters that it puts in Pyro's store are taken out again."""
+    store = pyro.get_param_store()
+    before = set(store.keys())
+    try:
+        with poutine.block():
+            yield
+    finally:
+        for name, value in list(store.named_parameters()):
+            if name not in before:
+                value.__dict__.pop("unconstrained", None)  # a weak reference, which no copy survives
+                del store[name]
+
+
+def _design(k: int) -> Tensor:
+    """Points (p, k) of -1 and 1 with mean 0 and covariance I: columns of Hadamard's matrix, p a power of 2 above k."""
+    matrix = torch.ones(1, 1)
+    while len(matrix) <= k:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    return matrix[:, 1 : k + 1]
+
+
+def _placed(real: Tensor, latent: Latent) -> tuple[Tensor, Tensor]:
+    """Real vectors (..., k) as values of a site, and the log volume that this takes (...)."""
+    transform, batch = latent.transform, real.shape[:-1]
+    if transform is None:
+        return real.reshape(*batch, *latent.shape), real.new_zeros(batch)
+    real = real.reshape(*batch, *transform.inverse_shape(latent.shape))
+    value = transform(real)
+    return value, transform.log_abs_det_jacobian(real, value).reshape(*batch, -1).sum(-1)
