@@ -231,10 +231,11 @@ def _closed_kl(p: dict[str, Any], q: dict[str, Any], scale: Any) -> Tensor | Non
     if own is None or prior is None:
         return None
     kl = torch.distributions.kl_divergence(own, prior)
-    kl = kl.expand(*q["fn"].batch_shape, *q["fn"].event_shape)
+    kl = kl.expand(q["fn"].batch_shape + q["fn"].event_shape)
 
     def aligned(value: Any) -> Any:  # to the left of the units
-        return value.reshape(*value.shape, *[1] * len(q["fn"].event_shape)) if isinstance(value, Tensor) else value
+        units = (1,) * len(q["fn"].event_shape)
+        return value.reshape(value.shape + units) if isinstance(value, Tensor) else value
 
     return scale_and_mask(kl, aligned(scale), aligned(q["mask"]))
 
