@@ -263,15 +263,16 @@ def _batches(x: Tensor, batch: int, transform: Transform | None) -> Iterator[tup
             yield seen(x[index]), index, n
 
 
-def _flat(losses: list[float], dtype: torch.dtype, learned: bool, window: int = 20) -> bool:
+def _flat(losses: list[float], dtype: torch.dtype, learned: bool) -> bool:
     """Whether L-BFGS has ceased to descend: less than the resolution of the bound in the last iterations.
 
-    A learned guide ends in a long flat valley along which the model hardly moves, so its resolution is coarser.
+    A learned guide ends in a long flat valley along which the model hardly moves, so its resolution is coarser; and it
+    may wait on a saddle, loadings and guide still to turn together, so that it is looked at for longer.
     """
-    if len(losses) <= window:
-        return False
-    resolution = 1e-6 if dtype != torch.float64 else 1e-7 if learned else 1e-9
-    return losses[-1 - window] - losses[-1] <= resolution * max(1.0, abs(losses[-1]))
+    window, resolution = (50, 1e-8) if learned else (20, 1e-9)
+    if dtype != torch.float64:
+        resolution = 1e-6
+    return len(losses) > window and losses[-1 - window] - losses[-1] <= resolution * max(1.0, abs(losses[-1]))
 
 
 @contextmanager
