@@ -52,7 +52,7 @@ def test_a_failed_cell_is_a_row_of_the_table(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "restarts", fail)
     table = benchmark.conjugate(tmp_path, seeds=[0], only="iris PPCA 2", guide_names=("Exact",))
     assert table["distance"].is_nan().to_list() == [False, True]
-    assert "| iris PPCA 2 | 0.0e+00 | nan |" in (tmp_path / "table.md").read_text()
+    assert "| iris PPCA 2 | 0.0e+00 | failed |" in (tmp_path / "table.md").read_text()
 
 
 def test_unknown_names(tmp_path):
