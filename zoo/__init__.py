@@ -12,18 +12,23 @@ from zoo.factors import edit, generate, impute, interpolate, probe, reconstruct,
 from zoo.fit import Fit, fit
 from zoo.gaps import Gaps, gaps
 from zoo.gauge import Gauge, align, canonical, gauge_of, posterior_difference
+from zoo.guard import Diverged, UnboundedLikelihood
 from zoo.information import Bits, Information, bits_per_dimension, information
 from zoo.missing import Imputation
 from zoo.models import GMM, PPCA, VAE, FactorAnalysis
+from zoo.objectives import IWAE, AnnealedELBO, warm_up
 from zoo.restarts import Restarts, em_restarts, restarts
 
 __all__ = [
     "AIS",
     "GMM",
+    "IWAE",
     "PPCA",
     "VAE",
+    "AnnealedELBO",
     "Bits",
     "Conjugate",
+    "Diverged",
     "Evaluation",
     "FactorAnalysis",
     "Fit",
@@ -33,6 +38,7 @@ __all__ = [
     "Information",
     "Ladder",
     "Restarts",
+    "UnboundedLikelihood",
     "align",
     "bits_per_dimension",
     "canonical",
@@ -56,4 +62,5 @@ __all__ = [
     "restarts",
     "to_arviz",
     "traverse",
+    "warm_up",
 ]
