@@ -215,6 +215,23 @@ def test_a_deep_model_is_no_case_for_it(some):
     assert not QuadratureELBO.exact(model, guide, some)
 
 
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("family", [MeanField, FullRank, Amortized])
+def test_a_deep_model_is_no_case_for_it_with_any_number_of_factors(family, k, some):
+    model = VAE(4, k, hidden=(4,)).double()
+    assert not QuadratureELBO.exact(model, family(model, some), some)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_every_rule_has_mean_zero_and_unit_covariance(k, some):
+    model = PPCA(4, k).double()
+    guide = FullRank(model, some, closed_form=False)
+    for rotation in (None, 1, 2):
+        assert QuadratureELBO(rotation).loss(model, guide, some) == pytest.approx(
+            -model.elbo(some, guide.posterior(some)).sum().item(), rel=1e-12
+        )
+
+
 def test_a_gamma_site_has_no_rule(some):
     def model(x=None, index=None, size=None):
         with rows(x, index, size):

@@ -90,6 +90,7 @@ def test_a_linear_decoder_with_constant_noise_is_a_linear_model(covariance, gaps
     assert ((draws.mean(0) - linear.mean).abs() < error).all()
 
 
+@pytest.mark.filterwarnings("ignore::zoo.guard.UnboundedLikelihood")  # the Heywood case below
 @pytest.mark.parametrize("covariance", ["scalar", "diag"])
 def test_the_linear_one_reaches_the_linear_models_optimum(covariance, iris):
     """An encoder with a full covariance holds the exact posterior, so that nothing but the last steps is lost."""

@@ -26,7 +26,8 @@ class QuadratureELBO(Trace_ELBO):
     :meth:`exact` tells which it is.
 
     Args:
-        rotation: seed of a random rotation of the points; None leaves them as they are.
+        rotation: seed of another rule of the same kind, to compare with: the K + 2 corners of a simplex in K + 1
+            dimensions, turned at random and seen in K of them. None takes the K + 1 points.
 
     Raises:
         NotImplementedError: when used, for a guide with a site that is neither Gaussian nor categorical.
@@ -41,7 +42,7 @@ class QuadratureELBO(Trace_ELBO):
 
     @staticmethod
     def exact(model: Any, guide: Any, *args: Any, **kwargs: Any) -> bool:
-        """Whether the rule gives the bound itself: two rotations of the points agree to rounding."""
+        """Whether the rule gives the bound itself: another one agrees with it to rounding."""
         try:
             with torch.no_grad():
                 one, other = (QuadratureELBO(seed).loss(model, guide, *args, **kwargs) for seed in (None, 1))
@@ -120,11 +121,10 @@ class _Rule(Messenger):
                 example = site["value"]
         k = sum(widths.values())
         normal = _simplex(k).to(example)  # (k + 1, k)
-        if rotation is not None and k:
+        if rotation is not None and k:  # a turn alone would change nothing for k = 1
             generator = torch.Generator().manual_seed(rotation)
-            normal = normal @ torch.linalg.qr(torch.randn(k, k, generator=generator, dtype=torch.float64))[0].to(
-                example
-            )
+            turn = torch.linalg.qr(torch.randn(k + 1, k + 1, generator=generator, dtype=torch.float64))[0]
+            normal = (_simplex(k + 1) @ turn)[:, :k].to(example)  # (k + 2, k)
         grid = list(itertools.product(range(len(normal)), *(range(len(v)) for v in supports.values())))
         chosen = torch.tensor(grid, device=normal.device)  # (p, 1 + number of categorical sites)
         points = dict(zip(widths, normal[chosen[:, 0]].unsqueeze(1).split(list(widths.values()), -1), strict=True))
