@@ -237,6 +237,7 @@ def _row(p: Protocol, name: str, seed: int, place: Path, device: str | None, pro
     guide = guides.Amortized(model, train, **p.guide)
     epoch = math.ceil(n / p.batch)
     steps = budget.epochs * epoch
+    look = max(1, budget.epochs // 100)  # epochs between two looks at the validation rows
     started = time.perf_counter()
     run = fit(
         model,
@@ -249,8 +250,8 @@ def _row(p: Protocol, name: str, seed: int, place: Path, device: str | None, pro
         seed=seed,
         device=device,
         validation=valid,
-        every=epoch,
-        patience=budget.patience,
+        every=look * epoch,
+        patience=None if budget.patience is None else max(1, budget.patience // look),
         transform=torch.bernoulli if p.binarised else None,
         checkpoint=place,
         progress=progress,
