@@ -167,3 +167,28 @@ def test_a_folder_with_a_run_is_not_overwritten(zoo_command, tmp_path):
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     refused(zoo_command(*words), "run")
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+
+
+def test_a_deep_model_with_its_options(zoo_command, tmp_path):
+    folder = tmp_path / "run"
+    found = zoo_command(
+        *("fit", "VAE", "iris", "-k", 1, "--covariance", "scalar", "--noise", "constant"),
+        *("--floor", 0.005, "--model-hidden", 8, "--patience", 3, "--steps", 300, "--quiet", "--out", folder),
+    )
+    assert found.exit_code == 0, found.output
+    assert "held-out ELBO" in found.output
+    assert "variance floor: 0.005 of each column's variance" in found.output
+    kept = zoo.load(folder)
+    assert (kept.model.settings["covariance"], kept.model.settings["hidden"]) == ("scalar", [8])
+    results = json.loads((folder / "results.json").read_text())
+    assert results["rows"] == 135
+    assert results["held_out_rows"] == 15
+    assert results["at_floor"] < 0.05
+
+
+def test_binarised_rows(zoo_command, tmp_path):
+    np.save(tmp_path / "grey.npy", np.random.default_rng(0).random((40, 6)))
+    options = ("fit", "VAE", tmp_path / "grey.npy", "-k", 1, "--likelihood", "bernoulli", "--steps", 20, "--quiet")
+    assert zoo_command(*options, "--binarise").exit_code == 0
+    refused(zoo_command(*options), "binarise grey values")
+    refused(zoo_command("fit", "VAE", "iris", "-k", 1, "--binarise", "--quiet"), "needs entries in [0, 1]")

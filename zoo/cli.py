@@ -66,7 +66,9 @@ def list_() -> None:
 def fit_(
     model: Annotated[str, typer.Argument(help="PPCA, FactorAnalysis, GMM or VAE.")],
     source: Annotated[str, typer.Argument(metavar="DATA", help="Name of a data set, or path of a file.")],
-    guide: Annotated[str, typer.Option(help="MeanField, FullRank, Amortized or Exact.")] = "Amortized",
+    guide: Annotated[
+        str, typer.Option(help="MeanField, FullRank, Amortized, SemiAmortized, Flow or Exact.")
+    ] = "Amortized",
     latent_dim: Annotated[int | None, typer.Option("--latent-dim", "-k", help="Number of factors.")] = None,
     components: Annotated[int | None, typer.Option(help="Number of mixture components.")] = None,
     covariance: Annotated[
@@ -196,6 +198,8 @@ def _run(
         "steps": run.settings["steps"],
         "converged": run.converged,
     }
+    if "at_floor" in run.settings:
+        results |= {"floor": model.floor, "at_floor": run.settings["at_floor"]}
     if run.validation is not None:
         results["held_out_elbo"] = -float(run.validation[:, 1].min())
         results["held_out_rows"] = len(how["validation"])
@@ -244,8 +248,9 @@ def _show(run: Fit, results: dict[str, Any], table: data.Dataset) -> None:
         f"SVI: {results['steps']} steps in {results['seconds']:.2f} s, {state}; loss {run.settings['loss']}, optimizer "
         f"{run.settings['optimizer']}; k-hat > 0.7 on {100 * results['khat_above_0.7']:.1f}% of the rows"
     )
-    if hasattr(run.model, "floor"):
-        out.print(f"variance floor: {run.model.floor:g} of each column's variance")
+    if "at_floor" in run.settings:
+        share = f"; {100 * run.settings['at_floor']:.1f}% of the variances lie there or below 1e-3"
+        out.print(f"variance floor: {run.model.floor:g} of each column's variance{share}")
 
 
 def _plus(se: float) -> str:

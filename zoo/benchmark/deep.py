@@ -286,6 +286,7 @@ def _row(p: Protocol, name: str, seed: int, place: Path, device: str | None, pro
         "split": p.rows,
         "binarised": p.binarised or "no",
         "floor": getattr(model, "floor", math.nan),
+        "at_floor": run.settings.get("at_floor", math.nan),
         "latent_dim": p.latent_dim,
         "model": str(p.model),
         "guide": str(p.guide),
