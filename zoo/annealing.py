@@ -11,9 +11,9 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from zoo.base import Latent, check_whole
+from zoo.base import Latent, check_whole, spread
 from zoo.fit import Fit
-from zoo.rowwise import Arguments, conditional, drawn, gaussian, log_joint, log_volume, stretch
+from zoo.rowwise import Arguments, conditional, gaussian, log_joint, log_volume, stretch
 
 Start = Literal["guide", "prior"]
 Place = tuple[Tensor, Tensor]  # mean (b, k), and scales (b, k) or Cholesky factors (b, k, k)
@@ -172,7 +172,7 @@ def place(run: Fit, latent: Latent, arguments: Arguments) -> Place:
     found = gaussian(conditional(run, latent, arguments))
     if found is not None:
         return found
-    site = poutine.trace(drawn(run.guide, MATCHED)).get_trace(*arguments).nodes[latent.name]
+    site = poutine.trace(spread(run.guide, MATCHED)).get_trace(*arguments).nodes[latent.name]
     z = site["value"].reshape(MATCHED, len(arguments[0]), -1)
     return z.mean(0), z.std(0)
 
@@ -181,7 +181,7 @@ def _from_prior(run: Fit, latent: Latent, arguments: Arguments, count: int) -> t
     """Draws of the prior in whitened coordinates (count, b, k), with their means and scales (b, k)."""
     n = len(arguments[0])
     with pyro.validation_enabled(False):
-        site = poutine.trace(drawn(run.model, count + MATCHED)).get_trace(*arguments).nodes[latent.name]
+        site = poutine.trace(spread(run.model, count + MATCHED)).get_trace(*arguments).nodes[latent.name]
     z = site["value"].expand(count + MATCHED, n, *latent.shape).reshape(count + MATCHED, n, -1)
     chains, others = z[:count], z[count:].flatten(0, 1)  # other draws than the chains' show the scales
     loc, root = others.mean(0).expand(n, -1), others.std(0).expand(n, -1)

@@ -3,7 +3,7 @@
 import inspect
 import itertools
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -128,6 +128,16 @@ def rows(x: Tensor | None, index: Tensor | None = None, size: int | None = None)
         size = x.shape[-2]
     with pyro.plate("rows", size, subsample=index, dim=-1) as numbers:
         yield numbers
+
+
+def spread(function: Any, draws: int) -> Callable[..., Any]:
+    """A model or guide inside a plate of draws at dim -2, to the left of the rows."""
+
+    def drawn(*args: Any, **kwargs: Any) -> Any:
+        with pyro.plate("draws", draws, dim=-2):
+            return function(*args, **kwargs)
+
+    return drawn
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from zoo.annealing import AIS, anneal
 from zoo.base import Conjugate, check_rows, check_whole
 from zoo.evaluate import LEAST_DRAWS
 from zoo.fit import Fit
-from zoo.rowwise import Arguments, chunks, densities, reading, real_site
+from zoo.rowwise import Arguments, chunks, densities, log_mean, reading, real_site
 
 BUDGET = 2**20  # numbers per array and chunk: 4 MB in float32, and a decoder holds some ten of them at a time
 BLOCKS = 30  # from here on the spread of the blocks tells the error of their mean better than the delta method
@@ -181,13 +181,6 @@ def _check_draws(draws: Sequence[int]) -> list[int]:
         if large <= small or large % small:
             raise ValueError(f"draws must ascend, each a multiple of the one before it, got {small} and then {large}")
     return sizes
-
-
-def log_mean(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The log of the mean of weights (draws, n) given as logs, with its standard error by the delta method: (n,)."""
-    top = weights.amax(0)
-    ratio = (weights - top).exp()
-    return top + ratio.mean(0).log(), ratio.std(0) / ratio.mean(0) / len(weights) ** 0.5
 
 
 def _weighted(run: Fit, arguments: Arguments, sizes: list[int]) -> tuple[list[Tensor], list[Tensor], Tensor]:

@@ -10,7 +10,7 @@ from torch.distributions import Categorical
 from zoo.base import Conjugate, check_rows, check_whole
 from zoo.export import psis_khat
 from zoo.fit import Fit
-from zoo.rowwise import chunks, densities, gaussian, reading
+from zoo.rowwise import chunks, densities, gaussian, log_mean, reading
 
 LEAST_DRAWS = 25  # below, the tail of the weights cannot be fitted
 
@@ -98,13 +98,10 @@ def evaluate(run: Fit, x: Any, *, draws: int = 500, seed: int = 0) -> Evaluation
         weights = log_weights(run, x, draws, seed=seed)  # (draws, n)
         zero = weights.new_zeros(len(x))
         exact = isinstance(run.model, Conjugate)
-        top = weights.amax(0)
-        ratio = (weights - top).exp()  # (draws, n)
         if exact:
             log_marginal, log_marginal_se = run.model.log_marginal(x), zero
         else:
-            log_marginal = top + ratio.mean(0).log()
-            log_marginal_se = ratio.std(0) / ratio.mean(0) / draws**0.5
+            log_marginal, log_marginal_se = log_mean(weights)
         q = None
         if hasattr(run.model, "elbo") and hasattr(run.guide, "posterior"):
             with run.scope():

@@ -11,11 +11,22 @@ from torch import Tensor
 
 from zoo.annealing import AIS, Place, anneal
 from zoo.base import Conjugate, Latent, check_rows, check_whole
-from zoo.bounds import BUDGET, log_mean
+from zoo.bounds import BUDGET
 from zoo.evaluate import LEAST_DRAWS
 from zoo.fit import Fit
 from zoo.optim import cosine
-from zoo.rowwise import Arguments, chunks, conditional, gaussian, log_joint, log_volume, reading, real_site, stretch
+from zoo.rowwise import (
+    Arguments,
+    chunks,
+    conditional,
+    gaussian,
+    log_joint,
+    log_mean,
+    log_volume,
+    reading,
+    real_site,
+    stretch,
+)
 
 RATE = 0.05  # of Adam at the start, in standard deviations of the guide
 NAMES = ("log_marginal", "best", "elbo", "approximation", "amortization")

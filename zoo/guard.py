@@ -120,8 +120,8 @@ class Guard:
         """Put the run in the checkpoint's folder, with the best parameters where held-out rows choose them."""
         if self.checkpoint is None:
             return
-        now = self.copy()
-        self.restore("best")
+        now = self.copy() if self._best else []
+        put_back(self._best)
         try:
             replace(run, self.checkpoint)
         finally:
@@ -141,7 +141,8 @@ class Guard:
                 site, why = _spoiled_site(model, guide, arguments)
             self.restore("good")
         ways = "lower the learning rate, clip the gradient, look for outliers in x, or raise the floor on the variances"
-        kept = f"; the last good parameters are in {self.checkpoint}" if self.checkpoint is not None else ""
+        held = "best" if self._best else "last good"
+        kept = f"; the {held} parameters are in {self.checkpoint}" if self.checkpoint is not None else ""
         text = f"the loss is {loss} at step {step}{why}: {ways}. Model and guide hold the last good parameters{kept}"
         return Diverged(text, step, site, run)
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -15,7 +14,7 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from zoo.base import Latent, check_whole
+from zoo.base import Latent, check_whole, spread
 
 Schedule = Callable[[int], float]
 Estimator = Literal["plain", "doubly"]
@@ -346,13 +345,7 @@ class IWAE(ELBO):
         return self._scored(model, drawn, args, kwargs), drawn
 
     def _spread(self, function: Any) -> Any:
-        """A model or guide inside the plate of the draws, to the left of the rows."""
-
-        def spread(*args: Any, **kwargs: Any) -> Any:
-            with pyro.plate("draws", self.num_particles, dim=-2):
-                return function(*args, **kwargs)
-
-        return spread
+        return spread(function, self.num_particles)
 
     def _scored(self, model: Any, drawn: Any, args: Any, kwargs: Any) -> Any:
         """A trace of the model at the values drawn."""

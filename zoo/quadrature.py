@@ -4,7 +4,6 @@ import itertools
 import math
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
@@ -13,6 +12,8 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.enum import get_importance_trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+
+from zoo.base import spread
 
 
 class QuadratureELBO(Trace_ELBO):
@@ -55,15 +56,8 @@ class QuadratureELBO(Trace_ELBO):
         """The negative bound, a differentiable scalar."""
         rule = _Rule.of(poutine.trace(guide).get_trace(*args, **kwargs), self.rotation)
 
-        def particles(function: Any) -> Any:
-            def spread(*args: Any, **kwargs: Any) -> Any:
-                with pyro.plate("particles", rule.count, dim=-2):
-                    return function(*args, **kwargs)
-
-            return spread
-
         model_trace, guide_trace = get_importance_trace(
-            "flat", 2, particles(model), particles(rule(guide)), args, kwargs
+            "flat", 2, spread(model, rule.count), spread(rule(guide), rule.count), args, kwargs
         )
         weight = rule.weights(guide_trace)  # (p, n) or a scalar
         bound: Any = 0.0

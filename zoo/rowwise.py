@@ -12,7 +12,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from torch.distributions import Distribution
 
-from zoo.base import Latent, latents, seeded
+from zoo.base import Latent, latents, seeded, spread
 from zoo.fit import Fit
 
 Arguments = tuple[Any, ...]
@@ -37,16 +37,6 @@ def chunks(run: Fit, x: Tensor, count: int) -> Iterator[tuple[Tensor, Arguments]
         yield index, (x,) if len(index) == n else (x[index], index, n)
 
 
-def drawn(function: Any, draws: int) -> Any:
-    """A model or guide inside a plate of draws at dim -2."""
-
-    def spread(*args: Any) -> Any:
-        with pyro.plate("draws", draws, dim=-2):
-            return function(*args)
-
-    return spread
-
-
 def densities(run: Fit, arguments: Arguments, draws: int) -> tuple[dict[str, Tensor], Tensor]:
     r"""Log densities of draws of z from the guide, for some rows, unscaled by the size of the data.
 
@@ -56,8 +46,8 @@ def densities(run: Fit, arguments: Arguments, draws: int) -> tuple[dict[str, Ten
     Raises:
         ValueError: the guide leaves out a site or puts a point mass on it, or a site is shared by all rows.
     """
-    guide_trace = poutine.trace(drawn(run.guide, draws)).get_trace(*arguments)
-    model_trace = poutine.trace(poutine.replay(drawn(run.model, draws), trace=guide_trace)).get_trace(*arguments)
+    guide_trace = poutine.trace(spread(run.guide, draws)).get_trace(*arguments)
+    model_trace = poutine.trace(poutine.replay(spread(run.model, draws), trace=guide_trace)).get_trace(*arguments)
     names = [name for name in model_trace.stochastic_nodes if name != "rows"]
     omitted = [name for name in names if name not in guide_trace.nodes]
     if omitted:
@@ -106,7 +96,7 @@ def log_joint(run: Fit, latent: Latent, z: Tensor, arguments: Arguments) -> dict
     r"""The terms of :math:`\log p(x, z)` by site, each (draws, b), at values (draws, b, k) of the one latent site."""
     value = z.reshape(*z.shape[:-1], *latent.shape)
     model = poutine.condition(run.model, {latent.name: value})
-    return _by_row(poutine.trace(drawn(model, len(z))).get_trace(*arguments))
+    return _by_row(poutine.trace(spread(model, len(z))).get_trace(*arguments))
 
 
 def real_site(run: Fit, x: Tensor, task: str) -> Latent:
@@ -178,6 +168,13 @@ def gaussian(q: Distribution) -> tuple[Tensor, Tensor] | None:
 def stretch(root: Tensor, u: Tensor) -> Tensor:
     """``root`` times whitened coordinates (..., b, k); ``root`` holds scales (b, k) or Cholesky factors (b, k, k)."""
     return root * u if root.ndim == 2 else (root @ u.unsqueeze(-1)).squeeze(-1)
+
+
+def log_mean(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The log of the mean of weights (draws, n) given as logs, with its standard error by the delta method: (n,)."""
+    top = weights.amax(0)
+    ratio = (weights - top).exp()
+    return top + ratio.mean(0).log(), ratio.std(0) / ratio.mean(0) / len(weights) ** 0.5
 
 
 def log_volume(root: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from zoo.base import check_rows, check_whole, latents, seeded
+from zoo.base import check_rows, check_whole, latents, seeded, spread
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +59,7 @@ class Fit:
         check_whole(draws, "draws")
         x = check_rows(x, self.model)
         with self.scope(), seeded(seed), torch.no_grad():
-            with pyro.plate("draws", draws, dim=-2):
-                trace = poutine.trace(self.guide).get_trace(x)
+            trace = poutine.trace(spread(self.guide, draws)).get_trace(x)
             found = latents(self.model, x)
         sampled = {}
         for latent in found:

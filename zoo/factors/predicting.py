@@ -8,9 +8,9 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from zoo.base import check_rows, check_whole, latents
+from zoo.base import check_rows, check_whole, latents, spread
 from zoo.factors.decoding import column_names, likelihood
-from zoo.rowwise import Arguments, drawn, reading, whole
+from zoo.rowwise import Arguments, reading, whole
 from zoo.run import Fit
 
 BUDGET = 2**24  # numbers per array and chunk; bounds the memory
@@ -120,7 +120,7 @@ def guide_traces(
     wanted = every if needed is None or whole(run.guide) else needed
     for index in wanted.split(n if whole(run.guide) else max(1, BUDGET // (draws * x.shape[1]))):
         arguments: Arguments = (x,) if len(index) == n else (x[index], index, n)
-        yield index, arguments, poutine.trace(drawn(run.guide, draws)).get_trace(*arguments)
+        yield index, arguments, poutine.trace(spread(run.guide, draws)).get_trace(*arguments)
 
 
 def given_draws(run: Fit, trace: Any, size: int) -> Any:
