@@ -25,6 +25,7 @@ from zoo.networks import (
 )
 
 Covariance = Literal["diag", "low_rank", "full"]
+WHITENED = 1000  # columns up to which the root of their correlations is cheap
 ONE = math.log(math.e - 1)  # softplus(ONE) = 1
 
 
@@ -36,7 +37,8 @@ class Amortized(Module):
 
     The network sees columns of mean 0 and variance 1 (by the statistics of ``x``), and starts at the standard normal.
     With ``hidden=()`` it is the encoder of the linear VAE: a mean affine in x and one covariance for all rows
-    (Lucas et al. 2019); with hidden layers mean and covariance both follow x.
+    (Lucas et al. 2019), which sees up to a thousand columns also uncorrelated, so that all its weights are learned at
+    one pace; with hidden layers mean and covariance both follow x.
 
     Missing entries (NaN) enter as their column's mean, and a masked network also sees which entries are missing.
 
@@ -105,7 +107,7 @@ class Amortized(Module):
         self.split = [k, spread, levels]
         self.linear = len(hidden) == 0 and network is None
         self.outputs = k + levels + (0 if self.linear else spread)
-        self.columns = Standardize(self.data_dim)
+        self.columns = Standardize(self.data_dim, whiten=self.linear and self.data_dim <= WHITENED)
         self.masked = incomplete(x) if masked is None else bool(masked)
         self.own = network is not None
         activation_class(activation)

@@ -8,6 +8,7 @@ from torch.nn import functional
 from zoo.networks import (
     ACTIVATIONS,
     Constant,
+    Standardize,
     activation_name,
     check_image,
     check_network,
@@ -209,3 +210,27 @@ def test_a_constant_is_the_same_everywhere():
     network = Constant(3)
     assert torch.equal(network(torch.randn(5, 2)), network.value)
     assert network.value.abs().min() > 0  # a factor of 0 would never leave it
+
+
+def test_columns_are_whitened_by_their_own_correlations():
+    torch.manual_seed(0)
+    x = torch.randn(500, 3, dtype=torch.float64) @ torch.randn(3, 3, dtype=torch.float64) + 5.0
+    x = torch.cat([x, x[:, :1], torch.full((500, 1), 2.0, dtype=torch.float64)], 1)  # two equal columns, a constant one
+    columns = Standardize(5, whiten=True).double()
+    columns.place(x)
+    seen = columns(x)
+    values = torch.linalg.eigvalsh(torch.cov(seen.T, correction=0))
+    assert torch.allclose(seen.mean(0), torch.zeros(5, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(values, torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0], dtype=torch.float64), atol=1e-9)
+    again = Standardize(5, whiten=True).double()
+    again.load_state_dict(columns.state_dict())
+    assert torch.equal(again(x), seen)
+    hole = x.clone()
+    hole[0, 0] = torch.nan
+    assert torch.isfinite(columns(hole)).all()
+
+
+def test_constant_data_are_whitened_to_nothing():
+    columns = Standardize(2, whiten=True)
+    columns.place(torch.ones(10, 2))
+    assert torch.equal(columns(torch.ones(10, 2)), torch.zeros(10, 2))

@@ -14,6 +14,7 @@ import zoo
 from guides import Exact, MeanField
 from zoo import PPCA
 from zoo.optim import LBFGS, Fused, Settling, cosine
+from zoo.quadrature import QuadratureELBO
 
 
 @pytest.fixture(autouse=True)
@@ -238,3 +239,27 @@ def test_lbfgs_notices_other_data(iris):
     for rows in (iris[:50], iris[50:], iris[50:].clone(), iris[:50]):
         expected = -model.log_marginal(rows).sum().item()
         assert svi.step(rows) == pytest.approx(expected, rel=1e-8)
+
+
+def test_lbfgs_lets_late_parameters_join(pair, some):
+    model, guide = pair
+    optim = LBFGS(late=model.parameters(), since=5)
+    loss = optim.watch(QuadratureELBO())
+    svi = SVI(model, guide, optim, loss)
+    start = [p.detach().clone() for p in model.parameters()]
+    losses = [svi.step(some) for _ in range(5)]
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), start, strict=True))
+    assert losses[-1] < losses[0] - 0.1  # the E-step
+    for p in (*model.parameters(), *guide.parameters()):
+        p.grad = None
+    QuadratureELBO().loss_and_grads(model, guide, some)
+    slopes = [p.grad.clone() for p in (*model.parameters(), *guide.parameters())]
+    for p in (*model.parameters(), *guide.parameters()):
+        p.grad = None
+    loss.loss_and_grads(model, guide, some)
+    for p, slope in zip((*model.parameters(), *guide.parameters()), slopes, strict=True):
+        torch.testing.assert_close(p.grad, slope)  # nothing of the steps before has piled up
+    more = [svi.step(some) for _ in range(20)]
+    assert not any(torch.equal(p, old) for p, old in zip(model.parameters(), start, strict=True))
+    assert more[-1] < losses[-1] - 0.1
+    assert (torch.tensor(losses + more).diff() <= 1e-9).all()

@@ -61,7 +61,8 @@ def fit(
         steps: the most steps. None: until the bound ceases to rise (at most 20,000).
         batch_size: rows per step, drawn without replacement epoch by epoch; None takes all rows at every step.
         loss: any ``pyro.infer.ELBO``. None takes ``Trace_ELBO()``; for a conjugate model whose bound a finite rule
-            gives exactly, the :class:`~zoo.quadrature.QuadratureELBO` instead, which is the same bound without noise.
+            gives exactly, and for a VAE with a linear decoder and encoder, the
+            :class:`~zoo.quadrature.QuadratureELBO` instead, which is the same bound without noise.
         optim: any Pyro optimizer. None takes L-BFGS where the bound has no noise and every step sees all rows, and
             one fused Adam otherwise, whose rate anneals to zero once the bound has settled.
         seed: of the start, the batches and the draws.
@@ -114,9 +115,9 @@ def fit(
     losses: list[float] = []
     converged = False
     with pyro.get_param_store().scope(), seeded(seed):
-        for module in (model, guide):
-            if getattr(module, "fresh", False):
-                module.initialize(x)
+        fresh = [module for module in (model, guide) if getattr(module, "fresh", False)]
+        for module in fresh:
+            module.initialize(x)
         first = (x,) if batch == n else (x[:batch], torch.arange(batch, device=x.device), n)
         probe = first if transform is None else (transform(first[0]), *first[1:])
         check_pair(model, guide, x if transform is None else probe[0], probe, loss, batch < n)
@@ -127,7 +128,7 @@ def fit(
             chosen = config_enumerate(chosen, "parallel")
         settling = None
         if optim is None and batch == n and transform is None and noiseless(model, chosen, loss, *probe):
-            optim = LBFGS()
+            optim = LBFGS(**_e_step(model, guide, cap)) if model in fresh and guide in fresh else LBFGS()
         elif optim is None:
             settling = Settling(cap, patient=steps is None)
             optim = Fused(torch.optim.Adam, {"lr": 0.01 if deep(model) else 0.03}, schedule=settling)
@@ -190,7 +191,7 @@ def fit(
                 losses.append(value)
                 tick(step, value)
                 tired = False
-                if apart is not None and (step % every == 0 or step == cap - 1):
+                if apart is not None and (guard.due(step) or step == cap - 1):
                     tired = guard.look(step, held_out(svi, apart, seed, transform))
                     if guard.best_step == step:
                         guard.write(so_far())
@@ -261,6 +262,14 @@ def _batches(x: Tensor, batch: int, transform: Transform | None) -> Iterator[tup
     while True:
         for index in torch.randperm(n, device=x.device).split(batch):
             yield seen(x[index]), index, n
+
+
+def _e_step(model: Any, guide: Any, cap: int) -> dict[str, Any]:
+    """Options of L-BFGS with which a guide of its own parameters is fitted to the model's start before both move on."""
+    held = {id(p) for p in model.parameters()}
+    if all(id(p) in held for p in guide.parameters()):
+        return {}
+    return {"late": model.parameters(), "since": min(25, cap // 4)}
 
 
 def _flat(losses: list[float], dtype: torch.dtype, learned: bool) -> bool:

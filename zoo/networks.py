@@ -247,20 +247,28 @@ class Standardize(nn.Module):
     """Columns to mean 0 and variance 1 by the statistics of the data it was placed on (the identity before).
 
     Missing entries (NaN) become 0, the mean.
+
+    Args:
+        width: number of columns d.
+        whiten: turn the columns so that they are uncorrelated too, by the symmetric root of their correlations. A
+            direction below a ten-thousandth of the largest variance may be mere rounding: it is not raised to 1.
     """
 
     shift: Tensor
     unit: Tensor
+    turn: Tensor | None
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, whiten: bool = False) -> None:
         super().__init__()
+        self.register_buffer("turn", torch.eye(width) if whiten else None)
         self.register_buffer("shift", torch.zeros(width))
         self.register_buffer("unit", torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
         if incomplete(x):
             x = torch.where(x.isnan(), self.shift, x)
-        return (x - self.shift) / self.unit
+        x = (x - self.shift) / self.unit
+        return x if self.turn is None else x @ self.turn
 
     @torch.no_grad()
     def place(self, x: Tensor) -> None:
@@ -269,6 +277,12 @@ class Standardize(nn.Module):
         usual = variance.mean() if variance.any() else variance.new_ones(())
         self.shift.copy_(mean)
         self.unit.copy_(torch.where(variance > 1e-12 * usual, variance, usual).sqrt())
+        if self.turn is not None:
+            self.turn.copy_(torch.eye(len(self.turn)))
+            parts = (self(rows) for rows in x.split(100_000))
+            values, vectors = torch.linalg.eigh(sum(part.mT @ part for part in parts) / len(x))
+            values = values.clamp_min(1e-4 * values[-1]) if values[-1] > 0 else torch.ones_like(values)
+            self.turn.copy_(vectors * values.rsqrt() @ vectors.mT)
 
 
 def reset(network: nn.Module, keep: nn.Module | None = None) -> None:

@@ -136,6 +136,9 @@ class LBFGS(PyroOptim):
         seed: of the draws, where the bound takes any, and of the probes.
         probes: Hessian-vector products per estimate; 0 searches in the parameters as they are.
         refresh: steps before which the coordinates are chosen anew, and the curvature forgotten.
+        late: parameters that stay as they are at first. With the model's, variational EM begins with an E-step: a guide
+            that knows nothing of a model yet would lead it away from its start.
+        since: the step from which on they take part.
 
     Example:
         >>> from pyro.infer import SVI, Trace_ELBO
@@ -155,6 +158,8 @@ class LBFGS(PyroOptim):
         seed: int = 0,
         probes: int = 10,
         refresh: Sequence[int] = (0, 25, 100, 300, 1000, 3000),
+        late: Iterable[Tensor] = (),
+        since: int = 0,
     ) -> None:
         arguments = {
             "lr": 1.0,
@@ -168,12 +173,15 @@ class LBFGS(PyroOptim):
         super().__init__(torch.optim.LBFGS, arguments)
         self.seed = seed
         self.probes = probes
-        self.refresh = frozenset(refresh)
+        self.refresh = frozenset((*refresh, since))
+        self.since = since
         self.steps = 0
         self.evaluations = 0
         self.optimizer: torch.optim.LBFGS | None = None
         self.watched: Watched | None = None
-        self._params: list[Tensor] = []
+        self._late = {id(p) for p in late}
+        self._seen: list[Tensor] = []  # all parameters
+        self._params: list[Tensor] = []  # those that the search moves
         self._units: list[Tensor] = []
         self._scaled: list[Tensor] = []
         self._first: float | None = None
@@ -193,7 +201,9 @@ class LBFGS(PyroOptim):
         """
         if self.watched is None or self.watched.again is None:
             raise RuntimeError("LBFGS has seen no loss: pass SVI(model, guide, optim, optim.watch(Trace_ELBO()))")
-        self._params = _ordered(params) or self._params  # SVI sees none where the loss was recalled
+        self._seen = _ordered(params) or self._seen  # SVI sees none where the loss was recalled
+        early = [p for p in self._seen if id(p) not in self._late] if self.steps < self.since else []
+        self._params = early or self._seen
         if self.optimizer is None or self.steps in self.refresh:
             self._choose_units()
         self.steps += 1
@@ -245,18 +255,18 @@ class LBFGS(PyroOptim):
                 self.evaluations += 1
                 with suppress(torch.linalg.LinAlgError, ValueError):
                     loss = self.watched.again()  # type: ignore[union-attr, misc]
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._params]
         if not -math.inf < loss < self._wall:  # too far, or no density there: a low wall, since the search interpolates
             loss = self._wall
-            gradients = [torch.zeros_like(gradient) for gradient in gradients]
-        for u, gradient, unit in zip(self._scaled, gradients, self._units, strict=True):
-            u.grad = gradient * unit
-        self._last = loss, [(p, p.detach().clone(), g.clone()) for p, g in zip(self._params, gradients, strict=True)]
+            self.forget_gradients()
+        slopes = {p: torch.zeros_like(p) if p.grad is None else p.grad for p in self._seen}
+        for u, p, unit in zip(self._scaled, self._params, self._units, strict=True):
+            u.grad = slopes[p] * unit
+        self._last = loss, [(p, p.detach().clone(), slope.clone()) for p, slope in slopes.items()]
         return loss
 
     def forget_gradients(self) -> None:
         """Clear the gradients of all parameters seen so far."""
-        for p in self._params:
+        for p in self._seen:
             p.grad = None
 
     def recall(self) -> float | None:
