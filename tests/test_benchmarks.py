@@ -15,7 +15,7 @@ import pytest
 import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 import zoo
 from guides import Amortized, MeanField
@@ -76,6 +76,21 @@ def by_hand(loss: Callable[..., Tensor], params: list[Tensor], batches: Callable
     return step
 
 
+def shuffled(x: Tensor, count: int) -> Callable[[], Tensor]:
+    """Batches of ``count`` rows, epoch by epoch."""
+    order = iter(())
+
+    def batch() -> Tensor:
+        nonlocal order
+        index = next(order, None)
+        if index is None:
+            order = iter(torch.randperm(len(x)).split(count))
+            index = next(order)
+        return x[index]
+
+    return batch
+
+
 def vae() -> tuple:
     """A VAE 784-400-20 on batches of 128: model, guide, data, options of the fit, and the loop by hand."""
     x = torch.rand(1024, 784)
@@ -93,18 +108,30 @@ def vae() -> tuple:
         bound = log_normal(rows, shift + unit * mean(z), noise) + log_standard(z) - log_normal(z, loc, deviation)
         return -bound * (len(x) / len(rows))
 
-    order = iter(())
-
-    def batches() -> Tensor:
-        nonlocal order
-        index = next(order, None)
-        if index is None:
-            order = iter(torch.randperm(len(x)).split(128))
-            index = next(order)
-        return x[index]
-
     params = [p for part in (mean, scale, encoder) for p in part.parameters()]
-    return model, guide, x, {"batch_size": 128}, by_hand(loss, params, batches)
+    return model, guide, x, {"batch_size": 128}, by_hand(loss, params, shuffled(x, 128))
+
+
+def binary_vae() -> tuple:
+    """The MNIST model, 784-[200,200]-50 under a Bernoulli likelihood, batches of 128 binarised anew at every step."""
+    x = torch.rand(1024, 784)
+    model = zoo.VAE(784, 50, hidden=(200, 200), likelihood="bernoulli")
+    guide = Amortized(model, x, hidden=(200, 200))
+    model.initialize(x)
+    decoder, encoder = copy.deepcopy(model.mean), copy.deepcopy(guide.encoder)
+    shift, unit, bias = guide.columns.shift, guide.columns.unit, model.likelihood.shift
+
+    def loss(rows: Tensor) -> Tensor:
+        rows = torch.bernoulli(rows)
+        loc, raw = encoder((rows - shift) / unit).split(50, -1)
+        deviation = softplus(raw + ONE)
+        z = loc + deviation * torch.randn_like(loc)
+        fit = -binary_cross_entropy_with_logits(bias + decoder(z), rows, reduction="sum")
+        return -(fit + log_standard(z) - log_normal(z, loc, deviation)) * (len(x) / len(rows))
+
+    params = [p for part in (decoder, encoder) for p in part.parameters()]
+    options = {"batch_size": 128, "transform": torch.bernoulli}
+    return model, guide, x, options, by_hand(loss, params, shuffled(x, 128))
 
 
 def ppca(linear: bool) -> tuple:
@@ -136,6 +163,7 @@ def ppca(linear: bool) -> tuple:
 
 CASES = {  # how it is built, and the bars: eager, compiled
     "VAE x Amortized": (vae, 1.35, 1.10),
+    "VAE of 0 and 1": (binary_vae, 1.35, 1.10),
     "PPCA x MeanField": (lambda: ppca(False), 2.8, 1.6),
     "PPCA x Amortized": (lambda: ppca(True), 2.8, 1.6),
 }
