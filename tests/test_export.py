@@ -12,9 +12,8 @@ from torch import Tensor
 
 import guides
 import zoo
-from zoo import export
 from zoo.data import Dataset
-from zoo.export import psis_khat, to_arviz
+from zoo.export import container, convert, psis_khat, psis_weights, to_arviz
 
 
 def groups(idata) -> set[str]:
@@ -22,7 +21,7 @@ def groups(idata) -> set[str]:
 
 
 def read(path):
-    return export._arviz().from_netcdf(str(path))
+    return container.load().from_netcdf(str(path))
 
 
 @pytest.fixture(scope="module")
@@ -149,8 +148,8 @@ def test_mixture(mixture, data):
 def test_mixture_dims_with_as_many_components_as_columns(covariance, dims, data):
     model = zoo.GMM(4, 4, covariance)
     found = zoo.base.latents(model, data.x)
-    assert export._parameters(model, data.x, found)["scale"][0] == dims
-    assert export._parameters(model, data.x, found)["weight"][0] == ("component",)
+    assert convert._parameters(model, data.x, found)["scale"][0] == dims
+    assert convert._parameters(model, data.x, found)["weight"][0] == ("component",)
 
 
 def test_discrete_site_summed_out_of_the_guide_comes_from_the_model(data):
@@ -237,7 +236,7 @@ def test_shared_and_local_sites(data):
     centre = torch.tensor(idata["posterior"]["centre"].values[0])[:, None]  # (draws, 1, d)
     expected = dist.MultivariateNormal(centre, covariance).log_prob(data.x).numpy()
     assert np.abs(density.values[0] - expected).mean() < 0.1
-    assert density.attrs["draws"] == export.INNER
+    assert density.attrs["draws"] == convert.INNER
 
 
 def test_round_trip(run, mixture, data, tmp_path):
@@ -257,7 +256,7 @@ def test_round_trip(run, mixture, data, tmp_path):
 
 
 def test_summary_runs(run, data):
-    az = export._arviz()
+    az = container.load()
     idata = to_arviz(run, data, draws=50)
     assert len(az.summary(idata, var_names=["z"], kind="stats")) == 60
 
@@ -343,6 +342,47 @@ def test_khat_counts_weights_of_zero():
     log_weights = -0.5 * torch.rand(5000, 1, generator=generator).log()
     log_weights[:1000] = -torch.inf
     assert abs(psis_khat(log_weights).item() - 0.5) < 0.25
+
+
+def test_smoothed_weights_are_nearer_the_truth():
+    """Weights u^-0.6 (finite mean 1 / 0.4, infinite variance): the smoothed sum has less spread than the raw one."""
+    generator = torch.Generator().manual_seed(3)
+    uniform = torch.rand(1000, 400, generator=generator, dtype=torch.float64)
+    log_weights = -0.6 * uniform.log()
+    before = log_weights.clone()
+    smoothed, khat = psis_weights(log_weights)
+    assert torch.equal(log_weights, before)
+    assert smoothed.shape == (1000, 400)
+    assert torch.equal(khat, psis_khat(log_weights))
+    torch.testing.assert_close(smoothed.exp().sum(0), torch.ones(400, dtype=torch.float64), rtol=0, atol=1e-12)
+    # the self-normalised mean of u under weights u^-0.6: E u^0.4 / E u^-0.6 = (1 / 1.4) / (1 / 0.4)
+    truth = 0.4 / 1.4
+    error = [((w.softmax(0) * uniform).sum(0) - truth).square().mean() for w in (log_weights, smoothed)]
+    assert error[1] < 0.95 * error[0]
+
+
+def test_smoothing_keeps_the_body_and_the_order():
+    generator = torch.Generator().manual_seed(4)
+    log_weights = -0.6 * torch.rand(500, 5, generator=generator, dtype=torch.float64).log()
+    smoothed, _ = psis_weights(log_weights)
+    shift = smoothed - log_weights
+    body = log_weights.argsort(0)[: 500 - 68]  # the tail is 3 sqrt(500) = 67.1 weights, rounded up
+    kept = shift.gather(0, body)
+    assert (kept - kept[0]).abs().max() < 1e-12
+    assert (smoothed.gather(0, log_weights.argsort(0)).diff(dim=0) >= 0).all()  # equal where truncated at the top
+
+
+def test_weights_without_a_tail_stay_as_they_are():
+    log_weights = (torch.arange(100) % 4 == 0).double().unsqueeze(-1)
+    smoothed, khat = psis_weights(log_weights)
+    torch.testing.assert_close(smoothed, log_weights.log_softmax(0), rtol=0, atol=1e-12)
+    assert khat == -torch.inf
+    log_weights = -0.5 * torch.rand(500, 1, generator=torch.Generator().manual_seed(5)).log()
+    log_weights[::7] = -torch.inf
+    smoothed, _ = psis_weights(log_weights)
+    assert smoothed.dtype == torch.float32
+    assert (smoothed[::7] == -torch.inf).all()
+    assert not smoothed.isnan().any()
 
 
 @pytest.mark.parametrize(

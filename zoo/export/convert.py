@@ -1,12 +1,7 @@
-"""A fitted run as an ArviZ object, and ArviZ's Pareto smoothing: the only file that imports arviz.
-
-ArviZ 0.20 to 0.23 (Python 3.11) and 1.x (Python 3.12) differ in the container and in the sign of their Pareto
-smoothing; :func:`_assemble` and :func:`_smoothed_khat` are the two places that know it.
-"""
+"""A fitted run as an ArviZ object."""
 
 import importlib.metadata
 import json
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -14,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyro
 import torch
+import xarray
 from pyro import poutine
 from pyro.infer import config_enumerate, infer_discrete
 from pyro.nn import PyroModule
@@ -22,12 +18,12 @@ from torch.distributions import constraints
 
 from zoo.base import Latent, Module, check_rows, check_whole, latents, seeded
 from zoo.data.dataset import Dataset
+from zoo.export.container import assemble
 from zoo.fit import Fit
 
 RESERVED = ("chain", "draw", "row", "column", "column_other", "factor")
 LARGEST = 4 * 2**30  # bytes of posterior predictive draws
 INNER = 100  # draws of the local sites for every draw of the shared ones
-LEAST = 25  # draws, below which the tail has fewer than the five values a Pareto fit needs
 INDEPENDENT = "independent draws from a guide, one chain: R-hat and effective sample size say nothing here"
 POINT = (
     "parameters are point estimates, so every draw is the same: LOO and WAIC only restate the in-sample log "
@@ -143,77 +139,6 @@ def to_arviz(
     return _assemble({name: group for name, group in groups.items() if group}, coords, attrs, notes)
 
 
-def psis_khat(log_weights: Tensor) -> Tensor:
-    r"""The Pareto shape k-hat of the importance weights of every row, by ArviZ's Pareto smoothing.
-
-    Below 0.5 the weights have a finite variance, below 0.7 importance sampling from the guide is reliable,
-    above 1 their mean is infinite and the guide misses a tail of the posterior.
-
-    A row whose largest weight is shared by five draws or more has bounded weights and no tail to fit: it gets
-    :math:`-\infty`, the floor. That is so where the guide is exact and all weights are equal up to rounding,
-    and mostly where a discrete site takes few values.
-
-    Args:
-        log_weights: log p(x, z) - log q(z) of every draw and row (draws, n), up to a constant per row; -inf
-            is a weight of 0.
-
-    Returns:
-        k-hat (n,), with the dtype and device of ``log_weights``.
-
-    Raises:
-        ValueError: not of shape (draws, n), fewer than 25 draws, or a row with NaN, +inf or nothing but -inf.
-
-    References:
-        Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto smoothed importance sampling, JMLR 25(72).
-
-    >>> psis_khat(torch.zeros(100, 2))
-    tensor([-inf, -inf])
-    """
-    if log_weights.ndim != 2:
-        raise ValueError(f"log_weights has shape {tuple(log_weights.shape)}: pass (draws, n)")
-    if len(log_weights) < LEAST:
-        raise ValueError(f"log_weights has {len(log_weights)} draws, too few for a tail: take {LEAST}")
-    values = log_weights.detach()
-    top = values.amax(0)
-    wrong = (values.isnan().any(0) | ~top.isfinite()).nonzero().flatten().tolist()
-    if wrong:
-        raise ValueError(
-            f"the log weights of row {wrong[0]} hold NaN, inf, or nothing but -inf (and {len(wrong) - 1} "
-            "rows more): look for draws outside the model's support"
-        )
-    finite = values.masked_fill(values.isinf(), 0.0)
-    rounding = 1e3 * torch.finfo(values.dtype).eps * finite.abs().amax(0).clamp_min(1.0)
-    equal = top - values.amin(0) <= rounding
-    bounded = equal | ((values == top).sum(0) >= 5)
-    khat = torch.full_like(top, -torch.inf)
-    if not bounded.all():
-        centred = (values - top)[:, ~bounded].T.double().cpu().numpy()  # (rows, draws)
-        khat[~bounded] = torch.as_tensor(_smoothed_khat(centred)).to(khat)
-    return khat
-
-
-def _arviz() -> Any:
-    """The arviz module. Its notice that version 1 is coming speaks to its callers, and it serves both."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning, message=r"\s*ArviZ is undergoing")
-        import arviz
-    return arviz
-
-
-def _major(arviz: Any) -> int:
-    return int(arviz.__version__.split(".")[0])
-
-
-def _smoothed_khat(log_weights: np.ndarray) -> np.ndarray:
-    """k-hat (rows,) of log weights (rows, draws). ArviZ 1.x takes log-likelihoods, their negative."""
-    arviz = _arviz()
-    if _major(arviz) < 1:
-        return np.asarray(arviz.psislw(log_weights)[1])
-    from arviz_stats.base import array_stats
-
-    return np.asarray(array_stats.psislw(-log_weights, axis=-1)[1])
-
-
 def _assemble(
     groups: Mapping[str, Mapping[str, tuple[tuple[str, ...], np.ndarray, dict[str, Any]]]],
     coords: Mapping[str, np.ndarray],
@@ -228,9 +153,6 @@ def _assemble(
         attrs: of the object and of every group.
         notes: further attributes by group.
     """
-    import xarray
-
-    arviz = _arviz()
     datasets = {}
     for name, variables in groups.items():
         sizes: dict[str, int] = {}
@@ -238,9 +160,7 @@ def _assemble(
             sizes |= zip(dims, values.shape, strict=True)
         along = {dim: coords.get(dim, np.arange(size)) for dim, size in sizes.items()}
         datasets[name] = xarray.Dataset(dict(variables), along, {**attrs, **notes.get(name, {})})
-    if _major(arviz) < 1:
-        return arviz.InferenceData(attrs=dict(attrs), **datasets)
-    return xarray.DataTree.from_dict({"/": xarray.Dataset(attrs=dict(attrs)), **datasets})
+    return assemble(datasets, attrs)
 
 
 class _Sample(NamedTuple):

@@ -1,0 +1,52 @@
+"""ArviZ itself: the only file that imports it.
+
+ArviZ 0.20 to 0.23 (Python 3.11) and 1.x (Python 3.12) differ in the container and in the sign of their Pareto
+smoothing; :func:`assemble` and :func:`smooth` are the two places that know it.
+"""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray
+
+
+def load() -> Any:
+    """The arviz module. Its notice that version 1 is coming speaks to its callers, and it serves both."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, message=r"\s*ArviZ is undergoing")
+        import arviz
+    return arviz
+
+
+def major() -> int:
+    """ArviZ's major version: 0 or 1."""
+    return int(load().__version__.split(".")[0])
+
+
+def smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pareto-smoothed log weights (rows, draws), up to a constant per row, and k-hat (rows,).
+
+    Args:
+        log_weights: (rows, draws); left as they are.
+    """
+    if major() < 1:
+        smoothed, khat = load().psislw(log_weights)
+    else:  # takes log-likelihoods, the negative of log weights
+        from arviz_stats.base import array_stats
+
+        smoothed, khat = array_stats.psislw(-log_weights, axis=-1)
+    return np.asarray(smoothed), np.asarray(khat)
+
+
+def assemble(datasets: Mapping[str, xarray.Dataset], attrs: Mapping[str, Any]) -> Any:
+    """The ArviZ object of these groups: an ``InferenceData`` (0.x) or a ``DataTree`` (1.x).
+
+    Args:
+        datasets: by group.
+        attrs: of the object.
+    """
+    if major() < 1:
+        return load().InferenceData(attrs=dict(attrs), **datasets)
+    return xarray.DataTree.from_dict({"/": xarray.Dataset(attrs=dict(attrs)), **datasets})
