@@ -35,7 +35,8 @@ class Amortized(Module):
     .. math:: q(z_n \mid x_n) = N(m_\phi(x_n), S_\phi(x_n)), \quad
               q(c_n \mid x_n) = \mathrm{Cat}(\mathrm{softmax}\, l_\phi(x_n))
 
-    The network sees columns of mean 0 and variance 1 (by the statistics of ``x``), and starts at the standard normal.
+    The network sees columns of mean 0 and variance 1 (by the statistics of ``x``; columns that all lie in [0, 1], as
+    pixels do, share one unit), and starts at the standard normal.
     With ``hidden=()`` it is the encoder of the linear VAE: a mean affine in x and one covariance for all rows
     (Lucas et al. 2019), which sees up to a thousand columns also uncorrelated, so that all its weights are learned at
     one pace; with hidden layers mean and covariance both follow x.
@@ -107,7 +108,7 @@ class Amortized(Module):
         self.split = [k, spread, levels]
         self.linear = len(hidden) == 0 and network is None
         self.outputs = k + levels + (0 if self.linear else spread)
-        self.columns = Standardize(self.data_dim, whiten=self.linear and self.data_dim <= WHITENED)
+        self.columns = Standardize(self.data_dim, whiten=self.linear and self.data_dim <= WHITENED, pixels=True)
         self.masked = incomplete(x) if masked is None else bool(masked)
         self.own = network is not None
         activation_class(activation)

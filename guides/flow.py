@@ -102,7 +102,7 @@ class Flow(Module):
         }
         k = width(self.sites.local)
         self.split = [k, k, context]
-        self.columns = Standardize(self.data_dim)
+        self.columns = Standardize(self.data_dim, pixels=True)
         self.encoder = mlp(self.data_dim * (1 + self.masked), hidden, sum(self.split), activation)
         self.flows = nn.ModuleList()
         before = 0

@@ -234,3 +234,16 @@ def test_constant_data_are_whitened_to_nothing():
     columns = Standardize(2, whiten=True)
     columns.place(torch.ones(10, 2))
     assert torch.equal(columns(torch.ones(10, 2)), torch.zeros(10, 2))
+
+
+def test_pixels_share_a_unit():
+    torch.manual_seed(0)
+    x = torch.rand(200, 3, dtype=torch.float64).round()
+    x[:, 0] = 0.0
+    x[0, 0] = 1.0  # hardly ever lit
+    columns = Standardize(3, pixels=True).double()
+    columns.place(x)
+    assert columns.unit.unique().numel() == 1
+    assert columns(x).abs().max() < 3
+    columns.place(2 * x)  # not pixels
+    assert columns.unit.unique().numel() > 1

@@ -252,14 +252,17 @@ class Standardize(nn.Module):
         width: number of columns d.
         whiten: turn the columns so that they are uncorrelated too, by the symmetric root of their correlations. A
             direction below a ten-thousandth of the largest variance may be mere rounding: it is not raised to 1.
+        pixels: give columns that all lie in [0, 1] one unit in common, the root of their mean variance: a pixel that is
+            hardly ever lit would otherwise drown the others when it is.
     """
 
     shift: Tensor
     unit: Tensor
     turn: Tensor | None
 
-    def __init__(self, width: int, whiten: bool = False) -> None:
+    def __init__(self, width: int, whiten: bool = False, pixels: bool = False) -> None:
         super().__init__()
+        self.pixels = pixels
         self.register_buffer("turn", torch.eye(width) if whiten else None)
         self.register_buffer("shift", torch.zeros(width))
         self.register_buffer("unit", torch.ones(width))
@@ -276,6 +279,8 @@ class Standardize(nn.Module):
         variance, mean = column_moments(x)
         usual = variance.mean() if variance.any() else variance.new_ones(())
         self.shift.copy_(mean)
+        if self.pixels and not ((x < 0) | (x > 1)).any():
+            variance = usual.expand_as(variance)
         self.unit.copy_(torch.where(variance > 1e-12 * usual, variance, usual).sqrt())
         if self.turn is not None:
             self.turn.copy_(torch.eye(len(self.turn)))
