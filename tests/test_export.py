@@ -13,7 +13,7 @@ from torch import Tensor
 import guides
 import zoo
 from zoo.data import Dataset
-from zoo.export import container, convert, psis_khat, psis_weights, to_arviz
+from zoo.export import container, pieces, psis_khat, psis_weights, to_arviz, variables
 
 
 def groups(idata) -> set[str]:
@@ -83,6 +83,9 @@ def test_groups_dims_and_coords(run, data):
         "posterior_predictive",
         "log_likelihood",
         "observed_data",
+        "prior",
+        "prior_predictive",
+        "sample_stats",
         "constant_data",
     }
     assert idata["posterior"]["z"].dims == ("chain", "draw", "row", "factor")
@@ -148,8 +151,8 @@ def test_mixture(mixture, data):
 def test_mixture_dims_with_as_many_components_as_columns(covariance, dims, data):
     model = zoo.GMM(4, 4, covariance)
     found = zoo.base.latents(model, data.x)
-    assert convert._parameters(model, data.x, found)["scale"][0] == dims
-    assert convert._parameters(model, data.x, found)["weight"][0] == ("component",)
+    assert variables.parameters(model, data.x, found)["scale"].dims == dims
+    assert variables.parameters(model, data.x, found)["weight"].dims == ("component",)
 
 
 def test_discrete_site_summed_out_of_the_guide_comes_from_the_model(data):
@@ -159,9 +162,10 @@ def test_discrete_site_summed_out_of_the_guide_comes_from_the_model(data):
         pass
 
     run = zoo.fit(model, nothing, data.x, loss=TraceEnum_ELBO(max_plate_nesting=1), steps=20, progress=False)
-    share = to_arviz(run, data.x, draws=100)["posterior"]["component"].values[0].mean(0)
+    share = to_arviz(run, data.x, draws=1000)["posterior"]["component"].values[0].mean(0)
     expected = run.model.posterior(data.x).probs[:, 1].detach().numpy()
-    assert np.abs(share - expected).max() < 5 * 0.5 / np.sqrt(100)
+    assert ((expected > 0.05) & (expected < 0.95)).any()  # else one draw for all would do
+    assert np.abs(share - expected).max() < 5 * 0.5 / np.sqrt(1000)
 
 
 def test_deep_model_gets_an_importance_weighted_estimate(data):
@@ -236,7 +240,7 @@ def test_shared_and_local_sites(data):
     centre = torch.tensor(idata["posterior"]["centre"].values[0])[:, None]  # (draws, 1, d)
     expected = dist.MultivariateNormal(centre, covariance).log_prob(data.x).numpy()
     assert np.abs(density.values[0] - expected).mean() < 0.1
-    assert density.attrs["draws"] == convert.INNER
+    assert density.attrs["draws"] == pieces.INNER
 
 
 def test_round_trip(run, mixture, data, tmp_path):

@@ -7,7 +7,7 @@ from zoo.bounds import Ladder, ladder
 from zoo.checkpoint import load
 from zoo.em import em
 from zoo.evaluate import Evaluation, evaluate
-from zoo.export import to_arviz
+from zoo.export import to_arviz, write_arviz
 from zoo.factors import edit, generate, impute, interpolate, probe, reconstruct, traverse
 from zoo.fit import Fit, fit
 from zoo.gaps import Gaps, gaps
@@ -63,4 +63,5 @@ __all__ = [
     "to_arviz",
     "traverse",
     "warm_up",
+    "write_arviz",
 ]

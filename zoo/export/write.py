@@ -1,0 +1,169 @@
+"""Fitted runs as an ArviZ file, written some rows at a time."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5netcdf  # type: ignore[import-untyped]
+import numpy as np
+import xarray
+
+from zoo.export.layout import ORDER, Blank, Export, place, prepare
+from zoo.export.pieces import Piece
+from zoo.fit import Fit
+
+Put = Callable[[str, str, tuple[slice, ...], np.ndarray], None]  # group, name, where, values
+
+
+def write_arviz(
+    run: Fit | Sequence[Fit],
+    x: Any,
+    path: str | Path,
+    draws: int = 200,
+    rows_at_once: int | None = None,
+    *,
+    seed: int = 0,
+    rows: Sequence[Any] | None = None,
+    columns: Sequence[str] | None = None,
+    labels: Any = None,
+) -> Path:
+    """Write what :func:`zoo.to_arviz` returns to a file, row by row, so that memory holds a few rows' draws at a time.
+
+    Groups, dimensions, names and attributes are those of :func:`zoo.to_arviz`, and for ``rows_at_once=None`` so are the
+    numbers, draw by draw. ``az.from_netcdf`` and ``xarray.open_datatree`` open the file, the latter without reading it.
+    The large arrays are not compressed: draws are noise.
+
+    The file appears under its name when it is complete, and not before: one that is interrupted leaves nothing.
+
+    Memory: the rows at once, x itself, and for Pyro's autoguides without ``create_plates``, which know their rows only
+    together, all draws of the latent sites. Where such a guide has shared sites beside local ones, all rows at once.
+
+    Args:
+        run: as for :func:`zoo.to_arviz`: a run, or several of one model.
+        x: rows (n, d), or a :class:`zoo.data.Dataset`.
+        path: of the file, which must not exist: netCDF (``.nc``), or a Zarr folder (``.zarr``), for which the package
+            ``zarr`` 3 must be installed.
+        draws: from the posterior and from the prior, per run.
+        rows_at_once: rows per piece; None takes some million numbers at a time. The random stream goes piece by piece,
+            so that another number of rows gives other draws.
+        seed, rows, columns, labels: as for :func:`zoo.to_arviz`.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        FileExistsError: there is something at ``path``.
+        FileNotFoundError: the folder of ``path`` does not exist.
+        ModuleNotFoundError: ``path`` ends in ``.zarr`` and zarr is not installed.
+        ValueError: ``path`` ends in neither ``.nc`` nor ``.zarr``, or as for :func:`zoo.to_arviz`.
+    """
+    path = Path(path)
+    if path.suffix not in (".nc", ".zarr"):
+        raise ValueError(f"path is '{path.name}': let it end in .nc for netCDF or .zarr for Zarr")
+    if path.exists():
+        raise FileExistsError(f"path '{path}' exists: remove it, or take another name")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path lies in the folder '{path.parent}', which does not exist: create it first")
+    sink = _netcdf
+    if path.suffix == ".zarr":
+        _zarr_module()
+        sink = _zarr
+    export = prepare(run, x, draws, seed, rows, columns, labels, rows_at_once)
+    pieces = export.pieces()
+    number, first = next(pieces)
+    with _complete(path) as partial, sink(partial, export, first) as put:
+        _write(put, number, first)
+        for chain, piece in pieces:
+            _write(put, chain, piece)
+    return path
+
+
+def _write(put: Put, chain: int, piece: Piece) -> None:
+    for group, held in piece.groups.items():
+        for name, each in held.items():
+            put(group, name, place(each, chain, piece.rows), each.values)
+
+
+@contextmanager
+def _complete(path: Path) -> Iterator[Path]:
+    """A name beside ``path`` that becomes ``path`` at the end, and of which nothing is left otherwise."""
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield partial
+        os.rename(partial, path)
+    except BaseException:
+        shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
+        raise
+
+
+def _skeleton(export: Export, first: Piece) -> tuple[dict[str, xarray.Dataset], dict[str, dict[str, Blank]]]:
+    """Every group with its coordinates and attributes, the small ones whole; and the large variables to come."""
+    blanks = export.empty(first)
+    whole: Mapping[str, Any] = {"constant_data": export.constants} if export.constants else {}
+    shapes = {
+        **{g: list(held.values()) for g, held in blanks.items()},
+        **{g: list(v.values()) for g, v in whole.items()},
+    }
+    groups = {g: export.dataset(g, whole.get(g, {}), shapes[g], first) for g in ORDER if g in shapes}
+    return groups, blanks
+
+
+@contextmanager
+def _netcdf(path: Path, export: Export, first: Piece) -> Iterator[Put]:
+    """xarray lays the file out as it would for the whole; h5netcdf then takes the large variables piece by piece."""
+    groups, blanks = _skeleton(export, first)
+    xarray.Dataset(attrs=export.attrs).to_netcdf(path, engine="h5netcdf")
+    for name, dataset in groups.items():
+        dataset.to_netcdf(path, mode="a", group=name, engine="h5netcdf")
+    with h5netcdf.File(path, "a") as file:
+        for group, held in blanks.items():
+            for name, blank in held.items():
+                variable = file[group].create_variable(name, blank.dims, blank.dtype)
+                variable.attrs.update(blank.attrs)
+
+        def put(group: str, name: str, where: tuple[slice, ...], values: np.ndarray) -> None:
+            file[group].variables[name][where] = values
+
+        yield put
+
+
+@contextmanager
+def _zarr(path: Path, export: Export, first: Piece) -> Iterator[Put]:
+    """The same in Zarr; a chunk of a large variable is what one piece writes."""
+    zarr = _zarr_module()
+    groups, blanks = _skeleton(export, first)
+    xarray.Dataset(attrs=export.attrs).to_zarr(path, mode="w", zarr_format=3, consolidated=False)
+    for name, dataset in groups.items():
+        dataset.to_zarr(path, mode="a", group=name, zarr_format=3, consolidated=False)
+    root = zarr.open_group(path, mode="r+")
+    sizes = {"chain": 1, "row": export.count}
+    for group, held in blanks.items():
+        for name, blank in held.items():
+            chunks = tuple(min(n, sizes.get(dim, n)) for dim, n in zip(blank.dims, blank.shape, strict=True))
+            root[group].create_array(
+                name,
+                shape=blank.shape,
+                chunks=chunks,
+                dtype=blank.dtype,
+                dimension_names=blank.dims,
+                attributes=blank.attrs,
+            )
+
+    def put(group: str, name: str, where: tuple[slice, ...], values: np.ndarray) -> None:
+        root[group][name][where] = values
+
+    yield put
+    zarr.consolidate_metadata(path)
+
+
+def _zarr_module() -> Any:
+    try:
+        import zarr  # type: ignore[import-not-found, unused-ignore]
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "a path in .zarr needs the package zarr: pip install 'zarr>=3', or take .nc"
+        ) from None
+    return zarr
