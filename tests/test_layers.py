@@ -38,6 +38,7 @@ LAYERS = [
     {
         "zoo.annealing",
         "zoo.bounds",
+        "zoo.diagnostics",
         "zoo.gaps",
         "zoo.information",
         "zoo.rowwise",

@@ -46,6 +46,19 @@ def densities(run: Fit, arguments: Arguments, draws: int) -> tuple[dict[str, Ten
     Raises:
         ValueError: the guide leaves out a site or puts a point mass on it, or a site is shared by all rows.
     """
+    return sampled(run, arguments, draws)[1:]
+
+
+def sampled(run: Fit, arguments: Arguments, draws: int) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    r"""Draws of z from the guide, for some rows, with their log densities as :func:`densities` gives them.
+
+    Returns:
+        the values of every latent site by name (draws, b, ...), log p of every site of the model by name, and
+        :math:`\log q(z \mid x)`; each (draws, b).
+
+    Raises:
+        ValueError: as :func:`densities`.
+    """
     guide_trace = poutine.trace(spread(run.guide, draws)).get_trace(*arguments)
     model_trace = poutine.trace(poutine.replay(spread(run.model, draws), trace=guide_trace)).get_trace(*arguments)
     names = [name for name in model_trace.stochastic_nodes if name != "rows"]
@@ -66,7 +79,8 @@ def densities(run: Fit, arguments: Arguments, draws: int) -> tuple[dict[str, Ten
     x = arguments[0]
     blank = x.new_zeros(draws, len(x))
     guide_total = sum(_by_row(guide_trace).values(), blank)
-    return {name: blank + value for name, value in _by_row(model_trace).items()}, guide_total
+    model_total = {name: blank + value for name, value in _by_row(model_trace).items()}
+    return {name: nodes[name]["value"] for name in names}, model_total, guide_total
 
 
 def _by_row(trace: Any) -> dict[str, Tensor]:
