@@ -276,12 +276,14 @@ def _flat(losses: list[float], dtype: torch.dtype, learned: bool) -> bool:
     """Whether L-BFGS has ceased to descend: less than the resolution of the bound in the last iterations.
 
     A learned guide ends in a long flat valley along which the model hardly moves, so its resolution is coarser; and it
-    may wait on a saddle, loadings and guide still to turn together, so that it is looked at for longer.
+    may wait on a saddle, loadings and guide still to turn together, so that it is looked at for longer, and in nats
+    whatever the bound itself is.
     """
     window, resolution = (50, 1e-8) if learned else (20, 1e-9)
     if dtype != torch.float64:
         resolution = 1e-6
-    return len(losses) > window and losses[-1 - window] - losses[-1] <= resolution * max(1.0, abs(losses[-1]))
+    size = 1.0 if learned and dtype == torch.float64 else max(1.0, abs(losses[-1]))
+    return len(losses) > window and losses[-1 - window] - losses[-1] <= resolution * size
 
 
 @contextmanager
