@@ -13,7 +13,8 @@ from torch import Tensor
 import guides
 import zoo
 from zoo.data import Dataset
-from zoo.export import container, pieces, psis_khat, psis_weights, to_arviz, variables
+from zoo.export import container, elpd, pieces, psis_khat, psis_weights, to_arviz, variables
+from zoo.fit import Fit
 
 
 def groups(idata) -> set[str]:
@@ -126,6 +127,85 @@ def test_log_likelihood_is_the_marginal(run, data):
     assert "held-out" in density.attrs["note"]
 
 
+def linear_joint(model, x, z):
+    """log p(x, z) of a linear-Gaussian model, by hand."""
+    prior = dist.Normal(torch.zeros(()).to(z), 1.0).log_prob(z).sum(-1)
+    mean = z @ model.weight.detach().to(z).T + model.mean.detach().to(z)
+    return prior + dist.Normal(mean, model.noise.detach().to(z).sqrt()).log_prob(x.to(z)).sum(-1)
+
+
+def test_sample_stats_are_the_densities_of_the_draws(run, data):
+    idata = to_arviz(run, data, draws=40)
+    stats = idata["sample_stats"]
+    assert stats["lp"].dims == stats["log_q"].dims == stats["log_weight"].dims == ("chain", "draw", "row")
+    assert stats["khat"].dims == ("row",)
+    z = torch.tensor(idata["posterior"]["z"].values[0], dtype=torch.float64)
+    np.testing.assert_allclose(stats["lp"].values[0], linear_joint(run.model, data.x, z), rtol=0, atol=1e-4)
+    log_q = run.guide.posterior(data.x).log_prob(z.float()).detach()
+    np.testing.assert_allclose(stats["log_q"].values[0], log_q, rtol=0, atol=1e-4)  # float32
+    difference = stats["lp"].values - stats["log_q"].values
+    np.testing.assert_array_equal(stats["log_weight"].values, difference)
+    np.testing.assert_array_equal(stats["khat"].values, psis_khat(torch.tensor(difference[0])).numpy())
+
+
+@pytest.mark.parametrize("name", ["PPCA", "FactorAnalysis", "GMM"])
+def test_weights_of_the_exact_guide_are_the_marginal(name, iris):
+    x = iris[::5].clone()
+    model = getattr(zoo, name)(4, 2).double()
+    zoo.em(model, x, steps=5)
+    x[0, 1] = x[3, :3] = torch.nan
+    stats = to_arviz(Fit(model, guides.Exact(model), torch.zeros(1), True, {}), x, draws=30)["sample_stats"]
+    expected = model.log_marginal(x).detach().numpy()
+    assert np.abs(stats["log_weight"].values[0] - expected).max() < 1e-8
+    assert (stats["khat"].values == -np.inf).all()
+
+
+def test_prior(run, data):
+    draws = 2000
+    idata = to_arviz(run, data, draws=draws)
+    assert idata["prior"]["z"].dims == idata["posterior"]["z"].dims
+    assert idata["prior_predictive"]["x"].dims == idata["posterior_predictive"]["x"].dims
+    z, x = idata["prior"]["z"].values[0], idata["prior_predictive"]["x"].values[0]
+    assert abs(z.mean()) < 5 / np.sqrt(z.size)
+    assert abs(z.var() - 1) < 5 * np.sqrt(2 / z.size)
+    model = run.model
+    residual = x - z @ model.weight.detach().numpy().T - model.mean.detach().numpy()
+    scaled = residual / model.noise.detach().sqrt().numpy()
+    assert abs(scaled.mean()) < 5 / np.sqrt(scaled.size)
+    assert abs(scaled.var() - 1) < 5 * np.sqrt(2 / scaled.size)
+
+
+def test_prior_of_a_mixture(mixture, data):
+    labels = to_arviz(mixture, data.x, draws=500)["prior"]["component"].values
+    weight = mixture.model.weight.detach()[1].item()
+    assert labels.dtype == np.int64
+    assert abs(labels.mean() - weight) < 5 * np.sqrt(weight * (1 - weight) / labels.size)
+
+
+def test_few_draws_have_no_khat(run, data):
+    stats = to_arviz(run, data, draws=24)["sample_stats"]
+    assert "khat" not in stats.coords
+    assert "needs 25 draws" in stats.attrs["note"]
+
+
+def test_masked_rows_have_no_density_of_their_own(data):
+    class Masked(zoo.base.Module):
+        def forward(self, x=None, index=None, size=None):
+            with zoo.base.rows(x, index, size) as numbers:
+                z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+                with pyro.poutine.mask(mask=numbers > 9):
+                    return pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    model = Masked()
+    run = Fit(model, guides.MeanField(model, data.x), torch.zeros(1), True, {})
+    idata = to_arviz(run, data.x, draws=5)
+    z = torch.tensor(idata["posterior"]["z"].values[0])
+    prior = dist.Normal(0.0, 1.0).log_prob(z).sum(-1)
+    data_part = dist.Normal(z, 1.0).log_prob(data.x).sum(-1)
+    expected = prior + torch.where(torch.arange(30) > 9, data_part, torch.zeros(()))
+    np.testing.assert_allclose(idata["sample_stats"]["lp"].values[0], expected, rtol=1e-5)
+
+
 def test_mixture(mixture, data):
     idata = to_arviz(mixture, data.x, draws=6)
     component = idata["posterior"]["component"]
@@ -209,7 +289,9 @@ def test_guides_without_a_density_per_row_leave_log_likelihood_out(auto, data):
     run = zoo.fit(plain, auto(plain), data.x, steps=5, progress=False)
     idata = to_arviz(run, data.x, draws=5)
     assert "log_likelihood" not in groups(idata)
-    assert "no density of its own per row for 'z'" in idata["posterior"].attrs["log_likelihood"]
+    assert "sample_stats" not in groups(idata)
+    for group in ("log_likelihood", "sample_stats"):
+        assert "no density of its own per row for 'z'" in idata["posterior"].attrs[group]
 
 
 def test_autoguides_on_our_models(data):
@@ -228,6 +310,10 @@ def test_shared_sites(data):
     expected = dist.Normal(torch.tensor(centre.values[0])[:, None], 1.0).to_event(1).log_prob(data.x)
     np.testing.assert_allclose(idata["log_likelihood"]["x"].values[0], expected, rtol=1e-5)
     assert "note" not in idata["log_likelihood"]["x"].attrs  # here LOO has its meaning
+    assert "'centre' is shared by all rows" in idata["posterior"].attrs["sample_stats"]
+    assert idata["prior"]["centre"].shape == (1, 6, 4)
+    spread = idata["prior_predictive"]["x"].values[0] - idata["prior"]["centre"].values[0][:, None]
+    assert abs(spread.var() - 1) < 5 * np.sqrt(2 / spread.size)
 
 
 def test_shared_and_local_sites(data):
@@ -318,6 +404,25 @@ def test_a_site_named_like_a_dimension(data):
         to_arviz(run, data.x)
 
 
+def test_weights_that_are_no_numbers(data):
+    def guide(x=None, index=None, size=None):
+        with pyro.plate("rows", len(x), dim=-1):
+            loc = torch.zeros(len(x), 2).index_fill(0, torch.tensor([17, 20]), torch.nan)
+            pyro.sample("z", dist.Normal(loc, 1.0, validate_args=False).to_event(1))
+
+    with pytest.raises(ValueError, match=r"of row 17 is NaN \(and of 1 rows more"):
+        to_arviz(Fit(plain, guide, torch.zeros(1), True, {}), data.x)
+
+
+def test_a_data_site_outside_the_rows(data):
+    def model(x=None, index=None, size=None):
+        centre = pyro.sample("centre", dist.Normal(0.0, 1.0))
+        return pyro.sample("x", dist.Normal(centre, 1.0).expand([1, 4]).to_event(2), obs=None if x is None else x[:1])
+
+    with pytest.raises(ValueError, match="'x' has no values of its own for every row"):
+        to_arviz(Fit(model, AutoNormal(model), torch.zeros(1), True, {}), data.x)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_khat_of_a_known_tail(dtype):
     generator = torch.Generator().manual_seed(1)
@@ -401,3 +506,14 @@ def test_weights_without_a_tail_stay_as_they_are():
 def test_khat_refuses(log_weights, message):
     with pytest.raises(ValueError, match=message):
         psis_khat(log_weights)
+
+
+def test_elpd_of_held_out_rows():
+    values = torch.randn(50, dtype=torch.float64)
+    result = elpd(values)
+    assert result["se"] == pytest.approx(values.numpy().std() * 50**0.5, abs=1e-12)
+    with pytest.raises(ValueError, match="row 3 is -inf \\(and 1 more"):
+        elpd(values.index_fill(0, torch.tensor([3, 7]), -torch.inf))
+    for wrong in (values[:1], values[None]):
+        with pytest.raises(ValueError, match="one number for each of two rows or more"):
+            elpd(wrong)

@@ -50,3 +50,19 @@ def assemble(datasets: Mapping[str, xarray.Dataset], attrs: Mapping[str, Any]) -
     if major() < 1:
         return load().InferenceData(attrs=dict(attrs), **datasets)
     return xarray.DataTree.from_dict({"/": xarray.Dataset(attrs=dict(attrs)), **datasets})
+
+
+def elpd_data(log_density: np.ndarray) -> Any:
+    """ArviZ's result object of a log density per row (n,), as ``az.compare`` takes it."""
+    n = len(log_density)
+    total, error = float(log_density.sum()), float(np.sqrt(n * log_density.var()))
+    each = xarray.DataArray(log_density, dims="row")
+    common = {"se": error, "n_samples": 1, "n_data_points": n, "warning": False, "scale": "log", "good_k": 0.7}
+    if major() < 1:
+        from arviz.stats.stats_utils import ELPDData
+
+        return ELPDData({"elpd_loo": total, "p_loo": 0.0, "loo_i": each.rename("loo_i"), **common})
+    from arviz_stats.utils import ELPDData
+
+    kind = {"kind": "loo"} if "kind" in ELPDData.__dataclass_fields__ else {}  # 1.0 to 1.2
+    return ELPDData(elpd=total, p=0.0, elpd_i=each, **common, **kind)

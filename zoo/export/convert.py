@@ -31,18 +31,19 @@ def to_arviz(
       sites that all rows share (chain, draw, ...). The draws are independent: R-hat and effective sample
       size of a single run say nothing.
     - ``posterior_predictive``: ``x`` (chain, draw, row, column) from the model at the posterior draws.
-    - ``prior``, ``prior_predictive``: the same from the model alone, at its fitted parameters. Absent where a site
-      cannot be sampled from its prior.
+    - ``prior``, ``prior_predictive``: the same from the model alone, at its fitted parameters.
     - ``observed_data``: ``x`` (row, column).
     - ``sample_stats``, in nats: ``lp`` = log p(x_i, z_i), ``log_q`` = log q(z_i | x_i) and ``log_weight``, their
-      difference, (chain, draw, row); ``khat`` (row), see :func:`zoo.export.psis_khat`, from 25 draws on. Absent where
-      the guide has no density of its own per row (Pyro's joint autoguides, ``AutoDelta``), or a site is shared.
+      difference, (chain, draw, row); ``khat`` (row), a coordinate beside them as it has no draws, from 25 draws on: see
+      :func:`zoo.export.psis_khat`. Absent where the guide has no density of its own per row (Pyro's joint autoguides,
+      ``AutoDelta``), or a site is shared.
     - ``log_likelihood``: ``x`` (chain, draw, row) in nats, the *marginal* log p(x_i) with the row's own
       latent sites integrated out: in closed form where the model has ``log_marginal``, else estimated by
       importance weighting from the guide (Burda et al. 2016), with the number of draws in the attribute
       ``draws``. Under point-estimated parameters it is the same for every draw, and LOO and WAIC only
       restate the in-sample density (``az.loo`` of 0.x says k-hat = inf, that of 1.x raises): the attribute
-      ``note`` says so. Absent where the guide has no density per row and the model no ``log_marginal``.
+      ``note`` says so, and :func:`zoo.export.elpd` of held-out rows is what to give ``az.compare``. Absent where the
+      guide has no density per row and the model no ``log_marginal``.
     - ``constant_data``: the model's point-estimated parameters (``weight``, ``mean``, ``scale``; ``noise``
       variances where the model has them; no network weights) and ``label``.
 

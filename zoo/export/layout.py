@@ -32,6 +32,9 @@ ORDER = (
 )
 
 
+BESIDE = ("khat",)  # coordinates: numbers without draws beside those with, which az.summary would stumble over
+
+
 @dataclass(frozen=True)
 class Export:
     """The runs, ready to be read piece by piece.
@@ -106,7 +109,7 @@ class Export:
         sizes = {dim: size for each in shapes for dim, size in zip(each.dims, each.shape, strict=True)}
         along = {dim: self.coords.get(dim, np.arange(size)) for dim, size in sizes.items()}
         attrs = {**self.attrs, **self.notes.get(group, {}), **piece.notes.get(group, {})}
-        return xarray.Dataset(dict(held), along, attrs)
+        return xarray.Dataset(dict(held), along, attrs).set_coords([name for name in BESIDE if name in held])
 
 
 class Blank(NamedTuple):

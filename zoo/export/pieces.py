@@ -72,7 +72,7 @@ class Source:
         self.held: dict[str, Tensor] = {}  # shared sites, drawn with the first rows
         self.prior_held: dict[str, Tensor] = {}
         self.everyone: Drawn | None = None  # of a guide that knows its rows only together
-        self.no_prior = self.reason = ""  # why there is no prior, and no density of a row from the guide
+        self.reason = ""  # why the guide has no density of a row
 
     def arguments(self, rows: slice) -> Arguments:
         """Those of model and guide for some rows."""
@@ -105,10 +105,10 @@ class Source:
         }
         _, predicted = from_model(self.run, arguments, self.found, list(seen), self.draws, drawn.latent)
         groups["posterior_predictive"] = {k: variables.predicted(k, v, d) for k, v in predicted.items()}
-        if (prior := self._prior(arguments, list(seen), first)) is not None:
-            latent, predicted = prior
-            groups["prior"] = {s.name: variables.latent(s, self.turn(s, latent[s.name])) for s in new}
-            groups["prior_predictive"] = {k: variables.predicted(k, v, d) for k, v in predicted.items()}
+        latent, predicted = from_model(self.run, arguments, self.found, list(seen), self.draws, self.prior_held)
+        self.prior_held = {site.name: latent[site.name] for site in self.shared}
+        groups["prior"] = {s.name: variables.latent(s, self.turn(s, latent[s.name])) for s in new}
+        groups["prior_predictive"] = {k: variables.predicted(k, v, d) for k, v in predicted.items()}
         notes: dict[str, dict[str, Any]] = {"posterior": {}}
         weights, groups["sample_stats"], notes["sample_stats"] = self._weights(rows, arguments, drawn)
         density, about = self._log_likelihood(arguments, drawn, weights)
@@ -117,8 +117,6 @@ class Source:
         for name in ("log_likelihood", "sample_stats"):
             if not groups[name]:
                 notes["posterior"][name] = notes.pop(name)["note"]
-        if self.no_prior:
-            notes["posterior"]["prior"] = self.no_prior
         return Piece(rows, {name: group for name, group in groups.items() if group}, notes)
 
     def _posterior(self, rows: slice, arguments: Arguments) -> Drawn:
@@ -133,22 +131,6 @@ class Source:
             drawn = Drawn(latent, self.everyone.log_q[:, rows])
         self.held = {site.name: drawn.latent[site.name] for site in self.shared}
         return drawn
-
-    def _prior(
-        self, arguments: Arguments, data: list[str], first: bool
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
-        """Latent and data sites from the model alone; None where a prior cannot be drawn from."""
-        if self.no_prior:
-            return None
-        try:
-            latent, seen = from_model(self.run, arguments, self.found, data, self.draws, self.prior_held)
-        except NotImplementedError as error:
-            if not first:
-                raise
-            self.no_prior = f"absent: a site of the model cannot be sampled from its prior ({error})"
-            return None
-        self.prior_held = {site.name: latent[site.name] for site in self.shared}
-        return latent, seen
 
     def _weights(
         self, rows: slice, arguments: Arguments, drawn: Drawn

@@ -11,7 +11,7 @@ import h5netcdf  # type: ignore[import-untyped]
 import numpy as np
 import xarray
 
-from zoo.export.layout import ORDER, Blank, Export, place, prepare
+from zoo.export.layout import BESIDE, ORDER, Blank, Export, place, prepare
 from zoo.export.pieces import Piece
 from zoo.fit import Fit
 
@@ -111,6 +111,12 @@ def _skeleton(export: Export, first: Piece) -> tuple[dict[str, xarray.Dataset], 
     return groups, blanks
 
 
+def _attributes(name: str, held: Mapping[str, Blank]) -> dict[str, Any]:
+    """A variable's attributes, with the one by which xarray knows the coordinates beside it (CF conventions)."""
+    beside = " ".join(other for other in BESIDE if other in held and name not in BESIDE)
+    return {**held[name].attrs, **({"coordinates": beside} if beside else {})}
+
+
 @contextmanager
 def _netcdf(path: Path, export: Export, first: Piece) -> Iterator[Put]:
     """xarray lays the file out as it would for the whole; h5netcdf then takes the large variables piece by piece."""
@@ -122,7 +128,7 @@ def _netcdf(path: Path, export: Export, first: Piece) -> Iterator[Put]:
         for group, held in blanks.items():
             for name, blank in held.items():
                 variable = file[group].create_variable(name, blank.dims, blank.dtype)
-                variable.attrs.update(blank.attrs)
+                variable.attrs.update(_attributes(name, held))
 
         def put(group: str, name: str, where: tuple[slice, ...], values: np.ndarray) -> None:
             file[group].variables[name][where] = values
@@ -149,7 +155,7 @@ def _zarr(path: Path, export: Export, first: Piece) -> Iterator[Put]:
                 chunks=chunks,
                 dtype=blank.dtype,
                 dimension_names=blank.dims,
-                attributes=blank.attrs,
+                attributes=_attributes(name, held),
             )
 
     def put(group: str, name: str, where: tuple[slice, ...], values: np.ndarray) -> None:
