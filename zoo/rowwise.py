@@ -108,9 +108,16 @@ def _by_row(trace: Any) -> dict[str, Tensor]:
 
 def log_joint(run: Fit, latent: Latent, z: Tensor, arguments: Arguments) -> dict[str, Tensor]:
     r"""The terms of :math:`\log p(x, z)` by site, each (draws, b), at values (draws, b, k) of the one latent site."""
-    value = z.reshape(*z.shape[:-1], *latent.shape)
-    model = poutine.condition(run.model, {latent.name: value})
-    return _by_row(poutine.trace(spread(model, len(z))).get_trace(*arguments))
+    return log_terms(run, {latent.name: z.reshape(*z.shape[:-1], *latent.shape)}, arguments)
+
+
+def log_terms(run: Fit, values: dict[str, Tensor], arguments: Arguments) -> dict[str, Tensor]:
+    r"""The terms of :math:`\log p(x, z)` by site, each broadcasting to (draws, b), at values (draws, b, ...) of all
+    latent sites by name.
+    """
+    draws = len(next(iter(values.values())))
+    model = poutine.condition(run.model, values)
+    return _by_row(poutine.trace(spread(model, draws)).get_trace(*arguments))
 
 
 def real_site(run: Fit, x: Tensor, task: str) -> Latent:

@@ -1,0 +1,141 @@
+"""Are these numbers uniform, are these probabilities right: the tests behind :func:`zoo.sbc`."""
+
+import math
+
+import numpy as np
+import torch
+from scipy.stats import binom  # type: ignore[import-untyped]  # comes with scikit-learn
+from torch import Tensor
+
+REPLICATES = 9999  # of a Monte Carlo test, at least: p-values down to 1e-4
+BUDGET = 2**22  # numbers per array
+
+
+def smooth_test(u: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Neyman's smooth test of uniformity on [0, 1], of every column.
+
+    .. math:: b_j = S^{-1/2} \sum_s \pi_j(u_s), \qquad \sum_{j=1}^4 b_j^2 \sim \chi^2_4
+
+    with :math:`\pi_j` the orthonormal Legendre polynomials. Each component is standard normal where u is uniform: the
+    first sees a shift, the second a spread, the third skewness, the fourth tails. Against such smooth departures the
+    test has more power than Kolmogorov's or that of a histogram.
+
+    Args:
+        u: (S, k).
+
+    Returns:
+        the components b (4, k) and the p-values (k,), in float64.
+
+    References:
+        Neyman (1937), Smooth test for goodness of fit, Skandinavisk Aktuarietidskrift 20; Rayner, Thas and Best (2009),
+        Smooth Tests of Goodness of Fit.
+    """
+    t = 2 * u.double() - 1
+    terms = torch.stack(
+        [
+            3**0.5 * t,
+            5**0.5 * (3 * t**2 - 1) / 2,
+            7**0.5 * (5 * t**3 - 3 * t) / 2,
+            3 * (35 * t**4 - 30 * t**2 + 3) / 8,
+        ]
+    )
+    b = terms.sum(1) / len(u) ** 0.5
+    return b, torch.special.gammaincc(torch.tensor(2.0).to(b), b.square().sum(0) / 2)
+
+
+def symmetry_test(u: Tensor) -> Tensor:
+    """P-values (k,) of Wilcoxon's signed-rank test that every column of u (S, k) is symmetric about 1/2.
+
+    Uniform or not: a guide that is too narrow, or too wide, is symmetric where its means are right.
+    """
+    w = u.double() - 0.5
+    rank = w.abs().argsort(0).argsort(0).double() + 1
+    z = (w.sign() * rank).sum(0) / rank.square().sum(0).sqrt()
+    return torch.special.erfc(z.abs() / 2**0.5)
+
+
+def score_test(hit: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Are probabilities of events right: the score test of Cox's recalibration, with its exact null distribution.
+
+    In :math:`\mathrm{logit}\, p' = \mathrm{logit}\, p + a + b\, (\mathrm{logit}\, p - c)` the scores at a = b = 0 are
+    :math:`\sum_s (y_s - p_s)` and :math:`\sum_s (y_s - p_s)(\mathrm{logit}\, p_s - c)`, with c such that they are
+    uncorrelated. Divided by their standard deviations the first sees probabilities too high or too low, the second
+    those too sure (negative) or not sure enough. Their sum of squares is held against that of events drawn with the
+    given probabilities, so that the p-value is right also where hardly anything is uncertain.
+
+    Args:
+        hit: whether the event came (S, k).
+        share: its probability (S, k).
+
+    Returns:
+        the two scores (2, k), p-values of both together (k,), and of the first alone (k,), in float64. Draws from the
+        running random stream.
+
+    References:
+        Cox (1958), Two further applications of a model for binary regression, Biometrika 45; Bröcker and Smith (2007),
+        Increasing the reliability of reliability diagrams, Weather and Forecasting 22 (consistency resampling).
+    """
+    share = share.double().clamp(1e-15, 1 - 1e-15)
+    v = share * (1 - share)
+    odds = share.logit()
+    odds = odds - (v * odds).sum(0) / v.sum(0)
+    weights = torch.stack(
+        [v.sum(0).rsqrt().expand_as(odds), odds * (v * odds.square()).sum(0).clamp_min(1e-30).rsqrt()]
+    )
+    scores = (weights * (hit.double() - share)).sum(1)  # (2, k)
+    observed = torch.stack([scores.square().sum(0), scores[0].square()])  # (2, k)
+    p = [
+        _simulated(observed[:, j], share[:, j], weights[:, :, j], 2000 * share.shape[1]) for j in range(share.shape[1])
+    ]
+    both, first = torch.stack(p, 1)
+    return scores, both, first
+
+
+def _simulated(observed: Tensor, share: Tensor, weights: Tensor, most: int) -> Tensor:
+    """The p-values (2,) of sums of squared scores of one column, both and the first, among those of drawn events.
+
+    Where no draw exceeds them there are ``most`` draws, so that a small p-value survives a correction for many columns.
+    """
+    above, count = torch.ones(2, dtype=torch.float64, device=share.device), 1  # the observed one counts itself
+    while count <= REPLICATES or (count <= most and bool((above == 1).any())):
+        size = max(1, min(BUDGET // len(share), REPLICATES))
+        drawn = torch.rand(size, len(share), dtype=torch.float64, device=share.device) < share
+        scores = (drawn.to(share) @ weights.T - weights @ share).square()  # (size, 2)
+        values = torch.stack([scores.sum(1), scores[:, 0]])  # (2, size)
+        above += (values >= observed.unsqueeze(1) * (1 - 1e-9) - 1e-12).sum(1)  # the same events, summed otherwise
+        count += size
+    return above / count
+
+
+def ecdf_band(count: int, level: float = 0.95, points: int = 100) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where the ECDF of ``count`` uniform numbers lies, at all points at once, with probability ``level``.
+
+    Args:
+        count: how many numbers.
+        level: of the whole band.
+        points: at which it is looked at, evenly spaced in (0, 1).
+
+    Returns:
+        the points (points,), and how far the ECDF may be below and above them, each (points,).
+
+    References:
+        Säilynoja, Bürkner and Vehtari (2022), Graphical test for discrete uniformity and its applications in goodness
+        of fit evaluation and multiple sample comparison, Statistics and Computing 32 (the method by simulation).
+    """
+    at = np.arange(1, points + 1) / (points + 1)
+    random = np.random.default_rng(0)  # the band is the same every time
+    cells = random.multinomial(count, np.full(points + 1, 1 / (points + 1)), 2000).cumsum(1)[:, :-1]
+    depth = 2 * np.minimum(binom.cdf(cells, count, at), binom.sf(cells - 1, count, at)).min(1)
+    tail = np.quantile(depth, 1 - level) / 2
+    return at, binom.ppf(tail, count, at) / count - at, binom.ppf(1 - tail, count, at) / count - at
+
+
+def normal_score(u: Tensor, edge: float) -> Tensor:
+    """The standard normal numbers with these distribution values, which are kept ``edge`` away from 0 and 1."""
+    return torch.special.ndtri(u.double().clamp(edge, 1 - edge))
+
+
+def corrected(p_values: Tensor) -> float:
+    """Bonferroni's p-value of several tests together, right whatever their dependence; NaN counts as no test."""
+    p = p_values[~p_values.isnan()]
+    return min(1.0, float(p.min()) * len(p)) if len(p) else math.nan
