@@ -36,7 +36,7 @@ class Amortized(Module):
               q(c_n \mid x_n) = \mathrm{Cat}(\mathrm{softmax}\, l_\phi(x_n))
 
     The network sees columns of mean 0 and variance 1 (by the statistics of ``x``; columns that all lie in [0, 1], as
-    pixels do, share one unit), and starts at the standard normal.
+    pixels do, as they are), and starts at the standard normal.
     With ``hidden=()`` it is the encoder of the linear VAE: a mean affine in x and one covariance for all rows
     (Lucas et al. 2019), which sees up to a thousand columns also uncorrelated, so that all its weights are learned at
     one pace; with hidden layers mean and covariance both follow x.

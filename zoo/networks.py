@@ -246,16 +246,18 @@ def check_network(network: Any, name: str, inputs: int, outputs: int, parts: str
 class Standardize(nn.Module):
     """Columns to mean 0 and variance 1 by the statistics of the data it was placed on (the identity before).
 
-    Missing entries (NaN) become 0, the mean.
+    Missing entries (NaN) enter as their column's mean.
 
     Args:
         width: number of columns d.
         whiten: turn the columns so that they are uncorrelated too, by the symmetric root of their correlations. A
             direction below a ten-thousandth of the largest variance may be mere rounding: it is not raised to 1.
-        pixels: give columns that all lie in [0, 1] one unit in common, the root of their mean variance: a pixel that is
-            hardly ever lit would otherwise drown the others when it is.
+        pixels: leave columns that all lie in [0, 1] as they are. In units of its own a pixel that is hardly ever lit
+            would drown the others when it is; and centred it is never quite 0, so that an optimizer with a rate for
+            every weight (Adam) moves its weights at full pace all the time, for nothing.
     """
 
+    fill: Tensor
     shift: Tensor
     unit: Tensor
     turn: Tensor | None
@@ -264,12 +266,13 @@ class Standardize(nn.Module):
         super().__init__()
         self.pixels = pixels
         self.register_buffer("turn", torch.eye(width) if whiten else None)
+        self.register_buffer("fill", torch.zeros(width))
         self.register_buffer("shift", torch.zeros(width))
         self.register_buffer("unit", torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
         if incomplete(x):
-            x = torch.where(x.isnan(), self.shift, x)
+            x = torch.where(x.isnan(), self.fill, x)
         x = (x - self.shift) / self.unit
         return x if self.turn is None else x @ self.turn
 
@@ -278,9 +281,10 @@ class Standardize(nn.Module):
         """Take mean and deviation from what is observed of ``x`` (n, d); a constant column keeps the usual unit."""
         variance, mean = column_moments(x)
         usual = variance.mean() if variance.any() else variance.new_ones(())
-        self.shift.copy_(mean)
+        self.fill.copy_(mean)
         if self.pixels and not ((x < 0) | (x > 1)).any():
-            variance = usual.expand_as(variance)
+            mean, variance = torch.zeros_like(mean), torch.ones_like(variance)
+        self.shift.copy_(mean)
         self.unit.copy_(torch.where(variance > 1e-12 * usual, variance, usual).sqrt())
         if self.turn is not None:
             self.turn.copy_(torch.eye(len(self.turn)))
