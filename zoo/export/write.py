@@ -141,28 +141,29 @@ def _zarr(path: Path, export: Export, first: Piece) -> Iterator[Put]:
     """The same in Zarr; a chunk of a large variable is what one piece writes."""
     zarr = _zarr_module()
     groups, blanks = _skeleton(export, first)
-    xarray.Dataset(attrs=export.attrs).to_zarr(path, mode="w", zarr_format=3, consolidated=False)
+    # Format 2: in 3, names along a dimension (fixed-length strings) and consolidated metadata are not specified yet.
+    xarray.Dataset(attrs=export.attrs).to_zarr(path, mode="w", zarr_format=2, consolidated=False)
     for name, dataset in groups.items():
-        dataset.to_zarr(path, mode="a", group=name, zarr_format=3, consolidated=False)
+        dataset.to_zarr(path, mode="a", group=name, zarr_format=2, consolidated=False)
     root = zarr.open_group(path, mode="r+")
     sizes = {"chain": 1, "row": export.count}
     for group, held in blanks.items():
         for name, blank in held.items():
-            chunks = tuple(min(n, sizes.get(dim, n)) for dim, n in zip(blank.dims, blank.shape, strict=True))
             root[group].create_array(
                 name,
                 shape=blank.shape,
-                chunks=chunks,
+                chunks=tuple(min(n, sizes.get(dim, n)) for dim, n in zip(blank.dims, blank.shape, strict=True)),
                 dtype=blank.dtype,
-                dimension_names=blank.dims,
-                attributes=_attributes(name, held),
+                compressors=None,
+                fill_value=None,  # a number here would be read as missing
+                attributes={**_attributes(name, held), "_ARRAY_DIMENSIONS": list(blank.dims)},
             )
 
     def put(group: str, name: str, where: tuple[slice, ...], values: np.ndarray) -> None:
         root[group][name][where] = values
 
     yield put
-    zarr.consolidate_metadata(path)
+    zarr.consolidate_metadata(path, zarr_format=2)
 
 
 def _zarr_module() -> Any:
