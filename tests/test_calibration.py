@@ -126,6 +126,14 @@ def test_power_and_level_over_many_repetitions(by_ranks, model, iris):
         assert ((p < 0.001) if options else (p > 0.01)).sum() >= least
 
 
+@pytest.mark.slow
+def test_the_level_of_responsibilities_over_many_repetitions(mixture, iris):
+    run = still(mixture, Exact(mixture), iris)
+    p = torch.stack([sbc(run, seed=1000 + seed).p_values for seed in range(100)])
+    assert (3 * p.min(1).values > 0.01).sum() >= 97
+    assert (p[:, 0].mean() - 0.5).abs() < 5 / 1200**0.5
+
+
 def test_a_guide_too_wide(model, iris):
     found = sbc(still(model, off(model, 1.25), iris))
     assert found.p_value < 0.001
@@ -174,8 +182,9 @@ def test_a_guide_of_its_own_rows_is_fitted_anew(family, model, iris, untouched):
 
 
 def test_responsibilities(mixture, iris):
-    p = torch.tensor([sbc(still(mixture, Exact(mixture), iris), seed=seed).p_value for seed in range(10)])
-    assert (p > 0.01).all()
+    exact = [sbc(still(mixture, Exact(mixture), iris), seed=seed) for seed in range(10)]
+    assert sum(one.p_value > 0.01 for one in exact) >= 9
+    assert all(one.p_values[1] == 1 for one in exact)  # the irises of one species stand apart: nothing is uncertain
     found = sbc(still(mixture, powered(mixture, 4.0), iris), simulations=1000)
     assert found.units == ("component = 0", "component = 1", "component = 2")
     assert found.p_value < 0.001
