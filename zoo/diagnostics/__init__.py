@@ -2,5 +2,16 @@
 
 from zoo.diagnostics.calibration import Calibration, sbc
 from zoo.diagnostics.importance import Importance, PosteriorError, importance, posterior_error
+from zoo.diagnostics.verdict import Diagnosis, Finding, diagnose
 
-__all__ = ["Calibration", "Importance", "PosteriorError", "importance", "posterior_error", "sbc"]
+__all__ = [
+    "Calibration",
+    "Diagnosis",
+    "Finding",
+    "Importance",
+    "PosteriorError",
+    "diagnose",
+    "importance",
+    "posterior_error",
+    "sbc",
+]

@@ -1,0 +1,73 @@
+"""Which figures a page holds: those that the run and its diagnosis have something to say by."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from zoo import plots
+from zoo.base import Conjugate
+from zoo.diagnostics.verdict import Diagnosis
+from zoo.fit import Fit
+
+Drawn = tuple[str, str, Axes | Figure]
+
+
+def figures(
+    run: Fit,
+    x: Tensor,
+    found: Diagnosis,
+    columns: Sequence[str],
+    labels: Any,
+    label_names: Sequence[str] | None,
+    seed: int,
+) -> Iterator[Drawn]:
+    """Title, caption and figure, one after the other.
+
+    Args:
+        run: the run.
+        x: its rows (n, d).
+        found: its diagnosis.
+        columns: the names of the columns.
+        labels: of the rows, or None.
+        label_names: of the labels' codes, or None.
+        seed: of the draws.
+    """
+    optimum = found.evaluation.log_marginal if isinstance(run.model, Conjugate) and found.evaluation else None
+    line = "; the line is log p(x) at the fitted parameters, which the bound cannot pass" if optimum is not None else ""
+    if len(run.losses):
+        yield "Training", f"The bound per row at every step{line}.", plots.loss(run, optimum=optimum)
+    if found.evaluation is not None:
+        yield (
+            "Gap of every row",
+            "How far the bound is below log p(x): the Kullback-Leibler divergence of the guide from the posterior.",
+            plots.gap({getattr(run.guide, "__name__", type(run.guide).__name__): found.evaluation.gap}),
+        )
+        yield (
+            "k-hat of every row",
+            "The Pareto shape of the importance weights. Above 0.7 the guide misses a part of the posterior; a row at "
+            "the bottom has weights that are all equal: there the guide is exact.",
+            plots.khat(found.evaluation),
+        )
+    if found.calibration is not None:
+        yield (
+            "Calibration",
+            f"Where {found.calibration.simulations} simulated truths lie among the guide's draws. Flat within the band "
+            "is right; a hump says too wide, a bowl too narrow, a slope biased.",
+            plots.ranks(found.calibration),
+        )
+        yield (
+            "Coverage",
+            "How often the guide's central intervals hold the truth, beside what they promise.",
+            plots.coverage(found.calibration),
+        )
+    try:
+        yield (
+            "Latent space",
+            "Every row at the mean of its factors, or coloured by its component.",
+            plots.latent(run, x, labels=labels, label_names=label_names, seed=seed),
+        )
+    except ValueError:  # a model whose latent sites are not a point per row
+        return
