@@ -211,6 +211,9 @@ def _left(run: Fit, x: Tensor) -> _Left:
             raise ValueError(f"EM cannot go on from here: {error}") from None
         return _Left(max(0.0, end - start), f"in {CLIMB} steps EM, going on from the fitted model", True)
     losses = run.losses
+    if run.settings.get("optimizer") == "LBFGS" and len(losses) > 1:  # no noise
+        last = min(20, len(losses) - 1)
+        return _Left(float(losses[-1 - last] - losses[-1]), f"in the last {last} steps of L-BFGS the bound", True)
     tenth = len(losses) // 10
     if tenth < 10:
         raise ValueError(f"{len(losses)} steps are too few to see a trend in")
