@@ -48,7 +48,7 @@ LAYERS = [
         "zoo.plots",
         "zoo.restarts",
     },
-    {"zoo.registry", "zoo.report", "zoo.benchmark", "zoo.cli", "zoo.__main__"},
+    {"zoo.registry", "zoo.report", "zoo.benchmark", "zoo.console", "zoo.judging", "zoo.cli", "zoo.__main__"},
 ]
 GROUND, SIDES, LAST = 0, 1, len(LAYERS) - 1
 FILES = sorted([*ROOT.glob("zoo/**/*.py"), *ROOT.glob("guides/**/*.py")])

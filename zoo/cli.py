@@ -3,30 +3,31 @@
 import copy
 import dataclasses
 import json
+import shlex
+import sys
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 import guides
-from zoo import data, plots, registry
+from zoo import data, judging, plots, registry
 from zoo.base import Conjugate, Module
 from zoo.checkpoint import new_folder, write
+from zoo.console import err, fail, out
 from zoo.em import em
 from zoo.evaluate import LEAST_DRAWS, evaluate
 from zoo.export import to_arviz
 from zoo.fit import Fit, fit
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.command("diagnose")(judging.diagnose_)
+app.command("report")(judging.report_)
 LARGE = 2_000_000  # entries of the data beyond which a learned guide takes minibatches unless told otherwise
-out = Console()
-err = Console(stderr=True)
 
 
 class Precision(StrEnum):
@@ -133,6 +134,14 @@ def fit_(
             return
         with new_folder(folder) as place:
             run, results, table = _run(built, served, table, seed, how)
+            results["command"] = shlex.join(["zoo", *sys.argv[1:]])
+            results["table"] = {
+                "source": source if source in data.names() else str(Path(source).resolve()),
+                "columns": _words(columns),
+                "labels": labels,
+                "held_out": 0.1 if patience is not None else None,
+                "binarised": binarise,
+            }
             write(run, place)
             (place / "results.json").write_text(json.dumps(results, indent=2) + "\n")
             _pictures(run, table, results, place)
@@ -140,7 +149,7 @@ def fit_(
         _show(run, results, table)
         out.print(f"run written to {folder}")
     except (ValueError, TypeError, FloatingPointError, OSError) as error:
-        _fail(error)
+        fail(error)
 
 
 def _words(text: str | None) -> list[str] | None:
@@ -153,11 +162,6 @@ def _widths(text: str | None) -> tuple[int, ...] | None:
         return None if text is None else tuple(int(word) for word in _words(text) or ())
     except ValueError:
         raise ValueError(f"hidden must be whole numbers as 64,64, got {text!r}") from None
-
-
-def _fail(error: Exception) -> NoReturn:
-    err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-    raise typer.Exit(2)
 
 
 def _refuse_beyond_one(x: torch.Tensor) -> None:
@@ -306,7 +310,7 @@ def benchmark_(
             text = deep.markdown(table)
         out.print(text, highlight=False, soft_wrap=True, markup=False)
     except (ValueError, FloatingPointError, OSError) as error:
-        _fail(error)
+        fail(error)
 
 
 def _report(row: dict[str, Any]) -> None:
