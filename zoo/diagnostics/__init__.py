@@ -2,16 +2,20 @@
 
 from zoo.diagnostics.calibration import Calibration, sbc
 from zoo.diagnostics.importance import Importance, PosteriorError, importance, posterior_error
+from zoo.diagnostics.mcmc import Comparison, Sampled, nuts
 from zoo.diagnostics.verdict import Diagnosis, Finding, diagnose
 
 __all__ = [
     "Calibration",
+    "Comparison",
     "Diagnosis",
     "Finding",
     "Importance",
     "PosteriorError",
+    "Sampled",
     "diagnose",
     "importance",
+    "nuts",
     "posterior_error",
     "sbc",
 ]

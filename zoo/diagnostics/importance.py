@@ -146,7 +146,7 @@ def _of_rows(
     z = torch.cat([flat(values[latent.name], latent).double() for latent in found], -1)  # (draws, b, k)
     mean, covariance = _moments(z, weight)
     error = (weight.square().unsqueeze(-1) * (z - mean).square()).sum(0).sqrt()
-    own = _own_moments(run, found, arguments) or _moments(z, torch.full_like(weight, 1 / draws))
+    own = own_moments(run, found, arguments) or _moments(z, torch.full_like(weight, 1 / draws))
     for corrected in (mean, covariance, error):
         corrected[~(khat <= limit)] = math.nan
     return khat, 1 / weight.square().sum(0), *own, mean, error, covariance
@@ -174,7 +174,7 @@ def _moments(z: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return mean, offset.mT @ offset
 
 
-def _own_moments(run: Fit, found: tuple[Latent, ...], arguments: Arguments) -> tuple[Tensor, Tensor] | None:
+def own_moments(run: Fit, found: tuple[Latent, ...], arguments: Arguments) -> tuple[Tensor, Tensor] | None:
     """The guide's mean (b, k) and covariance (b, k, k) in closed form, where it has one site that is known to have one.
 
     A site off the real line has none here, whatever its distribution is before it is carried there.
