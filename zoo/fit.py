@@ -63,8 +63,9 @@ def fit(
         loss: any ``pyro.infer.ELBO``. None takes ``Trace_ELBO()``; for a conjugate model whose bound a finite rule
             gives exactly, and for a VAE with a linear decoder and encoder, the
             :class:`~zoo.quadrature.QuadratureELBO` instead, which is the same bound without noise.
-        optim: any Pyro optimizer. None takes L-BFGS where the bound has no noise and every step sees all rows, and
-            one fused Adam otherwise, whose rate anneals to zero once the bound has settled.
+        optim: any Pyro optimizer. None takes L-BFGS where the bound has no noise and every step sees all rows (of a
+            fresh pair its first 25 steps raise the guide alone: variational EM begins with an E-step), and one fused
+            Adam otherwise, whose rate anneals to zero once the bound has settled.
         seed: of the start, the batches and the draws.
         device: moves model, guide and data there first; None leaves them where the model is.
         validation: held-out rows (m, d) whose bound is taken every ``every`` steps, with the same draws each time.
