@@ -133,7 +133,7 @@ def information(run: Fit, x: Any, *, draws: int = 10, threshold: float = 0.01, s
         z = torch.cat([part.z for part in parts], 1)  # (draws, n, k)
         own = torch.cat([part.log_q for part in parts], 1)  # (draws, n)
         carried = own.double() - _aggregated(run, latent, x, z.flatten(0, 1)).reshape(draws, n)
-    means = torch.cat([part.mean for part in parts]).double()
+    means = torch.cat([part.mean for part in parts]).detach().double()  # may be a parameter itself
     distortion = torch.cat([part.distortion for part in parts], 1)
     rates = torch.cat([part.rate for part in parts], 1)
     rate, rate_se = _mean(rates)

@@ -43,7 +43,7 @@ def figures(
         yield (
             "Gap of every row",
             "How far the bound is below log p(x): the Kullback-Leibler divergence of the guide from the posterior.",
-            plots.gap({getattr(run.guide, "__name__", type(run.guide).__name__): found.evaluation.gap}),
+            plots.row_gaps(found.evaluation),
         )
         yield (
             "k-hat of every row",
@@ -54,13 +54,15 @@ def figures(
     if found.calibration is not None:
         yield (
             "Calibration",
-            f"Where {found.calibration.simulations} simulated truths lie among the guide's draws. Flat within the band "
-            "is right; a hump says too wide, a bowl too narrow, a slope biased.",
+            f"Where {found.calibration.simulations} simulated truths lie in the guide's posteriors: how far their "
+            "distribution is from the uniform one. A calibrated guide stays within the band; a wave that rises first "
+            "is that of one too narrow, a curve on one side of 0 that of a bias.",
             plots.ranks(found.calibration),
         )
+    if found.calibration is not None and found.calibration.coverage is not None:
         yield (
             "Coverage",
-            "How often the guide's central intervals hold the truth, beside what they promise.",
+            "How often the guide's central intervals hold the simulated truths, less what they promise.",
             plots.coverage(found.calibration),
         )
     try:
