@@ -226,9 +226,9 @@ def _left(run: Fit, x: Tensor) -> _Left:
 def _converged(left: _Left) -> Iterator[Finding]:
     level = _judge(left.value, LEFT if left.exact else (10 * LEFT[0], 10 * LEFT[1]))
     bad = LEFT[1] if left.exact else 10 * LEFT[1]
-    gain = f"still gains {left.value:.2g} nats per row" if left.value > ROUNDING else "gains nothing"
+    gain = f"still gains {left.value:.2g} nats per row" if _clean(left.value) else "gains nothing"
     advice = "Train longer: leave steps= out, or raise it" if level != "good" else ""
-    yield Finding("convergence", level, left.value, bad, f"{left.how} {gain}", advice)
+    yield Finding("convergence", level, _clean(left.value), bad, f"{left.how} {gain}", advice)
 
 
 def _bounded(e: Evaluation) -> Iterator[Finding]:
@@ -236,9 +236,9 @@ def _bounded(e: Evaluation) -> Iterator[Finding]:
     level = _judge(s["gap"] - 2 * s["gap_se"], LOST)
     kind = "" if e.estimator == "exact" else f" at least, by {e.estimator}"
     advice = "A richer guide closes it: FullRank, Amortized(covariance='full'), Flow, or Exact where it serves"
-    size = s["gap"] if abs(s["gap"]) > ROUNDING * max(1.0, abs(s["elbo"])) else 0.0
+    size = _clean(s["gap"], max(1.0, abs(s["elbo"])))
     reason = f"the bound is {size:.3g} nats per row below log p(x){kind}"
-    yield Finding("gap", level, s["gap"], LOST[1], reason, advice if level != "good" else "")
+    yield Finding("gap", level, size, LOST[1], reason, advice if level != "good" else "")
     share = s["khat_above_0.7"]
     level = _judge(share, KHAT)
     reason = f"k-hat is above 0.7 on {100 * share:.3g}% of {len(e.khat)} rows, with {e.draws} draws each"
@@ -252,11 +252,11 @@ def _close(error: PosteriorError) -> Iterator[Finding]:
     worst = max(mean, spread)
     level = _judge(worst, AMISS)
     reason = (
-        f"on 95% of the rows the means are within {_small(mean)} posterior standard deviations of the exact ones, the "
+        f"on 95% of the rows the means are within {_clean(mean):.2g} posterior standard deviations of the exact ones, the "
         f"standard deviations within a factor of {math.exp(spread):.3g}"
     )
     advice = "Use a guide that holds correlations, train longer, or take Exact"
-    yield Finding("posterior", level, worst, AMISS[1], reason, advice if level != "good" else "")
+    yield Finding("posterior", level, _clean(worst), AMISS[1], reason, advice if level != "good" else "")
 
 
 def _mistaken(run: Fit, x: Tensor) -> Tensor:
@@ -272,13 +272,16 @@ def _shared_out(apart: Tensor) -> Iterator[Finding]:
     """Of a mixture: responsibilities."""
     value = float(apart.quantile(0.95))
     level = _judge(value, MISTAKEN)
-    reason = f"on 95% of the rows the responsibilities are within {_small(value)} of the exact ones (total variation)"
+    reason = (
+        f"on 95% of the rows the responsibilities are within {_clean(value):.2g} of the exact ones (total variation)"
+    )
     advice = "Train longer, or take MeanField or Exact, which hold them in closed form" if level != "good" else ""
-    yield Finding("posterior", level, value, MISTAKEN[1], reason, advice)
+    yield Finding("posterior", level, _clean(value), MISTAKEN[1], reason, advice)
 
 
-def _small(value: float) -> str:
-    return f"{value:.2g}" if value > ROUNDING else "0"
+def _clean(value: float, size: float = 1.0) -> float:
+    """A value without its rounding errors."""
+    return value if abs(value) > ROUNDING * size else 0.0
 
 
 def _calibrated(c: Calibration) -> Iterator[Finding]:

@@ -145,7 +145,7 @@ def _summary(run: Fit, found: Diagnosis) -> list[tuple[str, str]]:
         rows += [
             ("ELBO", f"{s['elbo']:.4f} nats per row" + _error(s["elbo_se"])),
             ("log p(x)", f"{s['log_marginal']:.4f} nats per row" + _error(s["log_marginal_se"]) + f", {e.estimator}"),
-            ("gap", f"{s['gap']:.4f} nats per row" + _error(s["gap_se"])),
+            ("gap", f"{s['gap']:z.4f} nats per row" + _error(s["gap_se"])),
         ]
     rows.append(("training", f"{run.settings.get('steps', len(run.losses))} steps, {_ended(run)}"))
     return rows
