@@ -252,8 +252,8 @@ def _close(error: PosteriorError) -> Iterator[Finding]:
     worst = max(mean, spread)
     level = _judge(worst, AMISS)
     reason = (
-        f"on 95% of the rows the means are within {_clean(mean):.2g} posterior standard deviations of the exact ones, the "
-        f"standard deviations within a factor of {math.exp(spread):.3g}"
+        f"on 95% of the rows the means are within {_clean(mean):.2g} posterior standard deviations of the exact ones, "
+        f"the standard deviations within a factor of {math.exp(spread):.3g}"
     )
     advice = "Use a guide that holds correlations, train longer, or take Exact"
     yield Finding("posterior", level, _clean(worst), AMISS[1], reason, advice if level != "good" else "")
