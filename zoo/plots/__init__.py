@@ -8,6 +8,7 @@ it.
 from zoo.plots.decoded import imputation, interpolation, manifold, reconstruction, samples, traversal
 from zoo.plots.latents import ellipses, latent
 from zoo.plots.probing import probe
+from zoo.plots.quality import coverage, khat, ranks, row_gaps
 from zoo.plots.style import GREY, MARKERS, PALETTE, SIZE, TEXT, save
 from zoo.plots.training import gap, loss
 
@@ -17,15 +18,19 @@ __all__ = [
     "PALETTE",
     "SIZE",
     "TEXT",
+    "coverage",
     "ellipses",
     "gap",
     "imputation",
     "interpolation",
+    "khat",
     "latent",
     "loss",
     "manifold",
     "probe",
+    "ranks",
     "reconstruction",
+    "row_gaps",
     "samples",
     "save",
     "traversal",

@@ -1,0 +1,203 @@
+"""How good q is: gap and k-hat row by row, ranks of simulated truths, and coverage."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from zoo.diagnostics.calibration import Calibration
+from zoo.diagnostics.importance import Importance
+from zoo.diagnostics.uniform import ecdf_band
+from zoo.evaluate import Evaluation
+from zoo.plots.style import GREY, PALETTE, TEXT, colour, legend_above, marker, new_axes
+
+LIMITS = ((0.5, "0.5: finite variance"), (0.7, "0.7: reliable"))  # of k-hat
+SHOWN = 7  # units with a colour and a name of their own
+
+
+def row_gaps(found: Evaluation, *, ax: Axes | None = None) -> Axes:
+    """The gap of every row, from the widest to the narrowest, with two standard errors where it is estimated.
+
+    Rows with k-hat above 0.7 are marked: where log p(x) is estimated, the gap there is larger than it looks. The
+    numbers of the widest three stand beside them. (:func:`zoo.plots.gap` compares the gaps of several guides.)
+
+    Args:
+        found: from :func:`zoo.evaluate`.
+        ax: where to draw; None makes a figure.
+
+    Raises:
+        ValueError: a gap that is not finite; the message names the row.
+    """
+    gap, error, khat = _numbers(found.gap), _numbers(found.gap_se), _numbers(found.khat)
+    if not np.isfinite(gap).all():
+        row = int(np.flatnonzero(~np.isfinite(gap))[0])
+        raise ValueError(f"the gap of row {row} is {gap[row]}: leave such rows out")
+    ax = new_axes(ax)
+    order = np.argsort(-gap, kind="stable")
+    place = np.arange(len(gap))
+    estimated = bool(error.any())
+    far = khat[order] > 0.7
+    size = 9 if len(gap) < 500 else 3
+    if estimated:
+        ax.vlines(place, (gap - 2 * error)[order], (gap + 2 * error)[order], color=GREY, linewidth=0.6, alpha=0.6)
+    for chosen, label, number in ((~far, "k-hat up to 0.7", 0), (far, "k-hat above 0.7", 5)):
+        if chosen.any():
+            ax.scatter(
+                place[chosen],
+                gap[order][chosen],
+                s=size,
+                color=colour(number),
+                marker=marker(0 if number == 0 else 2),
+                linewidths=0.0,
+                label=label,
+                zorder=3,
+            )
+    widest = ", ".join(map(str, order[:3]))
+    ax.annotate(
+        f"row{'s' * (len(gap) > 1)} {widest}",
+        (place[0], gap[order[0]]),
+        xytext=(5, 0),
+        textcoords="offset points",
+        fontsize=TEXT - 2,
+        va="center",
+    )
+    ax.axhline(gap.mean(), color="black", linewidth=0.9, linestyle="--", label=f"mean {gap.mean():.3g}")
+    ax.axhline(0.0, color=GREY, linewidth=0.7, zorder=0)
+    ax.set_xlabel("rows, widest gap first", fontsize=TEXT)
+    exact = found.estimator == "exact"
+    ax.set_ylabel("gap, nats" if exact else f"gap, nats\n(log p(x) by {found.estimator})", fontsize=TEXT)
+    legend_above(ax)
+    return ax
+
+
+def khat(found: Evaluation | Importance, *, ax: Axes | None = None) -> Axes:
+    r"""The Pareto shape k-hat of every row, with the thresholds 0.5 and 0.7.
+
+    Rows whose weights are all equal, or bounded, have k-hat :math:`-\infty`; they stand at the bottom. The limit of
+    :func:`zoo.importance` is drawn too where few draws lower it.
+
+    Args:
+        found: from :func:`zoo.evaluate` or :func:`zoo.importance`.
+        ax: where to draw; None makes a figure.
+    """
+    values = _numbers(found.khat)
+    ax = new_axes(ax)
+    known = values[np.isfinite(values)]
+    low, high = (min(known.min(), 0.0), max(known.max(), 0.8)) if len(known) else (-0.5, 0.8)
+    floor = low - 0.12 * (high - low)
+    limits = [*LIMITS]
+    if isinstance(found, Importance) and found.limit < 0.7:
+        lower = [(at, name) for at, name in LIMITS if at < found.limit - 0.01]  # two lines in one place say less
+        limits = [*lower, (found.limit, f"{found.limit:.2f}: reliable from {found.draws} draws")]
+    limit = limits[-1][0]
+    row = np.arange(len(values))
+    size = 9 if len(values) < 500 else 3
+    bottom = ~np.isfinite(values)
+    parts = (
+        (~bottom & (values <= limit), 0, "o", None),
+        (~bottom & (values > limit), 5, "^", f"{int((values > limit).sum())} of {len(values)} rows above"),
+        (bottom, 2, "s", f"{int(bottom.sum())} at the floor"),
+    )
+    for chosen, number, mark, label in parts:
+        if chosen.any():
+            height = np.where(bottom, floor, values)[chosen]
+            style: dict[str, Any] = {"s": size, "marker": mark, "linewidths": 0.0, "alpha": 0.8}
+            ax.scatter(row[chosen], height, color=colour(number), label=label, **style)
+    for at, name in limits:
+        ax.axhline(at, color="black", linewidth=0.9, linestyle="--" if at == limit else ":", label=name)
+    if bottom.any():
+        ticks = [tick for tick in ax.get_yticks() if low <= tick <= high]
+        ax.set_yticks([floor, *ticks], ["$-\\infty$", *(f"{tick:.2g}" for tick in ticks)])
+    ax.set_ylim((floor if bottom.any() else low) - 0.05 * (high - low), high + 0.05 * (high - low))
+    ax.set_xlabel("row", fontsize=TEXT)
+    ax.set_ylabel("k-hat", fontsize=TEXT)
+    legend_above(ax)
+    return ax
+
+
+def ranks(found: Calibration, *, level: float = 0.95, ax: Axes | None = None) -> Axes:
+    """Where simulated truths lie in q: the ECDF of u less that of uniform numbers, unit by unit.
+
+    A calibrated q stays within the band, which holds a whole curve with probability ``level``. A curve that rises, then
+    falls below and ends at 0 is that of a q too narrow, its mirror image one too wide; one on one side is a bias. The
+    likelihood's curve is dashed.
+
+    Args:
+        found: from :func:`zoo.sbc`.
+        level: of the band, for one curve.
+        ax: where to draw; None makes a figure.
+
+    Raises:
+        ValueError: ``level`` is not in (0, 1).
+
+    References:
+        Säilynoja, Bürkner and Vehtari (2022), Graphical test for discrete uniformity and its applications in goodness
+        of fit evaluation and multiple sample comparison, Statistics and Computing 32.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level must be a probability in (0, 1), got {level!r}")
+    ax = new_axes(ax)
+    at, low, high = ecdf_band(found.simulations, level)
+    ax.fill_between(at, low, high, color=GREY, alpha=0.25, linewidth=0.0, label=f"{100 * level:g}% of curves")
+    grid = np.linspace(0, 1, 401)
+
+    def curve(u: Tensor) -> np.ndarray:
+        return np.searchsorted(np.sort(_numbers(u)), grid, side="right") / found.simulations - grid
+
+    units = found.pit.shape[1]
+    for j, unit in enumerate(found.units):
+        own = units <= SHOWN
+        label = unit if own else f"{units} units" if j == 0 else None
+        style: dict[str, Any] = {"color": colour(j) if own else PALETTE[0], "alpha": 1.0 if own else 0.4}
+        ax.plot(grid, curve(found.pit[:, j]), linewidth=1.1, label=label, **style)
+    ax.plot(grid, curve(found.likelihood_pit), color="black", linewidth=0.9, linestyle="--", label="likelihood")
+    ax.axhline(0.0, color=GREY, linewidth=0.7, zorder=0)
+    ax.set_xlim(0, 1)
+    ax.set_xlabel("u = Q(truth)", fontsize=TEXT)
+    ax.set_ylabel("ECDF less uniform", fontsize=TEXT)
+    legend_above(ax)
+    return ax
+
+
+def coverage(found: Calibration, *, ax: Axes | None = None) -> Axes:
+    """How often central intervals of q hold the truth, less what they promise, with two standard errors.
+
+    Args:
+        found: from :func:`zoo.sbc`.
+        ax: where to draw; None makes a figure.
+
+    Raises:
+        ValueError: of a discrete site, which has no intervals.
+    """
+    if found.coverage is None or found.coverage_se is None:
+        raise ValueError(f"{found.units[0]} is discrete and has no intervals: look at zoo.plots.ranks")
+    ax = new_axes(ax)
+    held, error = _numbers(found.coverage), _numbers(found.coverage_se)  # (levels, k)
+    promised = np.array(found.levels)
+    places = np.arange(len(promised))
+    units = held.shape[1]
+    own = units <= SHOWN
+    shifts = np.linspace(-0.25, 0.25, units) if units > 1 else np.zeros(1)
+    for j, shift in zip(range(units), shifts, strict=True):
+        label = found.units[j] if own else f"{units} units" if j == 0 else None
+        ax.errorbar(
+            places + shift,
+            100 * (held[:, j] - promised),
+            200 * error[:, j],
+            fmt=marker(j) if own else "o",
+            markersize=3.5 if own else 2.0,
+            linewidth=0.9 if own else 0.5,
+            color=colour(j) if own else PALETTE[0],
+            label=label,
+        )
+    ax.axhline(0.0, color="black", linewidth=0.9, linestyle="--", label="as promised")
+    ax.set_xticks(places, [f"{100 * level:g}%" for level in found.levels])
+    ax.set_xlabel("central interval of q", fontsize=TEXT)
+    ax.set_ylabel("truths held less promised,\npercentage points", fontsize=TEXT)
+    legend_above(ax)
+    return ax
+
+
+def _numbers(values: Tensor) -> np.ndarray:
+    return values.detach().cpu().double().numpy()
