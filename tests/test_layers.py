@@ -121,7 +121,7 @@ def test_svi_is_built_in_fit_alone(path):
     assert ("SVI" in names) == (module(path) == "zoo.fit")
 
 
-@pytest.mark.parametrize("package", ["zoo", "guides", "zoo/models", "zoo/export"])
+@pytest.mark.parametrize("package", ["zoo", "guides", "zoo/models", "zoo/diagnostics", "zoo/export"])
 def test_init_holds_the_public_names_and_nothing_else(package):
     docstring, *statements = parse(ROOT / package / "__init__.py").body
     assert isinstance(docstring, ast.Expr)

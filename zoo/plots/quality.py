@@ -46,7 +46,7 @@ def row_gaps(found: Evaluation, *, ax: Axes | None = None) -> Axes:
             ax.scatter(
                 place[chosen],
                 gap[order][chosen],
-                s=size,
+                s=size if number == 0 else 2 * size,
                 color=colour(number),
                 marker=marker(0 if number == 0 else 2),
                 linewidths=0.0,
@@ -89,7 +89,7 @@ def khat(found: Evaluation | Importance, *, ax: Axes | None = None) -> Axes:
     limits = [*LIMITS]
     if isinstance(found, Importance) and found.limit < 0.7:
         lower = [(at, name) for at, name in LIMITS if at < found.limit - 0.01]  # two lines in one place say less
-        limits = [*lower, (found.limit, f"{found.limit:.2f}: reliable from {found.draws} draws")]
+        limits = [*lower, (found.limit, f"{found.limit:.2f}: the most for {found.draws} draws")]
     limit = limits[-1][0]
     row = np.arange(len(values))
     size = 9 if len(values) < 500 else 3
