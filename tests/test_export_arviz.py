@@ -79,8 +79,8 @@ def bayesian(rows):
     found = {}
     for name, scale in (("right", 1.0), ("wide", 3.0)):
         model = shared(scale)
-        run = zoo.fit(model, AutoNormal(model), rows[0], steps=300, progress=False)
-        found[name] = to_arviz(run, rows[0], draws=400)
+        run = zoo.fit(model, AutoNormal(model), rows[0], steps=100, progress=False)
+        found[name] = to_arviz(run, rows[0], draws=200)
     return found
 
 
@@ -116,8 +116,8 @@ def test_plots_and_summaries(name, chains, exports, az):
     for axes in (
         az.plot_posterior(idata, var_names=[latent], coords=one),
         az.plot_forest(idata, var_names=[latent], coords=two),
-        az.plot_ppc(idata, random_seed=0),
-        az.plot_ppc(idata, group="prior", random_seed=0),
+        az.plot_ppc(idata, num_pp_samples=5, random_seed=0),
+        az.plot_ppc(idata, group="prior", num_pp_samples=5, random_seed=0),
         az.plot_pair(idata, var_names=[latent], coords=two),
         az.plot_trace(idata, var_names=[latent], coords=one),
         az.plot_dist_comparison(idata, var_names=[latent], coords=one),

@@ -14,8 +14,14 @@ from pyro.infer.autoguide import AutoNormal
 
 import guides
 import zoo
-from zoo.export import container, to_arviz, write_arviz
+from zoo.export import container, pieces, to_arviz, write_arviz
 from zoo.fit import Fit
+
+
+@pytest.fixture(autouse=True)
+def few_inner_draws(monkeypatch):
+    """Which numbers stand in the file is not the question here."""
+    monkeypatch.setattr(pieces, "INNER", 5)
 
 
 class Both(zoo.base.Module):
@@ -106,11 +112,11 @@ def test_a_file_is_what_to_arviz_returns(name, runs, x, tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["run.nc"]
 
 
-@pytest.mark.parametrize("name", ["factors", "seeds", "mixture", "both", "function", "shared"])
+@pytest.mark.parametrize("name", ["factors", "seeds", "both", "function", "shared"])
 def test_pieces_fit_together(name, runs, x, tmp_path):
-    path = write_arviz(runs[name], x, tmp_path / "run.nc", 30, rows_at_once=7)
+    path = write_arviz(runs[name], x, tmp_path / "run.nc", 26, rows_at_once=10)
     back = tree(path)
-    assert_same(back, to_arviz(runs[name], x, draws=30), values=False)
+    assert_same(back, to_arviz(runs[name], x, draws=26), values=False)
     for group in ("posterior", "posterior_predictive", "prior", "prior_predictive", "log_likelihood"):
         for value in back[group].data_vars.values():
             assert np.isfinite(value.values).all()
