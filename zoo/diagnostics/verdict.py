@@ -25,7 +25,7 @@ LEFT = (1e-3, 1e-2)  # nats per row that EM still finds
 KHAT = (0.02, 0.10)  # share of rows with k-hat > 0.7
 LOST = (0.05, 0.5)  # nats per row, of the gap
 FALSE = (0.01, 0.001)  # p-value of the calibration
-AMISS = (0.1, 0.2)  # posterior standard deviations, of a mean; logarithm of a ratio of standard deviations
+AMISS = (0.1, 0.2)  # of a mean, in posterior standard deviations; of the logarithm of one's ratio; of a correlation
 MISTAKEN = (0.02, 0.1)  # total variation between responsibilities
 FLOORED = (0.01, 0.05)  # share of variances at their floor
 
@@ -249,11 +249,12 @@ def _bounded(e: Evaluation) -> Iterator[Finding]:
 def _close(error: PosteriorError) -> Iterator[Finding]:
     mean, ratio = float(error.mean.quantile(0.95)), error.deviation.log().abs().amax(-1)
     spread = float(ratio.quantile(0.95))
-    worst = max(mean, spread)
+    apart = float(error.correlation.abs().flatten(1).amax(-1).quantile(0.95))
+    worst = max(mean, spread, apart)
     level = _judge(worst, AMISS)
     reason = (
         f"on 95% of the rows the means are within {_clean(mean):.2g} posterior standard deviations of the exact ones, "
-        f"the standard deviations within a factor of {math.exp(spread):.3g}"
+        f"the standard deviations within a factor of {math.exp(spread):.3g}, correlations within {_clean(apart):.2g}"
     )
     advice = "Use a guide that holds correlations, train longer, or take Exact"
     yield Finding("posterior", level, _clean(worst), AMISS[1], reason, advice if level != "good" else "")
