@@ -280,7 +280,7 @@ def _flat(losses: list[float], dtype: torch.dtype, learned: bool) -> bool:
     may wait on a saddle, loadings and guide still to turn together, so that it is looked at for longer, and in nats
     whatever the bound itself is.
     """
-    window, resolution = (50, 1e-8) if learned else (20, 1e-9)
+    window, resolution = (50, 1e-7) if learned else (20, 1e-9)
     if dtype != torch.float64:
         resolution = 1e-6
     size = 1.0 if learned and dtype == torch.float64 else max(1.0, abs(losses[-1]))
