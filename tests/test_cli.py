@@ -11,11 +11,14 @@ from typer.testing import CliRunner
 import zoo
 from zoo import registry
 from zoo.cli import app
+from zoo.console import err, out
 
 
 @pytest.fixture
 def zoo_command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for console in (out, err):  # a worker of the tests has a terminal of its own width
+        monkeypatch.setattr(console, "width", 200)
     runner = CliRunner()
 
     def call(*words):

@@ -47,7 +47,7 @@ def encoder(model, x, spread):
     slope = torch.linalg.solve(p, model.weight.T / model.noise)  # (k, d)
     unit, shift = guide.columns.unit, guide.columns.shift
     with torch.no_grad():
-        guide.encoder[-1].weight.copy_(slope * unit)
+        guide.encoder[-1].weight.copy_(torch.linalg.solve(guide.columns.turn, slope * unit, left=False))
         guide.encoder[-1].bias.copy_(slope @ (shift - model.mean))
         scale = spread * p.diagonal().rsqrt()
         guide.spread.copy_(scale.expm1().log() - math.log(math.e - 1))
