@@ -318,7 +318,7 @@ def test_shared_sites(data):
 
 def test_shared_and_local_sites(data):
     model = Shared()
-    run = zoo.fit(model, guides.MeanField(model, data.x), data.x, steps=60, progress=False)
+    run = zoo.fit(model, guides.MeanField(model, data.x), data.x, steps=30, progress=False)
     idata = to_arviz(run, data.x, draws=4)
     assert idata["posterior"]["centre"].shape == (1, 4, 4)
     density = idata["log_likelihood"]["x"]
@@ -411,7 +411,7 @@ def test_weights_that_are_no_numbers(data):
             pyro.sample("z", dist.Normal(loc, 1.0, validate_args=False).to_event(1))
 
     with pytest.raises(ValueError, match=r"of row 17 is NaN \(and of 1 rows more"):
-        to_arviz(Fit(plain, guide, torch.zeros(1), True, {}), data.x)
+        to_arviz(Fit(plain, guide, torch.zeros(1), True, {}), data.x, draws=30)
 
 
 def test_a_data_site_outside_the_rows(data):

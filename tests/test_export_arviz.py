@@ -80,7 +80,7 @@ def bayesian(rows):
     for name, scale in (("right", 1.0), ("wide", 3.0)):
         model = shared(scale)
         run = zoo.fit(model, AutoNormal(model), rows[0], steps=100, progress=False)
-        found[name] = to_arviz(run, rows[0], draws=200)
+        found[name] = to_arviz(run, rows[0], draws=100)
     return found
 
 
