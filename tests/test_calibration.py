@@ -69,19 +69,19 @@ def powered(model, power, more=0.0):
 
 
 def test_the_exact_posterior_is_calibrated(model, iris, untouched):
-    """The level holds: over 100 repetitions the p-values are those of a uniform law."""
+    """The level holds: over 30 repetitions the p-values are those of a uniform law (100 are slow, below)."""
     run = still(model, Exact(model), iris)
     with untouched():
-        found = [sbc(run, seed=seed) for seed in range(100)]
+        found = [sbc(run, seed=seed) for seed in range(30)]
     p = torch.tensor([one.p_value for one in found])
-    assert (p > 0.01).sum() >= 97
+    assert (p > 0.01).sum() >= 29
     every = torch.stack([torch.cat([one.p_values, one.symmetry]) for one in found])
     likelihood = torch.tensor([one.likelihood_p_value for one in found])
-    assert ((every.mean(0) - 0.5).abs() < 5 / 1200**0.5).all()  # the variance of a uniform law is 1/12
-    assert abs(likelihood.mean() - 0.5) < 5 / 1200**0.5
-    covered = torch.stack([one.coverage for one in found]).mean(0)  # of 50,000 truths
+    assert ((every.mean(0) - 0.5).abs() < 5 / 360**0.5).all()  # the variance of a uniform law is 1/12
+    assert abs(likelihood.mean() - 0.5) < 5 / 360**0.5
+    covered = torch.stack([one.coverage for one in found]).mean(0)  # of 15,000 truths
     for level, share in zip(found[0].levels, covered, strict=True):
-        assert ((share - level).abs() < 5 * (level * (1 - level) / 50_000) ** 0.5).all()
+        assert ((share - level).abs() < 5 * (level * (1 - level) / 15_000) ** 0.5).all()
     first = found[0]
     assert first.units == ("z[0]", "z[1]")
     assert first.exact
@@ -166,7 +166,7 @@ def test_a_guide_of_its_own_rows_is_fitted_anew(family, model, iris, untouched):
     run = still(turned, family(turned, iris), iris)
     before = {name: p.clone() for name, p in (*turned.named_parameters(), *run.guide.named_parameters())}
     with untouched():
-        found = sbc(run)
+        found = sbc(run, simulations=300)
     after = dict((*turned.named_parameters(), *run.guide.named_parameters()))
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert found.refitted
@@ -176,14 +176,14 @@ def test_a_guide_of_its_own_rows_is_fitted_anew(family, model, iris, untouched):
         return
     posterior = turned.posterior(iris[:1])
     ratio = (posterior.variance * posterior.precision_matrix.diagonal(dim1=-2, dim2=-1)).sqrt()[0]
-    assert ((found.spread - ratio).abs() < 5 * ratio / 1000**0.5).all()
+    assert ((found.spread - ratio).abs() < 5 * ratio / 600**0.5).all()
     assert found.p_value < 0.001
     assert (found.symmetry > 0.001).all()
 
 
 def test_responsibilities(mixture, iris):
-    exact = [sbc(still(mixture, Exact(mixture), iris), seed=seed) for seed in range(10)]
-    assert sum(one.p_value > 0.01 for one in exact) >= 9
+    exact = [sbc(still(mixture, Exact(mixture), iris), seed=seed) for seed in range(4)]
+    assert all(one.p_value > 0.01 for one in exact)
     assert all(one.p_values[1] == 1 for one in exact)  # the irises of one species stand apart: nothing is uncertain
     found = sbc(still(mixture, powered(mixture, 4.0), iris), simulations=1000)
     assert found.units == ("component = 0", "component = 1", "component = 2")

@@ -58,8 +58,9 @@ def test_the_exact_guide_is_at_the_floor(model, iris, untouched):
 
 
 def test_a_guide_far_too_narrow_is_refused(model, some):
-    """A third of the posterior's deviation: the weights have a tail of shape 1 - 1/9."""
-    found = importance(off(model, some, 1 / 3), some, draws=10_000)
+    """A third of the posterior's deviation: a tail of shape 1 - 1/9, which 40,000 draws show to within 0.08 or so."""
+    x = some[::3]
+    found = importance(off(model, x, 1 / 3), x, draws=40_000)
     assert (found.khat > 0.7).double().mean() >= 0.95
     assert found.limit == 0.7
     row = found.refused[0]
@@ -68,8 +69,8 @@ def test_a_guide_far_too_narrow_is_refused(model, some):
     assert found.mean_se[found.refused].isnan().all()
     with pytest.raises(ValueError, match=rf"row {row} has k-hat .* above 0.70.*zoo.nuts"):
         found.at(row)
-    with pytest.raises(IndexError, match="row 60 is not among the 60 rows"):
-        found.at(60)
+    with pytest.raises(IndexError, match="row 20 is not among the 20 rows"):
+        found.at(20)
 
 
 def test_a_guide_slightly_too_narrow_passes(model, iris):

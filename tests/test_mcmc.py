@@ -20,22 +20,23 @@ def still(model, guide, x):
 
 
 @pytest.fixture(scope="module")
-def model(iris):
+def model():
+    """Factors whose posterior has a correlation of -0.36 and deviations of 0.6 and 0.5: short trajectories."""
     model = zoo.FactorAnalysis(4, 2).double()
-    torch.manual_seed(1)
-    model.initialize(iris)
-    zoo.em(model, iris, steps=30)  # any parameters will do
+    model.weight = torch.tensor([[1.0, 1.0], [0.5, 1.0], [0.0, 1.0], [1.0, -0.2]], dtype=torch.float64)
+    model.mean, model.scale = torch.arange(4).double(), torch.ones(4, dtype=torch.float64)
     return model
 
 
 @pytest.fixture(scope="module")
-def few(some):
-    return some[::20]
+def few(model):
+    torch.manual_seed(1)
+    return model(size=3).detach()
 
 
 @pytest.fixture(scope="module")
 def sampled(model, few):
-    return nuts(still(model, Exact(model), few), few, chains=2, draws=100, warmup=100, seed=1)
+    return nuts(still(model, Exact(model), few), few, chains=2, draws=100, warmup=60, seed=1)
 
 
 def within(difference, error):
@@ -49,7 +50,7 @@ def test_the_exact_posterior(sampled, model, few):
     posterior = model.posterior(few)
     assert ((sampled.mean["z"] - posterior.mean).abs() < 5 * sampled.mean_se["z"]).all()
     assert ((sampled.deviation["z"] - posterior.stddev).abs() < 5 * sampled.deviation_se["z"]).all()
-    assert sampled.rhat["z"].max() < 1.1
+    assert sampled.rhat["z"].max() < 1.1  # the chains agree, as far as so few draws show
     compared = sampled.compare(still(model, Exact(model), few))
     assert compared.closed
     assert within(compared.mean, compared.mean_se)
@@ -112,9 +113,9 @@ def test_discrete_sites_are_summed_out_and_shared_ones_sampled():
 
     x = torch.tensor([[1.5], [-0.5]], dtype=torch.float64)
     run = Fit(Mixed(), guide, torch.zeros(1), True, {})
-    found = nuts(run, x, chains=2, draws=60, warmup=60)
+    found = nuts(run, x, chains=2, draws=40, warmup=40)
     assert set(found.samples) == {"mean", "z"}
-    assert found.samples["mean"].shape == (2, 60)
+    assert found.samples["mean"].shape == (2, 40)
     grid = torch.linspace(-5, 5, 401, dtype=torch.float64)  # z is integrated in closed form: x | mean, c
     component = torch.tensor([0.3, 0.7], dtype=torch.float64).log()
     loc = grid.reshape(-1, 1, 1) + 2.0 * torch.arange(2)
@@ -168,7 +169,11 @@ def test_mixing_of_chains_that_agree_and_of_those_that_do_not():
 
 
 @pytest.mark.slow
-def test_four_chains_on_the_irises(model, iris):
+def test_four_chains_on_the_irises(iris):
+    model = zoo.FactorAnalysis(4, 2).double()
+    torch.manual_seed(1)
+    model.initialize(iris)
+    zoo.em(model, iris)
     run = still(model, Exact(model), iris)
     found = nuts(run, iris)
     assert found.divergences == 0
