@@ -138,7 +138,7 @@ class LBFGS(PyroOptim):
         refresh: steps before which the coordinates are chosen anew, and the curvature forgotten.
         late: parameters that stay as they are at first. With the model's, variational EM begins with an E-step: a guide
             that knows nothing of a model yet would lead it away from its start.
-        since: the step from which on they take part.
+        since: the step from which on they take part at the latest; a step that gains nothing ends the wait.
 
     Example:
         >>> from pyro.infer import SVI, Trace_ELBO
@@ -173,7 +173,7 @@ class LBFGS(PyroOptim):
         super().__init__(torch.optim.LBFGS, arguments)
         self.seed = seed
         self.probes = probes
-        self.refresh = frozenset((*refresh, since))
+        self.refresh = frozenset(refresh)
         self.since = since
         self.steps = 0
         self.evaluations = 0
@@ -185,6 +185,7 @@ class LBFGS(PyroOptim):
         self._units: list[Tensor] = []
         self._scaled: list[Tensor] = []
         self._first: float | None = None
+        self._before = math.inf
         self._wall = math.inf
         self._last: tuple[float, list[tuple[Tensor, Tensor, Tensor]]] | None = None
 
@@ -202,9 +203,9 @@ class LBFGS(PyroOptim):
         if self.watched is None or self.watched.again is None:
             raise RuntimeError("LBFGS has seen no loss: pass SVI(model, guide, optim, optim.watch(Trace_ELBO()))")
         self._seen = _ordered(params) or self._seen  # SVI sees none where the loss was recalled
-        early = [p for p in self._seen if id(p) not in self._late] if self.steps < self.since else []
+        early = self._early()
         self._params = early or self._seen
-        if self.optimizer is None or self.steps in self.refresh:
+        if self.optimizer is None or self.steps in self.refresh or self.steps == self.since:
             self._choose_units()
         self.steps += 1
         before = [p.detach().clone() for p in self._params]
@@ -222,6 +223,17 @@ class LBFGS(PyroOptim):
                     p.copy_(old)
             self.optimizer = None
             self._last = None
+
+    def _early(self) -> list[Tensor]:
+        """The parameters that move alone at first, while that raises the bound; then none."""
+        if self.steps >= self.since:
+            return []
+        assert self._first is not None
+        gain, self._before = self._before - self._first, self._first
+        if gain <= 1e-9 * max(1.0, abs(self._first)):
+            self.since = self.steps
+            return []
+        return [p for p in self._seen if id(p) not in self._late]
 
     def _choose_units(self) -> None:
         """New coordinates: one over the root of the Hessian's row norms."""
