@@ -8,9 +8,8 @@ from pyro.infer.autoguide import AutoNormal
 
 import guides
 import zoo
-from zoo.diagnostics import scan as module
 from zoo.diagnostics.criteria import criteria
-from zoo.diagnostics.scan import scan
+from zoo.diagnostics.scan import _folds, scan
 
 
 def two_components(seed, n=150):
@@ -61,7 +60,7 @@ def test_likelihoods_and_criteria(found, irises):
 
 def test_held_out_rows_are_those_of_a_fit_without_them(found, irises):
     row = found[1]
-    for index in module._folds(150, 2, 0):
+    for index in _folds(150, 2, 0):
         keep = torch.ones(150, dtype=torch.bool)
         keep[index] = False
         model = zoo.PPCA(4, 1).double()
@@ -106,7 +105,7 @@ def test_table_and_text(found):
 
 
 def test_every_row_is_held_out_once():
-    parts = list(module._folds(11, 3, 5))
+    parts = list(_folds(11, 3, 5))
     assert sorted(torch.cat(parts).tolist()) == list(range(11))
     assert {len(part) for part in parts} == {3, 4}
 
