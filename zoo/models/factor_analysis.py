@@ -4,9 +4,11 @@ import torch
 from pyro.nn import PyroParam
 from torch import Tensor
 from torch.distributions import Distribution, constraints
+from torch.nn.functional import linear
 
 from zoo import linear_gaussian, missing_linear
 from zoo.base import Module, check_rows, check_whole, like, rows
+from zoo.diagonal import DiagonalNormal
 from zoo.linear_gaussian import Moments
 from zoo.missing import Imputation, Incomplete, refuse_unobserved_columns, seen
 
@@ -56,7 +58,7 @@ class FactorAnalysis(Module):
         prior = dist.Normal(mean.new_zeros(self.latent_dim), 1.0).to_event(1)
         with rows(x, index, size):
             z = pyro.sample("z", prior)  # (..., n, k)
-            density = dist.Normal(z @ weight.T + mean, noise.sqrt()).to_event(1)
+            density = DiagonalNormal(linear(z, weight, mean), noise.sqrt())
             return pyro.sample("x", seen(density, x), obs=x)  # (..., n, d)
 
     @property

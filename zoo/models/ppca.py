@@ -4,9 +4,11 @@ import torch
 from pyro.nn import PyroParam
 from torch import Tensor
 from torch.distributions import Distribution, constraints
+from torch.nn.functional import linear
 
 from zoo import linear_gaussian, missing_linear
 from zoo.base import Module, check_rows, check_whole, incomplete, like, rows
+from zoo.diagonal import DiagonalNormal
 from zoo.linear_gaussian import Moments
 from zoo.missing import Imputation, Incomplete, column_moments, refuse_unobserved_columns, seen
 
@@ -53,7 +55,7 @@ class PPCA(Module):
         prior = dist.Normal(mean.new_zeros(self.latent_dim), 1.0).to_event(1)
         with rows(x, index, size):
             z = pyro.sample("z", prior)  # (..., n, k)
-            noise = dist.Normal(z @ weight.T + mean, scale).to_event(1)
+            noise = DiagonalNormal(linear(z, weight, mean), scale)
             return pyro.sample("x", seen(noise, x), obs=x)  # (..., n, d)
 
     @property
