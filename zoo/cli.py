@@ -15,7 +15,7 @@ import typer
 from rich.table import Table
 
 import guides
-from zoo import data, judging, plots, registry
+from zoo import data, judging, plots, registry, selecting
 from zoo.base import Conjugate, Module
 from zoo.checkpoint import new_folder, write
 from zoo.console import err, fail, out
@@ -27,6 +27,7 @@ from zoo.fit import Fit, fit
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command("diagnose")(judging.diagnose_)
 app.command("report")(judging.report_)
+app.command("scan")(selecting.scan_)
 LARGE = 2_000_000  # entries of the data beyond which a learned guide takes minibatches unless told otherwise
 
 

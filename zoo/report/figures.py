@@ -9,6 +9,7 @@ from torch import Tensor
 
 from zoo import plots
 from zoo.base import Conjugate
+from zoo.diagnostics.predictive import PredictiveCheck
 from zoo.diagnostics.verdict import Diagnosis
 from zoo.fit import Fit
 
@@ -19,7 +20,7 @@ def figures(
     run: Fit,
     x: Tensor,
     found: Diagnosis,
-    columns: Sequence[str],
+    fits: PredictiveCheck | None,
     labels: Any,
     label_names: Sequence[str] | None,
     seed: int,
@@ -30,7 +31,7 @@ def figures(
         run: the run.
         x: its rows (n, d).
         found: its diagnosis.
-        columns: the names of the columns.
+        fits: the check of the model by replicated tables, or None.
         labels: of the rows, or None.
         label_names: of the labels' codes, or None.
         seed: of the draws.
@@ -64,6 +65,13 @@ def figures(
             "Coverage",
             "How often the guide's central intervals hold the simulated truths, less what they promise.",
             plots.coverage(found.calibration),
+        )
+    if fits is not None:
+        yield (
+            "Replicated data",
+            "Statistics of the rows beside those of tables that the model brings forth: how many of the replicates' "
+            "standard deviations they are apart.",
+            plots.predictive(fits),
         )
     try:
         yield (

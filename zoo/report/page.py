@@ -18,12 +18,14 @@ from matplotlib.figure import Figure
 
 from zoo.base import Module, check_rows
 from zoo.data.dataset import Dataset
+from zoo.diagnostics.predictive import PredictiveCheck, predictive_check
 from zoo.diagnostics.verdict import Diagnosis, diagnose
 from zoo.fit import Fit
 from zoo.report.figures import figures
 
 MARKS = {"good": "✓", "careful": "!", "bad": "✗", "unknown": "?"}  # beside the colour, which is never alone
 WORDS = {"good": "good", "careful": "with care", "bad": "against it", "unknown": "not asked"}
+ENTRIES = 4e8  # of replicated tables
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def report(
     path: str | Path,
     *,
     diagnosis: Diagnosis | None = None,
+    predictive: PredictiveCheck | None = None,
     labels: Any = None,
     label_names: Sequence[str] | None = None,
     rerun: Sequence[str] = (),
@@ -64,6 +67,7 @@ def report(
             labels are then taken.
         path: of the file; folders on the way are made, a file that is there is replaced once the new one is whole.
         diagnosis: of :func:`zoo.diagnose`; None asks for it.
+        predictive: of :func:`zoo.predictive_check`; None asks for it.
         labels: of the rows, for the map of the latent space.
         label_names: of the labels' codes.
         rerun: lines of a shell or of Python that make the run again; None are shown where there are none.
@@ -86,7 +90,7 @@ def report(
     if labels is not None and len(labels) != len(rows):
         raise ValueError(f"labels has {len(labels)} entries, and x {len(rows)} rows: pass one label per row")
     found = diagnose(run, rows, seed=seed) if diagnosis is None else diagnosis
-    columns = list(table.columns) if table is not None else [f"x{j}" for j in range(rows.shape[1])]
+    fits, unasked = _fits(run, rows if table is None else table, seed) if predictive is None else (predictive, "")
     text = _template().render(
         title=f"{_name(run.model)} with {_name(run.guide)}",
         data=table.name if table is not None else None,
@@ -95,9 +99,11 @@ def report(
         marks=MARKS,
         words=WORDS,
         summary=_summary(run, found),
+        predictive=fits,
+        unasked=unasked,
         pictures=[
             _picture(title, caption, drawn)
-            for title, caption, drawn in figures(run, rows, found, columns, labels, label_names, seed)
+            for title, caption, drawn in figures(run, rows, found, fits, labels, label_names, seed)
         ],
         tables=list(_tables(run, found)),
         rerun=list(rerun),
@@ -114,6 +120,16 @@ def report(
         Path(name).unlink(missing_ok=True)
         raise
     return path
+
+
+def _fits(run: Fit, x: Any, seed: int) -> tuple[PredictiveCheck | None, str]:
+    """The check by replicated tables, or why there is none."""
+    rows = x.x if isinstance(x, Dataset) else x
+    draws = int(min(200, max(20, ENTRIES // rows.numel())))
+    try:
+        return predictive_check(run, x, draws=draws, seed=seed), ""
+    except ValueError as error:
+        return None, str(error)
 
 
 def _template() -> Any:
