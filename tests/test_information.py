@@ -162,6 +162,9 @@ def test_densities_of_every_draw_under_every_gaussian(width):
     expected = torch.distributions.Normal(loc, scale).log_prob(z.unsqueeze(1)).sum(-1)
     for root in (scale, torch.diag_embed(scale)):
         torch.testing.assert_close(_gaussian_log_prob(z, loc, root), expected, rtol=1e-8, atol=1e-8)
+    root = torch.diag_embed(scale) + width * torch.randn(7, 4, 4).double().tril(-1)
+    expected = torch.distributions.MultivariateNormal(loc, scale_tril=root).log_prob(z.unsqueeze(1))
+    torch.testing.assert_close(_gaussian_log_prob(z, loc, root), expected, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -246,14 +246,25 @@ def _aggregated(run: Fit, latent: Latent, x: Tensor, z: Tensor) -> Tensor:
 
 def _gaussian_log_prob(z: Tensor, loc: Tensor, root: Tensor) -> Tensor:
     """The log densities of draws (s, k) under every one of b Gaussians: (s, b)."""
-    if root.ndim > loc.ndim:
+    z, loc = z - loc[0], loc - loc[0]
+    full = root.ndim > loc.ndim
+    least = torch.linalg.matrix_norm(root, -2) if full else root.amin(1)  # the least deviation in any direction
+    far = torch.maximum(z.square().sum(1).amax(), loc.square().sum(1).amax())
+    precise = float(far / least.amin().square()) < 1e7  # beyond, the expanded square loses more than half of its digits
+    if full and not precise:
         return torch.distributions.MultivariateNormal(loc, scale_tril=root).log_prob(z.unsqueeze(1))
-    level = -0.5 * loc.shape[1] * math.log(2 * math.pi) - root.log().sum(1)
-    reach = torch.maximum((z - loc[0]).abs().amax(0), (loc - loc[0]).abs().amax(0)) / root.amin(0)
-    if float(reach.square().sum()) > 1e7:  # the expanded square would lose more than half of its digits
+    deviations = root.diagonal(dim1=-2, dim2=-1) if full else root
+    level = -0.5 * loc.shape[1] * math.log(2 * math.pi) - deviations.log().sum(1)
+    if not precise:
         return level - 0.5 * sum(((a - m) / s).square() for a, m, s in _columns(z, loc, root))
-    z, loc, precision = z - loc[0], loc - loc[0], root.square().reciprocal()
-    return level - 0.5 * (z.square() @ precision.T - 2 * z @ (loc * precision).T + (loc.square() * precision).sum(1))
+    if full:
+        precision = torch.cholesky_inverse(root)
+        squares, pull = torch.einsum("si,sj->sij", z, z).flatten(1), (precision @ loc.unsqueeze(-1)).squeeze(-1)
+        precision = precision.flatten(1)
+    else:
+        precision = root.square().reciprocal()
+        squares, pull = z.square(), loc * precision
+    return level - 0.5 * (squares @ precision.T - 2 * z @ pull.T + (loc * pull).sum(1))
 
 
 def _columns(z: Tensor, loc: Tensor, scale: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
