@@ -3,6 +3,7 @@
 from zoo.diagnostics.calibration import Calibration, sbc
 from zoo.diagnostics.criteria import Criteria, criteria
 from zoo.diagnostics.importance import Importance, PosteriorError, importance, posterior_error
+from zoo.diagnostics.loadings import Loadings, bootstrap_loadings
 from zoo.diagnostics.loo import Loo, loo
 from zoo.diagnostics.mcmc import Comparison, Sampled, nuts
 from zoo.diagnostics.predictive import PredictiveCheck, predictive_check
@@ -17,11 +18,13 @@ __all__ = [
     "Diagnosis",
     "Finding",
     "Importance",
+    "Loadings",
     "Loo",
     "PosteriorError",
     "PredictiveCheck",
     "Sampled",
     "Scan",
+    "bootstrap_loadings",
     "criteria",
     "diagnose",
     "importance",

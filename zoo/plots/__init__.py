@@ -6,9 +6,11 @@ it.
 """
 
 from zoo.plots.decoded import imputation, interpolation, manifold, reconstruction, samples, traversal
-from zoo.plots.latents import ellipses, latent
+from zoo.plots.latents import ellipses, latent, responsibilities
+from zoo.plots.loadings import loadings, scree
 from zoo.plots.probing import probe
 from zoo.plots.quality import coverage, khat, ranks, row_gaps
+from zoo.plots.selection import bounds, marginals, predictive, relevance, scan
 from zoo.plots.style import GREY, MARKERS, PALETTE, SIZE, TEXT, save
 from zoo.plots.training import gap, loss
 
@@ -18,6 +20,7 @@ __all__ = [
     "PALETTE",
     "SIZE",
     "TEXT",
+    "bounds",
     "coverage",
     "ellipses",
     "gap",
@@ -25,13 +28,20 @@ __all__ = [
     "interpolation",
     "khat",
     "latent",
+    "loadings",
     "loss",
     "manifold",
+    "marginals",
+    "predictive",
     "probe",
     "ranks",
     "reconstruction",
+    "relevance",
+    "responsibilities",
     "row_gaps",
     "samples",
     "save",
+    "scan",
+    "scree",
     "traversal",
 ]

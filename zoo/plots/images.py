@@ -107,7 +107,7 @@ def mosaic(
     bar = ax.figure.colorbar(scale, ax=ax, fraction=0.035, pad=0.02, aspect=max(8, 20 * high / wide))
     bar.set_label(unit, fontsize=TEXT)
     bar.ax.tick_params(labelsize=TEXT - 1)
-    bar.ax.locator_params(nbins=4)
+    bar.ax.locator_params(nbins=max(1, min(4, round(5 * SIZE[0] * high / wide))))  # no more labels than fit
     bar.outline.set_visible(False)
     return ax
 

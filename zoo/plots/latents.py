@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse
+from matplotlib.patheffects import withStroke
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
@@ -18,6 +19,8 @@ from zoo.data.dataset import Dataset
 from zoo.factors.decoding import closed_posterior, encode, factor_site
 from zoo.plots.style import GREY, MARKERS, PALETTE, TEXT, classes, colour, groups, legend_above, marker, new_axes
 from zoo.run import Fit
+
+HATCHES = ("", "////", "....", "xxxx", "----", "oooo", "||||", "++++")
 
 
 def latent(
@@ -36,7 +39,7 @@ def latent(
     Factors: the posterior mean of every row in the plane of two of them, with a colour and a marker for every label; a
     single factor as a histogram by label, or against the row number without labels. A mixture (discrete
     ``component``): the first two columns of the data, coloured by the responsibilities of the components,
-    with their ellipses; the marker shows the label.
+    with their ellipses; the marker shows the label, or the likeliest component where there are none.
 
     Args:
         run: from :func:`zoo.fit`.
@@ -96,6 +99,51 @@ def latent(
     return ax
 
 
+def responsibilities(run: Fit, x: Any, *, draws: int = 200, seed: int = 0, ax: Axes | None = None) -> Axes:
+    """How sure a mixture is of every row: its responsibilities, stacked, the rows sorted by component and by share.
+
+    A sure component is a block with an upright edge; a slope is made of rows that lie between two. Every component has
+    a hatch of its own, and the number of rows that are likeliest its own above its block.
+
+    Args:
+        run: from :func:`zoo.fit`, of a mixture with a discrete ``component`` per row.
+        x: rows (n, d) or a :class:`zoo.data.Dataset`.
+        draws: for the shares, where the guide has no closed form of them.
+        seed: of these draws.
+        ax: where to draw; None makes a figure.
+
+    Raises:
+        ValueError: the model has no discrete ``component`` per row.
+    """
+    data = check_rows(x, run.model)
+    with run.scope():
+        sites = {site.name: site for site in latents(run.model, data)}
+    if "component" not in sites or not sites["component"].local or not sites["component"].cardinality:
+        name = type(run.model).__name__
+        raise ValueError(f"{name} has no discrete component per row, and no responsibilities: look at zoo.plots.latent")
+    shares = _responsibilities(run, data, sites["component"].cardinality, draws, seed)  # (n, k)
+    n, k = shares.shape
+    own = shares.argmax(1)
+    order = np.lexsort((-shares[np.arange(n), own], own))
+    edges = np.arange(n + 1) - 0.5
+    ax = new_axes(ax)
+    below = np.zeros(n)
+    for j in range(k):
+        above = below + shares[order, j]
+        style: dict[str, Any] = {"facecolor": colour(j), "edgecolor": "white", "hatch": HATCHES[j % len(HATCHES)]}
+        ax.stairs(above, edges, baseline=below, fill=True, linewidth=0.0, label=f"component {j}", **style)
+        below = above
+        rows = np.flatnonzero(own[order] == j)
+        if len(rows):
+            ax.annotate(str(len(rows)), (rows.mean(), 1.0), (0, 2), textcoords="offset points", ha="center", fontsize=6)
+    ax.set_xlim(-0.5, n - 0.5)
+    ax.set_ylim(0, 1)
+    ax.set_xlabel("rows, sorted", fontsize=TEXT)
+    ax.set_ylabel("responsibility", fontsize=TEXT)
+    legend_above(ax, lift=0.06)
+    return ax
+
+
 def _check_factors(factors: tuple[int, int] | int, k: int) -> list[int]:
     """The numbers of one or two factors; the only one, where the model has no second.
 
@@ -115,7 +163,7 @@ def _check_factors(factors: tuple[int, int] | int, k: int) -> list[int]:
 
 def ellipses(model: Any, ax: Axes, dims: tuple[int, int] = (0, 1), sds: Sequence[float] = (1, 2)) -> Axes:
     """The components of a Gaussian mixture as ellipses of ``sds`` standard deviations in the plane of two
-    columns.
+    columns, with their numbers at the means.
 
     Args:
         model: a :class:`zoo.GMM`, of any of its four covariances.
@@ -148,6 +196,9 @@ def ellipses(model: Any, ax: Axes, dims: tuple[int, int] = (0, 1), sds: Sequence
             )
             ax.add_patch(patch)
         ax.plot(*centre, marker="+", color=colour(j), markersize=6, markeredgewidth=1.3)
+        style: dict[str, Any] = {"textcoords": "offset points", "fontsize": TEXT, "fontweight": "bold"}
+        style["path_effects"] = [withStroke(linewidth=2, foreground="white")]
+        ax.annotate(str(j), (centre[0], centre[1]), (4, 3), color=colour(j), **style)
     ax.autoscale_view()
     return ax
 
@@ -196,12 +247,17 @@ def _mixture(
     one = points.shape[1] == 1
     across, up = (np.arange(len(points)), points[:, 0]) if one else (points[:, 0], points[:, 1])
     size = 10 if len(points) < 2000 else 4
-    for i, chosen in groups(marks, names, len(points)):
-        marker = MARKERS[i % len(MARKERS)]
-        ax.scatter(across[chosen], up[chosen], s=size, c=colours[chosen], marker=marker, linewidths=0.0, alpha=0.75)
+    k = shares.shape[1]
+    parts = groups(marks, names, len(points))
+    if marks is None:  # the marker is free to say what the colour says
+        parts = groups(shares.argmax(1), [str(j) for j in range(k)], len(points))
+    for i, chosen in parts:
+        style: dict[str, Any] = {"s": size, "marker": MARKERS[i % len(MARKERS)], "linewidths": 0.0, "alpha": 0.75}
+        ax.scatter(across[chosen], up[chosen], c=colours[chosen], **style)
+    own = [MARKERS[j % len(MARKERS)] if marks is None else "o" for j in range(k)]
     handles = [
-        Line2D([], [], color=colour(j), marker="o", linestyle="", markersize=4, label=f"component {j}")
-        for j in range(shares.shape[1])
+        Line2D([], [], color=colour(j), marker=own[j], linestyle="", markersize=4, label=f"component {j}")
+        for j in range(k)
     ]
     if marks is not None:
         handles += [

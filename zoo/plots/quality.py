@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
@@ -22,6 +23,9 @@ def row_gaps(found: Evaluation, *, ax: Axes | None = None) -> Axes:
     Rows with k-hat above 0.7 are marked: where log p(x) is estimated, the gap there is larger than it looks. The
     numbers of the widest three stand beside them. (:func:`zoo.plots.gap` compares the gaps of several guides.)
 
+    Gaps at the level of rounding are drawn as 0: those of less than 1e-9 (in float32 1e-6) of the largest log p(x) in
+    size, or of a nat where that is more. Where all are, the axis goes to 1 nat.
+
     Args:
         found: from :func:`zoo.evaluate`.
         ax: where to draw; None makes a figure.
@@ -33,6 +37,8 @@ def row_gaps(found: Evaluation, *, ax: Axes | None = None) -> Axes:
     if not np.isfinite(gap).all():
         row = int(np.flatnonzero(~np.isfinite(gap))[0])
         raise ValueError(f"the gap of row {row} is {gap[row]}: leave such rows out")
+    resolution = max(1e-9, 8 * torch.finfo(found.gap.dtype).eps) * max(1.0, np.abs(_numbers(found.log_marginal)).max())
+    gap = np.where(np.abs(gap) < resolution, 0.0, gap)
     ax = new_axes(ax)
     order = np.argsort(-gap, kind="stable")
     place = np.arange(len(gap))
@@ -53,17 +59,15 @@ def row_gaps(found: Evaluation, *, ax: Axes | None = None) -> Axes:
                 label=label,
                 zorder=3,
             )
-    widest = ", ".join(map(str, order[:3]))
-    ax.annotate(
-        f"row{'s' * (len(gap) > 1)} {widest}",
-        (place[0], gap[order[0]]),
-        xytext=(5, 0),
-        textcoords="offset points",
-        fontsize=TEXT - 2,
-        va="center",
-    )
+    if gap.any():
+        widest = ", ".join(map(str, order[:3]))
+        style: dict[str, Any] = {"textcoords": "offset points", "fontsize": TEXT - 2, "va": "center"}
+        ax.annotate(f"row{'s' * (len(gap) > 1)} {widest}", (place[0], gap[order[0]]), (5, 0), **style)
     ax.axhline(gap.mean(), color="black", linewidth=0.9, linestyle="--", label=f"mean {gap.mean():.3g}")
     ax.axhline(0.0, color=GREY, linewidth=0.7, zorder=0)
+    if not gap.any():
+        ax.set_ylim(-0.1, 1.0)
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")  # an offset would stand where the legend is
     ax.set_xlabel("rows, widest gap first", fontsize=TEXT)
     exact = found.estimator == "exact"
     ax.set_ylabel("gap, nats" if exact else f"gap, nats\n(log p(x) by {found.estimator})", fontsize=TEXT)

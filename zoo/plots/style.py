@@ -55,8 +55,8 @@ def legend(ax: Axes) -> None:
     ax.legend(fontsize=TEXT - 1, frameon=False, loc="lower right", handlelength=1.6)
 
 
-def legend_above(ax: Axes, handles: Sequence[Line2D] | None = None) -> None:
-    """A legend above the axes, where it covers no points."""
+def legend_above(ax: Axes, handles: Sequence[Line2D] | None = None, *, lift: float = 0.0) -> None:
+    """A legend above the axes, where it covers no points; ``lift``, in heights of the axes, leaves room below it."""
     found = ax.get_legend_handles_labels()
     if handles is not None:
         found = list(handles), [str(handle.get_label()) for handle in handles]
@@ -68,7 +68,7 @@ def legend_above(ax: Axes, handles: Sequence[Line2D] | None = None) -> None:
         fontsize=TEXT - 1,
         frameon=False,
         loc="lower left",
-        bbox_to_anchor=(0.0, 1.0),
+        bbox_to_anchor=(0.0, 1.0 + lift),
         ncols=columns,
         handletextpad=0.3,
         columnspacing=0.9,

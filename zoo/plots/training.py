@@ -11,6 +11,8 @@ from torch import Tensor
 from zoo.plots.style import GREY, PALETTE, SIZE, TEXT, colour, legend, legend_above, new_axes
 from zoo.run import Fit
 
+ROUNDING = 1e-9  # nats: a gap below is rounding
+
 
 def loss(run: Fit, *, optimum: float | Tensor | None = None, ax: Axes | None = None) -> Axes:
     """The ELBO per row by step, on a logarithmic axis of steps.
@@ -67,7 +69,8 @@ def loss(run: Fit, *, optimum: float | Tensor | None = None, ax: Axes | None = N
 def gap(rows: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
     """The gap KL(q(z) || p(z | x)) of every row, one strip per guide, with its mean over the rows.
 
-    The axis is linear around zero and logarithmic beyond once the gaps span more than two powers of ten.
+    The axis is linear around zero and logarithmic beyond once the gaps span more than two powers of ten. Gaps of less
+    than 1e-9 nats are rounding, and drawn as 0; where all are, the axis goes to 1 nat.
 
     Args:
         rows: the gaps (n,) in nats by the guide's name.
@@ -86,7 +89,7 @@ def gap(rows: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
         if not np.isfinite(array).all():
             row = int(np.flatnonzero(~np.isfinite(array))[0])
             raise ValueError(f"the gap of '{name}' in row {row} is {array[row]}: leave such rows out")
-        values[name] = array
+        values[name] = np.where(np.abs(array) < ROUNDING, 0.0, array)
     ax = new_axes(ax, (SIZE[0], 0.75 + 0.42 * len(values)))
     jitter = np.random.default_rng(0)
     means = np.array([array.mean() for array in values.values()])
@@ -107,6 +110,10 @@ def gap(rows: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
         negative = [-(10.0**p) for p in decades if lowest < -(10.0**p)]
         ax.set_xticks([*negative, 0.0, *(10.0**p for p in decades)])
         ax.minorticks_off()
+    if largest == 0:
+        ax.set_xlim(-0.1, 1.0)
+    if ax.get_xscale() == "linear":
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")  # an offset would stand on the label
     ax.axvline(0.0, color=GREY, linewidth=0.7, zorder=0)
     ax.set_yticks(range(len(values)), list(values))
     ax.set_ylim(len(values) - 0.5, -0.5)
