@@ -66,6 +66,15 @@ def test_a_bad_run_is_called_so(table, tmp_path):
     assert "(against it)" in text
 
 
+def test_the_model_is_checked_too(good, table, tmp_path):
+    check = zoo.predictive_check(good, table, draws=20)
+    text = report(
+        good, table, tmp_path / "page.html", diagnosis=diagnose(good, table, simulations=20), predictive=check
+    ).read_text(encoding="utf-8")
+    assert f"Of 20 replicated tables: {check.headline}." in text
+    assert "Replicated data" in text
+
+
 def test_a_page_is_whole_or_not_there(good, table, tmp_path, monkeypatch):
     place = tmp_path / "report.html"
     place.write_text("what was there")

@@ -98,16 +98,24 @@ class PredictiveCheck:
         return tuple(out[far.argsort(descending=True, stable=True)].tolist())
 
     @property
-    def verdict(self) -> str:
-        """What the model does not give, in words."""
-        total, out = len(self.observed), self.outside
+    def headline(self) -> str:
+        """How many statistics the model does not give, in words."""
+        total, out = len(self.observed), len(self.outside)
         central = f"outside the central {100 * self.level:g}% of the replicates"
         if not out:
             return f"none of {total} statistics lies {central}"
+        chance = f"about {100 * (1 - self.level):.2g}% or fewer would under a right model"
+        return f"{out} of {total} statistics lie {central} ({chance})"
+
+    @property
+    def verdict(self) -> str:
+        """What the model does not give, in words."""
+        out = self.outside
+        if not out:
+            return self.headline
         named = "; ".join(self._line(i) for i in out[:SHOWN])
         more = f"; and {len(out) - SHOWN} more" if len(out) > SHOWN else ""
-        chance = f"about {100 * (1 - self.level):.2g}% or fewer would under a right model"
-        return f"{len(out)} of {total} statistics lie {central} ({chance}): {named}{more}"
+        return f"{self.headline}: {named}{more}"
 
     def _line(self, i: int) -> str:
         low, high = self.interval[:, i].tolist()
