@@ -81,10 +81,10 @@ def loadings(found: Loadings, *, factors: Sequence[int] | None = None, ax: Axes 
     """The loadings of every column on every factor, with their bootstrap intervals.
 
     An open mark has an interval that holds 0. What the intervals mean, and in which coordinates, is said by
-    :func:`zoo.diagnostics.bootstrap_loadings`: repeated sampling of rows, not a posterior.
+    :func:`zoo.bootstrap_loadings`: repeated sampling of rows, not a posterior.
 
     Args:
-        found: from :func:`zoo.diagnostics.bootstrap_loadings`.
+        found: from :func:`zoo.bootstrap_loadings`.
         factors: their numbers, counted from 0; None takes all.
         ax: where to draw; None makes a figure as high as the columns need.
 
