@@ -18,7 +18,7 @@ import guides
 from zoo import data, judging, plots, registry, selecting
 from zoo.base import Conjugate, Module
 from zoo.checkpoint import new_folder, write
-from zoo.console import err, fail, out
+from zoo.console import err, fail, out, words
 from zoo.em import em
 from zoo.evaluate import LEAST_DRAWS, evaluate
 from zoo.export import to_arviz
@@ -108,7 +108,7 @@ def fit_(
         model_class = registry.find(model, registry.models(), "model")
         guide_class = registry.find(guide, registry.guide_classes(), "guide")
         kind = getattr(torch, dtype.value)
-        table = data.load(source, columns=_words(columns), labels=labels, dtype=kind)
+        table = data.load(source, columns=words(columns), labels=labels, dtype=kind)
         settings = {
             "latent_dim": latent_dim,
             "components": components,
@@ -138,7 +138,7 @@ def fit_(
             results["command"] = shlex.join(["zoo", *sys.argv[1:]])
             results["table"] = {
                 "source": source if source in data.names() else str(Path(source).resolve()),
-                "columns": _words(columns),
+                "columns": words(columns),
                 "labels": labels,
                 "held_out": 0.1 if patience is not None else None,
                 "binarised": binarise,
@@ -153,14 +153,10 @@ def fit_(
         fail(error)
 
 
-def _words(text: str | None) -> list[str] | None:
-    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
-
-
 def _widths(text: str | None) -> tuple[int, ...] | None:
     """Hidden widths from text as 64,64; the empty text means none."""
     try:
-        return None if text is None else tuple(int(word) for word in _words(text) or ())
+        return None if text is None else tuple(int(word) for word in words(text) or ())
     except ValueError:
         raise ValueError(f"hidden must be whole numbers as 64,64, got {text!r}") from None
 

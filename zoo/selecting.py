@@ -10,9 +10,8 @@ from rich.table import Table
 
 from zoo import data, plots, registry
 from zoo.base import Conjugate
-from zoo.console import err, fail, out
+from zoo.console import err, fail, out, words
 from zoo.diagnostics import Candidate, Scan, scan
-from zoo.plots.style import save
 
 WORDS = {"bic": "BIC", "aic": "AIC", "held_out": "held-out log p(x)"}
 
@@ -38,8 +37,7 @@ def scan_(
             raise ValueError(f"--out {folder} is a file: name a folder")
         model_class = registry.find(model, registry.models(), "model")
         guide_class = None if guide is None else registry.find(guide, registry.guide_classes(), "guide")
-        words = None if columns is None else [word.strip() for word in columns.split(",") if word.strip()]
-        table = data.load(source, columns=words, dtype=torch.float64)
+        table = data.load(source, columns=words(columns), dtype=torch.float64)
         size = "components" if "components" in registry.options(model_class) else "latent_dim"
 
         def build(value: int, rows: torch.Tensor) -> Any:
@@ -56,7 +54,7 @@ def scan_(
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             found.frame().write_csv(folder / "scan.csv")
-            save(plots.scan(found), folder / "scan.png")
+            plots.save(plots.scan(found), folder / "scan.png")
             out.print(f"scan written to {folder}", highlight=False, soft_wrap=True)
     except (ValueError, TypeError, OSError) as error:
         fail(error)

@@ -59,7 +59,7 @@ def row_gaps(found: Evaluation, *, ax: Axes | None = None) -> Axes:
                 label=label,
                 zorder=3,
             )
-    if gap.any():
+    if np.ptp(gap) > 1e-3 * np.abs(gap).max(initial=0.0):  # else none is wider than the others
         widest = ", ".join(map(str, order[:3]))
         style: dict[str, Any] = {"textcoords": "offset points", "fontsize": TEXT - 2, "va": "center"}
         ax.annotate(f"row{'s' * (len(gap) > 1)} {widest}", (place[0], gap[order[0]]), (5, 0), **style)
