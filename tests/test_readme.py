@@ -55,7 +55,7 @@ def test_added_model_is_served_by_the_guides():
 
 
 def test_table_of_models_and_guides():
-    text = README.read_text(encoding="utf-8").split("<!-- table -->")[1]
+    text = README.read_text(encoding="utf-8").split("<!-- table -->")[1].lstrip().split("\n\n")[0]
     lines = [line for line in text.splitlines() if line.startswith("|")]
     header = [cell.strip() for cell in lines[0].strip("|").split("|")][1:]
     assert header == list(dict.fromkeys(header))
