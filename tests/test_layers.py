@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {
         "zoo.base",
+        "zoo.diagonal",
         "zoo.networks",
         "zoo.likelihoods",
         "zoo.linear_gaussian",
@@ -48,7 +49,16 @@ LAYERS = [
         "zoo.plots",
         "zoo.restarts",
     },
-    {"zoo.registry", "zoo.report", "zoo.benchmark", "zoo.console", "zoo.judging", "zoo.cli", "zoo.__main__"},
+    {
+        "zoo.registry",
+        "zoo.report",
+        "zoo.benchmark",
+        "zoo.console",
+        "zoo.judging",
+        "zoo.selecting",
+        "zoo.cli",
+        "zoo.__main__",
+    },
 ]
 GROUND, SIDES, LAST = 0, 1, len(LAYERS) - 1
 FILES = sorted([*ROOT.glob("zoo/**/*.py"), *ROOT.glob("guides/**/*.py")])

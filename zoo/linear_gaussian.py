@@ -9,8 +9,10 @@ Rows with missing entries (NaN) take the way through :mod:`zoo.missing_linear`.
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import pyro.distributions as dist
 import torch
+from scipy.optimize import minimize  # type: ignore[import-untyped]  # comes with scikit-learn
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -175,6 +177,48 @@ def best_weight(moments: Moments, noise: Tensor, latent_dim: int) -> Tensor:
     leading = (values[-latent_dim:] - 1).clamp_min(0).sqrt()
     weight = root.unsqueeze(1) * vectors[:, -latent_dim:] * leading
     return torch.nn.functional.pad(weight, (0, latent_dim - weight.shape[1]))  # more factors than columns add nothing
+
+
+def best_noise(moments: Moments, noise: Tensor, least: Tensor, latent_dim: int, steps: int = 10_000) -> Tensor:
+    r"""The noise variances (d,) of highest likelihood nearest uphill from ``noise``, none below ``least``, in float64.
+
+    With :math:`\lambda` the eigenvalues of :math:`\Psi^{-1/2} S \Psi^{-1/2}` and :math:`\lambda^+ = \max(\lambda, 1)`,
+    the log-likelihood at the best loadings is, but for a constant,
+
+    .. math:: -\tfrac n2 \Big(\sum_j \log \psi_j + \sum_{j \le K} (\log \lambda_j^+ + \lambda_j / \lambda_j^+)
+              + \sum_{j > K} \lambda_j\Big)
+
+    and its derivative by :math:`\psi_j` is :math:`-\tfrac n2 (W W^T + \Psi - S)_{jj} / \psi_j^2`. L-BFGS-B on the
+    logarithms, within bounds, as R's factanal does it (Joereskog 1967, Psychometrika 32).
+
+    Raises:
+        FloatingPointError: the search ended without a maximum.
+    """
+    covariance = moments.covariance.double().cpu().numpy()
+
+    def climb(logs: np.ndarray) -> tuple[float, np.ndarray]:
+        psi = np.exp(logs)
+        root = np.sqrt(psi)
+        values, vectors = np.linalg.eigh(covariance / np.outer(root, root))
+        top, rest = values[-latent_dim:], values[:-latent_dim]
+        raised = np.maximum(top, 1.0)
+        value = logs.sum() + (np.log(raised) + top / raised).sum() + rest.sum()
+        explained = (vectors[:, -latent_dim:] ** 2) @ (raised - 1.0)  # of W W', in units of the noise
+        slope = explained + 1.0 - covariance.diagonal() / psi
+        return 0.5 * moments.count * float(value), 0.5 * moments.count * slope
+
+    lower = np.log(np.maximum(least.double().cpu().numpy(), 1e-8 * covariance.diagonal()))
+    found = minimize(
+        climb,
+        np.maximum(np.log(noise.double().cpu().numpy()), lower),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": steps, "maxfun": 2 * steps, "ftol": 1e-10, "gtol": 1e-3},
+        bounds=[(low, None) for low in lower],
+    )
+    if not found.success:
+        raise FloatingPointError(f"no maximum of the likelihood was found: {found.message}")
+    return torch.from_numpy(np.exp(found.x)).to(noise.device)
 
 
 def cloud(x: Tensor, latent_dim: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment, minimize  # type: ignore[import-untyped]  # comes with scikit-learn
+from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]  # comes with scikit-learn
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -17,8 +16,7 @@ from zoo.em import em
 from zoo.factors.decoding import column_names
 from zoo.fit import Fit
 from zoo.gauge import Rotation, _canonical_rotation, _Factors, canonical, gauge_of, procrustes
-from zoo.linear_gaussian import Moments, best_weight
-from zoo.models import PPCA, FactorAnalysis
+from zoo.linear_gaussian import Moments
 
 Basis = Literal["fit", "own"]
 # EM ends this near the maximum, in nats over all rows: a distance of 1.4% of a standard error, as a quadratic
@@ -209,7 +207,7 @@ def _samples(model: Any, x: Tensor, draws: int, seed: int) -> tuple[list[Tensor 
     generator = torch.Generator().manual_seed(seed)
     samples: list[Tensor | Moments] = []
     errors = []
-    known = isinstance(model, PPCA | FactorAnalysis) and not incomplete(x)
+    known = hasattr(model, "maximize") and not incomplete(x)
     for number in range(draws):
         sample = x[torch.randint(len(x), (len(x),), generator=generator).to(x.device)]
         try:
@@ -232,66 +230,20 @@ def _one_by_one(model: Any, samples: list[Any]) -> Iterator[Any]:
             yield fitted
 
 
-@torch.no_grad()
 def _in_short(model: Any, samples: list[Any]) -> Iterator[Any]:
     """What :func:`_one_by_one` yields, from moments and without EM, which may creep for thousands of steps.
 
     All models are one object, to be read before the next one is asked for.
     """
-    fitted, k = copy.deepcopy(model), model.latent_dim
-    start, least = model.noise.cpu().numpy(), None if isinstance(model, PPCA) else model.least.cpu().numpy()
+    fitted = copy.deepcopy(model)
     for sample in samples:
-        if least is None:  # the maximum is known in closed form (Tipping and Bishop 1999)
-            noise = torch.linalg.eigvalsh(sample.covariance)[:-k].mean().expand(len(start))
-            fitted.scale = noise[0].sqrt()
+        fitted.load_state_dict(model.state_dict())  # every search sets out from the fit
+        try:
+            fitted.maximize(sample)
+        except FAILURES as error:
+            yield str(error)
         else:
-            found = _uniquenesses(sample.covariance.cpu().numpy(), sample.count, k, start, least)
-            if isinstance(found, str):
-                yield found
-                continue
-            noise = torch.as_tensor(found).to(model.weight)
-            fitted.scale = (noise - model.least).clamp_min(0.0).sqrt()
-        fitted.weight, fitted.mean = best_weight(sample, noise, k), sample.mean
-        yield fitted
-
-
-def _uniquenesses(
-    covariance: np.ndarray, count: int, latent_dim: int, start: np.ndarray, least: np.ndarray
-) -> np.ndarray | str:
-    r"""The noise variances (d,) of highest likelihood, none below ``least``, or why they were not found.
-
-    With :math:`\lambda` the eigenvalues of :math:`\Psi^{-1/2} S \Psi^{-1/2}` and :math:`\lambda^+ = \max(\lambda, 1)`,
-    the log-likelihood at the best loadings is, but for a constant,
-
-    .. math:: -\tfrac n2 \Big(\sum_j \log \psi_j + \sum_{j \le K} (\log \lambda_j^+ + \lambda_j / \lambda_j^+)
-              + \sum_{j > K} \lambda_j\Big)
-
-    and its derivative by :math:`\psi_j` is :math:`-\tfrac n2 (W W^T + \Psi - S)_{jj} / \psi_j^2`. L-BFGS-B on the
-    logarithms, within bounds, as R's factanal does it (Joereskog 1967, Psychometrika 32).
-    """
-
-    def climb(logs: np.ndarray) -> tuple[float, np.ndarray]:
-        noise = np.exp(logs)
-        root = np.sqrt(noise)
-        values, vectors = np.linalg.eigh(covariance / np.outer(root, root))
-        top, rest = values[-latent_dim:], values[:-latent_dim]
-        raised = np.maximum(top, 1.0)
-        value = logs.sum() + (np.log(raised) + top / raised).sum() + rest.sum()
-        explained = (vectors[:, -latent_dim:] ** 2) @ (raised - 1.0)  # of W W', in units of the noise
-        slope = explained + 1.0 - covariance.diagonal() / noise
-        return 0.5 * count * float(value), 0.5 * count * slope
-
-    lower = np.log(np.maximum(least, 1e-8 * covariance.diagonal()))
-    options = {"maxiter": STEPS, "maxfun": 2 * STEPS, "ftol": 1e-10, "gtol": 1e-3}
-    found = minimize(
-        climb,
-        np.maximum(np.log(start), lower),
-        jac=True,
-        method="L-BFGS-B",
-        options=options,
-        bounds=[(low, None) for low in lower],
-    )
-    return np.exp(found.x) if found.success else str(found.message)
+            yield fitted
 
 
 def _loadings(weight: Tensor, noise: Tensor, standardised: bool) -> Tensor:

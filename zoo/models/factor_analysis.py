@@ -117,6 +117,20 @@ class FactorAnalysis(Module):
         self.weight, self.mean, self.scale = weight, mean, above.sqrt()
         return before
 
+    @torch.no_grad()
+    def maximize(self, moments: Moments) -> None:
+        """Go up from the noise at hand to a maximum of the likelihood of complete rows, by L-BFGS-B on their moments.
+
+        Where EM creeps for thousands of steps this takes tens: see :func:`zoo.linear_gaussian.best_noise`.
+
+        Raises:
+            FloatingPointError: the search ended without a maximum; the parameters stay as they were.
+        """
+        moments = moments.to(self.weight)
+        noise = linear_gaussian.best_noise(moments, self.noise, self.least, self.latent_dim).to(self.weight)
+        self.weight, self.mean = linear_gaussian.best_weight(moments, noise, self.latent_dim), moments.mean
+        self.scale = (noise - self.least).clamp_min(0.0).sqrt()
+
     def check(self, x: Tensor) -> None:
         """Refuse data under which the likelihood has no maximum.
 

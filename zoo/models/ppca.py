@@ -114,6 +114,17 @@ class PPCA(Module):
         self.weight, self.mean, self.scale = weight, moments.mean, residual.mean().sqrt()
         return before
 
+    @torch.no_grad()
+    def maximize(self, moments: Moments) -> None:
+        r"""Go to the maximum of the likelihood of complete rows, from their moments, in closed form.
+
+        :math:`\sigma^2` is the mean of the D - K least eigenvalues of the covariance (Tipping and Bishop 1999).
+        """
+        moments = moments.to(self.weight)
+        noise = torch.linalg.eigvalsh(moments.covariance)[: -self.latent_dim].mean().expand(self.data_dim)
+        self.weight, self.mean = linear_gaussian.best_weight(moments, noise, self.latent_dim), moments.mean
+        self.scale = noise[0].sqrt()
+
     def check(self, x: Tensor) -> None:
         """Refuse data that say nothing about a column, or leave no variance to the noise.
 
