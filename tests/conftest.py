@@ -1,6 +1,10 @@
 """What every test finds: small data, a seeded start, and a check that nothing is left behind."""
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before NumPy comes: as many workers as cores, one thread in each and below it
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import random
 from contextlib import contextmanager
 from pathlib import Path
