@@ -304,8 +304,9 @@ def check_rows(x: Any, model: Any = None, *, least: int = 1, name: str = "x") ->
         wrong = (x.isinf() if allowed else ~torch.isfinite(x)).nonzero()
         if len(wrong):
             row, column = wrong[0].tolist()
+            more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
             raise ValueError(
-                f"{name} holds {x[row, column].item()} in row {row}, column {column} (and {len(wrong) - 1} more): "
+                f"{name} holds {x[row, column].item()} in row {row}, column {column}{more}: "
                 "drop or fill these rows first"
             )
     return x

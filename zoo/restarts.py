@@ -180,7 +180,7 @@ def _several(
     """One run per seed; the best and the report."""
     if "seed" in options:
         raise ValueError("pass seeds, the seeds of all the runs, in place of seed")
-    chosen = _seeds(seeds)
+    chosen = each_seed(seeds)
     built: weakref.WeakSet[nn.Module] = weakref.WeakSet()
     best: tuple[float, int, T] | None = None
     table = []
@@ -207,7 +207,7 @@ def _several(
     return Restarts(best[2], best[1], tuple(table))
 
 
-def _seeds(seeds: int | Iterable[int]) -> tuple[int, ...]:
+def each_seed(seeds: int | Iterable[int]) -> tuple[int, ...]:
     """The seeds one by one.
 
     Raises:

@@ -16,7 +16,7 @@ from zoo.bounds import ladder
 from zoo.diagnostics.criteria import criteria, log_density
 from zoo.evaluate import LEAST_DRAWS
 from zoo.fit import Fit
-from zoo.restarts import em_restarts, restarts
+from zoo.restarts import each_seed, em_restarts, restarts
 
 Measure = Literal["bic", "aic", "held_out"]
 FAILURES = (
@@ -238,7 +238,7 @@ def scan(
     chosen = _values(values)
     if check_whole(draws, "draws") < LEAST_DRAWS:
         raise ValueError(f"draws must be at least {LEAST_DRAWS} to judge the importance weights, got {draws}")
-    starts = seeds if isinstance(seeds, int) else tuple(seeds)
+    starts = each_seed(seeds)
     options = {"progress": False} | options
     x = check_rows(x, _Lenient(), least=4)
     apart = None if held_out is None else check_rows(held_out, _Lenient(), name="held_out")
@@ -274,7 +274,7 @@ def _candidate(
     build: Callable[[int, Tensor], Any],
     x: Tensor,
     value: int,
-    seeds: int | tuple[int, ...],
+    seeds: tuple[int, ...],
     parts: list[Tensor],
     apart: Tensor | None,
     draws: int,
@@ -316,7 +316,7 @@ def _fitted(
     build: Callable[[int, Tensor], Any],
     value: int,
     x: Tensor,
-    seeds: int | tuple[int, ...],
+    seeds: tuple[int, ...],
     options: dict[str, Any],
     others: bool,
 ) -> tuple[Any, int, int]:
