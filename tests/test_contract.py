@@ -20,8 +20,10 @@ from torch import nn
 
 import zoo
 from guides import CannotServe
-from zoo.base import Conjugate, latents, seeded
-from zoo.registry import build, guide_classes, models, options
+from zoo.base.latent_sites import latents
+from zoo.base.protocols import Conjugate
+from zoo.base.random import seeded
+from zoo.commands.registry import build, guide_classes, models, options
 
 SIZES = {"latent_dim": 2, "components": 2}
 DATA_DIM = 4

@@ -1,10 +1,12 @@
 """Latent Zoo: latent factor models and variational guides for Pyro, any with any, with the exact answer beside them."""
 
+import importlib
+from typing import Any
+
 from zoo import data
-from zoo.annealing import AIS
+from zoo.algebra.missing import Imputation
+from zoo.alignment import Gauge, Loadings, align, bootstrap_loadings, canonical, gauge_of, posterior_difference
 from zoo.base import Conjugate
-from zoo.bounds import Ladder, ladder
-from zoo.checkpoint import load
 from zoo.diagnostics import (
     Calibration,
     Comparison,
@@ -12,13 +14,11 @@ from zoo.diagnostics import (
     Diagnosis,
     Finding,
     Importance,
-    Loadings,
     Loo,
     PosteriorError,
     PredictiveCheck,
     Sampled,
     Scan,
-    bootstrap_loadings,
     criteria,
     diagnose,
     importance,
@@ -29,19 +29,38 @@ from zoo.diagnostics import (
     sbc,
     scan,
 )
-from zoo.em import em
-from zoo.evaluate import Evaluation, evaluate
 from zoo.export import to_arviz, write_arviz
 from zoo.factors import edit, generate, impute, interpolate, probe, reconstruct, traverse
-from zoo.fit import Fit, fit
-from zoo.gaps import Gaps, gaps
-from zoo.gauge import Gauge, align, canonical, gauge_of, posterior_difference
-from zoo.guard import Diverged, UnboundedLikelihood
-from zoo.information import Bits, Information, bits_per_dimension, information
-from zoo.missing import Imputation
+from zoo.infer import (
+    IWAE,
+    AnnealedELBO,
+    Diverged,
+    Fit,
+    Restarts,
+    UnboundedLikelihood,
+    em,
+    em_restarts,
+    fit,
+    load,
+    restarts,
+    warm_up,
+)
 from zoo.models import GMM, PPCA, VAE, FactorAnalysis
-from zoo.objectives import IWAE, AnnealedELBO, warm_up
-from zoo.restarts import Restarts, em_restarts, restarts
+from zoo.posterior import (
+    AIS,
+    Bits,
+    Evaluation,
+    Gaps,
+    Information,
+    Ladder,
+    bits_per_dimension,
+    evaluate,
+    gaps,
+    information,
+    ladder,
+)
+
+LAZY = ("benchmark", "plots", "report")  # loaded on first use: most programs need none of them
 
 __all__ = [
     "AIS",
@@ -111,3 +130,13 @@ __all__ = [
     "warm_up",
     "write_arviz",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in LAZY:
+        return importlib.import_module(f"zoo.{name}")
+    raise AttributeError(f"module 'zoo' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *LAZY})

@@ -17,10 +17,12 @@ from torch import Tensor
 
 import guides
 from zoo import data
+from zoo.alignment.matching import align, posterior_difference
 from zoo.benchmark.rows import Rows
-from zoo.gauge import align, posterior_difference
-from zoo.models import GMM, PPCA, FactorAnalysis
-from zoo.restarts import em_restarts, restarts
+from zoo.infer.starts import em_restarts, restarts
+from zoo.models.factor_analysis import FactorAnalysis
+from zoo.models.gmm import GMM
+from zoo.models.ppca import PPCA
 
 STARTS = 10  # of a mixture, for EM, for SVI and for scikit-learn alike
 

@@ -15,15 +15,17 @@ from torch import Tensor
 
 import guides
 from zoo import data, plots
-from zoo.base import check_whole
+from zoo.base.checks import check_whole
 from zoo.benchmark.rows import Rows
-from zoo.bounds import ladder
-from zoo.em import em
-from zoo.fit import fit
-from zoo.information import information
-from zoo.models import VAE, FactorAnalysis
-from zoo.objectives import AnnealedELBO, warm_up
-from zoo.optim import Fused, cosine
+from zoo.infer.expectation_maximisation import em
+from zoo.infer.fitting import fit
+from zoo.infer.losses.annealed import AnnealedELBO, warm_up
+from zoo.infer.optim.fused import Fused
+from zoo.infer.optim.schedules import cosine
+from zoo.models.factor_analysis import FactorAnalysis
+from zoo.models.vae import VAE
+from zoo.posterior.evidence import ladder
+from zoo.posterior.rates import information
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,14 @@
-"""Whether a fit can be believed: its q beside the posterior, its p beside the data."""
+"""Whether a fit can be believed: its q compared with the posterior, its p with the data."""
 
-from zoo.diagnostics.calibration import Calibration, sbc
-from zoo.diagnostics.criteria import Criteria, criteria
-from zoo.diagnostics.importance import Importance, PosteriorError, importance, posterior_error
-from zoo.diagnostics.loadings import Loadings, bootstrap_loadings
-from zoo.diagnostics.loo import Loo, loo
-from zoo.diagnostics.mcmc import Comparison, Sampled, nuts
-from zoo.diagnostics.predictive import PredictiveCheck, predictive_check
-from zoo.diagnostics.scan import Candidate, Scan, scan
-from zoo.diagnostics.verdict import Diagnosis, Finding, diagnose
+from zoo.diagnostics.diagnosis import Diagnosis, Finding, diagnose
+from zoo.diagnostics.guide.calibration import Calibration, sbc
+from zoo.diagnostics.guide.exact import PosteriorError, posterior_error
+from zoo.diagnostics.guide.importance import Importance, importance
+from zoo.diagnostics.guide.mcmc import Comparison, Sampled, nuts
+from zoo.diagnostics.model.criteria import Criteria, criteria
+from zoo.diagnostics.model.leave_one_out import Loo, loo
+from zoo.diagnostics.model.predictive import PredictiveCheck, predictive_check
+from zoo.diagnostics.model.selection import Candidate, Scan, scan
 
 __all__ = [
     "Calibration",
@@ -18,13 +18,11 @@ __all__ = [
     "Diagnosis",
     "Finding",
     "Importance",
-    "Loadings",
     "Loo",
     "PosteriorError",
     "PredictiveCheck",
     "Sampled",
     "Scan",
-    "bootstrap_loadings",
     "criteria",
     "diagnose",
     "importance",

@@ -5,11 +5,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoo.base import Latent, latents
+from zoo.alignment.matching import align
+from zoo.alignment.symmetry import Gauge
+from zoo.base.latent_sites import Latent, latents
 from zoo.export.variables import parameters
-from zoo.fit import Fit
-from zoo.gauge import Gauge, align
-from zoo.rowwise import reading
+from zoo.infer.fitting import Fit
+from zoo.posterior.rowwise import reading
 
 Turn = Callable[[Latent, Tensor], Tensor]  # draws of a latent site to the same draws in other coordinates
 INDEPENDENT = "independent draws from a guide, one chain: R-hat and effective sample size say nothing here"
@@ -76,9 +77,9 @@ def alignment(runs: Sequence[Fit], x: Tensor) -> tuple[list[Any], list[Turn], st
             turns.append(_turn(gauge, found))
     except TypeError:
         words = (
-            f"none: {title(runs[0].model)} has no gauge that is known (zoo.gauge), so the latent sites of two chains "
-            "may differ where the models agree: R-hat of the data's predictions means something, that of the latent "
-            "sites need not"
+            f"none: {title(runs[0].model)} has no gauge that is known (zoo.alignment), so the latent sites of two "
+            "chains may differ where the models agree: R-hat of the data's predictions means something, that of the "
+            "latent sites need not"
         )
         return [run.model for run in runs], [unchanged] * len(runs), words
     rotated = "rotation and sign of the factors" if gauge.rotation is not None else "numbers of the components"

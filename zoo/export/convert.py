@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from zoo.export.container import assemble
+from zoo.compat.container import assemble
 from zoo.export.layout import ORDER, place, prepare
-from zoo.fit import Fit
+from zoo.infer.fitting import Fit
 
 LARGEST = 4 * 2**30  # bytes of predictive draws
 

@@ -7,9 +7,11 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from zoo.base import Latent, check_rows, check_whole, latents, like, seeded
-from zoo.data import Dataset
-from zoo.run import Fit
+from zoo.base.checks import check_rows, check_whole
+from zoo.base.latent_sites import Latent, latents
+from zoo.base.module import like
+from zoo.base.random import seeded
+from zoo.infer.run import Fit
 
 
 def factor_site(run: Fit, task: str) -> Latent:
@@ -137,8 +139,3 @@ def _closed_mean(run: Fit, x: Tensor) -> Tensor | None:
         return None if q is None else q.mean
     except NotImplementedError:
         return None
-
-
-def column_names(x: Any) -> tuple[str, ...]:
-    """The names of the columns, where a data set gives them."""
-    return x.columns if isinstance(x, Dataset) else ()

@@ -14,11 +14,12 @@ from matplotlib.patheffects import withStroke
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
-from zoo.base import check_rows, check_whole, latents
+from zoo.base.checks import check_rows, check_whole
+from zoo.base.latent_sites import latents
 from zoo.data.dataset import Dataset
 from zoo.factors.decoding import closed_posterior, encode, factor_site
+from zoo.infer.run import Fit
 from zoo.plots.style import GREY, MARKERS, PALETTE, TEXT, classes, colour, groups, legend_above, marker, new_axes
-from zoo.run import Fit
 
 HATCHES = ("", "////", "....", "xxxx", "----", "oooo", "||||", "++++")
 

@@ -7,11 +7,11 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from zoo.diagnostics.calibration import Calibration
-from zoo.diagnostics.importance import Importance
-from zoo.diagnostics.uniform import ecdf_band
-from zoo.evaluate import Evaluation
+from zoo.diagnostics.guide.calibration import Calibration
+from zoo.diagnostics.guide.importance import Importance
+from zoo.diagnostics.guide.uniform import ecdf_band
 from zoo.plots.style import GREY, PALETTE, TEXT, colour, legend_above, marker, new_axes
+from zoo.posterior.evaluation import Evaluation
 
 LIMITS = ((0.5, "0.5: finite variance"), (0.7, "0.7: reliable"))  # of k-hat
 SHOWN = 7  # units with a colour and a name of their own
