@@ -1,17 +1,28 @@
-"""The latent sites of a model, found by running it once."""
+"""The sites of a model, found by running it once: latent and data, per row and shared, in plates of the user's own."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.transforms import Transform
 
+from zoo.base.callables import PyroCallable, mode, unwrapped
 from zoo.base.module import like
 from zoo.base.random import seeded
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A plate of the model other than that of the rows: ``size`` independent copies along the dimension ``dim`` < 0."""
+
+    name: str
+    size: int
+    dim: int
 
 
 @dataclass(frozen=True)
@@ -20,10 +31,12 @@ class Latent:
 
     Attributes:
         name: the site's name.
-        shape: the event shape of one draw (for one row, where the site is local).
+        shape: the shape of one draw (for one row, where the site is local): its plates, outermost first, then its event.
         support: the constraint its values obey.
-        local: True for a site inside the plate ``rows``, False for one that all rows share.
+        local: True for a site inside the plate of the rows, False for one that all rows share.
         cardinality: the number of values of a discrete site, None for a continuous one.
+        plates: the plates it stands in besides that of the rows, outermost first.
+        values: the values of a discrete site, (cardinality, *event); None for a continuous one.
     """
 
     name: str
@@ -31,6 +44,13 @@ class Latent:
     support: constraints.Constraint
     local: bool
     cardinality: int | None = None
+    plates: tuple[Plate, ...] = ()
+    values: Tensor | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def event_dim(self) -> int:
+        """The number of event dimensions, the rightmost ones of ``shape``."""
+        return len(self.shape) - len(self.plates)
 
     @property
     def transform(self) -> Transform | None:
@@ -54,38 +74,121 @@ class Latent:
         return self.name.replace(".", "_")
 
 
-def latents(model: Any, x: Tensor | None = None) -> tuple[Latent, ...]:
-    """The latent sites of a Pyro model, in the order of its story, found by running it once on one row.
+@dataclass(frozen=True)
+class Layout:
+    """How the sites of a model are laid out.
+
+    Attributes:
+        latents: the latent sites, in the order of the story.
+        data: the names of the data sites, those that are observed when x is given.
+        plate: the name of the plate of the rows, at dim -1.
+        nesting: the depth of the plates: the model's batch dimensions are -nesting to -1.
+    """
+
+    latents: tuple[Latent, ...]
+    data: tuple[str, ...]
+    plate: str
+    nesting: int
+
+    @property
+    def local(self) -> tuple[Latent, ...]:
+        """The latent sites with values of their own for every row."""
+        return tuple(latent for latent in self.latents if latent.local)
+
+    @property
+    def shared(self) -> tuple[Latent, ...]:
+        """The latent sites that all rows share."""
+        return tuple(latent for latent in self.latents if not latent.local)
+
+
+def layout(model: PyroCallable, x: Tensor | None = None) -> Layout:
+    """Runs a model once, on its first row, to see its sites.
 
     Args:
         model: any Pyro callable with the signature ``(x=None, index=None, size=None)``.
-        x: data; one row is used. None lets the model generate that row.
+        x: the data (n, d). The model is called as on a minibatch, with row 0 of n, so that covariates which it holds
+            for all rows are picked by ``index``. None lets the model generate one row; the data site is then the one
+            whose value the model returns, or the one named ``x``.
 
     Raises:
-        ValueError: a latent site stands in a plate other than ``rows``.
+        ValueError: a data site has no values of its own for every row, a latent site is discrete without finite
+            support, or a plate is iterated over one by one.
     """
-    arguments = {"size": 1} if x is None else {"x": like(x[:1], model) if isinstance(model, nn.Module) else x[:1]}
-    with pyro.get_param_store().scope(), seeded(0), torch.no_grad(), poutine.block():
-        trace = poutine.trace(model).get_trace(**arguments)
-    found = []
-    for name, site in trace.nodes.items():
-        if site["type"] != "sample" or site["is_observed"] or name == "x":
-            continue
-        if type(site["fn"]).__name__ == "_Subsample":
-            continue
-        plates = [frame.name for frame in site["cond_indep_stack"]]
-        if strange := [plate for plate in plates if plate != "rows"]:
+    arguments: tuple[Any, ...] = (None, None, 1)
+    if x is not None:
+        module = unwrapped(model)
+        row = like(x[:1], module) if isinstance(module, nn.Module) else x[:1]
+        arguments = (row, torch.zeros(1, dtype=torch.long, device=row.device), len(x))
+    with pyro.get_param_store().scope(), seeded(0), torch.no_grad(), poutine.block(), mode(False, model):
+        trace = poutine.trace(model).get_trace(*arguments)
+    sites = {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site_is_subsample(site) and not site_is_factor(site)
+    }
+    data = data_sites(trace)
+    plate = _rows_plate(sites, data)
+    found = tuple(_latent(site, plate) for name, site in sites.items() if name not in data and not site["is_observed"])
+    depth = [-frame.dim for site in sites.values() for frame in site["cond_indep_stack"] if frame.vectorized]
+    return Layout(found, data, plate, max(depth, default=1))
+
+
+def latents(model: PyroCallable, x: Tensor | None = None) -> tuple[Latent, ...]:
+    """The latent sites of a Pyro model, in the order of its story; see :func:`layout`."""
+    return layout(model, x).latents
+
+
+def data_sites(trace: poutine.Trace) -> tuple[str, ...]:
+    """The names of the data sites in a trace of a model.
+
+    They are the observed ones; where nothing is observed (the model generates), the site whose value the model
+    returns, else the one named ``x``.
+    """
+    sites = {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site_is_subsample(site) and not site_is_factor(site)
+    }
+    observed = tuple(name for name, site in sites.items() if site["is_observed"])
+    if observed:
+        return observed
+    returned = trace.nodes["_RETURN"]["value"] if "_RETURN" in trace.nodes else None
+    same = tuple(name for name, site in sites.items() if returned is not None and site["value"] is returned)
+    return same or tuple(name for name in sites if name == "x")
+
+
+def _rows_plate(sites: dict[str, Any], data: tuple[str, ...]) -> str:
+    """The name of the plate at dim -1 in which the data sites stand."""
+    for name in data:
+        frames = [frame for frame in sites[name]["cond_indep_stack"] if frame.vectorized and frame.dim == -1]
+        if not frames:
             raise ValueError(
-                f"latent site '{name}' stands in plate '{strange[0]}', and the guides here know only the plate "
-                "'rows' (zoo.base.rows): make it an event dimension with .to_event, or use one of Pyro's autoguides"
+                f"data site '{name}' has no values of its own for every row: put it into a plate over the rows at "
+                "dim -1 (zoo.base.rows)"
             )
-        function = site["fn"]
-        discrete = function.support.is_discrete
-        if discrete and not function.has_enumerate_support:
-            raise ValueError(
-                f"latent site '{name}' ({type(function).__name__}) is discrete without finite support: no guide here "
-                "can serve it; sum or integrate it out of the model"
-            )
-        cardinality = len(function.enumerate_support(expand=False)) if discrete else None
-        found.append(Latent(name, function.event_shape, function.support, "rows" in plates, cardinality))
-    return tuple(found)
+        return str(frames[0].name)
+    return "rows"
+
+
+def _latent(site: dict[str, Any], plate: str) -> Latent:
+    """A latent site as it stands in a trace."""
+    function, name = site["fn"], site["name"]
+    frames = site["cond_indep_stack"]
+    if single := [frame.name for frame in frames if not frame.vectorized]:
+        raise ValueError(
+            f"latent site '{name}' stands in plate '{single[0]}', which is iterated over one by one: use it as a "
+            "context manager, with pyro.plate(...)"
+        )
+    plates = sorted((Plate(f.name, f.size, f.dim) for f in frames if f.name != plate), key=lambda own: own.dim)
+    shape = torch.Size([own.size for own in plates]) + function.event_shape
+    local = any(frame.name == plate for frame in frames)
+    if not function.support.is_discrete:
+        return Latent(name, shape, function.support, local, plates=tuple(plates))
+    if not function.has_enumerate_support:
+        raise ValueError(
+            f"latent site '{name}' ({type(function).__name__}) is discrete without finite support: no guide here "
+            "can serve it; sum or integrate it out of the model"
+        )
+    values = function.enumerate_support(expand=False)
+    values = values.reshape(len(values), *function.event_shape)
+    return Latent(name, shape, function.support, local, len(values), tuple(plates), values)

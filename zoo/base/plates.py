@@ -30,11 +30,11 @@ def rows(x: Tensor | None, index: Tensor | None = None, size: int | None = None)
         yield numbers
 
 
-def spread(function: Any, draws: int) -> Callable[..., Any]:
-    """A model or guide inside a plate of draws at dim -2, to the left of the rows."""
+def spread(function: Callable[..., Any], draws: int, dim: int = -2) -> Callable[..., Any]:
+    """A model or guide inside a plate of draws at ``dim``, to the left of the rows and of all other plates."""
 
     def drawn(*args: Any, **kwargs: Any) -> Any:
-        with pyro.plate("draws", draws, dim=-2):
+        with pyro.plate("draws", draws, dim=dim):
             return function(*args, **kwargs)
 
     return drawn

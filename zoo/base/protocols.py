@@ -1,9 +1,30 @@
 """What a model may offer beyond its story."""
 
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 from torch.distributions import Distribution
+
+from zoo.base.callables import PyroCallable
+
+
+class Pair(Protocol):
+    """A trained model and guide with the parameters of both: all that is needed to judge them. See :class:`zoo.Fit`."""
+
+    @property
+    def model(self) -> PyroCallable:
+        """The model."""
+        ...
+
+    @property
+    def guide(self) -> PyroCallable:
+        """The guide."""
+        ...
+
+    def scope(self) -> AbstractContextManager[None]:
+        """Pyro's parameter store with the pair's parameters in it."""
+        ...
 
 
 @runtime_checkable

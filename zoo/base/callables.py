@@ -1,0 +1,93 @@
+"""What stands behind a Pyro callable: handlers around it, and the modules whose parameters it uses."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from pyro.poutine.infer_config_messenger import InferConfigMessenger
+from pyro.poutine.messenger import Messenger
+from torch import nn
+
+PyroCallable = Callable[..., Any]
+
+
+def handlers(function: PyroCallable) -> tuple[list[Messenger], PyroCallable]:
+    """The Pyro handlers around a callable, from the outside in, and the callable itself.
+
+    >>> from pyro import poutine
+    >>> from pyro.infer import config_enumerate
+    >>> found, inner = handlers(config_enumerate(poutine.scale(print, 0.5)))
+    >>> [type(handler).__name__ for handler in found], inner is print
+    (['InferConfigMessenger', 'ScaleMessenger'], True)
+    """
+    found = []
+    while isinstance(function, partial):
+        held = function.func if isinstance(function.func, partial) else function
+        if len(held.args) < 2 or not isinstance(held.args[0], Messenger):
+            break
+        found.append(held.args[0])
+        function = held.args[1]
+    return found, function
+
+
+def unwrapped(function: PyroCallable) -> PyroCallable:
+    """The callable behind all Pyro handlers: whose parameters are trained, placed on the data, saved and loaded."""
+    inner = handlers(function)[1]
+    owner = getattr(inner, "__self__", None)
+    return owner if isinstance(owner, nn.Module) else inner
+
+
+def undecorated(function: PyroCallable) -> PyroCallable:
+    """The callable behind handlers that change no density, such as ``config_enumerate``: its closed forms still hold.
+
+    Any other handler (``poutine.scale``, ``condition``, ``mask``) makes another model of it, which has none.
+    """
+    found, inner = handlers(function)
+    return inner if all(isinstance(handler, InferConfigMessenger) for handler in found) else function
+
+
+def modules(*functions: PyroCallable) -> list[nn.Module]:
+    """The modules whose state Pyro callables use: themselves, or for a plain function those it refers to by name."""
+    found: dict[int, nn.Module] = {}
+    for function in functions:
+        inner = unwrapped(function)
+        if isinstance(inner, nn.Module):
+            found[id(inner)] = inner
+        elif inspect.isfunction(inner):
+            names = inspect.getclosurevars(inner)
+            for value in (*names.nonlocals.values(), *names.globals.values()):
+                if isinstance(value, nn.Module):
+                    found[id(value)] = value
+    return list(found.values())
+
+
+@contextmanager
+def mode(training: bool, *functions: PyroCallable) -> Iterator[None]:
+    """Puts the modules of Pyro callables into training or evaluation mode; afterwards each is as it was.
+
+    In evaluation mode dropout is off and batch normalisation uses its running statistics and leaves them alone.
+    """
+    parts = {part: part.training for module in modules(*functions) for part in _all(module)}
+    try:
+        for part in parts:
+            part.training = training
+        yield
+    finally:
+        for part, before in parts.items():
+            part.training = before
+
+
+def _all(module: nn.Module) -> Iterator[nn.Module]:
+    """A module's parts, and those of a model that a guide holds without owning it."""
+    yield from module.modules()
+    for held in vars(module).values():
+        if isinstance(held, nn.Module):
+            yield from held.modules()
+
+
+def name_of(function: PyroCallable) -> str:
+    """The name of a function, or of an object's class."""
+    inner = unwrapped(function)
+    return str(getattr(inner, "__name__", type(inner).__name__))

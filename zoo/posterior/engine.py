@@ -1,0 +1,455 @@
+r"""Draws from model and guide of any pair, and their log densities: site by site, row by row, in one place.
+
+Everything that judges, exports or plots a pair comes through here. A *value* is laid out as (draws, b, \*shape) for a
+site of b rows and as (draws, \*shape) for one that all rows share, with the shape of :class:`zoo.base.Latent`: the
+plates of the model's own, then the event. Log densities are unscaled by the size of the data; see :class:`Densities`.
+
+All draws are taken in one run, inside a plate to the left of the model's own, where that is the same as one run per
+draw: our own modules promise it, and any other callable is asked (see :func:`_broadcasts`).
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from zoo.base.callables import PyroCallable, mode, name_of, unwrapped
+from zoo.base.latent_sites import Latent, Layout, layout
+from zoo.base.module import Module
+from zoo.base.plates import spread
+from zoo.base.protocols import Pair
+from zoo.base.random import seeded
+
+Arguments = tuple[Any, ...]
+Values = Mapping[str, Tensor]
+MOST_COMBINATIONS = 1000  # of the values of sites that are summed out, per row
+OURS = ("zoo", "guides")  # packages whose modules promise that draws broadcast on the left
+
+
+@dataclass(frozen=True)
+class Densities:
+    """Log densities of draws, in nats.
+
+    Attributes:
+        rows: of every site in the plate of the rows, by name, (draws, b).
+        shared: of every other site, by name, (draws,).
+    """
+
+    rows: dict[str, Tensor]
+    shared: dict[str, Tensor]
+
+    @property
+    def by_row(self) -> Tensor:
+        """The sum over the sites of every row (draws, b)."""
+        return sum(self.rows.values(), torch.zeros(()))  # type: ignore[return-value]
+
+    @property
+    def of_shared(self) -> Tensor | float:
+        """The sum over the shared sites (draws,); 0 where there is none."""
+        return sum(self.shared.values(), 0.0)
+
+    @property
+    def total(self) -> Tensor:
+        """The sum over everything (draws,)."""
+        return self.by_row.sum(-1) + self.of_shared
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Draws from the guide.
+
+    Attributes:
+        values: of the latent sites that the guide covers, by name: (draws, b, ...) local, (draws, ...) shared.
+        log_q: their log densities under the guide.
+        joint: the guide's site that holds rows and shared sites together, so that the density does not split into
+            rows (Pyro's joint autoguides); None where it splits.
+    """
+
+    values: dict[str, Tensor]
+    log_q: Densities
+    joint: str | None = None
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A pair and its rows, ready to be drawn from; made by :func:`reading`.
+
+    Attributes:
+        pair: the model and the guide.
+        x: the rows (n, d).
+        layout: the model's sites.
+    """
+
+    pair: Pair
+    x: Tensor
+    layout: Layout
+    _broadcast: dict[str, bool] = field(default_factory=dict)  # whether model and guide take all draws in one run
+
+    @property
+    def joint_only(self) -> bool:
+        """Whether the guide knows its rows only all together (Pyro's autoguides without ``create_plates``)."""
+        guide = unwrapped(self.pair.guide)
+        return isinstance(guide, AutoGuide) and guide.create_plates is None
+
+    def chunks(self, count: int) -> Iterator[tuple[Tensor, Arguments]]:
+        """Row numbers (b,) of at most ``count`` rows at a time, and the arguments of model and guide for them."""
+        n = len(self.x)
+        for index in torch.arange(n, device=self.x.device).split(n if self.joint_only else max(1, count)):
+            yield index, (self.x,) if len(index) == n else (self.x[index], index, n)
+
+    def draw(self, arguments: Arguments, draws: int, held: Values | None = None) -> Drawn:
+        """Draws of the latent sites from the guide, with their log densities.
+
+        Args:
+            arguments: of the guide, for some rows.
+            draws: their number.
+            held: values of shared sites at which the guide is held.
+
+        Raises:
+            ValueError: the guide puts a point mass on a site, so that it has no density.
+        """
+        traces = self._run("guide", arguments, draws, held or {})
+        sites, log_q = self._read(traces, draws, len(arguments[0]))
+        values = {latent.name: sites[latent.name] for latent in self.layout.latents if latent.name in sites}
+        self._refuse_points(traces, values, draws, held or {}, arguments)
+        return Drawn(values, log_q, self._joint(traces[0]))
+
+    def score(self, arguments: Arguments, values: Values, draws: int | None = None) -> Densities:
+        """The log densities of the model's sites at values of the latent sites, data included.
+
+        Args:
+            arguments: of the model, for some rows.
+            values: of the latent sites.
+            draws: their number; needed only where ``values`` is empty.
+
+        Discrete sites of the rows that have no value are summed out, and their terms and those of the other sites in
+        the plate of the rows then make one entry.
+
+        Raises:
+            ValueError: another site has no value, or there is too much to sum out.
+        """
+        draws = len(next(iter(values.values()))) if values else draws or 1
+        missing = [latent for latent in self.layout.latents if latent.name not in values]
+        if not missing:
+            return self._score(arguments, values, draws)
+        terms, shared = self._combinations(arguments, values, missing, draws)
+        return Densities({" ".join(own.name for own in missing): terms.logsumexp(0)}, shared)
+
+    def complete(self, arguments: Arguments, values: Values, draws: int | None = None) -> dict[str, Tensor]:
+        """``values`` together with draws of the discrete sites that the guide leaves to the model, given them and x."""
+        missing = [latent for latent in self.layout.latents if latent.name not in values]
+        if not missing:
+            return dict(values)
+        draws = len(next(iter(values.values()))) if values else draws or 1
+        terms, _ = self._combinations(arguments, values, missing, draws)  # (combinations, draws, b)
+        chosen = dist.Categorical(logits=terms.movedim(0, -1)).sample()  # (draws, b)
+        grid = list(itertools.product(*(range(latent.cardinality or 0) for latent in missing)))
+        places = torch.tensor(grid, device=chosen.device)  # (combinations, sites)
+        found = dict(values)
+        for number, latent in enumerate(missing):
+            assert latent.values is not None
+            found[latent.name] = latent.values[places[chosen, number]]
+        return found
+
+    def simulate(self, arguments: Arguments, draws: int, held: Values | None = None) -> tuple[dict[str, Tensor], Any]:
+        """Draws from the model itself.
+
+        Args:
+            arguments: of the model; (None, index, size) or (None, None, size) generate, (x, ...) lay out as x does.
+            draws: their number.
+            held: values of latent sites at which the model is held; the others are drawn from it.
+
+        Returns:
+            the values of all latent and data sites, by name, and the traces they come from.
+        """
+        count = len(arguments[0]) if arguments[0] is not None else _count(arguments)
+        traces = self._run("model", arguments, draws, held or {}, free=True)
+        sites, _ = self._read(traces, draws, count, densities=False)
+        return sites, traces
+
+    def _run(
+        self, role: str, arguments: Arguments, draws: int, held: Values, free: bool = False
+    ) -> list[poutine.Trace]:
+        """Traces of model or guide with the sites in ``held`` at these values: one of all draws, or one of each."""
+        function = getattr(self.pair, role)
+        if free:
+            function = poutine.uncondition(function)
+        if role not in self._broadcast:
+            self._broadcast[role] = _broadcasts(function, self.layout, arguments)
+        placed = {name: self._placed(self._latent(name), value) for name, value in held.items()}
+        if self._broadcast[role]:
+            wide = spread(poutine.condition(function, placed), draws, -1 - self.layout.nesting)
+            return [poutine.trace(wide).get_trace(*arguments)]
+        return [
+            poutine.trace(
+                poutine.condition(function, {k: _natural(v[i], self._latent(k)) for k, v in placed.items()})
+            ).get_trace(*arguments)
+            for i in range(draws)
+        ]
+
+    def _score(self, arguments: Arguments, values: Values, draws: int) -> Densities:
+        traces = self._run("model", arguments, draws, values)
+        return self._read(traces, draws, len(arguments[0]))[1]
+
+    def _combinations(
+        self, arguments: Arguments, values: Values, missing: list[Latent], draws: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Log densities of the rows for every combination of values of ``missing`` (c, draws, b), and the shared terms.
+
+        Raises:
+            ValueError: a missing site is not a discrete one of the rows, or there are too many combinations.
+        """
+        count = 1
+        for latent in missing:
+            if latent.cardinality is None or not latent.local or latent.plates:
+                raise ValueError(
+                    f"the guide {name_of(self.pair.guide)} has no site '{latent.name}': add it to the guide. (Only "
+                    "discrete sites of single rows can be left to the model, to be summed out.)"
+                )
+            count *= latent.cardinality
+        if count > MOST_COMBINATIONS:
+            raise ValueError(
+                f"the sites {', '.join(own.name for own in missing)} that the guide leaves to the model have {count} "
+                f"combinations of values, more than {MOST_COMBINATIONS}: add one of them to the guide"
+            )
+        rows = len(arguments[0])
+        terms, shared = [], {}
+        for combination in itertools.product(*(latent.values for latent in missing)):  # type: ignore[arg-type]
+            own = {
+                latent.name: value.to(self.x.device).expand(draws, rows, *latent.shape)
+                for latent, value in zip(missing, combination, strict=True)
+            }
+            found = self._score(arguments, {**values, **own}, draws)
+            terms.append(found.by_row)
+            shared = found.shared
+        return torch.stack(terms), shared
+
+    def _read(
+        self, traces: list[poutine.Trace], draws: int, count: int, densities: bool = True
+    ) -> tuple[dict[str, Tensor], Densities]:
+        """The values of latent and data sites, and the log densities of all sites, over the draws of all traces."""
+        each = draws // len(traces)
+        values: dict[str, list[Tensor]] = {}
+        rows: dict[str, list[Tensor]] = {}
+        shared: dict[str, list[Tensor]] = {}
+        known = {latent.name: latent for latent in self.layout.latents}
+        for trace in traces:
+            if densities:
+                trace.compute_log_prob()
+            for name, site in trace.nodes.items():
+                if site["type"] != "sample" or site_is_subsample(site):
+                    continue
+                local = self._in_rows(site, count)
+                if name in known:
+                    values.setdefault(name, []).append(self._laid_out(site["value"], known[name], each, count))
+                elif name in self.layout.data:
+                    event = site["value"].shape[site["value"].ndim - site["fn"].event_dim :]
+                    own = Latent(name, event, site["fn"].support, True)
+                    values.setdefault(name, []).append(self._laid_out(site["value"], own, each, count))
+                if densities:
+                    log_prob = scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])
+                    summed = self._summed(log_prob, each, count if local else None)
+                    (rows if local else shared).setdefault(name, []).append(summed)
+        found = {name: torch.cat(parts) for name, parts in values.items()}
+        return found, Densities(
+            {name: torch.cat(parts) for name, parts in rows.items()},
+            {name: torch.cat(parts) for name, parts in shared.items()},
+        )
+
+    def _in_rows(self, site: dict[str, Any], count: int) -> bool:
+        """Whether a site of model or guide stands in the plate of the rows: by its name, or by its place and size."""
+        frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+        if any(frame.name == self.layout.plate for frame in frames):
+            return True
+        known = next((latent for latent in self.layout.latents if latent.name == site["name"]), None)
+        if known is not None:
+            return known.local
+        return any(frame.dim == -1 and frame.size == count for frame in frames) and not any(
+            plate.dim == -1 and plate.name == frame.name
+            for latent in self.layout.shared
+            for plate in latent.plates
+            for frame in frames
+        )
+
+    def _summed(self, log_prob: Tensor, draws: int, count: int | None) -> Tensor:
+        """Log densities (draws, b), or (draws,) for ``count`` None, of a site's batch, summed over its own plates."""
+        nesting = self.layout.nesting
+        wide = log_prob.reshape((1,) * (nesting + 1 - log_prob.ndim) + log_prob.shape)
+        if count is None:
+            return wide.flatten(1).sum(1).expand(draws)
+        wide = wide.expand(*wide.shape[:-1], count)
+        return wide.flatten(1, -2).sum(1).expand(draws, count) if nesting > 1 else wide.expand(draws, count)
+
+    def _latent(self, name: str) -> Latent:
+        return next(latent for latent in self.layout.latents if latent.name == name)
+
+    def _laid_out(self, value: Tensor, latent: Latent, draws: int, count: int) -> Tensor:
+        """A site's value in a trace as (draws, b, *shape), or (draws, *shape) for one that all rows share."""
+        nesting, batch = self.layout.nesting, value.ndim - latent.event_dim
+        event = value.shape[batch:]
+        wide = value.reshape((1,) * (nesting + 1 - batch) + value.shape)
+        sizes = [draws] + [1] * nesting
+        for plate in latent.plates:
+            sizes[plate.dim] = plate.size
+        if latent.local:
+            sizes[-1] = count
+        order = [nesting] * latent.local + [nesting + 1 + plate.dim for plate in latent.plates]
+        rest = [d for d in range(1, nesting + 1) if d not in order]
+        ends = range(nesting + 1, nesting + 1 + latent.event_dim)
+        wide = wide.expand(*sizes, *event).permute(0, *order, *rest, *ends)
+        return wide.reshape(draws, *(sizes[d] for d in order), *event)
+
+    def _placed(self, latent: Latent, value: Tensor) -> Tensor:
+        """The inverse of :meth:`_laid_out`: (draws, *batch, *event), with a batch dimension for every plate."""
+        nesting = self.layout.nesting
+        order = [nesting] * latent.local + [nesting + 1 + plate.dim for plate in latent.plates]
+        rest = [d for d in range(1, nesting + 1) if d not in order]
+        event = value.shape[value.ndim - latent.event_dim :]
+        wide = value.reshape(*value.shape[: 1 + len(order)], *(1 for _ in rest), *event)
+        back = [0] * nesting
+        for position, d in enumerate([*order, *rest]):
+            back[d - 1] = position + 1
+        ends = range(nesting + 1, nesting + 1 + latent.event_dim)
+        return wide.permute(0, *back, *ends)
+
+    def _joint(self, trace: poutine.Trace) -> str | None:
+        """The guide's auxiliary site outside the rows that holds local sites, as joint autoguides have it."""
+        points = [
+            latent.name
+            for latent in self.layout.local
+            if latent.name in trace.nodes and _is_delta(trace.nodes[latent.name]["fn"])
+        ]
+        if not any(f"{name}_unconstrained" not in trace.nodes for name in points):
+            return None
+        known = {latent.name for latent in self.layout.latents}
+        for name, site in trace.nodes.items():
+            if site["type"] == "sample" and not site_is_subsample(site) and name not in known:
+                if not any(frame.name == self.layout.plate for frame in site["cond_indep_stack"]):
+                    return str(name)
+        return None
+
+    def _refuse_points(
+        self, traces: list[poutine.Trace], values: Values, draws: int, held: Values, arguments: Arguments
+    ) -> None:
+        """Refuse a guide with a point mass: a Delta that is the same in every draw.
+
+        (A Delta that differs from draw to draw is the image of an auxiliary site that has a density.)
+        """
+        suspects = [name for name in values if name not in held and _is_delta(traces[0].nodes[name]["fn"])]
+        if not suspects:
+            return
+        if draws == 1:
+            values = self._read(self._run("guide", arguments, 2, {}), 2, len(arguments[0]), densities=False)[0]
+        for name in suspects:
+            if bool((values[name] == values[name][:1]).all()):
+                raise ValueError(
+                    f"the guide {name_of(self.pair.guide)} puts a point mass on '{name}': it has no density there, and "
+                    "there is no bound. Take a guide with a spread, such as MeanField or AutoNormal (for "
+                    "AutoLaplaceApproximation the Gaussian that it stands for, guide.laplace_approximation(x))"
+                )
+
+
+@contextmanager
+def reading(pair: Pair, seed: int) -> Iterator[None]:
+    """A block that only reads a pair.
+
+    Its parameter store is in place, the random stream is one's own, modules are in evaluation mode, and there are
+    neither gradients nor validation; afterwards everything is as it was.
+    """
+    with (
+        pair.scope(),
+        seeded(seed),
+        torch.no_grad(),
+        pyro.validation_enabled(False),
+        mode(False, pair.model, pair.guide),
+    ):
+        yield
+
+
+def reader(pair: Pair, x: Tensor) -> Reader:
+    """A :class:`Reader` of the rows ``x`` (n, d), to be used inside :func:`reading`."""
+    return Reader(pair, x, layout(pair.model, x))
+
+
+def _broadcasts(function: PyroCallable, found: Layout, arguments: Arguments) -> bool:
+    """Whether one run inside a plate of draws is the same as a run for every draw.
+
+    Our own modules promise it. Any other callable is run for two draws together, and again for each of them alone at
+    the same values: all its log densities must be equal.
+    """
+    inner = unwrapped(function)
+    if isinstance(inner, Module) and type(inner).__module__.split(".")[0] in OURS:
+        return True
+    dim = -1 - found.nesting
+    with seeded(0):
+        alone = poutine.trace(function).get_trace(*arguments)
+        try:
+            together = poutine.trace(spread(function, 2, dim)).get_trace(*arguments)
+            together.compute_log_prob()
+            for draw in range(2):
+                chosen = _one_draw(together, alone, draw, dim)
+                trace = poutine.trace(poutine.condition(function, chosen)).get_trace(*arguments)
+                trace.compute_log_prob()
+                if not _same(trace, together, draw, dim):
+                    return False
+        except Exception:  # whatever it is, draws alone will show it again where it is not of the plate's making
+            return False
+    return True
+
+
+def _one_draw(together: poutine.Trace, alone: poutine.Trace, draw: int, dim: int) -> dict[str, Tensor]:
+    """The values of one of the draws of a trace, in the shapes that they have in a run of its own."""
+    values = {}
+    for name, site in together.nodes.items():
+        if site["type"] != "sample" or site_is_subsample(site) or site["is_observed"]:
+            continue
+        batch = site["value"].ndim - site["fn"].event_dim
+        wide = site["value"].reshape((1,) * (-dim - batch) + site["value"].shape)
+        own = wide.expand(2, *wide.shape[1:])[draw]
+        values[name] = own.reshape(alone.nodes[name]["value"].shape)
+    return values
+
+
+def _same(trace: poutine.Trace, together: poutine.Trace, draw: int, dim: int) -> bool:
+    """Whether the log densities of a run of one draw are those of the run of both, site by site."""
+    for name, site in trace.nodes.items():
+        if site["type"] != "sample" or site_is_subsample(site):
+            continue
+        ours, theirs = site["unscaled_log_prob"], together.nodes[name]["unscaled_log_prob"]
+        wide = theirs.reshape((1,) * (-dim - theirs.ndim) + theirs.shape)
+        wide = wide.expand(2, *wide.shape[1:])[draw]
+        if wide.numel() != ours.numel():
+            return False
+        tolerance = 1e3 * torch.finfo(ours.dtype).eps
+        if not torch.allclose(ours.flatten(), wide.flatten(), rtol=tolerance, atol=tolerance, equal_nan=True):
+            return False
+    return True
+
+
+def _natural(value: Tensor, latent: Latent) -> Tensor:
+    """A value (*batch, *event) with as many batch dimensions as the site has in a run of its own."""
+    depth = max([1] * latent.local + [-plate.dim for plate in latent.plates], default=0)
+    batch = value.ndim - latent.event_dim
+    return value.reshape(value.shape[batch - depth :])
+
+
+def _is_delta(function: Any) -> bool:
+    while hasattr(function, "base_dist"):
+        function = function.base_dist
+    return isinstance(function, dist.Delta)
+
+
+def _count(arguments: Arguments) -> int:
+    """The number of rows that a model generates for these arguments."""
+    _, index, size = (*arguments, None, None)[:3]
+    return len(index) if index is not None else int(size)
