@@ -86,7 +86,7 @@ def default_loss(model: Any, guide: Any) -> ELBO:
 
 
 def gaussian(guide: Any) -> bool:
-    """Whether a guide declares that all its sites are Gaussian or categorical; of Pyro's autoguides, the Gaussian ones."""
+    """Whether a guide declares that all its sites are Gaussian or categorical, or is a Gaussian autoguide of Pyro's."""
     return isinstance(guide, GAUSSIAN) or bool(getattr(guide, "gaussian", False))
 
 
