@@ -11,18 +11,13 @@ from torch.nn.functional import softplus
 
 from guides.gaussian import sample_factorised, sample_joint, shaped, width
 from guides.sites import CannotServe, Sites, only
-from zoo.base import Module, check_rows, check_whole, incomplete, like, rows
-from zoo.networks import (
-    Activation,
-    Standardize,
-    activation_class,
-    activation_name,
-    check_image,
-    check_network,
-    image_encoder,
-    mlp,
-    reset,
-)
+from zoo.base.checks import check_rows, check_whole, incomplete
+from zoo.base.module import Module, like
+from zoo.base.plates import rows
+from zoo.networks.convolution import check_image, image_encoder
+from zoo.networks.perceptron import Activation, activation_class, activation_name, mlp, reset
+from zoo.networks.standardize import Standardize
+from zoo.networks.user_module import check_network
 
 Covariance = Literal["diag", "low_rank", "full"]
 WHITENED = 1000  # columns up to which the root of their correlations is cheap
@@ -51,7 +46,7 @@ class Amortized(Module):
             columns plus a diagonal) or ``"full"`` (a Cholesky factor).
         rank: columns of the factor of ``"low_rank"``.
         masked: give the network the pattern of missing entries as d further inputs. None: where ``x`` has some.
-        activation, normalize, gated: of the hidden layers, see :func:`zoo.networks.mlp`.
+        activation, normalize, gated: of the hidden layers, see :func:`zoo.networks.perceptron.mlp`.
         image: (channels, height, width) with product d makes the network convolutional; the pattern of missing entries
             comes as further channels.
         network: a module of your own in place of it, from standardised rows (..., d), or (..., 2 d) if masked, to

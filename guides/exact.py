@@ -2,33 +2,15 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
-import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
 from guides.sites import CannotServe, Sites
-from zoo.base import Conjugate, Latent, Module, rows
-
-
-class _PathwiseCategorical(dist.Categorical):
-    """A Categorical without score-function term.
-
-    Under the exact posterior that term, (log p(x) - a constant) times the gradient of log q, has expectation zero:
-    saying ``has_rsample`` makes Pyro leave it out, and the gradient of the bound becomes that of log p(x), exactly.
-    """
-
-    has_rsample = True
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        with torch.no_grad():
-            return self.sample(sample_shape)
-
-    def enumerate_support(self, expand: bool = True) -> Tensor:
-        self.has_rsample = False  # summed over, as TraceEnum_ELBO does, every value must keep its weight
-        return super().enumerate_support(expand)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "_PathwiseCategorical":
-        return super().expand(batch_shape, self._get_checked_instance(_PathwiseCategorical, _instance))
+from zoo.base.latent_sites import Latent
+from zoo.base.module import Module
+from zoo.base.plates import rows
+from zoo.base.protocols import Conjugate
+from zoo.distributions.pathwise import PathwiseCategorical
 
 
 class Exact(Module):
@@ -67,7 +49,7 @@ class Exact(Module):
             raise ValueError("Exact conditions on the rows: pass x")
         posterior = self.model.posterior(x)
         if isinstance(posterior, dist.Categorical):
-            posterior = _PathwiseCategorical(logits=posterior.logits)
+            posterior = PathwiseCategorical(logits=posterior.logits)
         with rows(x, index, size):
             pyro.sample(self.site.name, posterior)
 

@@ -14,8 +14,13 @@ from torch.nn.functional import softplus
 
 from guides.gaussian import shaped, width
 from guides.sites import CannotServe, Sites, only
-from zoo.base import Latent, Module, check_rows, check_whole, incomplete, like, rows
-from zoo.networks import Activation, Standardize, activation_class, activation_name, mlp, reset
+from zoo.base.checks import check_rows, check_whole, incomplete
+from zoo.base.latent_sites import Latent
+from zoo.base.module import Module, like
+from zoo.base.plates import rows
+from zoo.distributions.bent import Bent
+from zoo.networks.perceptron import Activation, activation_class, activation_name, mlp, reset
+from zoo.networks.standardize import Standardize
 
 Kind = Literal["iaf", "spline"]
 ONE = math.log(math.e - 1)  # softplus(ONE) = 1
@@ -51,7 +56,7 @@ class Flow(Module):
         bins: segments of a spline.
         bound: where splines end and the identity begins.
         masked: give the network the pattern of missing entries as d further inputs. None: where ``x`` has some.
-        activation: of the hidden layers, see :func:`zoo.networks.mlp`.
+        activation: of the hidden layers, see :func:`zoo.networks.perceptron.mlp`.
 
     Raises:
         CannotServe: the model has a discrete site, or one that all rows share.
@@ -182,31 +187,6 @@ class Flow(Module):
         """
         only(self.sites)
         return self._site(0, *self.encode(like(x, self)))
-
-
-class Bent(dist.TorchDistribution):
-    """A base distribution of real vectors, carried through transforms of vectors.
-
-    ``TransformedDistribution`` in other words, and not of its class: what applies Gaussian rules to a transformed
-    Gaussian (:class:`zoo.quadrature.QuadratureELBO`) must not take a flow for one.
-    """
-
-    has_rsample = True
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - as in torch
-    support = dist.constraints.real_vector
-
-    def __init__(self, base: dist.TorchDistribution, transforms: Sequence[Any]) -> None:
-        self.carried = dist.TransformedDistribution(base, list(transforms), validate_args=False)
-        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "Bent":
-        return Bent(self.carried.base_dist.expand(torch.Size(batch_shape)), self.carried.transforms)
-
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 - as in torch
-        return self.carried.rsample(sample_shape)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        return self.carried.log_prob(value)
 
 
 def _step(

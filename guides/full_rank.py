@@ -8,7 +8,9 @@ from torch.distributions import Distribution, constraints, transform_to
 
 from guides.gaussian import sample_joint, shaped, width
 from guides.sites import CannotServe, Sites, check_closed_form, check_count, closed_posterior, only, pick, put
-from zoo.base import Module, check_rows, like, rows
+from zoo.base.checks import check_rows
+from zoo.base.module import Module, like
+from zoo.base.plates import rows
 
 
 class FullRank(Module):

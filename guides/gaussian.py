@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Transform
 from torch.distributions.transforms import ReshapeTransform
 
-from zoo.base import Latent
+from zoo.base.latent_sites import Latent
 
 
 def width(latents: Sequence[Latent]) -> int:

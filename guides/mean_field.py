@@ -9,7 +9,9 @@ from torch.distributions import Distribution, constraints
 
 from guides.gaussian import sample_factorised, shaped, width
 from guides.sites import Sites, check_closed_form, check_count, closed_posterior, only, pick, put
-from zoo.base import Module, check_rows, like, rows
+from zoo.base.checks import check_rows
+from zoo.base.module import Module, like
+from zoo.base.plates import rows
 
 
 class MeanField(Module):

@@ -13,8 +13,11 @@ from torch.distributions import Distribution
 from guides.amortized import Amortized
 from guides.gaussian import sample_factorised, shaped, width
 from guides.sites import CannotServe, Sites, only
-from zoo.base import Latent, Module, check_rows, check_whole, like, rows
-from zoo.networks import Activation, activation_name
+from zoo.base.checks import check_rows, check_whole
+from zoo.base.latent_sites import Latent
+from zoo.base.module import Module, like
+from zoo.base.plates import rows
+from zoo.networks.perceptron import Activation, activation_name
 
 MOST = 10.0  # times, that a step may change a precision
 GROWTH = 1.5  # of a row's rate after a step that raised its bound
@@ -54,7 +57,7 @@ class SemiAmortized(Module):
         rate: :math:`\rho` in (0, 1]; 1 is the full Newton step, which finds the optimum of a row at once where the
             posterior is an uncorrelated Gaussian, and overshoots where it is correlated.
         masked: give the network the pattern of missing entries as d further inputs. None: where ``x`` has some.
-        activation: of the hidden layers, see :func:`zoo.networks.mlp`.
+        activation: of the hidden layers, see :func:`zoo.networks.perceptron.mlp`.
 
     Attributes:
         proposal: the network, a guide :class:`guides.Amortized`.

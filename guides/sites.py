@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from zoo.base import Conjugate, Latent, latents
+from zoo.base.latent_sites import Latent, latents
+from zoo.base.protocols import Conjugate
 
 
 class CannotServe(ValueError):  # noqa: N818 - it reads as what it says

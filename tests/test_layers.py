@@ -1,66 +1,23 @@
-"""Imports point down only, and each dangerous thing has one home: read from the source, without importing it."""
+"""The layers of the package, read from its folders: what may import what, without importing anything.
+
+``python tests/test_layers.py`` prints the figures.
+"""
 
 import ast
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# From the ground up. A module imports from its own layer and those below; models and guides, side by side, do not
-# know each other, and only the last layer knows both.
-LAYERS = [
-    {
-        "zoo.base",
-        "zoo.diagonal",
-        "zoo.networks",
-        "zoo.likelihoods",
-        "zoo.linear_gaussian",
-        "zoo.missing",
-        "zoo.missing_linear",
-        "zoo.missing_mixture",
-    },
-    {"zoo.models", "guides"},
-    {
-        "zoo.em",
-        "zoo.gauge",
-        "zoo.optim",
-        "zoo.quadrature",
-        "zoo.compiled",
-        "zoo.objectives",
-        "zoo.run",
-        "zoo.checkpoint",
-        "zoo.guard",
-        "zoo.pairing",
-        "zoo.fit",
-        "zoo.distributed",
-        "zoo.data",
-    },
-    {
-        "zoo.annealing",
-        "zoo.bounds",
-        "zoo.diagnostics",
-        "zoo.gaps",
-        "zoo.information",
-        "zoo.rowwise",
-        "zoo.evaluate",
-        "zoo.factors",
-        "zoo.export",
-        "zoo.plots",
-        "zoo.restarts",
-    },
-    {
-        "zoo.registry",
-        "zoo.report",
-        "zoo.benchmark",
-        "zoo.console",
-        "zoo.judging",
-        "zoo.selecting",
-        "zoo.cli",
-        "zoo.__main__",
-    },
-]
-GROUND, SIDES, LAST = 0, 1, len(LAYERS) - 1
+FLOORS = 8  # the longest chain of units, each importing the next
+LONG = 60  # lines of a function
+LONG_LIMIT = 4  # functions longer than that; asserted later
+ANY_LIMIT = 195  # parameters and attributes named as in ANY with type Any; asserted later
+ANY = {"model", "guide", "run", "loss", "x", "q"}
+SPLIT = {"infer", "diagnostics"}  # wings whose sub-folders are units of their own
+TOP = {"commands", "benchmark"}  # wings that may import the public names on top
 FILES = sorted([*ROOT.glob("zoo/**/*.py"), *ROOT.glob("guides/**/*.py")])
 
 
@@ -69,75 +26,234 @@ def module(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {module(path) for path in FILES}
+MODULES = {module(path): path for path in FILES}
+INNER = sorted(MODULES.keys() - {"zoo", "zoo.__main__"})
 
 
 def unit(name: str) -> str:
-    """The entry of LAYERS that a module belongs to."""
-    return "guides" if name.split(".")[0] == "guides" else ".".join(name.split(".")[:2])
+    """``guides``, the wing of a module, or its sub-folder."""
+    parts = name.split(".")
+    if parts[0] == "guides":
+        return "guides"
+    deep = len(parts) > 2 and parts[1] in SPLIT and (ROOT.joinpath(*parts[:3]) / "__init__.py").exists()
+    return ".".join(parts[: 3 if deep else 2])
 
 
-def layer(name: str) -> int:
-    return next(i for i, names in enumerate(LAYERS) if unit(name) in names)
+@functools.cache
+def parse(name: str) -> ast.Module:
+    return ast.parse(MODULES[name].read_text(encoding="utf-8"))
 
 
-def imported(tree: ast.AST) -> Iterator[str]:
-    """Every module that a source imports, wherever the statement stands; ours by their full names."""
-    for node in ast.walk(tree):
+def running(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes below ``node``, without those that only a type checker sees."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            continue
+        yield child
+        yield from running(child)
+
+
+@functools.cache
+def imported(name: str) -> frozenset[str]:
+    """Every module that a module imports, wherever the statement stands; ours by their full names."""
+    found = set()
+    for node in running(parse(name)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno}: relative import"
+            assert node.level == 0, f"{name}, line {node.lineno}: relative import"
             assert node.module is not None
-            for alias in node.names:
-                full = f"{node.module}.{alias.name}"
-                yield full if full in MODULES else node.module
+            full = {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {other if other in MODULES else node.module for other in full.values()}
+    return frozenset(found)
 
 
-def parse(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
+def ours(name: str) -> set[str]:
+    return {other for other in imported(name) if other in MODULES} - {name}
 
 
-SOURCES = [pytest.param(path, id=module(path)) for path in FILES]
+def modules_of(one: str) -> dict[str, set[str]]:
+    """The modules of a unit, each with those of the unit that it imports."""
+    names = {name for name in INNER if unit(name) == one}
+    return {name: ours(name) & names for name in names}
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if module(p) != "zoo"], ids=module)
-def test_every_module_has_a_layer(path):
-    assert sum(unit(module(path)) in names for names in LAYERS) == 1, "give it a place in LAYERS"
+def units() -> dict[str, set[str]]:
+    """Every unit with the units it imports."""
+    graph: dict[str, set[str]] = {unit(name): set() for name in INNER}
+    for name in INNER:
+        graph[unit(name)] |= {unit(other) for other in ours(name) - {"zoo"}} - {unit(name)}
+    return graph
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if module(p) != "zoo"], ids=module)
-def test_imports_point_down(path):
-    name = module(path)
-    ours = [other for other in imported(parse(path)) if other.split(".")[0] in ("zoo", "guides")]
-    if layer(name) != LAST:
-        assert "zoo" not in ours, "import from the module itself, not from the public names on top"
-    for other in set(ours) - {"zoo"}:
-        assert layer(other) <= layer(name), f"{name} imports {other} from a layer above"
-        if SIDES in (layer(name), layer(other)) and layer(name) != LAST:
-            assert unit(other) == unit(name) or layer(other) == GROUND, f"{name} imports {other}"
+def circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """A closed path through the graph, or an empty list."""
+    done: set[str] = set()
+
+    def walk(node: str, path: list[str]) -> list[str]:
+        if node in path:
+            return [*path[path.index(node) :], node]
+        if node in done:
+            return []
+        for other in sorted(graph[node]):
+            if found := walk(other, [*path, node]):
+                return found
+        done.add(node)
+        return []
+
+    return next((found for node in sorted(graph) if (found := walk(node, []))), [])
 
 
-@pytest.mark.parametrize("path", SOURCES)
-def test_arviz_is_imported_in_one_file_alone(path):
-    found = [name for name in imported(parse(path)) if name.split(".")[0].startswith("arviz")]
-    assert not found or module(path) == "zoo.export.container"
+def chain(graph: Mapping[str, set[str]]) -> list[str]:
+    """The longest path through a graph without circles."""
+
+    @functools.cache
+    def longest(node: str) -> list[str]:
+        return [node, *max((longest(other) for other in graph[node]), key=len, default=[])]
+
+    return max((longest(node) for node in sorted(graph)), key=len)
 
 
-@pytest.mark.parametrize("path", SOURCES)
-def test_svi_is_built_in_fit_alone(path):
-    calls = (node.func for node in ast.walk(parse(path)) if isinstance(node, ast.Call))
+def names_in(name: str) -> set[str]:
+    """The functions, classes and imported names of a module; of a package, the names beside its modules."""
+    found = set()
+    for node in parse(name).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.ImportFrom):
+            found |= {a.asname or a.name for a in node.names if f"{node.module}.{a.name}" not in MODULES}
+    return found
+
+
+def shadowed() -> list[str]:
+    """Modules whose name a function or class takes in the package that holds them; among plots, their own too."""
+    found = []
+    for name in INNER:
+        package, _, last = name.rpartition(".")
+        own = {n.name for n in parse(name).body if isinstance(n, ast.FunctionDef)} if package == "zoo.plots" else set()
+        if last in own or (package and last in names_in(package)):
+            found.append(name)
+    return found
+
+
+def loose() -> list[str]:
+    return [p.name for p in sorted((ROOT / "zoo").glob("*.py")) if p.stem not in ("__init__", "__main__")]
+
+
+def long_functions() -> list[str]:
+    return [
+        f"{name}.{node.name}"
+        for name in MODULES
+        for node in ast.walk(parse(name))
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno + 1 - documented(node) > LONG
+    ]
+
+
+def documented(node: ast.FunctionDef) -> int:
+    """The lines of a function's docstring."""
+    first = node.body[0]
+    return (first.end_lineno or 0) - first.lineno + 1 if ast.get_docstring(node) is not None else 0
+
+
+def untyped() -> list[str]:
+    """Parameters and attributes named in ANY whose type is Any."""
+    found = []
+    for name in MODULES:
+        for node in ast.walk(parse(name)):
+            if isinstance(node, ast.arg):
+                label, kind = node.arg, node.annotation
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                label, kind = node.target.id, node.annotation
+            else:
+                continue
+            if label in ANY and kind is not None and ast.unparse(kind) in ("Any", "Any | None"):
+                found.append(f"{name}:{node.lineno} {label}")
+    return found
+
+
+def public() -> list[str]:
+    statement = next(
+        s for s in parse("zoo").body if isinstance(s, ast.Assign) and ast.unparse(s.targets[0]) == "__all__"
+    )
+    return list(ast.literal_eval(statement.value))
+
+
+def figures() -> dict[str, object]:
+    graph = units()
+    circles = [found for one in sorted(graph) if (found := circle(modules_of(one)))]
+    circles += [found] if (found := circle(graph)) else []
+    return {
+        "loose modules": len(loose()),
+        "floors": "a circle" if circle(graph) else f"{len(chain(graph))}: {' > '.join(chain(graph))}",
+        "arrows between units": sum(map(len, graph.values())),
+        "circles": circles or 0,
+        "shadowed modules": shadowed() or 0,
+        "names in zoo.__all__": len(public()),
+        f"functions over {LONG} lines": len(long_functions()),
+        f"Any on {', '.join(sorted(ANY))}": len(untyped()),
+    }
+
+
+def test_no_module_is_loose():
+    assert not loose(), "move it into a wing"
+
+
+def test_units_import_each_other_in_no_circle():
+    assert not circle(units())
+
+
+@pytest.mark.parametrize("one", sorted(units()))
+def test_modules_of_a_unit_import_each_other_in_no_circle(one):
+    assert not circle(modules_of(one))
+
+
+def test_floors():
+    assert len(chain(units())) <= FLOORS, " > ".join(chain(units()))
+
+
+def test_no_module_is_shadowed():
+    assert not shadowed()
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_inner_modules_do_not_import_the_public_names_on_top(name):
+    if name.split(".")[1:2] and name.split(".")[1] in TOP:
+        return
+    assert "zoo" not in imported(name), "import from the module itself"
+
+
+def test_models_and_guides_do_not_know_each_other():
+    assert "guides" not in units()["zoo.models"]
+    assert "zoo.models" not in units()["guides"]
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_arviz_is_imported_in_one_file_alone(name):
+    found = [other for other in imported(name) if other.split(".")[0].startswith("arviz")]
+    assert not found or name == "zoo.compat.container"
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_svi_is_built_in_fitting_alone(name):
+    calls = (node.func for node in ast.walk(parse(name)) if isinstance(node, ast.Call))
     names = [f.id if isinstance(f, ast.Name) else f.attr for f in calls if isinstance(f, ast.Name | ast.Attribute)]
-    assert ("SVI" in names) == (module(path) == "zoo.fit")
+    assert ("SVI" in names) == (name == "zoo.infer.fitting")
 
 
-@pytest.mark.parametrize("package", ["zoo", "guides", "zoo/models", "zoo/diagnostics", "zoo/export"])
-def test_init_holds_the_public_names_and_nothing_else(package):
-    docstring, *statements = parse(ROOT / package / "__init__.py").body
+@pytest.mark.parametrize("name", sorted(name for name, path in MODULES.items() if path.stem == "__init__"))
+def test_every_package_says_what_it_is_for_and_exports_what_it_imports(name):
+    docstring, *statements = parse(name).body
     assert isinstance(docstring, ast.Expr)
-    imports, names = statements[:-1], statements[-1]
-    assert all(isinstance(s, ast.Import | ast.ImportFrom) for s in imports)
-    assert isinstance(names, ast.Assign)
-    assert ast.unparse(names.targets[0]) == "__all__"
-    bound = [alias.asname or alias.name for s in imports for alias in s.names]
-    assert sorted(bound) == sorted(ast.literal_eval(names.value))
+    if name == "zoo" or not statements:
+        return
+    bound = [a.asname or a.name for s in statements if isinstance(s, ast.Import | ast.ImportFrom) for a in s.names]
+    assert all(isinstance(s, ast.Import | ast.ImportFrom) for s in statements[:-1])
+    assert isinstance(statements[-1], ast.Assign)
+    assert sorted(bound) == sorted(ast.literal_eval(statements[-1].value))
+
+
+if __name__ == "__main__":
+    for label, figure in figures().items():
+        print(f"{label}: {figure}")
+    for one, others in sorted(units().items()):
+        print(f"  {one} <- {', '.join(sorted(others))}")

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 import guides
 import zoo
-from zoo import registry
-from zoo.cli import app
+from zoo.commands import registry
+from zoo.commands.main import app
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -1,113 +1,58 @@
 """Latent Zoo: latent factor models and variational guides for Pyro, any with any, with the exact answer beside them."""
 
+import importlib
+from typing import Any
+
 from zoo import data
-from zoo.annealing import AIS
+from zoo.alignment import to_canonical
 from zoo.base import Conjugate
-from zoo.bounds import Ladder, ladder
-from zoo.checkpoint import load
-from zoo.diagnostics import (
-    Calibration,
-    Comparison,
-    Criteria,
-    Diagnosis,
-    Finding,
-    Importance,
-    Loadings,
-    Loo,
-    PosteriorError,
-    PredictiveCheck,
-    Sampled,
-    Scan,
-    bootstrap_loadings,
-    criteria,
-    diagnose,
-    importance,
-    loo,
-    nuts,
-    posterior_error,
-    predictive_check,
-    sbc,
-    scan,
-)
-from zoo.em import em
-from zoo.evaluate import Evaluation, evaluate
+from zoo.diagnostics import diagnose, importance_moments, loo, nuts, predictive_check, sbc, select_size
 from zoo.export import to_arviz, write_arviz
-from zoo.factors import edit, generate, impute, interpolate, probe, reconstruct, traverse
-from zoo.fit import Fit, fit
-from zoo.gaps import Gaps, gaps
-from zoo.gauge import Gauge, align, canonical, gauge_of, posterior_difference
-from zoo.guard import Diverged, UnboundedLikelihood
-from zoo.information import Bits, Information, bits_per_dimension, information
-from zoo.missing import Imputation
+from zoo.factors import generate, impute, reconstruct, traverse
+from zoo.infer import IWAE, AnnealedELBO, Fit, best_of, em, fit, load
 from zoo.models import GMM, PPCA, VAE, FactorAnalysis
-from zoo.objectives import IWAE, AnnealedELBO, warm_up
-from zoo.restarts import Restarts, em_restarts, restarts
+from zoo.posterior import evaluate, log_evidence_bounds
+
+LAZY = ("benchmark", "plots", "report")  # loaded on first use: most programs need none of them
 
 __all__ = [
-    "AIS",
     "GMM",
     "IWAE",
     "PPCA",
     "VAE",
     "AnnealedELBO",
-    "Bits",
-    "Calibration",
-    "Comparison",
     "Conjugate",
-    "Criteria",
-    "Diagnosis",
-    "Diverged",
-    "Evaluation",
     "FactorAnalysis",
-    "Finding",
     "Fit",
-    "Gaps",
-    "Gauge",
-    "Importance",
-    "Imputation",
-    "Information",
-    "Ladder",
-    "Loadings",
-    "Loo",
-    "PosteriorError",
-    "PredictiveCheck",
-    "Restarts",
-    "Sampled",
-    "Scan",
-    "UnboundedLikelihood",
-    "align",
-    "bits_per_dimension",
-    "bootstrap_loadings",
-    "canonical",
-    "criteria",
+    "best_of",
     "data",
     "diagnose",
-    "edit",
     "em",
-    "em_restarts",
     "evaluate",
     "fit",
-    "gaps",
-    "gauge_of",
     "generate",
-    "importance",
+    "importance_moments",
     "impute",
-    "information",
-    "interpolate",
-    "ladder",
     "load",
+    "log_evidence_bounds",
     "loo",
     "nuts",
-    "posterior_difference",
-    "posterior_error",
     "predictive_check",
-    "probe",
     "reconstruct",
-    "restarts",
     "sbc",
-    "scan",
+    "select_size",
     "to_arviz",
+    "to_canonical",
     "traverse",
-    "warm_up",
     "write_arviz",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in LAZY:
+        return importlib.import_module(f"zoo.{name}")
+    raise AttributeError(f"module 'zoo' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *LAZY})

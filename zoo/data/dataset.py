@@ -1,6 +1,7 @@
 """The frozen record that `load` returns."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,3 +71,8 @@ class Dataset:
         index = index.sort().values.to(self.x.device)
         labels = None if self.labels is None else self.labels[index.to(self.labels.device)]
         return replace(self, x=self.x[index], labels=labels)
+
+
+def column_names(x: Any) -> tuple[str, ...]:
+    """The names of the columns, where a data set gives them."""
+    return x.columns if isinstance(x, Dataset) else ()

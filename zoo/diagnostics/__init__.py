@@ -1,37 +1,35 @@
-"""Whether a fit can be believed: its q beside the posterior, its p beside the data."""
+"""Whether a fit can be believed: its q compared with the posterior, its p with the data."""
 
-from zoo.diagnostics.calibration import Calibration, sbc
-from zoo.diagnostics.criteria import Criteria, criteria
-from zoo.diagnostics.importance import Importance, PosteriorError, importance, posterior_error
-from zoo.diagnostics.loadings import Loadings, bootstrap_loadings
-from zoo.diagnostics.loo import Loo, loo
-from zoo.diagnostics.mcmc import Comparison, Sampled, nuts
-from zoo.diagnostics.predictive import PredictiveCheck, predictive_check
-from zoo.diagnostics.scan import Candidate, Scan, scan
-from zoo.diagnostics.verdict import Diagnosis, Finding, diagnose
+from zoo.diagnostics.diagnosis import Diagnosis, Finding, diagnose
+from zoo.diagnostics.guide.calibration import Calibration, sbc
+from zoo.diagnostics.guide.exact import PosteriorError, posterior_error
+from zoo.diagnostics.guide.importance import ImportanceMoments, importance_moments
+from zoo.diagnostics.guide.mcmc import Comparison, MCMCSamples, nuts
+from zoo.diagnostics.model.criteria import InformationCriteria, information_criteria
+from zoo.diagnostics.model.leave_one_out import Loo, loo
+from zoo.diagnostics.model.predictive import PredictiveCheck, predictive_check
+from zoo.diagnostics.model.selection import Candidate, Selection, select_size
 
 __all__ = [
     "Calibration",
     "Candidate",
     "Comparison",
-    "Criteria",
     "Diagnosis",
     "Finding",
-    "Importance",
-    "Loadings",
+    "ImportanceMoments",
+    "InformationCriteria",
     "Loo",
+    "MCMCSamples",
     "PosteriorError",
     "PredictiveCheck",
-    "Sampled",
-    "Scan",
-    "bootstrap_loadings",
-    "criteria",
+    "Selection",
     "diagnose",
-    "importance",
+    "importance_moments",
+    "information_criteria",
     "loo",
     "nuts",
     "posterior_error",
     "predictive_check",
     "sbc",
-    "scan",
+    "select_size",
 ]

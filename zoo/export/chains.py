@@ -5,11 +5,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoo.base import Latent, latents
+from zoo.alignment.matching import align
+from zoo.alignment.symmetry import Alignment
+from zoo.base.latent_sites import Latent, latents
 from zoo.export.variables import parameters
-from zoo.fit import Fit
-from zoo.gauge import Gauge, align
-from zoo.rowwise import reading
+from zoo.infer.fitting import Fit
+from zoo.posterior.rowwise import reading
 
 Turn = Callable[[Latent, Tensor], Tensor]  # draws of a latent site to the same draws in other coordinates
 INDEPENDENT = "independent draws from a guide, one chain: R-hat and effective sample size say nothing here"
@@ -58,8 +59,8 @@ def check(runs: Sequence[Fit], x: Sequence[Tensor]) -> None:
 def alignment(runs: Sequence[Fit], x: Tensor) -> tuple[list[Any], list[Turn], str]:
     """Models and draws in the coordinates of the first run.
 
-    Rotations of factors are those of :func:`zoo.align`, and so are numbers of components. A model that has no gauge
-    known there (a network, a model of the user's) is taken as it is.
+    Rotations of factors are those of :func:`zoo.alignment.align`, and so are numbers of components. A model that
+    has no gauge known there (a network, a model of the user's) is taken as it is.
 
     Returns:
         models whose parameters compare, what to apply to each run's draws, and what was done, in words.
@@ -76,13 +77,13 @@ def alignment(runs: Sequence[Fit], x: Tensor) -> tuple[list[Any], list[Turn], st
             turns.append(_turn(gauge, found))
     except TypeError:
         words = (
-            f"none: {title(runs[0].model)} has no gauge that is known (zoo.gauge), so the latent sites of two chains "
-            "may differ where the models agree: R-hat of the data's predictions means something, that of the latent "
-            "sites need not"
+            f"none: {title(runs[0].model)} has no gauge that is known (zoo.alignment), so the latent sites of two "
+            "chains may differ where the models agree: R-hat of the data's predictions means something, that of the "
+            "latent sites need not"
         )
         return [run.model for run in runs], [unchanged] * len(runs), words
     rotated = "rotation and sign of the factors" if gauge.rotation is not None else "numbers of the components"
-    return models, turns, f"{rotated} of every chain are aligned to chain 0 (zoo.align)"
+    return models, turns, f"{rotated} of every chain are aligned to chain 0 (zoo.alignment.align)"
 
 
 def unchanged(site: Latent, value: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ def title(thing: Any) -> str:
     return str(getattr(thing, "__name__", type(thing).__name__))
 
 
-def _turn(gauge: Gauge, found: Sequence[Latent]) -> Turn:
+def _turn(gauge: Alignment, found: Sequence[Latent]) -> Turn:
     """The gauge on draws of the one site that it concerns.
 
     Raises:

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from zoo.export.container import elpd_data
+from zoo.compat.container import elpd_data
 
 
 def elpd(log_density: Any) -> Any:

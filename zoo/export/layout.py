@@ -12,13 +12,15 @@ import torch
 import xarray
 from torch import Tensor
 
-from zoo.base import Module, check_rows, check_whole, latents
+from zoo.base.checks import check_rows, check_whole
+from zoo.base.latent_sites import latents
+from zoo.base.module import Module
 from zoo.data.dataset import Dataset
 from zoo.export.chains import INDEPENDENT, SEEDS, Turn, alignment, check, title, unchanged
 from zoo.export.pieces import Piece, Source, rows_per_piece
 from zoo.export.variables import Variable, check_names, names, parameters
-from zoo.fit import Fit
-from zoo.rowwise import reading
+from zoo.infer.fitting import Fit
+from zoo.posterior.rowwise import reading
 
 ORDER = (
     "posterior",

@@ -9,7 +9,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 from torch.distributions import constraints
 
-from zoo.base import Latent
+from zoo.base.latent_sites import Latent
 
 RESERVED = ("chain", "draw", "row", "column", "column_other", "factor")
 

@@ -13,7 +13,7 @@ import xarray
 
 from zoo.export.layout import BESIDE, ORDER, Blank, Export, place, prepare
 from zoo.export.pieces import Piece
-from zoo.fit import Fit
+from zoo.infer.fitting import Fit
 
 Put = Callable[[str, str, tuple[slice, ...], np.ndarray], None]  # group, name, where, values
 

@@ -7,9 +7,11 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from zoo.base import Latent, check_rows, check_whole, latents, like, seeded
-from zoo.data import Dataset
-from zoo.run import Fit
+from zoo.base.checks import check_rows, check_whole
+from zoo.base.latent_sites import Latent, latents
+from zoo.base.module import like
+from zoo.base.random import seeded
+from zoo.infer.run import Fit
 
 
 def factor_site(run: Fit, task: str) -> Latent:
@@ -44,7 +46,7 @@ def factor_site(run: Fit, task: str) -> Latent:
     if local[0].transform is not None:
         raise ValueError(
             f"{need} constrains '{local[0].name}' to {local[0].support}, where 0 and straight lines mean little: draw "
-            "from run.posterior(x), and move the draws yourself"
+            "from run.sample(x), and move the draws yourself"
         )
     return local[0]
 
@@ -117,7 +119,7 @@ def encode(run: Fit, x: Any, *, draws: int = 200, seed: int = 0) -> Tensor:
     with run.scope():
         mean = _closed_mean(run, x)
     if mean is None or mean.shape != (len(x), *latent.shape):
-        mean = run.posterior(x, draws, seed=seed)[latent.name].mean(0)
+        mean = run.sample(x, draws, seed=seed)[latent.name].mean(0)
     return mean.detach().reshape(len(x), -1).clone()  # a guide may hand out its own parameter
 
 
@@ -137,8 +139,3 @@ def _closed_mean(run: Fit, x: Tensor) -> Tensor | None:
         return None if q is None else q.mean
     except NotImplementedError:
         return None
-
-
-def column_names(x: Any) -> tuple[str, ...]:
-    """The names of the columns, where a data set gives them."""
-    return x.columns if isinstance(x, Dataset) else ()

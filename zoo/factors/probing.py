@@ -9,10 +9,10 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from zoo.base import check_rows, check_whole
-from zoo.data import Dataset
+from zoo.base.checks import check_rows, check_whole
+from zoo.data.dataset import Dataset
 from zoo.factors.decoding import encode, factor_site
-from zoo.run import Fit
+from zoo.infer.run import Fit
 
 
 @dataclass(frozen=True, eq=False)

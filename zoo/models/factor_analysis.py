@@ -6,11 +6,14 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.nn.functional import linear
 
-from zoo import linear_gaussian, missing_linear
-from zoo.base import Module, check_rows, check_whole, like, rows
-from zoo.diagonal import DiagonalNormal
-from zoo.linear_gaussian import Moments
-from zoo.missing import Imputation, Incomplete, refuse_unobserved_columns, seen
+from zoo.algebra import linear_gaussian, missing_linear
+from zoo.algebra.linear_gaussian import Moments
+from zoo.algebra.missing import Imputation, Incomplete, refuse_unobserved_columns
+from zoo.base.checks import check_rows, check_whole
+from zoo.base.module import Module, like
+from zoo.base.plates import rows
+from zoo.distributions.diagonal import DiagonalNormal
+from zoo.distributions.observed import seen
 
 
 class FactorAnalysis(Module):
@@ -122,7 +125,7 @@ class FactorAnalysis(Module):
     def maximize(self, moments: Moments) -> None:
         """Go up from the noise at hand to a maximum of the likelihood of complete rows, by L-BFGS-B on their moments.
 
-        Where EM creeps for thousands of steps this takes tens: see :func:`zoo.linear_gaussian.best_noise`.
+        Where EM creeps for thousands of steps this takes tens: see :func:`zoo.algebra.linear_gaussian.best_noise`.
 
         Raises:
             FloatingPointError: the search ended without a maximum; the parameters stay as they were.

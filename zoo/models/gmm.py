@@ -9,10 +9,13 @@ from sklearn.cluster import kmeans_plusplus
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from zoo import missing_mixture
-from zoo.base import Module, check_rows, check_whole, incomplete, like, rows
-from zoo.linear_gaussian import refuse_constant_columns
-from zoo.missing import Imputation, Incomplete, Sorted, column_moments, refuse_unobserved_columns, seen
+from zoo.algebra import missing_mixture
+from zoo.algebra.linear_gaussian import refuse_constant_columns
+from zoo.algebra.missing import Imputation, Incomplete, Sorted, column_moments, refuse_unobserved_columns
+from zoo.base.checks import check_rows, check_whole, incomplete
+from zoo.base.module import Module, like
+from zoo.base.plates import rows
+from zoo.distributions.observed import seen
 
 Covariance = Literal["full", "tied", "diag", "spherical"]
 

@@ -6,11 +6,14 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.nn.functional import linear
 
-from zoo import linear_gaussian, missing_linear
-from zoo.base import Module, check_rows, check_whole, incomplete, like, rows
-from zoo.diagonal import DiagonalNormal
-from zoo.linear_gaussian import Moments
-from zoo.missing import Imputation, Incomplete, column_moments, refuse_unobserved_columns, seen
+from zoo.algebra import linear_gaussian, missing_linear
+from zoo.algebra.linear_gaussian import Moments
+from zoo.algebra.missing import Imputation, Incomplete, column_moments, refuse_unobserved_columns
+from zoo.base.checks import check_rows, check_whole, incomplete
+from zoo.base.module import Module, like
+from zoo.base.plates import rows
+from zoo.distributions.diagonal import DiagonalNormal
+from zoo.distributions.observed import seen
 
 
 class PPCA(Module):

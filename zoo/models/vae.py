@@ -6,22 +6,17 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from zoo import likelihoods
-from zoo.base import Module, check_whole, like, rows
-from zoo.likelihoods import Covariance, Noise
-from zoo.missing import refuse_unobserved_columns, seen
-from zoo.networks import (
-    Activation,
-    Constant,
-    Standardize,
-    activation_class,
-    activation_name,
-    check_image,
-    check_network,
-    image_decoder,
-    mlp,
-    reset,
-)
+from zoo.algebra.missing import refuse_unobserved_columns
+from zoo.base.checks import check_whole
+from zoo.base.module import Module, like
+from zoo.base.plates import rows
+from zoo.distributions.observed import seen
+from zoo.likelihoods.building import Noise, build
+from zoo.likelihoods.gaussian import Covariance
+from zoo.networks.convolution import check_image, image_decoder
+from zoo.networks.perceptron import Activation, Constant, activation_class, activation_name, mlp, reset
+from zoo.networks.standardize import Standardize
+from zoo.networks.user_module import check_network
 
 
 class VAE(Module):
@@ -56,7 +51,7 @@ class VAE(Module):
         noise: ``"network"``, a function of z, or ``"constant"``, learned and the same for every z. (Of no effect where
             a likelihood has no noise of its own.)
         rank: columns of the factor of ``"low_rank"``.
-        activation, normalize, gated: of the hidden layers, see :func:`zoo.networks.mlp`.
+        activation, normalize, gated: of the hidden layers, see :func:`zoo.networks.perceptron.mlp`.
         image: (channels, height, width) with product D makes ``mean`` convolutional, and ``scale`` too where its
             numbers are images (otherwise it is a perceptron of the same widths).
         decoder: a module of your own in place of both networks, from (..., K) to (..., outputs): the D locations, then
@@ -111,7 +106,7 @@ class VAE(Module):
         self.__dict__["_resolved"] = {"activation": activation_name(activation)}
         if image is not None:
             check_image(image, self.data_dim)
-        self.likelihood = likelihoods.build(likelihood, self.data_dim, floor, covariance, rank)
+        self.likelihood = build(likelihood, self.data_dim, floor, covariance, rank)
         if hasattr(self.likelihood, "floor"):
             self.floor = float(floor)
         locations, numbers = self.likelihood.locations, self.likelihood.noise
@@ -165,7 +160,7 @@ class VAE(Module):
     def at_floor(self, z: Tensor) -> Tensor | None:
         """The share (...) of variances at their floor or nearly zero, for factors (..., k); None without a floor.
 
-        Where it is large, the likelihood has no maximum of its own: see :func:`zoo.likelihoods.tiny`.
+        Where it is large, the likelihood has no maximum of its own: see :func:`zoo.likelihoods.shared.tiny`.
         """
         if not hasattr(self, "floor"):
             return None

@@ -15,11 +15,13 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from zoo.base import check_rows, check_whole
-from zoo.factors.decoding import column_names, decode, factor_site
-from zoo.factors.moving import Decoded, Traversal
-from zoo.factors.predicting import Generated, Reconstruction
-from zoo.missing import Imputation
+from zoo.algebra.missing import Imputation
+from zoo.base.checks import check_rows, check_whole
+from zoo.data.dataset import column_names
+from zoo.factors.decoding import decode, factor_site
+from zoo.factors.generation import Generated, Reconstruction
+from zoo.factors.traversal import Decoded, Traversal
+from zoo.infer.run import Fit
 from zoo.plots.images import (
     Image,
     array,
@@ -33,7 +35,6 @@ from zoo.plots.images import (
     standardised,
 )
 from zoo.plots.style import GREY, PALETTE, SIZE, TEXT, colour, legend_above, marker, new_axes
-from zoo.run import Fit
 
 
 def traversal(
@@ -102,7 +103,7 @@ def interpolation(
     """The way from one point to another, as a strip of images or as profiles coloured by their place on it.
 
     Args:
-        result: from :func:`zoo.interpolate`.
+        result: from :func:`zoo.factors.interpolate`.
         image: see :mod:`zoo.plots.decoded`.
         standard: see there.
         unit: of the data.

@@ -12,7 +12,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_rgba
 from torch import Tensor
 
-from zoo.base import check_whole
+from zoo.base.checks import check_whole
 from zoo.plots.style import PALETTE, SIZE, TEXT, new_axes
 
 Image = tuple[int, int] | bool | None

@@ -8,8 +8,8 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from zoo.infer.run import Fit
 from zoo.plots.style import GREY, PALETTE, SIZE, TEXT, colour, legend, legend_above, new_axes
-from zoo.run import Fit
 
 ROUNDING = 1e-9  # nats: a gap below is rounding
 

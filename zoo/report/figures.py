@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from zoo import plots
-from zoo.base import Conjugate
-from zoo.diagnostics.predictive import PredictiveCheck
-from zoo.diagnostics.verdict import Diagnosis
-from zoo.fit import Fit
+from zoo.base.protocols import Conjugate
+from zoo.diagnostics.diagnosis import Diagnosis
+from zoo.diagnostics.model.predictive import PredictiveCheck
+from zoo.infer.fitting import Fit
 
 Drawn = tuple[str, str, Axes | Figure]
 

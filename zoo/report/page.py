@@ -16,11 +16,12 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from zoo.base import Module, check_rows
+from zoo.base.checks import check_rows
+from zoo.base.module import Module
 from zoo.data.dataset import Dataset
-from zoo.diagnostics.predictive import PredictiveCheck, predictive_check
-from zoo.diagnostics.verdict import Diagnosis, diagnose
-from zoo.fit import Fit
+from zoo.diagnostics.diagnosis import Diagnosis, diagnose
+from zoo.diagnostics.model.predictive import PredictiveCheck, predictive_check
+from zoo.infer.fitting import Fit
 from zoo.report.figures import figures
 
 MARKS = {"good": "✓", "careful": "!", "bad": "✗", "unknown": "?"}  # beside the colour, which is never alone

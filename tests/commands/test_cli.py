@@ -1,0 +1,197 @@
+"""The command ``zoo``: what it prints and writes, and what it refuses."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import zoo
+from zoo.commands import registry
+from zoo.commands.console import err, out
+from zoo.commands.main import app
+
+
+@pytest.fixture
+def zoo_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for console in (out, err):  # a worker of the tests has a terminal of its own width
+        monkeypatch.setattr(console, "width", 200)
+    runner = CliRunner()
+
+    def call(*words):
+        return runner.invoke(app, [str(word) for word in words], env={"COLUMNS": "200"})
+
+    return call
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A file with three columns of numbers and one of text."""
+    generator = np.random.default_rng(0)
+    z = generator.normal(size=(60, 1))
+    x = z @ np.ones((1, 3)) + 0.3 * generator.normal(size=(60, 3))
+    frame = pl.DataFrame({"a": x[:, 0], "b": x[:, 1], "c": x[:, 2], "kind": ["u", "v", "w"] * 20})
+    frame.write_csv(tmp_path / "table.csv")
+    return frame
+
+
+def refused(result, *words):
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    for word in words:
+        assert word in result.output, result.output
+
+
+def test_list_names_everything(zoo_command):
+    result = zoo_command("list")
+    assert result.exit_code == 0
+    for name in [*registry.models(), *registry.guide_classes(), *zoo.data.names()]:
+        assert name in result.output
+    assert "no: component" in result.output
+
+
+def test_fit_writes_a_whole_run(zoo_command, tmp_path):
+    result = zoo_command("fit", "ppca", "iris", "--guide", "exact", "-k", 2, "--out", "run", "--seed", 3, "--quiet")
+    assert result.exit_code == 0, result.output
+    assert "-404.96" in result.output  # Tipping and Bishop's maximum, found by SVI and by EM
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {
+        "parameters.safetensors",
+        "settings.json",
+        "results.json",
+        "arviz.nc",
+        "loss.png",
+        "latent.png",
+    }
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert settings["fit"]["seed"] == 3
+    assert {"torch", "pyro-ppl", "latent-zoo"} <= set(settings["versions"])
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    run = zoo.load(tmp_path / "run")
+    x = zoo.data.load("iris", dtype=torch.float64).x
+    assert run.model.log_marginal(x).mean().item() == pytest.approx(results["log_marginal"], abs=1e-12)
+    assert abs(results["distance"]) < 1e-6
+
+
+@pytest.mark.parametrize("guide", ["MeanField", "Amortized"])
+def test_fit_on_a_file_with_columns_and_labels(zoo_command, table, guide):
+    result = zoo_command(
+        "fit",
+        "FactorAnalysis",
+        "table.csv",
+        "--columns",
+        "c,a,b",
+        "--labels",
+        "kind",
+        "-k",
+        1,
+        "--guide",
+        guide,
+        "--steps",
+        50,
+        "--out",
+        "deep/er/run",
+        "--quiet",
+        "--dtype",
+        "float32",
+    )
+    assert result.exit_code == 0, result.output
+    assert zoo.load("deep/er/run").model.weight.dtype == torch.float32
+
+
+def test_fit_mixture_without_folder(zoo_command, tmp_path):
+    result = zoo_command("fit", "GMM", "faithful", "--components", 2, "--guide", "Exact", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert "-1130.26" in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_vae_states_its_floor_and_its_estimator(zoo_command, table):
+    result = zoo_command("fit", "VAE", "table.csv", "--columns", "a,b,c", "-k", 1, "--steps", 30, "--quiet")
+    assert result.exit_code == 0, result.output
+    assert "IWAE-500" in result.output
+    assert "variance floor: 0.001" in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "hints"),
+    [
+        (("PCA", "iris", "-k", 2), ("unknown model 'PCA'", "PPCA")),
+        (("PPCA", "iris", "-k", 2, "--guide", "MeanFeld"), ("unknown guide 'MeanFeld'", "MeanField")),
+        (("PPCA", "irs", "-k", 2), ("'irs'", "'iris'")),
+        (("PPCA", "iris", "-k", 0), ("latent_dim", "at least 1")),
+        (("PPCA", "iris", "-k", 4), ("latent_dim", "below data_dim=4")),
+        (("PPCA", "iris"), ("PPCA needs 'latent_dim'", "--latent-dim")),
+        (("PPCA", "iris", "--components", 2), ("PPCA has no setting 'components'",)),
+        (("GMM", "iris", "-k", 2), ("GMM has no setting 'latent_dim'", "components")),
+        (("GMM", "iris", "--components", 151, "--guide", "Exact"), ("components=151", "150 rows")),
+        (("GMM", "iris", "--components", 2, "--guide", "FullRank"), ("'component'", "discrete", "MeanField")),
+        (("GMM", "iris", "--components", 2, "--covariance", "round"), ("covariance", "'round'")),
+        (("PPCA", "iris", "-k", 1, "--batch-size", 151), ("batch_size=151", "150 rows")),
+        (("PPCA", "table.csv", "-k", 1), ("kind",)),
+        (("PPCA", "table.csv", "-k", 1, "--columns", "a,bb"), ("bb",)),
+        (("PPCA", "absent.csv", "-k", 1), ("absent.csv",)),
+        (("PPCA", "iris", "-k", 1, "--hidden", "8"), ("no setting 'hidden'",)),
+        (("PPCA", "iris", "-k", 1, "--guide", "Amortized", "--hidden", "8,x"), ("hidden", "8,x")),
+        (("PPCA", "iris", "-k", 1, "--device", "warp"), ("warp",)),
+    ],
+)
+def test_refusals_name_the_way_out_and_leave_nothing(zoo_command, table, tmp_path, words, hints):
+    guide = () if "--guide" in words else ("--guide", "Exact")
+    result = zoo_command("fit", *words, *guide, "--out", "run", "--quiet")
+    refused(result, *hints)
+    assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
+
+
+@pytest.mark.parametrize(
+    ("text", "hints"),
+    [
+        ("a,b\n1,2\n3,nan\n5,nan\n", ("column 1", "observed")),  # single entries may be missing, not all but one
+        ("a,b\n1,2\n3,inf\n5,1\n", ("row 1", "column 1")),
+        ("a,b\n", ("no rows",)),
+        ("a,b\n1,2\n", ("1 row",)),
+        ("a,b\n1,2\n1,3\n1,5\n", ("constant column", "(0)")),
+        ("a,b\n1,2\n3", ("bad.csv",)),
+    ],
+)
+def test_bad_tables(zoo_command, tmp_path, text, hints):
+    (tmp_path / "bad.csv").write_text(text)
+    result = zoo_command("fit", "FactorAnalysis", "bad.csv", "-k", 1, "--guide", "Exact", "--out", "run", "--quiet")
+    refused(result, *hints)
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.csv"]
+
+
+def test_a_folder_with_a_run_is_not_overwritten(zoo_command, tmp_path):
+    words = ("fit", "PPCA", "iris", "-k", 1, "--guide", "Exact", "--out", "run", "--quiet")
+    assert zoo_command(*words).exit_code == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    refused(zoo_command(*words), "run")
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+
+
+def test_a_deep_model_with_its_options(zoo_command, tmp_path):
+    folder = tmp_path / "run"
+    found = zoo_command(
+        *("fit", "VAE", "iris", "-k", 1, "--covariance", "scalar", "--noise", "constant"),
+        *("--floor", 0.005, "--model-hidden", 8, "--patience", 3, "--steps", 300, "--quiet", "--out", folder),
+    )
+    assert found.exit_code == 0, found.output
+    assert "held-out ELBO" in found.output
+    assert "variance floor: 0.005 of each column's variance" in found.output
+    kept = zoo.load(folder)
+    assert (kept.model.settings["covariance"], kept.model.settings["hidden"]) == ("scalar", [8])
+    results = json.loads((folder / "results.json").read_text())
+    assert results["rows"] == 135
+    assert results["held_out_rows"] == 15
+    assert results["at_floor"] < 0.05
+
+
+def test_binarised_rows(zoo_command, tmp_path):
+    np.save(tmp_path / "grey.npy", np.random.default_rng(0).random((40, 6)))
+    options = ("fit", "VAE", tmp_path / "grey.npy", "-k", 1, "--likelihood", "bernoulli", "--steps", 20, "--quiet")
+    assert zoo_command(*options, "--binarise").exit_code == 0
+    refused(zoo_command(*options), "binarise grey values")
+    refused(zoo_command("fit", "VAE", "iris", "-k", 1, "--binarise", "--quiet"), "needs entries in [0, 1]")

@@ -1,0 +1,275 @@
+"""Approximation and amortization gaps, against the algebra of linear-Gaussian models."""
+
+import math
+import re
+import sys
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import AutoNormal
+
+import zoo
+from guides import Amortized, Exact, FullRank, MeanField
+from zoo.base.module import Module
+from zoo.base.plates import rows
+from zoo.posterior.annealing import AIS
+from zoo.posterior.inference_gaps import gaps
+
+
+def still(model, guide, x):
+    """A run of one step that moves nothing: model and guide as they are."""
+    return zoo.fit(model, guide, x, steps=1, optim=pyro.optim.Adam({"lr": 0.0}), progress=False)
+
+
+def frozen(cls, noise=0.7):
+    """A linear-Gaussian model with correlated factors a posteriori, held fast, and rows it has drawn."""
+    model = cls(6, 3).double()
+    model.scale = noise * model.scale.detach()
+    model.requires_grad_(False)
+    return model, model(size=25)
+
+
+def precision(model):
+    """P of the posterior (k, k)."""
+    return torch.eye(model.latent_dim) + (model.weight.T / model.noise) @ model.weight
+
+
+def diagonal_gap(model):
+    p = precision(model)
+    return 0.5 * (p.diagonal().log().sum() - p.logdet()).item()
+
+
+def encoder(model, x, spread):
+    """The linear encoder with the exact means; ``spread`` of its diagonal scales over the best, 1 / sqrt(P_jj)."""
+    guide = Amortized(model, x, hidden=())
+    p = precision(model)
+    slope = torch.linalg.solve(p, model.weight.T / model.noise)  # (k, d)
+    unit, shift = guide.columns.unit, guide.columns.shift
+    with torch.no_grad():
+        guide.encoder[-1].weight.copy_(torch.linalg.solve(guide.columns.turn, slope * unit, left=False))
+        guide.encoder[-1].bias.copy_(slope @ (shift - model.mean))
+        scale = spread * p.diagonal().rsqrt()
+        guide.spread.copy_(scale.expm1().log() - math.log(math.e - 1))
+    return guide
+
+
+class Plain(Module):
+    """A linear-Gaussian model that keeps its closed forms to itself: as deep as any to what evaluates it."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.data_dim = inner, inner.data_dim
+
+    def forward(self, x=None, index=None, size=None):
+        return self.inner(x, index, size)
+
+
+@pytest.mark.parametrize("cls", [zoo.PPCA, zoo.FactorAnalysis])
+@pytest.mark.parametrize("far", [0.0, 0.3, 3.0])
+def test_closed_form_of_a_diagonal_family(cls, far, untouched):
+    """The approximation gap is (sum log P_jj - log |P|) / 2 wherever the guide stands; the rest is amortization."""
+    model, x = frozen(cls)
+    guide = MeanField(model, x)
+    with torch.no_grad():
+        guide.initialize(x)
+        for parameter in guide.parameters():
+            parameter.add_(far * torch.randn_like(parameter))
+    run = still(model, guide, x)
+    with untouched():
+        found = gaps(run, x)
+    expected = diagonal_gap(model)
+    assert expected > 0.1
+    torch.testing.assert_close(found.approximation, torch.full_like(x[:, 0], expected), rtol=0, atol=1e-7)
+    with torch.no_grad():
+        total = model.log_marginal(x) - model.elbo(x, guide.posterior(x))
+    torch.testing.assert_close(found.total, total, rtol=0, atol=1e-9)
+    torch.testing.assert_close(found.amortization, total - expected, rtol=0, atol=1e-7)
+    torch.testing.assert_close(found.amortization + found.approximation, found.total, rtol=0, atol=1e-9)
+    assert (found.family, found.estimator, found.closed) == ("diag", "exact", True)
+    assert (found.approximation_se == 0).all()
+    if far == 0:
+        assert found.amortization.abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("spread", [1.0, 1.5])
+def test_the_linear_encoder(spread):
+    """Best mean and best diagonal: no amortization gap; scales too wide by f: f^2 / 2 - 1/2 - log f each."""
+    model, x = frozen(zoo.FactorAnalysis)
+    found = gaps(still(model, encoder(model, x, spread), x), x)
+    lost = 3 * (0.5 * spread**2 - 0.5 - math.log(spread))
+    torch.testing.assert_close(found.amortization, torch.full_like(x[:, 0], lost), rtol=0, atol=1e-7)
+    torch.testing.assert_close(found.approximation, torch.full_like(x[:, 0], diagonal_gap(model)), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("covariance", ["full", "low_rank"])
+def test_a_full_family_holds_the_posterior(covariance):
+    """A guide of low rank counts as full: what its rank cannot say is then amortization."""
+    model, x = frozen(zoo.PPCA)
+    guide = Amortized(model, x, hidden=(4,), covariance=covariance)
+    found = gaps(still(model, guide, x), x)
+    assert found.family == "full"
+    assert found.approximation.abs().max() < 1e-7
+    with torch.no_grad():
+        total = model.log_marginal(x) - model.elbo(x, guide.posterior(x))
+    torch.testing.assert_close(found.amortization, total, rtol=0, atol=1e-7)
+    assert found.amortization.min() > 0.1
+
+
+def test_the_exact_guide_has_no_gap():
+    model, x = frozen(zoo.PPCA)
+    found = gaps(still(model, Exact(model), x), x)
+    assert found.approximation.abs().max() < 1e-9
+    assert found.amortization.abs().max() < 1e-9
+
+
+def test_single_precision():
+    model, x = frozen(zoo.PPCA)
+    model, x = model.float(), x.float()
+    found = gaps(still(model, MeanField(model, x), x), x)
+    assert found.approximation.dtype == torch.float32
+    error = 1e3 * torch.finfo(torch.float32).eps * found.log_marginal.abs().max().item()
+    assert (found.approximation - diagonal_gap(model)).abs().max() < error
+
+
+def test_by_draws_as_in_closed_form():
+    """The stochastic road, on a model that hides its closed forms, ends where the algebra does."""
+    model, x = frozen(zoo.PPCA)
+    plain = Plain(model)
+    guide = encoder(model, x, 1.5)
+    run = still(plain, guide, x)
+    found = gaps(run, x, steps=300, draws=2000)
+    expected, lost = diagonal_gap(model), 3 * (0.5 * 1.5**2 - 0.5 - math.log(1.5))
+    assert (found.family, found.estimator, found.closed) == ("diag", "IWAE-2000", False)
+    with torch.no_grad():
+        best = model.log_marginal(x) - expected
+        elbo = model.elbo(x, guide.posterior(x))
+    short = 0.01  # of the best, where Adam stops; below, the errors of 25 rows
+    assert ((found.best - best).abs() < 5 * found.best_se + short).all()
+    assert ((found.elbo - elbo).abs() < 5 * found.elbo_se).all()
+    assert ((found.amortization - lost).abs() < 5 * found.amortization_se + short).all()
+    assert (found.amortization_se < 1.5 * found.elbo_se).all()
+    assert (found.log_marginal >= found.best).all()
+    assert ((found.approximation - expected).abs() < 5 * found.approximation_se + 2 * short).all()
+    summary = found.summary()
+    assert abs(summary["amortization"] - lost) < 5 * summary["amortization_se"] + short
+    assert abs(summary["approximation"] - expected) < 5 * summary["approximation_se"] + 2 * short
+
+
+def test_by_draws_with_a_full_family():
+    """The posterior is in the family: no approximation gap, and at q* no noise either."""
+    model, x = frozen(zoo.PPCA)
+    guide = Amortized(model, x, hidden=(), covariance="full")
+    found = gaps(still(Plain(model), guide, x), x, steps=600, draws=200)
+    with torch.no_grad():
+        total = model.log_marginal(x) - model.elbo(x, guide.posterior(x))
+    assert found.family == "full"
+    assert found.approximation.max() < 0.02
+    assert ((found.amortization - total).abs() < 5 * found.amortization_se + 0.02).all()
+
+
+def test_standard_errors_are_those_of_repetition():
+    """Thirty seeds: the gaps spread as told, over the same draws, hence less than their parts do."""
+    model, x = frozen(zoo.PPCA)
+    x = x[:8]
+    run = still(Plain(model), encoder(model, x, 1.5), x)
+    found = [gaps(run, x, steps=1, draws=400, seed=seed) for seed in range(30)]
+    for name in ("best", "elbo", "approximation", "log_marginal"):
+        spread = torch.stack([getattr(one, name) for one in found]).var(0).mean().sqrt()
+        told = torch.stack([getattr(one, f"{name}_se") for one in found]).square().mean().sqrt()
+        assert abs((spread / told).log()) < 5 / (2 * 29 * 8) ** 0.5, name
+
+
+def test_a_deep_model_whose_decoder_has_a_bend(some):
+    """More of log p(x) by AIS from q*; a fit that was cut short shows as amortization."""
+    model = zoo.VAE(4, 2, hidden=(8,)).double()
+    run = zoo.fit(model, Amortized(model, some, hidden=()), some, steps=150, progress=False)
+    before = [p.detach().clone() for p in (*model.parameters(), *run.guide.parameters())]
+    found = gaps(run, some, steps=200, draws=500)
+    assert all(map(torch.equal, before, (*model.parameters(), *run.guide.parameters())))
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+    summary = found.summary()
+    assert summary["amortization"] > 5 * summary["amortization_se"]
+    assert (found.approximation >= -1e-9).all()
+    annealed = gaps(run, some, steps=200, draws=500, ais=AIS(60, chains=16, leapfrog=4))
+    assert annealed.estimator == "AIS"
+    error = math.hypot(annealed.summary()["log_marginal_se"], summary["log_marginal_se"])
+    assert abs(annealed.log_marginal.mean().item() - summary["log_marginal"]) < 5 * error + 0.1
+
+
+def test_an_autoguide(some):
+    model = zoo.PPCA(4, 2).double()
+    x = some[:20]
+    run = zoo.fit(model, AutoNormal(model), x, steps=50, progress=False)
+    found = gaps(run, x)
+    assert found.family == "diag"
+    torch.testing.assert_close(found.approximation, torch.full_like(x[:, 0], diagonal_gap(model)), rtol=0, atol=1e-7)
+
+
+def test_cut_into_chunks(monkeypatch):
+    model, x = frozen(zoo.PPCA)
+    run = still(model, MeanField(model, x), x)
+    whole = gaps(run, x)
+    monkeypatch.setattr(sys.modules["zoo.posterior.inference_gaps"], "BUDGET", 7 * 1000)
+    cut = gaps(run, x)
+    torch.testing.assert_close(cut.approximation, whole.approximation, rtol=0, atol=1e-7)
+    torch.testing.assert_close(cut.elbo, whole.elbo, rtol=0, atol=1e-9)
+
+
+class Bent(Module):
+    """A guide that is no Gaussian."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x=None, index=None, size=None):
+        base = dist.Normal(x.new_zeros(len(x), 3), 1.0).to_event(1)
+        bend = dist.transforms.AffineTransform(self.shift, 2.0)
+        with rows(x, index, size):
+            pyro.sample("z", dist.TransformedDistribution(base, [bend]))
+
+
+def test_refuses_other_families(some):
+    model, x = frozen(zoo.PPCA)
+    with pytest.raises(ValueError, match="of the guide Bent is a TransformedDistribution: take MeanField"):
+        gaps(still(model, Bent(), x), x)
+    mixture = zoo.GMM(4, 2).double()
+    with pytest.raises(
+        ValueError, match="gaps needs a latent site with a real vector per row, and 'component' is disc"
+    ):
+        gaps(still(mixture, MeanField(mixture, some), some), some)
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "message"),
+    [
+        (lambda x: x, {"steps": 0}, "steps must be a whole number of at least 1"),
+        (lambda x: x, {"particles": 0}, "particles must be a whole number of at least 1"),
+        (lambda x: x, {"draws": 24}, "draws must be at least 25"),
+        (lambda x: x[:20], {}, "FullRank holds 25 rows, got 20"),
+        (lambda x: x[:, :3], {}, "x has 3 columns"),
+    ],
+)
+def test_refusals(change, settings, message, untouched):
+    model, x = frozen(zoo.PPCA)
+    run = still(model, FullRank(model, x), x)
+    with untouched(), pytest.raises(ValueError, match=re.escape(message)):
+        gaps(run, change(x), **settings)
+
+
+def test_summary_and_repr():
+    model, x = frozen(zoo.PPCA)
+    found = gaps(still(model, MeanField(model, x), x), x)
+    summary = found.summary()
+    assert summary["log_marginal"] == pytest.approx(
+        summary["elbo"] + summary["amortization"] + summary["approximation"]
+    )
+    assert summary["best_se"] == 0
+    assert repr(found).startswith("Gaps of 25 rows, nats per row: log marginal ")
+    assert f"gap of the diag family {summary['approximation']:.4f}" in repr(found)
+    plain = gaps(still(Plain(model), MeanField(model, x), x), x, steps=1, draws=25)
+    assert "(IWAE-25)" in repr(plain)
+    assert "diag family at least" in repr(plain)

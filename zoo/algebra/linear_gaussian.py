@@ -1,0 +1,268 @@
+r"""The algebra that PPCA and factor analysis share.
+
+.. math:: z \sim N(0, I_K), \quad x \mid z \sim N(W z + \mu, \Psi), \quad \Psi = \mathrm{diag}(\psi)
+
+Everything here is a function of ``weight`` W (d, k), ``mean`` mu (d,) and ``noise`` psi (d,), the noise variances.
+Rows with missing entries (NaN) take the way through :mod:`zoo.algebra.missing_linear`.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from scipy.optimize import minimize  # type: ignore[import-untyped]  # comes with scikit-learn
+from torch import Tensor
+from torch.distributions import Distribution
+
+from zoo.algebra import missing_linear
+from zoo.algebra.missing import Imputation, Incomplete, column_moments
+from zoo.base.checks import incomplete
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Sufficient statistics of rows under a Gaussian: all that EM needs to see of the data.
+
+    Attributes:
+        count: the number of rows n.
+        mean: the column means (d,).
+        covariance: the sample covariance, divided by n (d, d).
+    """
+
+    count: int
+    mean: Tensor
+    covariance: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, chunk: int = 65536) -> "Moments":
+        """The moments of the rows of ``x`` (n, d), in float64, without a float64 copy of ``x``."""
+        n = len(x)
+        total = sum(part.double().sum(0) for part in x.split(chunk))
+        mean = total / n
+        scatter = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
+        for part in x.split(chunk):
+            centred = part.double() - mean
+            scatter.addmm_(centred.T, centred)
+        return cls(n, mean, scatter / n)
+
+    def to(self, other: Tensor) -> "Moments":
+        """The same moments in the dtype and on the device of ``other``."""
+        return Moments(self.count, self.mean.to(other), self.covariance.to(other))
+
+
+def posterior_precision(weight: Tensor, noise: Tensor) -> Tensor:
+    r""":math:`P = I + W^T \Psi^{-1} W` (k, k), the precision of z given x: the same for every row."""
+    identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+    return identity + (weight.T / noise) @ weight
+
+
+def posterior(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> dist.MultivariateNormal:
+    r""":math:`p(z \mid x) = N(P^{-1} W^T \Psi^{-1} (x - \mu), P^{-1})`, batch (n,), event (k,).
+
+    Rubin and Thayer (1982), EM algorithms for ML factor analysis, Psychometrika 47.
+    """
+    if incomplete(x):
+        return missing_linear.posterior(x, weight, mean, noise)
+    root = torch.linalg.cholesky(posterior_precision(weight, noise))
+    identity = torch.eye(len(root), dtype=root.dtype, device=root.device)
+    whitened = torch.linalg.solve_triangular(root, weight.T / noise, upper=False)  # (k, d)
+    inverse = torch.linalg.solve_triangular(root, identity, upper=False)  # P^-1 = inverse' inverse
+    loc = (x - mean) @ whitened.T @ inverse  # (n, k)
+    covariance = inverse.T @ inverse
+    return dist.MultivariateNormal(loc, scale_tril=torch.linalg.cholesky(covariance))
+
+
+def log_marginal(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> Tensor:
+    r""":math:`\log N(x \mid \mu, W W^T + \Psi)`, one per row (n,)."""
+    if incomplete(x):
+        return missing_linear.log_marginal(x, weight, mean, noise)
+    return dist.LowRankMultivariateNormal(mean, weight, noise).log_prob(x)
+
+
+def elbo(x: Tensor, q: Distribution, weight: Tensor, mean: Tensor, noise: Tensor) -> Tensor:
+    r"""The bound of a Gaussian q(z) = N(m, V) in closed form, one per row (n,).
+
+    .. math:: -\tfrac12 (D \log 2\pi + \log|\Psi| + r^T \Psi^{-1} r + \mathrm{tr}(W^T \Psi^{-1} W V))
+              -\tfrac12 (\mathrm{tr} V + m^T m - K) + \tfrac12 \log|V|, \quad r = x - \mu - W m
+    """
+    loc, covariance = gaussian_moments(q)
+    if incomplete(x):
+        return missing_linear.elbo(x, loc, covariance, weight, mean, noise)
+    residual = x - mean - loc @ weight.T  # (n, d)
+    gram = (weight.T / noise) @ weight  # (k, k)
+    spread = (gram * covariance).sum((-2, -1))
+    fit = len(mean) * math.log(2 * math.pi) + noise.log().sum() + (residual.square() / noise).sum(-1) + spread
+    trace = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
+    prior = trace + loc.square().sum(-1) - loc.shape[-1] - torch.linalg.slogdet(covariance).logabsdet
+    return -0.5 * (fit + prior)
+
+
+def gaussian_moments(q: Distribution) -> tuple[Tensor, Tensor]:
+    """Mean (n, k) and covariance (n, k, k) of a Gaussian, whatever its parametrisation.
+
+    Raises:
+        TypeError: ``q`` is no Gaussian.
+    """
+    base = q
+    while isinstance(base, torch.distributions.Independent):
+        base = base.base_dist
+    if isinstance(base, torch.distributions.Normal):
+        return q.mean, torch.diag_embed(q.variance)
+    if isinstance(base, torch.distributions.MultivariateNormal | torch.distributions.LowRankMultivariateNormal):
+        return q.mean, base.covariance_matrix.expand(*q.batch_shape, -1, -1)
+    raise TypeError(f"the closed-form bound holds for a Gaussian q, got {type(base).__name__}")
+
+
+def log_likelihood(moments: Moments, weight: Tensor, mean: Tensor, noise: Tensor) -> Tensor:
+    """The total log-likelihood of all rows from their moments, a scalar."""
+    offset = moments.mean - mean
+    scatter = moments.covariance + torch.outer(offset, offset)  # (d, d)
+    root = torch.linalg.cholesky(posterior_precision(weight, noise))
+    whitened = torch.linalg.solve_triangular(root, weight.T / noise, upper=False)  # (k, d)
+    explained = ((whitened @ scatter) * whitened).sum()
+    misfit = (scatter.diagonal() / noise).sum() - explained
+    logdet = noise.log().sum() + 2 * root.diagonal().log().sum()
+    return -0.5 * moments.count * (len(mean) * math.log(2 * math.pi) + logdet + misfit)
+
+
+def em_update(moments: Moments, weight: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    r"""The M-step after the exact E-step: new weight (d, k) and the residual variances (d,).
+
+    With :math:`\beta = P^{-1} W^T \Psi^{-1}` and S the covariance,
+    :math:`W \leftarrow S \beta^T (P^{-1} + \beta S \beta^T)^{-1}` and the residuals
+    :math:`\mathrm{diag}(S - W \beta S)`: factor analysis keeps them, PPCA their mean.
+    """
+    root = torch.linalg.cholesky(posterior_precision(weight, noise))
+    beta = torch.cholesky_solve(weight.T / noise, root)  # (k, d)
+    identity = torch.eye(len(root), dtype=root.dtype, device=root.device)
+    cross = beta @ moments.covariance  # (k, d)
+    second = torch.cholesky_solve(identity, root) + cross @ beta.T
+    weight = torch.linalg.solve(second, cross).T
+    variance = moments.covariance.diagonal()
+    residual = variance - (weight * cross.T).sum(1)
+    return weight, torch.maximum(residual, 1e-12 * variance)  # rounding may take a perfect fit below zero
+
+
+def refuse_low_rank(x: Tensor, latent_dim: int) -> None:
+    """Raise where complete rows (n, d) lie in a plane of the factors' dimension: no variance is left for the noise.
+
+    Raises:
+        ValueError: tells the rank of the rows.
+    """
+    for some in (x[: 4 * x.shape[1] + 4], x):  # a few rows show it, unless they are like no others
+        moments = Moments.of(some)
+        values = torch.linalg.eigvalsh(moments.covariance)
+        resolution = 1e-14 * (values.sum() + moments.mean.square().sum())
+        rank = int((values > resolution).sum())
+        if rank > latent_dim:
+            return
+    if rank == 0:
+        raise ValueError("x does not vary, every row is the same: the likelihood of PPCA is unbounded there")
+    raise ValueError(
+        f"the rows of x span {rank} dimensions, no more than latent_dim={latent_dim}: no variance is left for the "
+        "noise and the likelihood of PPCA is unbounded. Take fewer factors, or more rows"
+    )
+
+
+def best_weight(moments: Moments, noise: Tensor, latent_dim: int) -> Tensor:
+    r"""The loadings (d, k) of highest likelihood for given noise variances, in closed form.
+
+    With :math:`\lambda_j, u_j` the leading eigenpairs of :math:`\Psi^{-1/2} S \Psi^{-1/2}`, column j is
+    :math:`\Psi^{1/2} u_j \sqrt{\max(\lambda_j - 1, 0)}` (Joereskog 1967, Psychometrika 32).
+    """
+    root = noise.sqrt()
+    values, vectors = torch.linalg.eigh(moments.covariance / torch.outer(root, root))
+    leading = (values[-latent_dim:] - 1).clamp_min(0).sqrt()
+    weight = root.unsqueeze(1) * vectors[:, -latent_dim:] * leading
+    return torch.nn.functional.pad(weight, (0, latent_dim - weight.shape[1]))  # more factors than columns add nothing
+
+
+def best_noise(moments: Moments, noise: Tensor, least: Tensor, latent_dim: int, steps: int = 10_000) -> Tensor:
+    r"""The noise variances (d,) of highest likelihood nearest uphill from ``noise``, none below ``least``, in float64.
+
+    With :math:`\lambda` the eigenvalues of :math:`\Psi^{-1/2} S \Psi^{-1/2}` and :math:`\lambda^+ = \max(\lambda, 1)`,
+    the log-likelihood at the best loadings is, but for a constant,
+
+    .. math:: -\tfrac n2 \Big(\sum_j \log \psi_j + \sum_{j \le K} (\log \lambda_j^+ + \lambda_j / \lambda_j^+)
+              + \sum_{j > K} \lambda_j\Big)
+
+    and its derivative by :math:`\psi_j` is :math:`-\tfrac n2 (W W^T + \Psi - S)_{jj} / \psi_j^2`. L-BFGS-B on the
+    logarithms, within bounds, as R's factanal does it (Joereskog 1967, Psychometrika 32).
+
+    Raises:
+        FloatingPointError: the search ended without a maximum.
+    """
+    covariance = moments.covariance.double().cpu().numpy()
+
+    def climb(logs: np.ndarray) -> tuple[float, np.ndarray]:
+        psi = np.exp(logs)
+        root = np.sqrt(psi)
+        values, vectors = np.linalg.eigh(covariance / np.outer(root, root))
+        top, rest = values[-latent_dim:], values[:-latent_dim]
+        raised = np.maximum(top, 1.0)
+        value = logs.sum() + (np.log(raised) + top / raised).sum() + rest.sum()
+        explained = (vectors[:, -latent_dim:] ** 2) @ (raised - 1.0)  # of W W', in units of the noise
+        slope = explained + 1.0 - covariance.diagonal() / psi
+        return 0.5 * moments.count * float(value), 0.5 * moments.count * slope
+
+    lower = np.log(np.maximum(least.double().cpu().numpy(), 1e-8 * covariance.diagonal()))
+    found = minimize(
+        climb,
+        np.maximum(np.log(noise.double().cpu().numpy()), lower),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": steps, "maxfun": 2 * steps, "ftol": 1e-10, "gtol": 1e-3},
+        bounds=[(low, None) for low in lower],
+    )
+    if not found.success:
+        raise FloatingPointError(f"no maximum of the likelihood was found: {found.message}")
+    return torch.from_numpy(np.exp(found.x)).to(noise.device)
+
+
+def cloud(x: Tensor, latent_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A random start on the scale of the data: loadings (d, k), column means (d,), noise variances (d,).
+
+    Half of every column's variance goes to the noise, half to loadings of random direction.
+    """
+    variance, mean = column_moments(x)
+    usual = variance[variance > 0].mean() if (variance > 0).any() else variance.new_ones(())
+    half = torch.where(variance > 0, variance, usual) / 2
+    draw = torch.randn(len(mean), latent_dim, dtype=x.dtype, device=x.device)
+    return draw * (half / latent_dim).sqrt().unsqueeze(1), mean, half
+
+
+def impute(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> Imputation:
+    """The conditional mean and variance of the missing entries of ``x`` (n, d)."""
+    if incomplete(x):
+        return missing_linear.impute(x, weight, mean, noise)
+    return Imputation(x.clone(), torch.zeros_like(x))
+
+
+def summarize(x: Tensor) -> Moments | Incomplete:
+    """What EM needs to see of the rows ``x`` (n, d): their moments, or all of them where entries are missing."""
+    return Incomplete.of(x) if incomplete(x) else Moments.of(x)
+
+
+def refuse_constant_columns(x: Tensor | Moments, model: str) -> None:
+    """Raise where what is observed of a column does not vary: its noise variance goes to 0, the likelihood to infinity.
+
+    Raises:
+        ValueError: names the constant columns, counted from 0.
+    """
+    if isinstance(x, Moments):
+        spread, level = x.covariance.diagonal().sqrt(), x.mean.abs()
+    else:
+        low = high = x
+        if incomplete(x):
+            low, high = x.nan_to_num(math.inf, math.inf, -math.inf), x.nan_to_num(-math.inf, math.inf, -math.inf)
+        low, high = low.amin(0), high.amax(0)
+        spread, level = high - low, torch.maximum(low.abs(), high.abs())
+    constant = (spread <= 1e-12 * level).nonzero().flatten().tolist()
+    if constant:
+        shown = ", ".join(map(str, constant[:10])) + (", ..." if len(constant) > 10 else "")
+        raise ValueError(
+            f"x has {len(constant)} constant column{'s' * (len(constant) > 1)} ({shown}): the likelihood of {model} is "
+            "unbounded there. Leave them out, or take PPCA, whose columns share one noise variance"
+        )

@@ -1,0 +1,134 @@
+r"""The algebra of :mod:`zoo.algebra.linear_gaussian` for rows with missing entries.
+
+.. math:: P_n = I + W_o^T \Psi_o^{-1} W_o, \quad
+          p(z_n \mid x_{n,o}) = N(P_n^{-1} W_o^T \Psi_o^{-1} (x_o - \mu_o), P_n^{-1})
+
+where the observed rows o of W and Psi differ from row to row of the data.
+"""
+
+import math
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from zoo.algebra.missing import Imputation, Incomplete
+
+BUDGET = 2**22  # numbers per array and chunk; bounds the memory
+
+
+def _precision(observed: Tensor, weight: Tensor, noise: Tensor) -> Tensor:
+    """P_n of every row (n, k, k), from which entries it has (n, d)."""
+    k = weight.shape[1]
+    outer = (weight.unsqueeze(2) * weight.unsqueeze(1)).flatten(1) / noise.unsqueeze(1)  # (d, k * k)
+    gram = (observed.to(weight) @ outer).unflatten(1, (k, k))
+    return torch.eye(k, dtype=weight.dtype, device=weight.device) + gram
+
+
+def _infer(data: Incomplete, weight: Tensor, mean: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Offset x - mu (n, d), 0 where missing; root of P_n (n, k, k); projection W' Psi^-1 (x - mu) (n, k)."""
+    offset = torch.where(data.observed, data.filled.to(weight) - mean, 0.0)
+    root = torch.linalg.cholesky(_precision(data.observed, weight, noise))
+    return offset, root, (offset / noise) @ weight
+
+
+def _covariance(root: Tensor) -> Tensor:
+    """P^-1 (n, k, k)."""
+    identity = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
+    inverse = torch.linalg.solve_triangular(root, identity.expand_as(root), upper=False)
+    return inverse.mT @ inverse
+
+
+def posterior(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> dist.MultivariateNormal:
+    """p(z | the observed entries), batch (n,), event (k,): the prior where nothing is observed."""
+    _, root, projection = _infer(Incomplete.of(x), weight, mean, noise)
+    covariance = _covariance(root)
+    loc = (covariance @ projection.unsqueeze(-1)).squeeze(-1)
+    return dist.MultivariateNormal(loc, scale_tril=torch.linalg.cholesky(covariance))
+
+
+def log_marginal(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> Tensor:
+    """The log density of the observed entries of every row (n,); 0 where there are none."""
+    parts = []
+    for part in x.split(_rows(weight)):
+        data = Incomplete.of(part)
+        parts.append(_log_density(data, *_infer(data, weight, mean, noise), noise))
+    return torch.cat(parts)
+
+
+def _log_density(data: Incomplete, offset: Tensor, root: Tensor, projection: Tensor, noise: Tensor) -> Tensor:
+    """The log density of the observed entries (n,), from what :func:`_infer` returns."""
+    white = torch.linalg.solve_triangular(root, projection.unsqueeze(-1), upper=False).squeeze(-1)
+    observed = data.observed.to(offset)
+    logdet = observed @ noise.log() + 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    misfit = (offset.square() / noise).sum(-1) - white.square().sum(-1)
+    return -0.5 * (observed.sum(-1) * math.log(2 * math.pi) + logdet + misfit)
+
+
+def elbo(x: Tensor, loc: Tensor, covariance: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> Tensor:
+    """The bound of Gaussians N(loc, covariance), (n, k) and (n, k, k), in closed form: one per row (n,)."""
+    data = Incomplete.of(x)
+    residual = torch.where(data.observed, data.filled - mean - loc @ weight.T, 0.0)  # (n, d)
+    k = weight.shape[1]
+    gram = _precision(data.observed, weight, noise) - torch.eye(k, dtype=weight.dtype, device=weight.device)
+    logdet = data.observed.to(weight) @ (2 * math.pi * noise).log()
+    fit = logdet + (residual.square() / noise).sum(-1) + (gram * covariance).sum((-2, -1))
+    trace = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
+    prior = trace + loc.square().sum(-1) - k - torch.linalg.slogdet(covariance).logabsdet
+    return -0.5 * (fit + prior)
+
+
+def em_update(
+    data: Incomplete, weight: Tensor, mean: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    r"""One step of EM: the missing entries integrate out, and every column is a regression on the factors.
+
+    With :math:`\tilde z = (z, 1)` and sums over the rows in which column j is observed,
+    :math:`(w_j, \mu_j) \leftarrow (\sum E[\tilde z \tilde z^T])^{-1} \sum x_{nj} E[\tilde z]`.
+
+    Returns:
+        the total log-likelihood before the step; the new weight (d, k) and mean (d,); the sums of the expected squared
+        residuals (d,); the number of observed entries (d,).
+    """
+    d, k = weight.shape
+    total = weight.new_zeros(())
+    gram, cross = weight.new_zeros(d, (k + 1) ** 2), weight.new_zeros(d, k + 1)
+    square, count = weight.new_zeros(d), weight.new_zeros(d)
+    size = _rows(weight)
+    for filled, observed in zip(data.filled.split(size), data.observed.split(size), strict=True):
+        part = Incomplete(filled, observed)
+        offset, root, projection = _infer(part, weight, mean, noise)
+        total += _log_density(part, offset, root, projection, noise).sum()
+        covariance = _covariance(root)
+        loc = (covariance @ projection.unsqueeze(-1)).squeeze(-1)
+        ahead = torch.cat([loc, loc.new_ones(len(loc), 1)], 1)  # E (z, 1)
+        second = ahead.unsqueeze(2) * ahead.unsqueeze(1)
+        second[:, :k, :k] += covariance
+        there = observed.to(weight)
+        gram += there.T @ second.flatten(1)
+        cross += offset.T @ ahead
+        square += offset.square().sum(0)
+        count += there.sum(0)
+    found = torch.linalg.solve(gram.unflatten(1, (k + 1, k + 1)), cross)  # (d, k + 1)
+    residual = square - (found * cross).sum(1)
+    residual = torch.maximum(residual, 1e-12 * square)  # rounding may take a perfect fit below zero
+    return total, found[:, :k].contiguous(), mean + found[:, k], residual, count
+
+
+def impute(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> Imputation:
+    r"""The missing entries' conditional mean :math:`w_j^T m_n + \mu_j` and variance :math:`w_j^T V_n w_j + \psi_j`."""
+    outer = (weight.unsqueeze(2) * weight.unsqueeze(1)).flatten(1)  # (d, k * k)
+    means, variances = [], []
+    for part in x.split(_rows(weight)):
+        data = Incomplete.of(part)
+        _, root, projection = _infer(data, weight, mean, noise)
+        covariance = _covariance(root)
+        loc = (covariance @ projection.unsqueeze(-1)).squeeze(-1)
+        means.append(torch.where(data.observed, data.filled, loc @ weight.T + mean))
+        variances.append(torch.where(data.observed, 0.0, covariance.flatten(1) @ outer.T + noise))
+    return Imputation(torch.cat(means), torch.cat(variances))
+
+
+def _rows(weight: Tensor) -> int:
+    d, k = weight.shape
+    return max(1, BUDGET // max(d, (k + 1) ** 2))

@@ -1,0 +1,105 @@
+r"""Gaussian components and rows with missing entries: the E-step of a mixture, for every pattern of missingness.
+
+.. math:: E[x_m \mid x_o] = \mu_m + \Sigma_{mo} \Sigma_{oo}^{-1} (x_o - \mu_o), \quad
+          \mathrm{Cov}[x_m \mid x_o] = \Sigma_{mm} - \Sigma_{mo} \Sigma_{oo}^{-1} \Sigma_{om}
+
+Ghahramani and Jordan (1994), Supervised learning from incomplete data via an EM approach, NIPS 6.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from zoo.algebra.missing import Imputation, Incomplete, Part, Sorted, log_density, marginal_root
+
+BUDGET = 2**22  # numbers per array and chunk; bounds the memory
+
+
+def joint(x: Tensor, log_weight: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
+    """log p(observed entries, c = j), (n, k), for means (k, d) and covariances (k, d, d)."""
+    data = Incomplete.of(x).sorted()
+    parts = []
+    for part in data.parts(BUDGET // covariance.numel()):
+        root = marginal_root(covariance, part.patterns.unsqueeze(1))  # (p, k, d, d)
+        parts.append(log_density(_offset(part, mean), part.observed.unsqueeze(1), root[part.which]))
+    return log_weight + torch.cat(parts)[data.order.argsort()]
+
+
+def _offset(part: Part, mean: Tensor) -> Tensor:
+    """x - mu of every component (b, k, d), 0 where missing."""
+    return torch.where(part.observed.unsqueeze(1), part.filled.to(mean).unsqueeze(1) - mean, 0.0)
+
+
+def _complete(part: Part, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What every component says of some rows.
+
+    Args:
+        part: b rows with p patterns.
+        mean: of the components (k, d).
+        covariance: matrices (k, d, d), or variances (k, d).
+
+    Returns:
+        the log density of the observed entries (b, k); :math:`E[x | x_o, c] - mu` (b, k, d); for every pattern the
+        conditional covariance (p, k, d, d), or variance (p, k, d), 0 where observed.
+    """
+    there = part.observed.unsqueeze(1)  # (b, 1, d)
+    offset = _offset(part, mean)
+    keep = part.patterns.unsqueeze(1)  # (p, 1, d)
+    if covariance.ndim == 2:
+        terms = math.log(2 * math.pi) + covariance.log() + offset.square() / covariance
+        return -0.5 * torch.where(there, terms, 0.0).sum(-1), offset, torch.where(keep, 0.0, covariance)
+    root = marginal_root(covariance, keep)  # (p, k, d, d)
+    known = torch.where(keep.unsqueeze(-1), covariance, 0.0)  # the rows o of Sigma
+    half = torch.linalg.solve_triangular(root, known, upper=False)
+    slope = torch.linalg.solve_triangular(root.mT, half, upper=True)  # Sigma_oo^-1 Sigma_o.
+    both = ~keep.unsqueeze(-1) & ~keep.unsqueeze(-2)
+    spread = torch.where(both, covariance - half.mT @ half, 0.0)
+    density = log_density(offset, there, root[part.which])
+    guess = (offset.unsqueeze(-2) @ slope[part.which]).squeeze(-2)
+    return density, torch.where(there, offset, guess), spread
+
+
+def statistics(
+    data: Sorted, log_weight: Tensor, mean: Tensor, covariance: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    r"""The E-step.
+
+    Returns:
+        the total log-likelihood; the sums of the responsibilities r (k,), of :math:`r\,(x - \mu)` (k, d), and of
+        :math:`r\,(x - \mu)(x - \mu)^T` (k, d, d) or its diagonal (k, d), in the form of ``covariance``; x expected.
+    """
+    matrix = covariance.ndim == 3
+    total, counts = mean.new_zeros(()), mean.new_zeros(len(mean))
+    first, second = torch.zeros_like(mean), torch.zeros_like(covariance, memory_format=torch.contiguous_format)
+    for part in data.parts(BUDGET // covariance.numel()):
+        density, offset, spread = _complete(part, mean, covariance)
+        score = log_weight + density
+        norm = score.logsumexp(-1, keepdim=True)
+        share = (score - norm).exp()  # (b, k)
+        weighted = share.unsqueeze(-1) * offset
+        pooled = share.new_zeros(len(part.patterns), share.shape[1]).index_add_(0, part.which, share)  # (p, k)
+        total += norm.sum()
+        counts += share.sum(0)
+        first += weighted.sum(0)
+        if matrix:
+            second += torch.einsum("bki,bkj->kij", weighted, offset) + torch.einsum("pk,pkij->kij", pooled, spread)
+        else:
+            second += (weighted * offset).sum(0) + torch.einsum("pk,pki->ki", pooled, spread)
+    return total, counts, first, second
+
+
+def impute(x: Tensor, log_weight: Tensor, mean: Tensor, covariance: Tensor) -> Imputation:
+    """The missing entries' mean and variance under the mixture of the components' conditional Gaussians."""
+    data = Incomplete.of(x).sorted()
+    filled, variance = data.data.filled.clone(), torch.zeros_like(data.data.filled)
+    for part in data.parts(BUDGET // covariance.numel()):
+        density, offset, spread = _complete(part, mean, covariance)
+        share = (log_weight + density).softmax(-1).unsqueeze(-1)  # (b, k, 1)
+        own = spread.diagonal(dim1=-2, dim2=-1) if spread.ndim == 4 else spread
+        guess = mean + offset  # (b, k, d)
+        centre = (share * guess).sum(1)
+        within = (share * (own[part.which] + (guess - centre.unsqueeze(1)).square())).sum(1)
+        filled[part.rows] = torch.where(part.observed, part.filled, centre)
+        variance[part.rows] = torch.where(part.observed, 0.0, within)
+    return Imputation(filled, variance)

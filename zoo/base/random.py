@@ -1,0 +1,31 @@
+"""Random streams that leave the caller's as it was."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyro
+import torch
+
+from zoo.base.checks import check_whole
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """A random stream of one's own: torch's, numpy's and Python's generators are as before afterwards.
+
+    ``None`` leaves the running stream where it is, and is for calls that nest inside another ``seeded``.
+    """
+    if seed is None:
+        yield
+        return
+    if check_whole(seed, "seed", 0) >= 2**32:
+        raise ValueError(f"seed must be below 2**32, got {seed}")
+    before = pyro.util.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        pyro.set_rng_seed(seed)
+        yield
+    finally:
+        pyro.util.set_rng_state(before)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)

@@ -1,0 +1,122 @@
+"""The command that chooses the number of factors or components: ``zoo select``."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from zoo import data, plots
+from zoo.base.protocols import Conjugate
+from zoo.commands import registry
+from zoo.commands.console import err, fail, out, words
+from zoo.diagnostics.model.selection import Candidate, Selection, select_size
+
+WORDS = {"bic": "BIC", "aic": "AIC", "held_out": "held-out log p(x)"}
+
+
+def select_(
+    model: Annotated[str, typer.Argument(help="PPCA, FactorAnalysis, GMM or VAE.")],
+    source: Annotated[str, typer.Argument(metavar="DATA", help="Name of a data set, or path of a file.")],
+    values: Annotated[str, typer.Option("--values", "-k", help="Numbers to try, as 1-6 or 1,2,5.")] = "1-6",
+    guide: Annotated[
+        str | None, typer.Option(help="Fit by SVI with this guide; by default by EM, where there is one.")
+    ] = None,
+    covariance: Annotated[str | None, typer.Option(help="Of a mixture: full, tied, diag, spherical.")] = None,
+    likelihood: Annotated[str | None, typer.Option(help="Of a VAE, as gaussian or bernoulli.")] = None,
+    columns: Annotated[str | None, typer.Option(help="Columns of the data, as a,b,c.")] = None,
+    seeds: Annotated[int, typer.Option(help="Starts per number; the best one counts.")] = 5,
+    folds: Annotated[int, typer.Option(help="Of the cross-validation; 0 leaves it out.")] = 5,
+    seed: Annotated[int, typer.Option(help="Of the folds and the draws.")] = 0,
+    folder: Annotated[Path | None, typer.Option("--out", help="Folder for selection.csv and selection.png.")] = None,
+) -> None:
+    """Fit a model for every number of factors or components, and compare them by BIC, AIC and held-out rows."""
+    try:
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise ValueError(f"--out {folder} is a file: name a folder")
+        model_class = registry.find(model, registry.models(), "model")
+        guide_class = None if guide is None else registry.find(guide, registry.guide_classes(), "guide")
+        table = data.load(source, columns=words(columns), dtype=torch.float64)
+        size = "components" if "components" in registry.options(model_class) else "latent_dim"
+
+        def build(value: int, rows: torch.Tensor) -> Any:
+            settings = {size: value, "covariance": covariance, "likelihood": likelihood}
+            built = registry.build(model_class, settings, rows.shape[1]).double()
+            if guide_class is not None:
+                return built, registry.build(guide_class, {}, built, rows)
+            if not isinstance(built, Conjugate):
+                raise ValueError(f"{model_class.__name__} has no closed-form EM: name a guide, as --guide Amortized")
+            return built
+
+        found = select_size(
+            build, table.x, _numbers(values), seeds=seeds, folds=folds or None, seed=seed, report=_progress
+        )
+        _show(found, f"{model_class.__name__} on {table.name} ({len(table)} rows x {len(table.columns)} columns)", size)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            found.frame().write_csv(folder / "selection.csv")
+            plots.save(plots.selection(found), folder / "selection.png")
+            out.print(f"selection written to {folder}", highlight=False, soft_wrap=True)
+    except (ValueError, TypeError, OSError) as error:
+        fail(error)
+
+
+def _numbers(text: str) -> list[int]:
+    """Whole numbers from text as ``1-6`` or ``1,2,5``, or both.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    found: list[int] = []
+    try:
+        for word in text.split(","):
+            first, dash, last = word.strip().partition("-")
+            found += range(int(first), int(last) + 1) if dash else [int(first)]
+    except ValueError:
+        raise ValueError(f"--values must be numbers as 1-6 or 1,2,5, got {text!r}") from None
+    return found
+
+
+def _progress(row: Candidate) -> None:
+    reached = "failed" if row.best is None else "done"
+    err.print(f"{row.value}: {reached} after {row.seconds:.1f} s", highlight=False)
+
+
+def _show(found: Selection, title: str, size: str) -> None:
+    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
+    for name in (size, "log p(x)", "df", "AIC", "BIC", "held-out", "below (se)", "near"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    chosen = {by: found.best(by).value for by in found.measures}
+    for row in found.table:
+        if row.best is None:
+            shown.add_row(str(row.value), "failed")
+            continue
+        numbers = {"aic": _number(row.aic, 2), "bic": _number(row.bic, 2), "held_out": _number(row.held_out, 4)}
+        for by, value in chosen.items():
+            if value == row.value:
+                numbers[by] = f"[bold green]{numbers[by]}*[/]"
+        shown.add_row(
+            str(row.value),
+            _number(row.log_likelihood, 3),
+            "" if row.df is None else str(row.df),
+            *numbers.values(),
+            "" if row.log_p is None else "{:.4f} ({:.2g})".format(*found.below(row.value)),
+            f"{row.near}/{row.starts}",
+        )
+    out.print(shown)
+    for row in found.table:
+        if row.error is not None:
+            out.print(f"{size} {row.value}: {row.error}", highlight=False, soft_wrap=True, markup=False)
+    apart = f"; held-out: log p(x) per row, {found.how}" if found.how != "none" else ""
+    out.print(
+        f"* chosen: {', '.join(f'{WORDS[by]} {value}' for by, value in chosen.items())}{apart}; near: starts within "
+        "0.01 nats of the best",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

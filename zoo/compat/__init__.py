@@ -1,0 +1,1 @@
+"""How are the versions of ArviZ called: the only package that imports it."""

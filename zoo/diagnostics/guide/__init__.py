@@ -1,0 +1,1 @@
+"""How far is q from the posterior?"""

@@ -1,0 +1,241 @@
+"""The posterior by Markov chains, for small problems: what a guide is compared with where nothing is in closed form."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import MCMC, NUTS
+from torch import Tensor
+
+from zoo.base.checks import check_rows, check_whole
+from zoo.base.latent_sites import Latent, latents
+from zoo.base.random import seeded
+from zoo.diagnostics.guide.importance import own_moments
+from zoo.diagnostics.guide.mixing import mixing
+from zoo.infer.fitting import Fit
+from zoo.posterior.rowwise import reading
+
+MOST = 2000  # latent numbers in all
+LEAST = 20  # draws per chain
+MIXED = 1.01  # of R-hat, at most (Vehtari et al. 2021)
+ENOUGH = 100  # effective draws per chain, at least (Vehtari et al. 2021)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """A guide's moments less those of the chains, in posterior standard deviations.
+
+    What :meth:`MCMCSamples.compare` returns. One tensor for every continuous latent site by name, (n, ...) for a site of the rows, (...) for one they share.
+
+    Attributes:
+        mean: the guide's mean less that of the chains.
+        mean_se: the Monte Carlo standard error of that difference.
+        deviation: the guide's standard deviation less that of the chains: below 0 the guide is too sure.
+        deviation_se: the Monte Carlo standard error of that difference.
+        closed: whether the guide's moments are in closed form, not from draws.
+    """
+
+    mean: dict[str, Tensor]
+    mean_se: dict[str, Tensor]
+    deviation: dict[str, Tensor]
+    deviation_se: dict[str, Tensor]
+    closed: bool
+
+    def summary(self) -> dict[str, float]:
+        """The largest and the mean difference over all numbers, each beside the mean of its standard errors."""
+        table: dict[str, float] = {}
+        for name in ("mean", "deviation"):
+            size = _all(getattr(self, name)).abs()
+            table |= {f"worst_{name}": float(size.max()), f"usual_{name}": float(size.mean())}
+            table[f"{name}_se"] = float(_all(getattr(self, f"{name}_se")).mean())
+        return table
+
+    def __repr__(self) -> str:
+        s = self.summary()
+        return (
+            f"Comparison in posterior standard deviations: means off by {s['usual_mean']:.3g}, at worst "
+            f"{s['worst_mean']:.3g} (se {s['mean_se']:.1g}); standard deviations off by {s['usual_deviation']:.3g}, at "
+            f"worst {s['worst_deviation']:.3g} (se {s['deviation_se']:.1g})"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class MCMCSamples:
+    """Draws from p(z | x) by NUTS: what :func:`nuts` returns.
+
+    Attributes:
+        samples: by latent site (chains, draws, n, ...), or (chains, draws, ...) where all rows share it; discrete sites
+            are summed out and have none.
+        rhat: R-hat of every number, by site (n, ...).
+        ess_bulk: effective draws of every number, by site: those of its location.
+        ess_tail: those of its 5% and 95% quantiles.
+        mean_se: Monte Carlo standard errors of the mean over all draws, by site.
+        deviation_se: those of the standard deviation.
+        divergences: trajectories after warm-up that broke off, over all chains.
+        acceptance: the mean acceptance rate of every chain (chains,).
+        x: the rows (n, d).
+    """
+
+    samples: dict[str, Tensor]
+    rhat: dict[str, Tensor]
+    ess_bulk: dict[str, Tensor]
+    ess_tail: dict[str, Tensor]
+    mean_se: dict[str, Tensor]
+    deviation_se: dict[str, Tensor]
+    divergences: int
+    acceptance: Tensor
+    x: Tensor = field(repr=False)
+
+    @property
+    def mean(self) -> dict[str, Tensor]:
+        """The posterior mean by site (n, ...)."""
+        return {name: value.flatten(0, 1).mean(0) for name, value in self.samples.items()}
+
+    @property
+    def deviation(self) -> dict[str, Tensor]:
+        """The posterior standard deviation by site (n, ...)."""
+        return {name: value.flatten(0, 1).std(0) for name, value in self.samples.items()}
+
+    @property
+    def converged(self) -> bool:
+        """Whether R-hat is below 1.01, there are 100 effective draws per chain, and no trajectory broke off.
+
+        Vehtari et al. (2021), see :func:`zoo.diagnostics.guide.mixing.mixing`.
+        """
+        least = min(float(_all(self.ess_bulk).min()), float(_all(self.ess_tail).min()))
+        worst = float(_all(self.rhat).max())
+        return worst < MIXED and least >= ENOUGH * len(self.acceptance) and self.divergences == 0
+
+    def compare(self, run: Fit, draws: int = 4000, *, seed: int = 0) -> Comparison:
+        """The guide's means and standard deviations beside those of the chains.
+
+        Args:
+            run: a run of the same model whose guide is asked about the same rows.
+            draws: of the guide, where it has no closed form of its moments.
+            seed: of these draws.
+
+        Raises:
+            ValueError: the guide has none of the sites, or the rows are not fit for it.
+        """
+        check_whole(draws, "draws", 2)
+        with reading(run, seed):
+            found = tuple(latent for latent in latents(run.model, self.x) if latent.name in self.samples)
+            closed = own_moments(run, found, (self.x,)) if len(found) == len(self.samples) == 1 else None
+        ours = _closed(found[0], closed) if closed is not None else _drawn(run, self.x, self.samples, draws, seed)
+        parts: dict[str, dict[str, Tensor]] = {"mean": {}, "mean_se": {}, "deviation": {}, "deviation_se": {}}
+        for name in self.samples:
+            mean, deviation, mean_se, deviation_se = ours[name]
+            if mean.shape != self.mean[name].shape:
+                raise ValueError(
+                    f"the run's site '{name}' has shape {tuple(mean.shape)}, the chains' "
+                    f"{tuple(self.mean[name].shape)}: compare runs of the model that was sampled"
+                )
+            unit = self.deviation[name]
+            parts["mean"][name] = (mean - self.mean[name]) / unit
+            parts["mean_se"][name] = (mean_se.square() + self.mean_se[name].square()).sqrt() / unit
+            parts["deviation"][name] = deviation / unit - 1
+            relative = (deviation * self.deviation_se[name] / unit).square()  # by the delta method
+            parts["deviation_se"][name] = (deviation_se.square() + relative).sqrt() / unit
+        return Comparison(**parts, closed=closed is not None)
+
+    def __repr__(self) -> str:
+        chains, draws = next(iter(self.samples.values())).shape[:2]
+        sites = ", ".join(f"{name} {tuple(value.shape[2:])}" for name, value in self.samples.items())
+        state = "converged" if self.converged else "not converged"
+        return (
+            f"Sampled {sites} by NUTS, {chains} chains of {draws} draws, {state}: R-hat at most "
+            f"{float(_all(self.rhat).max()):.3f}, effective draws at least {float(_all(self.ess_bulk).min()):.0f} "
+            f"(bulk), {float(_all(self.ess_tail).min()):.0f} (tail), {self.divergences} divergences"
+        )
+
+
+def nuts(run: Fit, x: Any, chains: int = 4, draws: int = 500, warmup: int = 500, *, seed: int = 0) -> MCMCSamples:
+    """Sample the latent sites given the rows, at the fitted parameters, by Pyro's No-U-Turn sampler.
+
+    The chains start in different places and run one after the other. Discrete sites beside continuous ones are summed
+    out. All rows are one chain's state, whose cost grows with their number: this is for small problems, to compare a
+    guide with.
+
+    Args:
+        run: what :func:`zoo.fit` or :func:`zoo.load` returned; only its model is used.
+        x: rows (n, d).
+        chains: at least 2, so that they can disagree.
+        draws: of each chain after the warm-up, at least 20.
+        warmup: steps that adapt the sampler and are thrown away.
+        seed: of the starts and the steps; the caller's random stream is left alone.
+
+    Raises:
+        ValueError: more than 2000 latent numbers in all, a model without a continuous latent site, or too few chains or
+            draws.
+
+    References:
+        Hoffman and Gelman (2014), The No-U-Turn sampler, JMLR 15.
+    """
+    check_whole(chains, "chains", 2)
+    check_whole(draws, "draws", LEAST)
+    check_whole(warmup, "warmup", LEAST)
+    x = check_rows(x, run.model)
+    with run.scope():
+        found = tuple(latent for latent in latents(run.model, x) if latent.cardinality is None)
+    if not found:
+        raise ValueError(
+            f"{type(run.model).__name__} has no continuous latent site for NUTS to move: a discrete posterior is a "
+            "finite sum, which the guide Exact or model.posterior(x) gives"
+        )
+    width = [latent.shape.numel() * (len(x) if latent.local else 1) for latent in found]
+    if sum(width) > MOST:
+        each = sum(latent.shape.numel() for latent in found if latent.local)
+        raise ValueError(
+            f"{len(x)} rows have {sum(width)} latent numbers in all, more than the {MOST} that NUTS moves in "
+            f"reasonable time: pass some of the rows, at most {max(1, MOST // max(1, each))} of them, or use "
+            "zoo.importance_moments"
+        )
+    runs, divergences, acceptance = [], 0, []
+    with run.scope(), seeded(seed), torch.enable_grad(), pyro.validation_enabled(False):
+        for _ in range(chains):
+            kernel = NUTS(run.model, max_plate_nesting=1)
+            sampler = MCMC(kernel, num_samples=draws, warmup_steps=warmup, disable_progbar=True)
+            sampler.run(x)
+            runs.append(sampler.get_samples())
+            diagnostics = sampler.diagnostics()
+            divergences += sum(len(steps) for steps in diagnostics["divergences"].values())
+            acceptance += list(diagnostics["acceptance rate"].values())
+    samples = {latent.name: torch.stack([one[latent.name] for one in runs]).detach() for latent in found}
+    state = {name: mixing(value) for name, value in samples.items()}
+    columns = {
+        key: {name: values[key].to(x) for name, values in state.items()}
+        for key in ("rhat", "ess_bulk", "ess_tail", "mean_se", "deviation_se")
+    }
+    return MCMCSamples(samples, **columns, divergences=divergences, acceptance=torch.tensor(acceptance), x=x)
+
+
+def _all(parts: dict[str, Tensor]) -> Tensor:
+    """The numbers of all sites."""
+    return torch.cat([part.flatten() for part in parts.values()])
+
+
+Moments = tuple[Tensor, Tensor, Tensor, Tensor]  # mean, standard deviation, and the standard errors of both
+
+
+def _closed(latent: Latent, moments: tuple[Tensor, Tensor]) -> dict[str, Moments]:
+    """Moments of the one site, free of Monte Carlo error."""
+    mean, covariance = moments
+    shape = (len(mean), *latent.shape)
+    mean, deviation = mean.reshape(shape), covariance.diagonal(dim1=-2, dim2=-1).sqrt().reshape(shape)
+    return {latent.name: (mean, deviation, torch.zeros_like(mean), torch.zeros_like(mean))}
+
+
+def _drawn(run: Fit, x: Tensor, samples: dict[str, Tensor], draws: int, seed: int) -> dict[str, Moments]:
+    """Moments of every site from draws of the guide."""
+    given = run.sample(x, draws, seed=seed)
+    found = {}
+    for name in samples:
+        if name not in given:
+            raise ValueError(f"the guide {type(run.guide).__name__} has no site '{name}': compare one that covers it")
+        z = given[name].double()
+        mean, deviation = z.mean(0), z.std(0)
+        kurtosis = ((z - mean) / deviation).pow(4).mean(0)
+        error = deviation * ((kurtosis - 1).clamp_min(0.0) / (4 * draws)).sqrt()
+        found[name] = (mean, deviation, deviation / draws**0.5, error)
+    return found

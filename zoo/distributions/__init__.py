@@ -1,0 +1,1 @@
+"""Which distributions do models and guides need that Pyro does not have?"""

@@ -1,0 +1,251 @@
+"""Moving in the space of the factors: along one of them, from row to row, or with some of them set."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from zoo.base.checks import check_rows, check_whole
+from zoo.base.module import like
+from zoo.data.dataset import column_names
+from zoo.factors.decoding import decode, encode, factor_site
+from zoo.infer.run import Fit
+
+Kind = Literal["linear", "spherical"]
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """What the model makes of factors.
+
+    Attributes:
+        z: the factors (..., k).
+        mean: :math:`E[x \\mid z]` (..., d).
+        columns: the names of the d columns; empty where no data set has named them.
+    """
+
+    z: Tensor
+    mean: Tensor
+    columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Traversal:
+    """What the model makes of one factor at several values, from m places.
+
+    Attributes:
+        factor: its number, from 0.
+        values: those it takes (s,).
+        z: the factors (m, s, k).
+        mean: :math:`E[x \\mid z]` (m, s, d).
+        rows: the numbers of the m rows whose posterior means hold the other factors; None: they are at 0, m = 1.
+        columns: the names of the d columns; empty where no data set has named them.
+    """
+
+    factor: int
+    values: Tensor
+    z: Tensor
+    mean: Tensor
+    rows: tuple[int, ...] | None = None
+    columns: tuple[str, ...] = ()
+
+
+@torch.no_grad()
+def traverse(
+    run: Fit,
+    factor: int,
+    *,
+    values: Any = None,
+    span: tuple[float, float] = (-3.0, 3.0),
+    steps: int = 7,
+    x: Any = None,
+    rows: Sequence[int] | None = None,
+    draws: int = 200,
+    seed: int = 0,
+) -> Traversal:
+    """Decode along one factor, the others held.
+
+    Args:
+        run: from :func:`zoo.fit`.
+        factor: its number, from 0.
+        values: what it takes (s,), in units of the prior; None: ``steps`` values evenly over ``span``.
+        span: the first and the last value.
+        steps: the number of values, at least 2.
+        x: rows (n, d) or a :class:`zoo.data.Dataset` whose posterior means hold the other factors; None: all at 0.
+        rows: the numbers of those to start from; None: all of ``x``.
+        draws: for the posterior means, where the guide has no closed form of them.
+        seed: of these draws.
+
+    Raises:
+        ValueError: the model has no factors, no such factor, or an argument out of its range.
+    """
+    k = factor_site(run, "traverse").shape.numel()
+    factor = _check_factor(factor, k, "factor")
+    if values is None:
+        low, high = (float(end) for end in span)
+        if not (math.isfinite(low) and math.isfinite(high) and low != high):
+            raise ValueError(f"span must be two different finite numbers, got {tuple(span)}")
+        path = torch.linspace(low, high, check_whole(steps, "steps", 2), dtype=torch.float64)
+    else:
+        path = torch.as_tensor(values, dtype=torch.float64)
+        if path.ndim != 1 or not len(path) or not path.isfinite().all():
+            raise ValueError(f"values must be a list of finite numbers, got {values!r}")
+    if x is None:
+        if rows is not None:
+            raise ValueError("rows names rows of x: pass x as well, or leave both out to hold the other factors at 0")
+        chosen, held = None, like(torch.zeros(1, k), run.model)
+    else:
+        chosen, held = _places(run, x, rows, draws, seed)
+    path = path.to(held)
+    z = held.unsqueeze(1).repeat(1, len(path), 1)  # (m, s, k)
+    z[..., factor] = path
+    return Traversal(factor, path, z, decode(run, z).mean, chosen, column_names(x))
+
+
+@torch.no_grad()
+def interpolate(
+    run: Fit,
+    a: Any,
+    b: Any,
+    steps: int = 9,
+    *,
+    kind: Kind = "linear",
+    x: Any = None,
+    draws: int = 200,
+    seed: int = 0,
+) -> Decoded:
+    r"""Decode on the way from one point to another, both included.
+
+    With t from 0 to 1, ``"linear"`` is :math:`z_t = (1 - t)\, a + t\, b`. ``"spherical"`` turns the direction from a to
+    b at constant speed along the great circle, while the length goes evenly from one to the other: so it stays where
+    the mass of a Gaussian prior of many factors is, far from 0.
+
+    Args:
+        run: from :func:`zoo.fit`.
+        a: where to start: the number of a row of ``x``, through its posterior mean, or factors (k,).
+        b: where to end.
+        steps: the number of points, at least 2.
+        kind: ``"linear"`` or ``"spherical"``.
+        x: rows (n, d) or a :class:`zoo.data.Dataset`, where ``a`` or ``b`` is the number of a row.
+        draws: for the posterior means, where the guide has no closed form of them.
+        seed: of these draws.
+
+    Returns:
+        factors (s, k) and means (s, d).
+
+    Raises:
+        ValueError: the model has no factors, a point is out of range, or ``"spherical"`` is asked between points at 0
+            or opposite to each other, where no great circle is singled out.
+
+    References:
+        Shoemake (1985), Animating rotation with quaternion curves, SIGGRAPH; White (2016), Sampling Generative
+        Networks, arXiv 1609.04468.
+    """
+    k = factor_site(run, "interpolate").shape.numel()
+    check_whole(steps, "steps", 2)
+    if kind not in ("linear", "spherical"):
+        raise ValueError(f"kind must be 'linear' or 'spherical', got {kind!r}")
+    start, end = (_point(run, value, name, k, x, draws, seed) for name, value in (("a", a), ("b", b)))
+    t = torch.linspace(0, 1, steps, dtype=torch.float64).to(start).unsqueeze(1)  # (s, 1)
+    z = start.lerp(end, t) if kind == "linear" else _great_circle(start, end, t)
+    return Decoded(z, decode(run, z).mean, column_names(x))
+
+
+@torch.no_grad()
+def intervene(
+    run: Fit,
+    x: Any,
+    factors: Mapping[int, Any],
+    *,
+    rows: Sequence[int] | None = None,
+    draws: int = 200,
+    seed: int = 0,
+) -> Decoded:
+    """Rows with some of their factors set: conditional generation.
+
+    The other factors stay at the posterior means that the guide gives the rows. Setting a factor says nothing about
+    the others: they are not conditioned on it.
+
+    Args:
+        run: from :func:`zoo.fit`.
+        x: rows (n, d) or a :class:`zoo.data.Dataset`.
+        factors: by the factor's number from 0, its value: one for all rows or (m,) of them.
+        rows: the numbers of the rows to edit; None: all of ``x``.
+        draws: for the posterior means, where the guide has no closed form of them.
+        seed: of these draws.
+
+    Returns:
+        factors (m, k) and means (m, d).
+
+    Raises:
+        ValueError: the model has no factors, no such factor, or values of another length than the rows.
+    """
+    k = factor_site(run, "intervene").shape.numel()
+    chosen, z = _places(run, x, rows, draws, seed)
+    z = z.clone()
+    if not factors:
+        raise ValueError("factors is empty: pass {factor: value}, or take zoo.reconstruct")
+    for number, given in factors.items():
+        factor = _check_factor(number, k, "factors")
+        value = torch.as_tensor(given).to(z)
+        if value.shape not in ((), (len(z),)) or not value.isfinite().all():
+            raise ValueError(
+                f"factors[{factor}] must be a finite number or one for each of the {len(chosen)} rows, got shape "
+                f"{tuple(value.shape)}"
+            )
+        z[:, factor] = value
+    return Decoded(z, decode(run, z).mean, column_names(x))
+
+
+def _check_factor(factor: Any, k: int, name: str) -> int:
+    factor = check_whole(factor, name, 0)
+    if factor >= k:
+        raise ValueError(f"{name} names factor {factor}, and the model has {k}, counted from 0")
+    return factor
+
+
+def _places(run: Fit, x: Any, rows: Sequence[int] | None, draws: int, seed: int) -> tuple[tuple[int, ...], Tensor]:
+    """The numbers of the chosen rows and their posterior means (m, k)."""
+    means = encode(run, x, draws=draws, seed=seed)
+    chosen = tuple(range(len(means)) if rows is None else (check_whole(row, "rows", 0) for row in rows))
+    if not chosen or max(chosen) >= len(means):
+        what = f"names row {max(chosen)}" if chosen else "names none"
+        raise ValueError(f"rows {what}, and x has {len(means)} rows, counted from 0")
+    return chosen, means[list(chosen)]
+
+
+def _point(run: Fit, given: Any, name: str, k: int, x: Any, draws: int, seed: int) -> Tensor:
+    """Factors (k,), given as such or by the number of a row."""
+    if isinstance(given, int) and not isinstance(given, bool):
+        if x is None:
+            raise ValueError(f"{name}={given} is the number of a row: pass the rows as x, or factors ({k},) as {name}")
+        n = len(check_rows(x, run.model))
+        if not 0 <= given < n:
+            raise ValueError(f"{name} names row {given}, and x has {n} rows, counted from 0")
+        return _places(run, x, [given], draws, seed)[1][0]
+    z = like(given, run.model)
+    if z.shape != (k,) or not z.isfinite().all():
+        raise ValueError(
+            f"{name} must be the number of a row of x, or {k} finite factors, one for each of the model's; got shape "
+            f"{tuple(z.shape)}"
+        )
+    return z
+
+
+def _great_circle(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
+    """Points (s, k): directions along the great circle, lengths on a line; ``t`` (s, 1)."""
+    lengths = torch.stack([start.norm(), end.norm()])
+    if not lengths.all():
+        raise ValueError(f"{'a' if lengths[0] == 0 else 'b'} is at 0 and has no direction: take kind='linear'")
+    u, v = start / lengths[0], end / lengths[1]
+    angle = 2 * torch.atan2((u - v).norm(), (u + v).norm())  # exact for small and for large angles alike
+    if math.pi - angle < 1e3 * torch.finfo(u.dtype).eps:
+        raise ValueError("a and b are opposite, and great circles go every way between them: take kind='linear'")
+    if angle == 0:
+        direction = u.expand(len(t), -1)
+    else:
+        direction = (((1 - t) * angle).sin() * u + (t * angle).sin() * v) / angle.sin()
+    return lengths[0].lerp(lengths[1], t) * direction

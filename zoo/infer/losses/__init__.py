@@ -1,0 +1,1 @@
+"""Which losses does a fit minimise?"""

@@ -1,0 +1,102 @@
+"""One torch optimizer for all parameters, for ``pyro.infer.SVI``."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pyro
+import torch
+from pyro.optim import PyroOptim
+from torch import Tensor
+
+
+def ordered(params: Iterable[Tensor]) -> list[Tensor]:
+    """Parameters in the order of their names, so that a run does not depend on where they lie in memory."""
+    store = pyro.get_param_store()
+    return sorted(params, key=lambda p: str(store.param_name(p)))
+
+
+class Fused(PyroOptim):
+    """One torch optimizer for all parameters, behind Pyro's optimizer interface.
+
+    Pyro builds one optimizer per parameter, which costs several times a fused step and cannot clip the norm of the
+    whole gradient.
+
+    Args:
+        constructor: class of a torch optimizer.
+        optim_args: its arguments; ``{"fused": True}`` is added where the class takes it.
+        schedule: maps the number of the step (from 0) to a factor on the learning rate.
+        clip_norm: the largest norm of the whole gradient; larger ones are scaled down to it.
+
+    Example:
+        >>> from zoo.infer.optim.schedules import cosine
+        >>> optim = Fused(torch.optim.Adam, {"lr": 0.03}, schedule=cosine(2000), clip_norm=100.0)
+    """
+
+    def __init__(
+        self,
+        constructor: type[torch.optim.Optimizer] = torch.optim.Adam,
+        optim_args: dict[str, Any] | None = None,
+        *,
+        schedule: Callable[[int], float] | None = None,
+        clip_norm: float | None = None,
+    ) -> None:
+        arguments = {"lr": 0.01} if optim_args is None else dict(optim_args)
+        if constructor in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD):
+            arguments.setdefault("fused", True)
+        super().__init__(constructor, arguments)
+        if clip_norm is not None and not clip_norm > 0:
+            raise ValueError(f"clip_norm must be positive, got {clip_norm!r}")
+        self.schedule = schedule
+        self.clip_norm = clip_norm
+        self.steps = 0
+        self.optimizer: torch.optim.Optimizer | None = None
+        self._known: set[Tensor] = set()
+        self._names: list[str] = []
+        self._waiting: dict[str, Any] = {}
+
+    def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
+        """One step for all ``params``; new ones join."""
+        present = set(params)
+        new = ordered(p for p in present if p not in self._known)
+        if new:
+            self._join(new)
+        assert self.optimizer is not None
+        for p in self._known - present:
+            p.grad = None  # not in this step: leave it where it is
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(ordered(present), self.clip_norm, foreach=True)
+        if self.schedule is not None:
+            factor = self.schedule(self.steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+        self.optimizer.step()
+        self.steps += 1
+        for p in present:
+            p.grad = None  # SVI would write zeros for the next step to add to: two more passes over all parameters
+
+    def _join(self, new: list[Tensor]) -> None:
+        store = pyro.get_param_store()
+        if waiting := self._waiting:  # go on in the order in which the parameters once joined
+            order = waiting["names"]
+            new.sort(key=lambda p: order.index(store.param_name(p)) if store.param_name(p) in order else len(order))
+        self._known.update(new)
+        self._names += [str(store.param_name(p)) for p in new]
+        if self.optimizer is None:
+            self.optimizer = self.pt_optim_constructor(new, **self.pt_optim_args)
+        else:
+            self.optimizer.param_groups[0]["params"].extend(new)
+        self.optimizer.param_groups[0].setdefault("initial_lr", self.optimizer.param_groups[0]["lr"])
+        if waiting:
+            self.optimizer.load_state_dict(waiting["optimizer"])
+            self.steps, self._waiting = waiting["steps"], {}
+
+    def get_state(self) -> dict[str, Any]:
+        """The optimizer's state, the number of steps taken, and the parameters' names in their order."""
+        if self._waiting:
+            return self._waiting
+        state = self.optimizer.state_dict() if self.optimizer else None
+        return {"optimizer": state, "steps": self.steps, "names": self._names}
+
+    def set_state(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state that ``get_state`` gave; taken up at the next step."""
+        self._waiting = state_dict if state_dict["optimizer"] is not None else {}

@@ -1,0 +1,228 @@
+"""Several starts for bounds with several maxima: the best run is kept, and every one reported."""
+
+import copy
+import math
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import nn
+
+from zoo.base.checks import check_rows, check_whole
+from zoo.base.protocols import Conjugate
+from zoo.base.random import seeded
+from zoo.infer.expectation_maximisation import em
+from zoo.infer.fitting import Fit, fit
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One row of the report. What a failed run does not have is None.
+
+    Attributes:
+        seed: of the start, the batches and the draws.
+        score: what the runs are ranked by, higher is better.
+        elbo: the bound per row at the end, in nats; under noise the mean of the last tenth of the steps.
+        log_marginal: log p(x) per row in nats, where the model has it in closed form.
+        steps: the steps taken.
+        seconds: wall-clock time of the run.
+        converged: whether it ended because the bound had ceased to rise.
+        error: why the run failed, or None.
+    """
+
+    seed: int
+    seconds: float
+    score: float | None = None
+    elbo: float | None = None
+    log_marginal: float | None = None
+    steps: int | None = None
+    converged: bool = False
+    error: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class BestOf(Generic[T]):
+    """What several starts have come to.
+
+    Attributes:
+        best: the run with the highest score, the first of equals: a :class:`zoo.Fit`, or the model itself
+            after EM.
+        seed: the seed of the best run.
+        table: one :class:`Attempt` per seed, in the order of the seeds, failures included.
+    """
+
+    best: T = field(repr=False)
+    seed: int
+    table: tuple[Attempt, ...]
+
+    def near(self, within: float = 0.01) -> tuple[int, ...]:
+        """The seeds whose score is within ``within`` (nats, unless you score by something else) of the best.
+
+        One seed out of many is a reason to try more.
+        """
+        top = max(row.score for row in self.table if row.score is not None)
+        return tuple(row.seed for row in self.table if row.score is not None and row.score >= top - within)
+
+    def __repr__(self) -> str:
+        failed = sum(row.error is not None for row in self.table)
+        head = (
+            f"BestOf: seed {self.seed} is best, {len(self.near())} of {len(self.table)} within 0.01 of it, "
+            f"{failed} failed\n  seed         score        elbo  log_marginal   steps  seconds"
+        )
+        return "\n".join([head, *map(self._line, self.table)])
+
+    def _line(self, row: Attempt) -> str:
+        mark = "*" if row.seed == self.seed else " "
+        if row.error is not None:
+            return f"{mark} {row.seed:4d}  failed after {row.seconds:.2f} s: {row.error}"
+        marginal = "" if row.log_marginal is None else f"{row.log_marginal:.6f}"
+        note = "" if row.converged else "  not converged"
+        return (
+            f"{mark} {row.seed:4d} {row.score:13.5f} {row.elbo:11.6f} {marginal:>13} {row.steps:7d} "
+            f"{row.seconds:8.2f}{note}"
+        )
+
+
+def best_of(
+    build: Callable[[], Any],
+    x: Any,
+    *,
+    seeds: int | Iterable[int] = 10,
+    score: Callable[[Any], float] | None = None,
+    **options: Any,
+) -> BestOf[Any]:
+    """Fit from several seeds, keep the best run, and report all of them.
+
+    Where ``build`` returns a (model, guide) pair, every run is one of :func:`zoo.fit`; where it returns a conjugate
+    model, one of :func:`zoo.em`.
+
+    A run whose bound ceases to be a number, or whose model collapses, is reported with its error and the others go on.
+    Only the best run so far is held in memory. The caller's random streams and Pyro's store are left alone.
+
+    A likelihood without a maximum (a mixture with full covariances) may have its highest score where a component has
+    all but collapsed onto a few rows: look at the table, and at the model, before believing a lonely winner.
+
+    Args:
+        build: returns a fresh (model, guide) pair, or a fresh conjugate model, at every call; called once per seed,
+            under that seed.
+        x: the data (n, d).
+        seeds: their number (then 0, 1, ...), or the seeds themselves.
+        score: what to rank a run (a :class:`zoo.Fit`, or the model after EM) by, higher is better. None takes the total
+            log marginal likelihood where the model has it in closed form, and the bound at the end, times the number of
+            rows, where it does not.
+        options: for :func:`zoo.fit` or :func:`zoo.em`; every fit gets its own copies of ``loss`` and ``optim``.
+
+    Returns:
+        the best run and one :class:`Attempt` per seed. After EM, ``elbo`` and ``log_marginal`` are one number: the
+        bound under the exact posterior is the log marginal likelihood.
+
+    Raises:
+        ValueError: no seeds, or one of them twice; or ``build`` returns a model or guide that it has returned before.
+        FloatingPointError: every run failed; the message lists them.
+
+    >>> import guides, torch, zoo
+    >>> x = zoo.data.load("faithful", dtype=torch.float64).x
+    >>> def build():
+    ...     model = zoo.GMM(2, 2).double()
+    ...     return model, guides.Exact(model)
+    >>> report = best_of(build, x, seeds=2)
+    >>> round(report.best.model.log_marginal(x).sum().item(), 2)
+    -1130.26
+    """
+    if "seed" in options:
+        raise ValueError("pass seeds, the seeds of all the runs, in place of seed")
+    if "callbacks" in options:
+        options["callbacks"] = tuple(options["callbacks"])  # every run reads them
+    chosen = each_seed(seeds)
+    built: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+    best: tuple[float, int, Any] | None = None
+    table = []
+    for seed in chosen:
+        with seeded(seed):
+            made = build()
+        _refuse_used(made, built)
+        started = time.perf_counter()
+        done: Any = None
+        try:
+            done, row = (_fit if isinstance(made, tuple) else _climb)(made, x, seed, score, options)
+            if row.score is None or math.isnan(row.score):
+                raise FloatingPointError(f"the score is {row.score}")
+        except (FloatingPointError, torch.linalg.LinAlgError) as error:
+            row = Attempt(seed, 0.0, error=str(error))
+        row = Attempt(**{**vars(row), "seconds": time.perf_counter() - started})
+        table.append(row)
+        if done is not None and row.score is not None and (best is None or row.score > best[0]):
+            best = row.score, seed, done
+        del made, done  # not to be held beside the next one
+    if best is None:
+        listed = "\n".join(f"  seed {row.seed}: {row.error}" for row in table)
+        raise FloatingPointError(f"all {len(table)} runs failed:\n{listed}")
+    return BestOf(best[2], best[1], tuple(table))
+
+
+def _fit(
+    pair: Any, x: Any, seed: int, score: Callable[[Any], float] | None, options: dict[str, Any]
+) -> tuple[Fit, Attempt]:
+    """One run of :func:`zoo.fit`."""
+    model, guide = pair
+    own = {key: copy.deepcopy(value) if key in ("loss", "optim") else value for key, value in options.items()}
+    done = fit(model, guide, x, **own, seed=seed)
+    rows = check_rows(x, model)
+    # Without noise the last loss is the bound; with it, the mean over the last tenth of the steps.
+    tail = 1 if done.settings["optimizer"] == "LBFGS" else max(1, len(done.losses) // 10)
+    elbo = -float(done.losses[-tail:].mean())
+    marginal = None
+    if isinstance(model, Conjugate):
+        with torch.no_grad():
+            marginal = float(model.log_marginal(rows).double().mean())
+    rank = score(done) if score is not None else len(rows) * (elbo if marginal is None else marginal)
+    return done, Attempt(seed, 0.0, float(rank), elbo, marginal, len(done.losses), done.converged)
+
+
+def _climb(
+    model: Any, x: Any, seed: int, score: Callable[[Any], float] | None, options: dict[str, Any]
+) -> tuple[Any, Attempt]:
+    """One run of :func:`zoo.em`."""
+    climb = em(model, x, **options, seed=seed)
+    total = float(climb[-1])
+    mean, steps = total / len(check_rows(x, model)), len(climb)
+    rank = total if score is None else float(score(model))
+    return model, Attempt(seed, 0.0, rank, mean, mean, steps, steps < options.get("steps", math.inf))
+
+
+def each_seed(seeds: int | Iterable[int]) -> tuple[int, ...]:
+    """The seeds one by one.
+
+    Raises:
+        ValueError: none, one of them twice, or one that is no whole number of at least 0.
+    """
+    if isinstance(seeds, Iterable):
+        chosen = tuple(int(check_whole(seed, "seeds", least=0)) for seed in seeds)
+    else:
+        chosen = tuple(range(check_whole(seeds, "seeds")))
+    if not chosen:
+        raise ValueError("seeds is empty: pass a number of seeds, or at least one seed")
+    if twice := [seed for i, seed in enumerate(chosen) if seed in chosen[:i]]:
+        raise ValueError(f"seed {twice[0]} is given twice: it would count one run as two")
+    return chosen
+
+
+def _refuse_used(made: Any, built: "weakref.WeakSet[nn.Module]") -> None:
+    """A module that an earlier run has trained would go on from there, whatever the seed.
+
+    Raises:
+        ValueError: names it.
+    """
+    for module in made if isinstance(made, tuple) else (made,):
+        if isinstance(module, nn.Module) and any(p.requires_grad for p in module.parameters()):
+            if module in built:
+                raise ValueError(
+                    f"build returned the same {type(module).__name__} twice: build a new one at every call, as a "
+                    "trained one would go on from where it is"
+                )
+            built.add(module)

@@ -1,0 +1,1 @@
+"""How is a fitted run written to disk and read back?"""

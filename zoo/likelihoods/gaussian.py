@@ -1,0 +1,91 @@
+"""The Gaussian likelihood, with four forms of its covariance."""
+
+import math
+from typing import Literal
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from zoo.algebra.missing import column_moments
+from zoo.likelihoods.shared import deviation, tiny
+from zoo.networks.standardize import Standardize
+
+Covariance = Literal["scalar", "diag", "low_rank", "full"]
+
+
+def _products(noise: Tensor, d: int) -> Tensor:
+    """L L' (..., d, d) of the numbers of a ``"full"`` covariance."""
+    row, column = torch.tril_indices(d, d, -1, device=noise.device)
+    lower = noise.new_zeros(*noise.shape[:-1], d, d)
+    lower[..., row, column] = noise[..., d:] / math.sqrt(d)
+    lower = lower + torch.diag_embed(softplus(noise[..., :d]))
+    return lower @ lower.mT
+
+
+class Gaussian(nn.Module):
+    r"""Columns around means :math:`\mu = a + b f`, with a and b the columns' means and deviations.
+
+    With the floor :math:`\epsilon`, s = softplus and B = diag(b), the covariance of the columns given z is
+
+    - ``"scalar"``: :math:`c^2 (\epsilon + s(g)^2)\, I`, :math:`c^2` the mean of the columns' variances; one number;
+    - ``"diag"``: :math:`B\, \mathrm{diag}(\epsilon + s(g)^2)\, B`; d numbers;
+    - ``"low_rank"``: :math:`B (\mathrm{diag}(\epsilon + s(g)^2) + F F^T / R) B`, F with R columns; d (1 + R) numbers,
+      the diagonal first, then one column of F after the other. Its density takes O(d R^2), and no d x d matrix;
+    - ``"full"``: :math:`B (\epsilon I + L L^T) B`, L lower triangular with the diagonal s(g) and the other numbers, row
+      by row, over :math:`\sqrt d`; d (d + 1) / 2 numbers, the diagonal first.
+
+    (R and d divide so that a start does not depend on them.) No variance falls below the floor in any direction: the
+    covariance less :math:`\epsilon B^2` (``"scalar"``: :math:`\epsilon c^2 I`) is positive semidefinite.
+    """
+
+    common: Tensor
+    locations: int
+    noise: int
+
+    def __init__(self, data_dim: int, floor: float, covariance: Covariance = "diag", rank: int = 1) -> None:
+        super().__init__()
+        self.floor, self.covariance, self.rank = float(floor), covariance, rank
+        d = self.locations = data_dim
+        self.noise = {"scalar": 1, "diag": d, "low_rank": d * (1 + rank), "full": d * (d + 1) // 2}[covariance]
+        self.columns = Standardize(d)
+        if covariance == "scalar":
+            self.register_buffer("common", torch.ones(()))
+
+    def place(self, x: Tensor) -> None:
+        self.columns.place(x)
+        if self.covariance == "scalar":
+            variance, _ = column_moments(x)
+            self.common.copy_(variance.mean().sqrt() if variance.any() else variance.new_ones(()))
+
+    def check(self, x: Tensor, columns: Tensor | None = None) -> None:
+        """Any number is fine; that it is one was seen to before."""
+
+    def forward(self, location: Tensor, noise: Tensor) -> dist.TorchDistribution:
+        shift, unit = self.columns.shift, self.columns.unit
+        mean = shift + unit * location  # (..., d)
+        if self.covariance == "diag":
+            return dist.Normal(mean, unit * deviation(noise, self.floor)).to_event(1)
+        if self.covariance == "scalar":
+            return dist.Normal(mean, self.common * deviation(noise, self.floor)).to_event(1)
+        d = self.locations
+        if self.covariance == "low_rank":
+            diagonal, rest = softplus(noise[..., :d]), noise[..., d:]
+            factor = rest.unflatten(-1, (self.rank, d)).mT / math.sqrt(self.rank)  # (..., d, r)
+            variance = unit.square() * (self.floor + diagonal.square())
+            return dist.LowRankMultivariateNormal(mean, unit.unsqueeze(-1) * factor, variance)
+        products = _products(noise, d)
+        root = torch.linalg.cholesky(products + self.floor * torch.eye(d, dtype=noise.dtype, device=noise.device))
+        return dist.MultivariateNormal(mean, scale_tril=unit.unsqueeze(-1) * root)
+
+    def at_floor(self, noise: Tensor) -> Tensor:
+        """The share of columns (``"full"``: of principal axes) whose variance is :func:`tiny` (...)."""
+        d = self.locations
+        if self.covariance != "full":
+            return tiny(softplus(noise[..., :d]).square(), self.floor)
+        return tiny(torch.linalg.eigvalsh(_products(noise, d)), self.floor)
+
+    def extra_repr(self) -> str:
+        rank = f", rank={self.rank}" if self.covariance == "low_rank" else ""
+        return f"{self.locations}, covariance={self.covariance}{rank}, floor={self.floor:g}"

@@ -1,0 +1,47 @@
+"""The discretized logistic likelihood of pixels."""
+
+import pyro.distributions as dist
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from zoo.distributions.discretized import LEVELS, DiscretizedLogistic, levels
+from zoo.likelihoods.shared import refuse
+from zoo.networks.standardize import Standardize
+
+
+class Logistic256(nn.Module):
+    r"""Independent pixels of 256 levels k / 255: a logistic distribution, rounded to them.
+
+    :math:`\mu = a + b f` and the scale :math:`s = b\, \mathrm{softplus}(g) + 0.1 / 255`; for the probabilities see
+    :class:`DiscretizedLogistic`. They do not exceed 1, so that no floor on the variance is needed; the tenth of a level
+    (Salimans et al. 2017: 0.116) keeps the arithmetic in range.
+    """
+
+    locations: int
+    noise: int
+
+    LEAST = 0.1 / (LEVELS - 1)
+
+    def __init__(self, data_dim: int, floor: float | None = None) -> None:
+        super().__init__()
+        self.locations = self.noise = data_dim
+        self.columns = Standardize(data_dim)
+
+    def place(self, x: Tensor) -> None:
+        self.columns.place(x)
+
+    def check(self, x: Tensor, columns: Tensor | None = None) -> None:
+        refuse(
+            x,
+            levels.check(x),
+            columns,
+            "likelihood 'logistic_256' is of the 256 levels k/255: divide whole pixels by 255, leave out noise and "
+            "scaling, or take 'gaussian' for real numbers",
+        )
+
+    def forward(self, location: Tensor, noise: Tensor) -> dist.TorchDistribution:
+        shift, unit = self.columns.shift, self.columns.unit
+        return DiscretizedLogistic(shift + unit * location, unit * softplus(noise) + self.LEAST).to_event(1)
+
+    def extra_repr(self) -> str:
+        return str(self.locations)

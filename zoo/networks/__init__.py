@@ -1,0 +1,1 @@
+"""Which networks do encoders and decoders share?"""

@@ -1,0 +1,122 @@
+"""Linear factors: what each of them explains, and the loadings of the columns with their intervals."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+
+from zoo.algebra.linear_gaussian import Moments
+from zoo.alignment.bootstrap import Loadings
+from zoo.alignment.canonical import canonical_transform, to_canonical
+from zoo.base.checks import check_rows, check_whole
+from zoo.infer.run import Fit
+from zoo.plots.images import array
+from zoo.plots.style import GREY, PALETTE, SIZE, TEXT, colour, legend_above, marker, new_axes
+
+
+def scree(run: Any, x: Any, *, most: int | None = None, ax: Axes | None = None) -> Axes:
+    r"""The eigenvalues of the rows' covariance, and what the factors of a linear-Gaussian model take of them.
+
+    Rows and factors are taken in units of the noise, :math:`\Psi^{-1/2} x`, where noise has variance 1 in every
+    direction (the dashed line), and the factors in their principal gauge: a bar goes from the noise up to the variance
+    of the model along that factor, :math:`1 + (W^T \Psi^{-1} W)_{jj}`. At the maximum of the likelihood the bars end
+    at the eigenvalues of :math:`\Psi^{-1/2} S \Psi^{-1/2}`, the points; eigenvalues far above the line beyond the last
+    bar call for more factors. Where all columns share one noise variance (PPCA), everything is multiplied by it: these
+    are the eigenvalues of S itself.
+
+    The percentage above a bar is the factor's share of the columns' variance under the model: of their sum where they
+    share one noise variance, and of every column's own, on average, where they do not.
+
+    Args:
+        run: a linear-Gaussian model (PPCA, FactorAnalysis), or a :class:`zoo.Fit` of one.
+        x: rows (n, d) without missing entries.
+        most: eigenvalues to draw; None takes three times the factors, and 10 at least.
+        ax: where to draw; None makes a figure.
+
+    Raises:
+        TypeError: the model is not linear-Gaussian.
+        ValueError: missing entries, which leave no covariance of the rows, or an unusable ``most``.
+    """
+    model = run.model if isinstance(run, Fit) else run
+    if canonical_transform(model).rotation is None:
+        raise TypeError(f"{type(model).__name__} has components, not factors: look at zoo.plots.latent")
+    x = check_rows(x, model, least=2)
+    if bool(x.isnan().any()):
+        raise ValueError("x has missing entries (NaN), and the covariance of its rows is not known: pass complete rows")
+    model = to_canonical(model)
+    with torch.no_grad():
+        weight, noise = array(model.weight), array(model.noise)
+    shared = bool(np.ptp(noise) <= 1e-9 * noise.max())
+    root = np.sqrt(noise)
+    sample = np.linalg.eigvalsh(array(Moments.of(x).covariance) / np.outer(root, root))[::-1]
+    signal = ((weight / root[:, None]) ** 2).sum(0)
+    unit = float(noise.mean()) if shared else 1.0
+    total = noise + (weight**2).sum(1)
+    part = (weight**2).sum(0) / total.sum() if shared else (weight**2 / total[:, None]).mean(0)
+    k = len(signal)
+    shown = min(len(sample), max(10, 3 * k) if most is None else check_whole(most, "most"))
+    ax = new_axes(ax)
+    bars = min(k, shown)
+    style: dict[str, Any] = {"color": PALETTE[4], "edgecolor": PALETTE[0], "linewidth": 0.7}
+    ax.bar(range(bars), unit * signal[:bars], 0.7, bottom=unit, label="factors", **style)
+    style = {"color": PALETTE[5], "marker": "o", "markersize": 3.5, "linewidth": 0.9}
+    ax.plot(range(shown), unit * sample[:shown], label="rows", **style)
+    ax.axhline(unit, color="black", linewidth=0.9, linestyle="--", label=f"noise {unit:.3g}")
+    for j in range(bars):
+        top = unit * max(1 + signal[j], sample[j])
+        text = f"{100 * part[j]:.0f}%"
+        ax.annotate(text, (j, top), (3, 3), textcoords="offset points", fontsize=TEXT - 1.5)
+    step = max(1, -(-shown // 12))
+    ax.set_xticks(range(0, shown, step))
+    ax.set_ylim(0, 1.12 * unit * max(1 + signal.max(), sample[0]))
+    ax.set_xlabel("factor, principal gauge", fontsize=TEXT)
+    ax.set_ylabel("variance" if shared else "variance in units of the noise", fontsize=TEXT)
+    legend_above(ax)
+    return ax
+
+
+def loadings(found: Loadings, *, factors: Sequence[int] | None = None, ax: Axes | None = None) -> Axes:
+    """The loadings of every column on every factor, with their bootstrap intervals.
+
+    An open mark has an interval that holds 0. What the intervals mean, and in which coordinates, is said by
+    :func:`zoo.alignment.bootstrap_loadings`: repeated sampling of rows, not a posterior.
+
+    Args:
+        found: from :func:`zoo.alignment.bootstrap_loadings`.
+        factors: their numbers, counted from 0; None takes all.
+        ax: where to draw; None makes a figure as high as the columns need.
+
+    Raises:
+        ValueError: a factor that the model does not have, or none.
+    """
+    d, k = found.estimate.shape
+    chosen = list(range(k)) if factors is None else [check_whole(factor, "factors", 0) for factor in factors]
+    if not chosen or max(chosen) >= k or len(set(chosen)) < len(chosen):
+        raise ValueError(f"factors must be different numbers of the {k} factors, counted from 0; got {chosen}")
+    estimate, (low, high) = array(found.estimate), array(found.interval)
+    sure = array(found.sure) > 0
+    step = 0.8 / len(chosen)
+    ax = new_axes(ax, (SIZE[0], min(9.0, 0.75 + d * (0.1 + 0.075 * len(chosen)))))
+    for i, j in enumerate(chosen):
+        place = np.arange(d) + (i - (len(chosen) - 1) / 2) * step
+        style: dict[str, Any] = {"color": colour(j), "linewidth": 1.0}
+        ax.hlines(place, low[:, j], high[:, j], **style)
+        for own, face in ((sure[:, j], colour(j)), (~sure[:, j], "white")):
+            style = {"marker": marker(j), "markersize": 4, "markerfacecolor": face, "color": colour(j)}
+            ax.plot(estimate[own, j], place[own], linestyle="", zorder=3, **style)
+        ax.plot([], [], label=f"factor {j}", linestyle="-", marker=marker(j), markersize=4, color=colour(j))
+    if not sure[:, chosen].all():
+        ax.plot([], [], "o", markersize=4, color=GREY, markerfacecolor="white", label="0 within")
+    ax.axvline(0.0, color="black", linewidth=0.8, zorder=0)
+    for edge in np.arange(d - 1) + 0.5:
+        ax.axhline(edge, color=GREY, linewidth=0.3, alpha=0.5, zorder=0)
+    thin = max(1, -(-d // 60))
+    ax.set_yticks(range(0, d, thin), found.columns[::thin], fontsize=TEXT - (1 if d <= 30 else 2))
+    ax.set_ylim(d - 0.4, -0.6)
+    ax.tick_params(axis="y", length=0)
+    what = "correlation of column and factor" if found.standardised else "loading, units of the column"
+    ax.set_xlabel(f"{what} ({100 * found.level:g}% interval)", fontsize=TEXT)
+    legend_above(ax)
+    return ax

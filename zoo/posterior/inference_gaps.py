@@ -1,0 +1,310 @@
+"""Why a bound is loose: the guide's family, or the network that stands in for a q of every row's own."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from zoo.base.checks import check_rows, check_whole
+from zoo.base.latent_sites import Latent
+from zoo.base.protocols import Conjugate
+from zoo.infer.fitting import Fit
+from zoo.infer.optim.schedules import cosine
+from zoo.posterior.annealing import AIS, Place, anneal
+from zoo.posterior.evaluation import LEAST_DRAWS
+from zoo.posterior.evidence import BUDGET
+from zoo.posterior.rowwise import (
+    Arguments,
+    chunks,
+    conditional,
+    gaussian,
+    log_joint,
+    log_mean,
+    log_volume,
+    reading,
+    real_site,
+    stretch,
+)
+
+RATE = 0.05  # of Adam at the start, in standard deviations of the guide
+NAMES = ("log_marginal", "best", "elbo", "approximation", "amortization")
+COLUMNS = (*NAMES, *(f"{name}_se" for name in NAMES))
+ROUNDS = 20  # of L-BFGS at most, each in coordinates whitened by the q that the last one found
+
+
+@dataclass(frozen=True, eq=False)
+class Gaps:
+    r"""The gap between log p(x) and a guide's bound in its two parts, in nats: what :func:`gaps` returns.
+
+    .. math:: \log p(x) - \mathrm{ELBO}(q) =
+              \underbrace{\log p(x) - \mathrm{ELBO}(q^*)}_{\text{approximation}} +
+              \underbrace{\mathrm{ELBO}(q^*) - \mathrm{ELBO}(q)}_{\text{amortization}}
+
+    with :math:`q^*` the best q of the row's own within the guide's family. For a guide with parameters for every row
+    the second part is what its fit left undone.
+
+    Attributes:
+        log_marginal: log p(x) (n,), exact or a bound from below.
+        best: the bound of q* (n,).
+        elbo: the bound of the guide's q (n,).
+        approximation: the approximation gap (n,). Where log p(x) is a bound from below, so is this gap, in expectation,
+            for the q* that was found.
+        amortization: the amortization gap (n,). Without a closed form the q* found may fall short of the best; this gap
+            is then a bound from below too, and the approximation gap holds what is missing.
+        log_marginal_se: the standard error that the draws cause (n,), 0 in closed form. The same for the others; those
+            of the gaps are of differences over the same draws.
+        family: ``"diag"`` or ``"full"``.
+        estimator: of log p(x): ``"exact"``, ``"IWAE-K"`` from draws of q*, or ``"AIS"`` started from q*.
+        closed: whether the bounds are in closed form.
+    """
+
+    log_marginal: Tensor
+    best: Tensor
+    elbo: Tensor
+    approximation: Tensor
+    amortization: Tensor
+    log_marginal_se: Tensor
+    best_se: Tensor
+    elbo_se: Tensor
+    approximation_se: Tensor
+    amortization_se: Tensor
+    family: str
+    estimator: str
+    closed: bool
+
+    @property
+    def total(self) -> Tensor:
+        """The whole gap (n,), KL(q || p(z | x)) where log p(x) is exact."""
+        return self.log_marginal - self.elbo
+
+    def summary(self) -> dict[str, float]:
+        """Means per row with the standard errors that the draws cause."""
+        n = len(self.elbo)
+        table = {}
+        for name in NAMES:
+            table[name] = float(getattr(self, name).double().mean())
+            table[f"{name}_se"] = float(getattr(self, f"{name}_se").double().square().sum().sqrt() / n)
+        return table
+
+    def __repr__(self) -> str:
+        s = self.summary()
+        least = "" if self.estimator == "exact" else "at least "
+        return (
+            f"Gaps of {len(self.elbo)} rows, nats per row: log marginal {s['log_marginal']:.4f} ({self.estimator}) = "
+            f"ELBO {s['elbo']:.4f} + amortization gap {s['amortization']:.4f} (se {s['amortization_se']:.1g}) + "
+            f"approximation gap of the {self.family} family {least}{s['approximation']:.4f} "
+            f"(se {s['approximation_se']:.1g})"
+        )
+
+
+def gaps(
+    run: Fit,
+    x: Any,
+    *,
+    steps: int = 500,
+    particles: int = 8,
+    draws: int = 1000,
+    ais: AIS | None = None,
+    seed: int = 0,
+) -> Gaps:
+    r"""Split the gap of a run on the rows ``x`` into approximation and amortization.
+
+    A Gaussian of every row's own is optimised from the guide's answer on, the model held fast: with independent units
+    (``"diag"``) where the guide's q has them, as MeanField, Amortized and AutoNormal do, and with a full covariance
+    (``"full"``) otherwise; a guide of low rank counts as full, so that its missing rank counts as amortization.
+
+    Where the model has the bound of a Gaussian in closed form (``model.elbo``), L-BFGS climbs it, and nothing is drawn.
+    Otherwise Adam climbs it by draws, in coordinates whitened by the guide's q, with path derivatives (Roeder et al.
+    2017) of antithetic pairs that all rows share, the rate falling along a cosine. Where the outcome is no better than
+    the guide's q on draws of their own, that q stays. Both are then judged on the same fresh draws.
+
+    Args:
+        run: what :func:`zoo.fit` or :func:`zoo.load` returned.
+        x: rows (n, d); a guide with parameters for every row takes those it was fitted to, in their order.
+        steps: of Adam.
+        particles: antithetic pairs per step.
+        draws: draws per row that judge, K of IWAE-K; at least 25.
+        ais: take log p(x) by annealed importance sampling from q* instead of IWAE.
+        seed: of all draws; the caller's random stream is left alone.
+
+    Raises:
+        ValueError: a model without exactly one latent site with a real vector per row, a guide whose q(z | x) is no
+            Gaussian, too few steps or draws, or rows that are not fit for model or guide.
+
+    References:
+        Cremer, Li and Duvenaud (2018), Inference suboptimality in variational autoencoders, ICML; Roeder, Wu and
+        Duvenaud (2017), Sticking the landing, NeurIPS.
+    """
+    check_whole(steps, "steps")
+    check_whole(particles, "particles")
+    if check_whole(draws, "draws") < LEAST_DRAWS:
+        raise ValueError(f"draws must be at least {LEAST_DRAWS} to judge a bound, got {draws}")
+    x = check_rows(x, run.model)
+    d = x.shape[1]
+    exact = isinstance(run.model, Conjugate)
+    closed = exact and hasattr(run.model, "elbo")
+    parts: list[tuple[Tensor, ...]] = []
+    family = ""
+    with reading(run, seed):
+        latent = real_site(run, x, "gaps")
+        for _, arguments in chunks(run, x, BUDGET // max(4 * particles * d, draws)):
+            q = conditional(run, latent, arguments)
+            start = gaussian(q)
+            if start is None:
+                raise ValueError(
+                    f"gaps knows the families of independent and of correlated Gaussians, and q(z | x) of the guide "
+                    f"{type(run.guide).__name__} is a {type(q).__name__}: take MeanField, FullRank or Amortized, or "
+                    "zoo.log_evidence_bounds for the whole gap"
+                )
+            family = "diag" if start[1].ndim == 2 else "full"
+            if closed:
+                parts.append(_in_closed_form(run, arguments[0], start))
+            else:
+                found = _climb(run, latent, arguments, start, steps, particles)
+                parts.append(_judge(run, latent, arguments, start, found, draws, ais))
+    columns = {name: torch.cat(column) for name, column in zip(COLUMNS, zip(*parts, strict=True), strict=True)}
+    estimator = "exact" if exact else f"IWAE-{draws}" if ais is None else "AIS"
+    return Gaps(**columns, family=family, estimator=estimator, closed=closed)
+
+
+def _in_closed_form(run: Fit, x: Tensor, start: Place) -> tuple[Tensor, ...]:
+    """The columns of :class:`Gaps` for some rows."""
+    log_marginal = run.model.log_marginal(x)
+    elbo = run.model.elbo(x, _distribution(*start))
+    best = run.model.elbo(x, _distribution(*_climb_smoothly(lambda q: run.model.elbo(x, _distribution(*q)), start)))
+    zero = torch.zeros_like(elbo)
+    return (log_marginal, best, elbo, log_marginal - best, best - elbo, *(zero,) * 5)
+
+
+def _distribution(loc: Tensor, root: Tensor) -> Any:
+    if root.ndim == loc.ndim:
+        return dist.Normal(loc, root).to_event(1)
+    return dist.MultivariateNormal(loc, scale_tril=root)
+
+
+def _moved(start: Place, shift: Tensor, change: Tensor) -> Place:
+    """The Gaussian at whitened coordinates of another: its mean moved by ``shift`` (b, k), its root times a factor.
+
+    The factor is the exponential of ``change`` (b, k), or the lower triangle of ``change`` (b, k, k) with an
+    exponential diagonal.
+    """
+    loc, root = start
+    if root.ndim == loc.ndim:
+        return loc + stretch(root, shift), root * change.exp()
+    factor = change.tril(-1) + torch.diag_embed(change.diagonal(dim1=-2, dim2=-1).exp())
+    return loc + stretch(root, shift), root @ factor
+
+
+def _climb_smoothly(bound: Callable[[Place], Tensor], start: Place) -> Place:
+    """The best Gaussian of every row by L-BFGS on a bound without noise."""
+    q = start
+    precision = torch.finfo(start[0].dtype).eps ** 0.5
+    for _ in range(ROUNDS):
+        free = [torch.zeros_like(part, requires_grad=True) for part in q]
+        optim = torch.optim.LBFGS(
+            free, max_iter=100, history_size=20, line_search_fn="strong_wolfe", tolerance_grad=0.0, tolerance_change=0.0
+        )
+        slopes: list[float] = []
+
+        def loss(free: list[Tensor] = free, q: Place = q, slopes: list[float] = slopes, optim: Any = optim) -> Tensor:
+            with torch.enable_grad():
+                value = -bound(_moved(q, free[0], free[1])).sum()
+                gradients = torch.autograd.grad(value, free)  # of these alone: the model's stay as they are
+            for parameter, gradient in zip(free, gradients, strict=True):
+                parameter.grad = gradient
+            slopes.append(max(float(gradient.abs().max()) for gradient in gradients))
+            return value.detach()
+
+        optim.step(loss)
+        if slopes[0] < precision:  # the curvature is about one here: what is left is of the order of its square
+            break
+        moved = _moved(q, free[0].detach(), free[1].detach())
+        better = bound(moved) >= bound(q)  # false, too, where it is no number
+        if not better.any():
+            break
+        q = _chosen(better, moved, q)
+    return q
+
+
+def _chosen(take: Tensor, one: Place, other: Place) -> Place:
+    """Row by row one Gaussian or the other."""
+    rows = take.unsqueeze(-1)
+    return (
+        torch.where(rows, one[0], other[0]),
+        torch.where(rows if one[1].ndim == 2 else rows.unsqueeze(-1), one[1], other[1]),
+    )
+
+
+def _climb(run: Fit, latent: Latent, arguments: Arguments, start: Place, steps: int, particles: int) -> Place:
+    """The best Gaussian of every row by Adam on draws of the bound."""
+    loc = start[0]
+    free = [torch.zeros_like(part, requires_grad=True) for part in start]
+    optim = torch.optim.Adam(free, lr=RATE)
+    fall = cosine(steps)
+    for step in range(steps):
+        noise = loc.new_empty(particles, 1, loc.shape[1]).normal_()  # common to all rows
+        noise = torch.cat([noise, -noise]).expand(-1, *loc.shape)
+        with torch.enable_grad():
+            weights = _log_weights(run, latent, arguments, _moved(start, free[0], free[1]), noise, path=True)
+            gradients = torch.autograd.grad(-weights.mean(0).sum(), free)
+        for parameter, gradient in zip(free, gradients, strict=True):
+            parameter.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
+        for group in optim.param_groups:
+            group["lr"] = RATE * fall(step)
+        optim.step()
+    found = _moved(start, free[0].detach(), free[1].detach())
+    noise = loc.new_empty(2 * particles, *loc.shape).normal_()
+    ours, theirs = (_log_weights(run, latent, arguments, q, noise).mean(0) for q in (found, start))
+    return _chosen(ours > theirs, found, start)
+
+
+def _log_weights(run: Fit, latent: Latent, arguments: Arguments, q: Place, noise: Tensor, path: bool = False) -> Tensor:
+    r""":math:`\log p(x, z) - \log q(z)` at :math:`z = m + L \epsilon` (draws, b).
+
+    With ``path`` its gradient goes through z alone: that of log q at z itself has expectation 0.
+    """
+    loc, root = q
+    z = loc + stretch(root, noise)
+    terms = log_joint(run, latent, z, arguments)
+    if path:
+        loc, root = loc.detach(), root.detach()
+        offset = z - loc
+        if root.ndim == 2:
+            noise = offset / root
+        else:
+            noise = torch.linalg.solve_triangular(root, offset.movedim(0, -1), upper=False).movedim(-1, 0)
+    log_q = -0.5 * (noise.square().sum(-1) + loc.shape[1] * math.log(2 * math.pi)) - log_volume(root)
+    return sum(terms.values(), -log_q)
+
+
+def _judge(
+    run: Fit, latent: Latent, arguments: Arguments, start: Place, found: Place, draws: int, ais: AIS | None
+) -> tuple[Tensor, ...]:
+    """The columns of :class:`Gaps` for some rows: both bounds on the same fresh draws, log p(x) from those of q*."""
+    loc = start[0]
+    parts = []
+    for piece in torch.arange(draws).split(max(1, BUDGET // arguments[0].numel())):
+        noise = loc.new_empty(len(piece), *loc.shape).normal_()
+        parts.append(torch.stack([_log_weights(run, latent, arguments, q, noise) for q in (found, start)]))
+    ours, theirs = torch.cat(parts, 1)  # (draws, b)
+
+    def error(values: Tensor) -> Tensor:
+        return values.std(0) / draws**0.5
+
+    best, elbo = ours.mean(0), theirs.mean(0)
+    if isinstance(run.model, Conjugate):
+        log_marginal, noise_of_it = run.model.log_marginal(arguments[0]), torch.zeros_like(best)
+        apart = error(ours)
+    elif ais is not None:
+        weights, _ = anneal(run, latent, arguments, ais, found)
+        log_marginal, noise_of_it = log_mean(weights)
+        apart = (noise_of_it.square() + error(ours).square()).sqrt()
+    else:
+        log_marginal, noise_of_it = log_mean(ours)
+        apart = error((ours - log_marginal).exp() - ours)  # by the delta method, of a difference over the same draws
+    errors = (noise_of_it, error(ours), error(theirs), apart, error(ours - theirs))
+    return (log_marginal, best, elbo, log_marginal - best, best - elbo, *errors)
