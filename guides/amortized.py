@@ -68,6 +68,8 @@ class Amortized(Module):
         Norouzi (2019), Don't Blame the ELBO! A Linear VAE Perspective on Posterior Collapse, NeurIPS.
     """
 
+    gaussian = True  # Gaussian sites (in unconstrained coordinates) and categorical ones alone
+
     def __init__(
         self,
         model: Any,

@@ -28,6 +28,8 @@ class Exact(Module):
         CannotServe: the model has no closed-form posterior, or more than one latent site.
     """
 
+    tight = True  # log p(x, z) - log q(z | x) = log p(x) for every draw
+
     def __init__(self, model: Any) -> None:
         super().__init__()
         sites = Sites.of("Exact", model, None)

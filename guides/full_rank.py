@@ -31,6 +31,8 @@ class FullRank(Module):
         CannotServe: the model has a discrete site, or no closed form where one is asked for.
     """
 
+    gaussian = True  # Gaussian sites (in unconstrained coordinates) and categorical ones alone
+
     def __init__(self, model: Any, x: Any, closed_form: bool = False) -> None:
         super().__init__()
         x = check_rows(x, model)

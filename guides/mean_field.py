@@ -36,6 +36,8 @@ class MeanField(Module):
         Bishop (2006), Pattern Recognition and Machine Learning, ch. 10; Neal and Hinton (1998).
     """
 
+    gaussian = True  # Gaussian sites (in unconstrained coordinates) and categorical ones alone
+
     def __init__(self, model: Any, x: Any, closed_form: bool | None = None) -> None:
         super().__init__()
         x = check_rows(x, model)

@@ -470,7 +470,7 @@ def test_trains_from_a_random_start(kind, family, dtype, steps, some, untouched)
     assert run.settings["dtype"] == str(dtype).removeprefix("torch.")
     assert all(p.isfinite().all() for m in (model, guide) for p in m.parameters())
     with untouched():
-        sampled = run.posterior(x, 11)
+        sampled = run.sample(x, 11)
     for latent in latents(model, x):
         assert sampled[latent.name].shape == local_shape(latent, 11, len(x))
         assert sampled[latent.name].dtype == (torch.int64 if latent.cardinality else dtype)
@@ -512,7 +512,7 @@ def test_sites_of_every_sort(family, some):
         assert value.shape == (local_shape(latent, len(some)) if latent.local else latent.shape)
         assert latent.support.check(value).all()
     run = zoo.fit(model, guide, some, steps=5, progress=False)
-    sampled = run.posterior(some, 7)
+    sampled = run.sample(some, 7)
     assert {name: tuple(value.shape) for name, value in sampled.items()} == {
         "rate": (7,),
         "z": (7, 60, 2, 3),

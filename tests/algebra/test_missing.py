@@ -363,7 +363,7 @@ def test_every_guide_runs_and_improves(name, family, flowers):
     if name in LINEAR:
         assert QuadratureELBO.exact(model, guide, flowers)
         assert run.settings["optimizer"] == "LBFGS"
-    assert run.posterior(flowers, 5)["component" if isinstance(model, GMM) else "z"].isfinite().all()
+    assert run.sample(flowers, 5)["component" if isinstance(model, GMM) else "z"].isfinite().all()
     evaluation = zoo.evaluate(run, flowers, draws=400)
     assert evaluation.gap.min() > -1e-8
     if name in LINEAR:  # the closed-form bound is what draws from the guide say, to five standard errors
@@ -425,7 +425,7 @@ def test_a_masked_run_comes_back_from_disk(name, flowers, tmp_path):
     assert isinstance(back, Fit)
     assert back.guide.masked
     assert back.guide.settings == run.guide.settings
-    for one, other in zip(run.posterior(flowers, 3).values(), back.posterior(flowers, 3).values(), strict=True):
+    for one, other in zip(run.sample(flowers, 3).values(), back.sample(flowers, 3).values(), strict=True):
         assert torch.equal(one, other)
 
 

@@ -11,9 +11,9 @@ from torch.distributions import constraints
 import zoo
 from guides import Exact
 from zoo import GMM, PPCA, VAE, FactorAnalysis
-from zoo.alignment.canonical import canonical, gauge_of
+from zoo.alignment.canonical import canonical_transform, to_canonical
 from zoo.alignment.matching import align, match_components, posterior_difference, principal_angles, procrustes
-from zoo.alignment.symmetry import Gauge, covariance
+from zoo.alignment.symmetry import Alignment, covariance
 
 ALGEBRA = 1e-10  # float64, well-conditioned: rounding stays far below
 ROTATIONS = ["principal", "varimax"]
@@ -56,7 +56,7 @@ def orthogonal(k):
 
 
 def turned(model):
-    return Gauge(rotation=orthogonal(model.latent_dim)).apply(model)
+    return Alignment(rotation=orthogonal(model.latent_dim)).apply(model)
 
 
 def criterion(loadings):
@@ -74,7 +74,7 @@ def test_likelihood_stays_and_factors_follow(cls, d, k, rotation, untouched):
     model, x = random_linear(cls, d, k), 2 * torch.randn(7, d).double()
     before = model.weight.detach().clone()
     with untouched():
-        plain, gauge = canonical(model, rotation), gauge_of(model, rotation)
+        plain, gauge = to_canonical(model, rotation), canonical_transform(model, rotation)
     close(plain.log_marginal(x), model.log_marginal(x))
     close(gauge.rotation @ gauge.rotation.T, torch.eye(k).double())
     close(gauge.factors(model.posterior(x).mean), plain.posterior(x).mean)
@@ -88,16 +88,16 @@ def test_likelihood_stays_and_factors_follow(cls, d, k, rotation, untouched):
 @linear
 def test_canonical_does_not_depend_on_the_gauge_it_came_from(cls, d, k, rotation):
     model = random_linear(cls, d, k)
-    plain = canonical(model, rotation)
-    close(canonical(plain, rotation).weight, plain.weight)
-    close(canonical(turned(model), rotation).weight, plain.weight, 1e-9)  # the angles of close entries lose a digit
+    plain = to_canonical(model, rotation)
+    close(to_canonical(plain, rotation).weight, plain.weight)
+    close(to_canonical(turned(model), rotation).weight, plain.weight, 1e-9)  # the angles of close entries lose a digit
     standard = plain.weight.detach() / covariance(plain).diagonal().sqrt().unsqueeze(1)
     assert (standard.amax(0) >= standard.abs().amax(0) - 1e-6).all()  # the largest is positive
 
 
 @linear
 def test_principal_posterior_is_diagonal_and_ordered(cls, d, k):
-    model = canonical(random_linear(cls, d, k))
+    model = to_canonical(random_linear(cls, d, k))
     with torch.no_grad():
         spread = model.posterior(torch.zeros(1, d).double()).covariance_matrix[0]
     close(spread, torch.diag(spread.diagonal()))
@@ -109,14 +109,14 @@ def test_units_of_the_columns_do_not_matter(rotation):
     model, unit = random_linear(FactorAnalysis, 6, 3), 10 ** torch.linspace(-3, 3, 6).double()
     other = random_linear(FactorAnalysis, 6, 3)
     other.weight, other.scale = model.weight.detach() * unit[:, None], model.scale.detach() * unit
-    close(gauge_of(other, rotation).rotation, gauge_of(model, rotation).rotation, 1e-9)
+    close(canonical_transform(other, rotation).rotation, canonical_transform(model, rotation).rotation, 1e-9)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_varimax_is_the_maximum_over_all_angles(seed):
     torch.manual_seed(seed)
     model = random_linear(FactorAnalysis, 7, 2)
-    found = criterion(canonical(model, "varimax").weight.detach())
+    found = criterion(to_canonical(model, "varimax").weight.detach())
     angles = torch.linspace(0, math.pi / 2, 2001).double()  # the criterion has period 90 degrees
     turns = torch.stack([angles.cos(), -angles.sin(), angles.sin(), angles.cos()], -1).reshape(-1, 2, 2)
     values = torch.stack([criterion(model.weight.detach() @ turn) for turn in turns])
@@ -138,7 +138,7 @@ def test_varimax_is_the_fixed_point_of_the_iteration_by_singular_values():
         left, _, right = torch.linalg.svd(rows.T @ (z**3 - z * z.square().mean(0)))
         turn = left @ right
     reference = model.weight.detach() @ turn
-    found = canonical(model, "varimax").weight.detach()
+    found = to_canonical(model, "varimax").weight.detach()
     overlap = (found.T @ reference).abs() / (found.norm(dim=0).unsqueeze(1) * reference.norm(dim=0))  # cosines
     close(overlap.amax(0), torch.ones(3).double())  # the same columns, up to order and sign
     close(overlap.amax(1), torch.ones(3).double())
@@ -149,9 +149,9 @@ def test_varimax_leaves_the_minimum_it_may_start_from():
     weight = torch.tensor([[1, 0.5], [1, 0.5], [1, -0.5], [1, -0.5]]).double()
     model = random_linear(FactorAnalysis, 4, 2)
     model.weight, model.scale = weight, torch.ones(4).double()
-    close(canonical(model).weight.abs(), weight.abs())
+    close(to_canonical(model).weight.abs(), weight.abs())
     close(weight.T @ (weight**3 - weight * weight.square().mean(0)), torch.zeros(2, 2).double())  # a fixed point
-    found = canonical(model, "varimax").weight
+    found = to_canonical(model, "varimax").weight
     close(found.sort(dim=1).values, (torch.tensor([0.5, 1.5]).double() / math.sqrt(2)).expand(4, 2))
     close(found[0], found[1])
     close(found[0], found[2].flip(0))
@@ -162,7 +162,7 @@ def test_a_column_without_factors_and_a_factor_without_columns():
     weight = model.weight.detach().clone()
     weight[2], weight[:, 1] = 0, 0
     model.weight = weight @ orthogonal(3)
-    plain = canonical(model, "varimax").weight.detach()
+    plain = to_canonical(model, "varimax").weight.detach()
     assert torch.isfinite(plain).all()
     assert plain[2].abs().max() < ALGEBRA
     assert (plain.abs().amax(0) < ALGEBRA).tolist() == [False, False, True]
@@ -171,16 +171,16 @@ def test_a_column_without_factors_and_a_factor_without_columns():
 @covariances
 def test_components_are_ordered_by_weight(kind):
     model, x = random_mixture(kind), torch.randn(9, 3).double()
-    plain, gauge = canonical(model, "varimax"), gauge_of(model)
+    plain, gauge = to_canonical(model, "varimax"), canonical_transform(model)
     assert (plain.weight.diff() <= 0).all()
     close(plain.log_marginal(x), model.log_marginal(x))
     close(gauge.factors(model.posterior(x).probs), plain.posterior(x).probs)
     labels = model.posterior(x).sample((5,))
     close(plain.posterior(x).log_prob(gauge.factors(labels)), model.posterior(x).log_prob(labels))
-    again = canonical(plain)
+    again = to_canonical(plain)
     assert torch.equal(again.mean, plain.mean)
-    shuffled = Gauge(order=torch.randperm(4)).apply(model)
-    close(canonical(shuffled).mean, plain.mean)
+    shuffled = Alignment(order=torch.randperm(4)).apply(model)
+    close(to_canonical(shuffled).mean, plain.mean)
     close(covariance(shuffled), covariance(model))
 
 
@@ -188,13 +188,13 @@ def test_equal_weights_are_ordered_by_their_means():
     model = random_mixture("full", k=3)
     model.weight = torch.tensor([1 / 3 + 1e-12, 1 / 3, 1 / 3]).double()
     model.mean = torch.tensor([[1.0, 5, 0], [1, 2, 0], [0, 9, 0]]).double()
-    assert gauge_of(model).order.tolist() == [2, 1, 0]
+    assert canonical_transform(model).order.tolist() == [2, 1, 0]
 
 
 def test_float32_and_frozen_parameters_stay_so():
     for model in (PPCA(4, 2), GMM(4, 3, "full")):
         model.mean.requires_grad_(False)
-        plain = canonical(model)
+        plain = to_canonical(model)
         assert {p.dtype for p in plain.parameters()} == {torch.float32}
         kept = {name: p.requires_grad for name, p in model.named_parameters()}
         assert {name: p.requires_grad for name, p in plain.named_parameters()} == kept
@@ -220,7 +220,7 @@ def test_fits_agree_once_the_gauge_is_gone(name):
     zoo.fit(third, Exact(third), x, progress=False)
     # EM stops 1e-9 nats per row below the top, where parameters are about sqrt(1e-9) = 3e-5 off.
     for rotation in ROTATIONS:
-        close(canonical(first, rotation).weight, canonical(second, rotation).weight, 1e-4)
+        close(to_canonical(first, rotation).weight, to_canonical(second, rotation).weight, 1e-4)
     close(covariance(first), covariance(second), 1e-4)
     assert posterior_difference(second, first, x).abs().max() < 1e-3
     # L-BFGS stops at the same resolution; rows far out multiply the error of the map by their distance.
@@ -301,7 +301,7 @@ def test_procrustes_recovers_a_planted_rotation():
 @pytest.mark.parametrize("with_rows", [False, True])
 def test_match_components_recovers_a_planted_order(kind, with_rows):
     model, order = random_mixture(kind, k=6), torch.randperm(6)
-    shuffled = Gauge(order=order).apply(model)
+    shuffled = Alignment(order=order).apply(model)
     x = model(size=300).detach() if with_rows else None
     assert torch.equal(match_components(model, shuffled, x), order)
     shuffled.mean = shuffled.mean.detach() + 0.01
@@ -311,7 +311,7 @@ def test_match_components_recovers_a_planted_order(kind, with_rows):
 def test_concentric_components_are_told_apart_by_their_spread():
     model = random_mixture("spherical", k=3)
     model.mean, model.scale = torch.zeros(3, 3).double(), torch.tensor([1.0, 5.0, 0.2]).double()
-    assert match_components(model, Gauge(order=torch.tensor([2, 0, 1])).apply(model)).tolist() == [2, 0, 1]
+    assert match_components(model, Alignment(order=torch.tensor([2, 0, 1])).apply(model)).tolist() == [2, 0, 1]
 
 
 # --- what has no gauge ---------------------------------------------------------------------------
@@ -335,7 +335,13 @@ class Extended(GMM):
 
 @pytest.mark.parametrize("model", [VAE(3, 2), Stretched(3, 2), Extended(), torch.nn.Linear(2, 2)], ids=repr)
 def test_models_without_a_gauge_are_refused(model):
-    for call in (canonical, gauge_of, covariance, lambda m: align(m, m), lambda m: Gauge(torch.eye(2)).apply(m)):
+    for call in (
+        to_canonical,
+        canonical_transform,
+        covariance,
+        lambda m: align(m, m),
+        lambda m: Alignment(torch.eye(2)).apply(m),
+    ):
         with pytest.raises(TypeError, match=f"{type(model).__name__} has no gauge that is known here"):
             call(model)
 
@@ -343,7 +349,7 @@ def test_models_without_a_gauge_are_refused(model):
 def test_what_does_not_go_together_is_named():
     factors, mixture = random_linear(PPCA, 3, 2), random_mixture("full")
     with pytest.raises(ValueError, match="rotation must be one of principal, varimax; got 'promax'"):
-        canonical(factors, "promax")
+        to_canonical(factors, "promax")
     with pytest.raises(TypeError, match="PPCA and GMM have no gauge in common"):
         align(factors, mixture)
     with pytest.raises(ValueError, match="factors and columns must agree"):
@@ -353,6 +359,6 @@ def test_what_does_not_go_together_is_named():
     with pytest.raises(TypeError, match="PPCA has no components to match"):
         match_components(factors, mixture)
     with pytest.raises(TypeError, match="does not go with GMM"):
-        gauge_of(factors).apply(mixture)
+        canonical_transform(factors).apply(mixture)
     with pytest.raises(ValueError, match="one of 2 factors or components, the model has 1"):
-        gauge_of(factors).apply(random_linear(PPCA, 3, 1))
+        canonical_transform(factors).apply(random_linear(PPCA, 3, 1))

@@ -9,7 +9,7 @@ import torch
 import guides
 import zoo
 from zoo.alignment.bootstrap import NEAR, _in_short, _one_by_one, _own, _samples, bootstrap_loadings
-from zoo.alignment.canonical import canonical
+from zoo.alignment.canonical import to_canonical
 
 WEIGHT = torch.tensor([[2.0, 0.0], [1.5, 0.3], [1.8, -0.4], [0.2, 1.0], [0.0, 1.2], [-0.3, 0.9]]).double()
 
@@ -79,15 +79,15 @@ def test_a_heywood_case_ends_at_its_floor():
 def test_bases_are_those_of_the_gauge():
     x = simulated(120)
     model = fitted(zoo.FactorAnalysis, x)
-    reference = canonical(model, "varimax")
+    reference = to_canonical(model, "varimax")
     samples, _ = _samples(model, x, 40, 0)
     aligned = bootstrap_loadings(model, x, draws=40, rotation="varimax", standardised=False)
     torch.testing.assert_close(aligned.estimate, reference.weight.detach(), rtol=0, atol=1e-8)
     for number, found in zip(range(3), _in_short(model, samples), strict=False):
-        turned = zoo.align(found, reference).apply(found)
+        turned = zoo.alignment.align(found, reference).apply(found)
         torch.testing.assert_close(aligned.replicates[number], turned.weight.detach(), rtol=0, atol=1e-8)
         own = _own(found, reference, "varimax")
-        plain = canonical(found, "varimax").weight.detach()
+        plain = to_canonical(found, "varimax").weight.detach()
         cross = own.T @ plain / (own.norm(dim=0).unsqueeze(1) * plain.norm(dim=0))
         assert torch.allclose(cross.abs().amax(1), torch.ones(2).double(), atol=1e-8)  # the same columns,
         assert ((own * reference.weight).sum(0) > 0).all()  # with the reference's signs and order
@@ -105,7 +105,7 @@ def test_standardised_loadings_are_correlations():
     model = fitted(zoo.PPCA, x)
     found = bootstrap_loadings(model, x * 1.0, draws=40)
     with torch.no_grad():
-        model = canonical(model)
+        model = to_canonical(model)
         variance = (model.weight @ model.weight.T).diagonal() + model.noise
         torch.testing.assert_close(found.estimate, model.weight / variance.sqrt().unsqueeze(1), rtol=0, atol=1e-8)
     assert found.replicates.abs().max() < 1
@@ -134,7 +134,7 @@ def test_missing_entries_go_through_em():
     index = torch.randint(60, (60,), generator=torch.Generator().manual_seed(0))
     again = copy.deepcopy(model)
     zoo.em(again, x[index], tol=1e-10)
-    sign = (again.weight * canonical(model).weight).sum().sign()
+    sign = (again.weight * to_canonical(model).weight).sum().sign()
     near = math.sqrt(2 * NEAR) * found.deviation.max().item() * 2  # of one standard error, see NEAR
     torch.testing.assert_close(found.replicates[0], (sign * again.weight).detach(), rtol=0, atol=max(near, 1e-3))
 

@@ -49,7 +49,7 @@ def test_a_failed_cell_is_a_row_of_the_table(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise FloatingPointError("all 1 runs failed")
 
-    monkeypatch.setattr(benchmark, "restarts", fail)
+    monkeypatch.setattr(benchmark, "best_of", fail)
     table = benchmark.conjugate(tmp_path, seeds=[0], only="iris PPCA 2", guide_names=("Exact",))
     assert table["distance"].is_nan().to_list() == [False, True]
     assert "| iris PPCA 2 | 0.0e+00 | failed |" in (tmp_path / "table.md").read_text()

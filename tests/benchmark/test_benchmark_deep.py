@@ -20,7 +20,7 @@ def short(monkeypatch):
     return protocol
 
 
-@pytest.mark.filterwarnings("ignore::zoo.UnboundedLikelihood")
+@pytest.mark.filterwarnings("ignore::zoo.infer.UnboundedLikelihood")
 def test_rows_files_and_resuming(short, tmp_path):
     seen = []
     table = deep.deep(tmp_path, seeds=[0, 1], report=seen.append)

@@ -1,4 +1,4 @@
-"""``zoo scan``: the table, the files, and what is refused."""
+"""``zoo select``: the table, the files, and what is refused."""
 
 import polars as pl
 import pytest
@@ -12,25 +12,25 @@ runner = CliRunner()
 QUICK = ["--seeds", "1", "--folds", "2"]
 
 
-def scan(*words):
-    return runner.invoke(app, ["scan", *words], env={"COLUMNS": "100"})
+def select(*words):
+    return runner.invoke(app, ["select", *words], env={"COLUMNS": "100"})
 
 
 def test_a_scan_by_em(tmp_path):
-    answer = scan("GMM", "faithful", "-k", "1-3", *QUICK, "--out", str(tmp_path / "scan"))
+    answer = select("GMM", "faithful", "-k", "1-3", *QUICK, "--out", str(tmp_path / "selected"))
     assert answer.exit_code == 0, answer.output
-    table = pl.read_csv(tmp_path / "scan" / "scan.csv")
+    table = pl.read_csv(tmp_path / "selected" / "selection.csv")
     assert table["value"].to_list() == [1, 2, 3]
     assert table["df"].to_list() == [5, 11, 17]  # as mclust counts them
     two = table.row(1, named=True)
     assert two["log_likelihood"] == pytest.approx(-1130.26396, abs=1e-3)
     assert "2322.19*" in answer.stdout  # the least BIC, mclust's choice
     assert "chosen: BIC 2" in answer.stdout
-    assert (tmp_path / "scan" / "scan.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "selected" / "selection.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_without_folds_there_are_criteria_alone():
-    answer = scan("PPCA", "iris", "-k", "1,3,4", "--seeds", "1", "--folds", "0")
+    answer = select("PPCA", "iris", "-k", "1,3,4", "--seeds", "1", "--folds", "0")
     assert answer.exit_code == 0, answer.output
     assert "829.98*" in answer.stdout
     assert "chosen: BIC 3, AIC 3" in answer.stdout
@@ -39,7 +39,7 @@ def test_without_folds_there_are_criteria_alone():
 
 
 def test_a_scan_with_a_guide():
-    answer = scan("FactorAnalysis", "holzinger", "-k", "1", "--guide", "Exact", *QUICK)
+    answer = select("FactorAnalysis", "holzinger", "-k", "1", "--guide", "Exact", *QUICK)
     assert answer.exit_code == 0, answer.output
     assert "-3851.224" in answer.stdout
     assert "chosen: BIC 1" in answer.stdout
@@ -59,14 +59,14 @@ def test_a_scan_with_a_guide():
     ],
 )
 def test_refusals(words, message):
-    answer = scan(*words)
+    answer = select(*words)
     assert answer.exit_code == 2
     assert message in answer.output
 
 
 def test_a_file_in_the_way(tmp_path):
     (tmp_path / "taken").write_text("mine")
-    answer = scan("PPCA", "iris", "-k", "1", "--out", str(tmp_path / "taken"))
+    answer = select("PPCA", "iris", "-k", "1", "--out", str(tmp_path / "taken"))
     assert answer.exit_code == 2
     assert (tmp_path / "taken").read_text() == "mine"
 
@@ -77,6 +77,6 @@ def test_numbers():
 
 def test_the_table_is_that_of_the_library():
     x = zoo.data.load("iris")
-    answer = scan("PPCA", "iris", "-k", "2", *QUICK)
-    found = zoo.scan(lambda k, rows: zoo.PPCA(4, k).double(), x.x.double(), [2], seeds=1, folds=2)
+    answer = select("PPCA", "iris", "-k", "2", *QUICK)
+    found = zoo.select_size(lambda k, rows: zoo.PPCA(4, k).double(), x.x.double(), [2], seeds=1, folds=2)
     assert f"{found[2].held_out:.4f}*" in answer.stdout

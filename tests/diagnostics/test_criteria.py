@@ -11,7 +11,7 @@ from torch.distributions import constraints
 
 import zoo
 from zoo.base.module import Module
-from zoo.diagnostics.model.criteria import criteria, free_parameters
+from zoo.diagnostics.model.criteria import free_parameters, information_criteria
 
 KINDS = ("full", "tied", "diag", "spherical")
 
@@ -86,8 +86,8 @@ def test_constraints_take_their_share():
 
 
 def test_old_faithful_as_in_mclust(faithful):
-    model = zoo.em_restarts(lambda: zoo.GMM(2, 2), faithful, seeds=2).best
-    found = criteria(model, faithful)
+    model = zoo.best_of(lambda: zoo.GMM(2, 2), faithful, seeds=2).best
+    found = information_criteria(model, faithful)
     assert found.df == 11
     assert found.log_likelihood == pytest.approx(-1130.26396, abs=1e-4)
     # mclust stops 1.1e-4 nats short of the maximum, and its BIC is the negative: -2322.192
@@ -98,7 +98,7 @@ def test_old_faithful_as_in_mclust(faithful):
 def test_by_hand(holzinger):
     model = zoo.FactorAnalysis(9, 2)
     zoo.em(model, holzinger)
-    found = criteria(model, holzinger)
+    found = information_criteria(model, holzinger)
     assert found.log_likelihood == pytest.approx(-3760.2453, abs=1e-3)  # factanal
     assert (found.df, found.n) == (35, 301)
     assert found.bic == pytest.approx(found.aic - 70 + 35 * math.log(301), abs=1e-9)
@@ -112,8 +112,8 @@ def test_the_same_in_float32(faithful):
     single.load_state_dict(model.state_dict())
     mean, covariance = faithful.mean(0), torch.cov(faithful.T, correction=0)
     direct = torch.distributions.MultivariateNormal(mean, covariance).log_prob(faithful).sum()
-    assert criteria(model, faithful).log_likelihood == pytest.approx(float(direct), abs=1e-8)
-    assert criteria(single, faithful).log_likelihood == pytest.approx(float(direct), abs=1e-3)
+    assert information_criteria(model, faithful).log_likelihood == pytest.approx(float(direct), abs=1e-8)
+    assert information_criteria(single, faithful).log_likelihood == pytest.approx(float(direct), abs=1e-3)
     assert single.mean.dtype == torch.float32
 
 
@@ -123,7 +123,7 @@ def test_missing_entries_count_rows_with_something_observed(iris):
     x[1:5, 2] = torch.nan
     model = zoo.PPCA(4, 1).double()
     zoo.em(model, x, steps=200)
-    found = criteria(model, x)
+    found = information_criteria(model, x)
     assert found.n == 39
     assert found.log_likelihood == pytest.approx(model.log_marginal(x[1:]).sum().item(), abs=1e-8)
 
@@ -132,8 +132,8 @@ def test_refusals(iris, untouched):
     deep, plain = zoo.VAE(4, 2), zoo.PPCA(4, 2)
     with untouched():
         with pytest.raises(TypeError, match=r"VAE has no closed-form log p\(x\).*bound is no likelihood.*held-out"):
-            criteria(deep, iris)
+            information_criteria(deep, iris)
         with pytest.raises(TypeError, match="function has no closed-form"):
-            criteria(lambda x=None, index=None, size=None: None, iris)
+            information_criteria(lambda x=None, index=None, size=None: None, iris)
         with pytest.raises(ValueError, match="fit it first"):
-            criteria(plain, iris)
+            information_criteria(plain, iris)

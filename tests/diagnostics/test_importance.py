@@ -13,7 +13,7 @@ from torch.distributions import kl_divergence
 import zoo
 from guides import Amortized, Exact, Flow, FullRank, MeanField
 from zoo.base.plates import rows
-from zoo.diagnostics import importance, posterior_error
+from zoo.diagnostics import importance_moments, posterior_error
 
 
 def still(model, guide, x):
@@ -40,7 +40,7 @@ def off(model, x, times=1.0, shift=0.0):
 def test_the_exact_guide_is_at_the_floor(model, iris, untouched):
     run = still(model, Exact(model), iris)
     with untouched():
-        found = importance(run, iris)
+        found = importance_moments(run, iris)
     assert (found.khat == -math.inf).all()
     torch.testing.assert_close(found.ess, torch.full((150,), 1000.0, dtype=torch.float64))
     assert found.refused == []
@@ -60,7 +60,7 @@ def test_the_exact_guide_is_at_the_floor(model, iris, untouched):
 def test_a_guide_far_too_narrow_is_refused(model, some):
     """A third of the posterior's deviation: a tail of shape 1 - 1/9, which 40,000 draws show to within 0.08 or so."""
     x = some[::3]
-    found = importance(off(model, x, 1 / 3), x, draws=40_000)
+    found = importance_moments(off(model, x, 1 / 3), x, draws=40_000)
     assert (found.khat > 0.7).double().mean() >= 0.95
     assert found.limit == 0.7
     row = found.refused[0]
@@ -74,7 +74,7 @@ def test_a_guide_far_too_narrow_is_refused(model, some):
 
 
 def test_a_guide_slightly_too_narrow_passes(model, iris):
-    found = importance(off(model, iris, 0.95), iris, draws=2000)
+    found = importance_moments(off(model, iris, 0.95), iris, draws=2000)
     assert (found.khat < 0.5).all()  # the tail's shape is 1 - 0.95 ** 2
     assert found.refused == []
 
@@ -82,14 +82,14 @@ def test_a_guide_slightly_too_narrow_passes(model, iris):
 def test_khat_is_of_a_row_and_does_not_grow_with_the_rows(model):
     torch.manual_seed(2)
     x = model(size=1000)
-    few, many = (importance(off(model, x[:n], 0.95), x[:n], draws=500).khat for n in (10, 1000))
+    few, many = (importance_moments(off(model, x[:n], 0.95), x[:n], draws=500).khat for n in (10, 1000))
     pooled = many.std()  # of an estimate from 500 draws
     assert abs(few.mean() - many.mean()) < 5 * pooled * (1 / 10 + 1 / 1000) ** 0.5
     assert many.quantile(0.99) < 0.7
 
 
 def test_corrected_moments_are_nearer_to_the_posterior(model, iris):
-    found = importance(off(model, iris, 1.2, 0.3), iris, draws=4000)
+    found = importance_moments(off(model, iris, 1.2, 0.3), iris, draws=4000)
     posterior = model.posterior(iris)
     assert found.refused == []
     torch.testing.assert_close(found.guide_mean, posterior.mean + 0.3 * posterior.stddev, rtol=1e-8, atol=1e-8)
@@ -102,7 +102,7 @@ def test_corrected_moments_are_nearer_to_the_posterior(model, iris):
 
 
 def test_the_narrower_limit_of_few_draws(model, some):
-    found = importance(off(model, some), some, draws=100)
+    found = importance_moments(off(model, some), some, draws=100)
     assert found.limit == pytest.approx(0.5)
 
 
@@ -115,7 +115,7 @@ def test_responsibilities_are_corrected(some):
     guide = MeanField(model, some, closed_form=False)
     share = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
     guide.component_logits = share.log().expand(60, 3).clone()
-    found = importance(still(model, guide, some), some, draws=4000)
+    found = importance_moments(still(model, guide, some), some, draws=4000)
     torch.testing.assert_close(found.guide_mean, share.expand(60, 3))
     probs = model.posterior(some).probs.detach()
     assert ((found.mean - probs).abs() <= 5 * found.mean_se + 1e-8).all()
@@ -128,8 +128,8 @@ def test_a_guide_without_closed_form(some):
     model = zoo.PPCA(4, 2).double()
     model.initialize(some)
     run = still(model, Flow(model, some), some)
-    found = importance(run, some, draws=1000)
-    z = run.posterior(some, 1000, seed=1)["z"]
+    found = importance_moments(run, some, draws=1000)
+    z = run.sample(some, 1000, seed=1)["z"]
     error = (2 / 1000) ** 0.5 * z.std(0)  # of a difference of two means
     assert ((found.guide_mean - z.mean(0)).abs() < 5 * error).all()
 
@@ -137,7 +137,7 @@ def test_a_guide_without_closed_form(some):
 def test_chunks_of_rows_give_rows_of_their_own(model, iris, monkeypatch):
     monkeypatch.setattr(sys.modules["zoo.diagnostics.guide.importance"], "BUDGET", 7 * 400 * 6)
     posterior = model.posterior(iris)
-    found = importance(off(model, iris, 1.2), iris, draws=400)
+    found = importance_moments(off(model, iris, 1.2), iris, draws=400)
     torch.testing.assert_close(found.guide_mean, posterior.mean)
     assert ((found.mean - posterior.mean).abs() < 5 * found.mean_se).all()
 
@@ -146,12 +146,12 @@ def test_importance_refuses(model, some):
     run = off(model, some)
     for draws in (0, 24, -1, 2.5):
         with pytest.raises(ValueError, match="draws must be"):
-            importance(run, some, draws=draws)
+            importance_moments(run, some, draws=draws)
     with pytest.raises(ValueError, match="FullRank holds 60 rows, got 59"):
-        importance(run, some[:59])
+        importance_moments(run, some[:59])
     free = zoo.PPCA(4, 2).double()
     with pytest.raises(ValueError, match="point mass on 'z'"):
-        importance(still(free, AutoDelta(free), some), some)
+        importance_moments(still(free, AutoDelta(free), some), some)
 
 
 def test_weights_that_are_no_numbers_name_their_row(some):
@@ -165,7 +165,7 @@ def test_weights_that_are_no_numbers_name_their_row(some):
     run = still(model, guide, some)
     run.store["params"]["seven"] = torch.tensor(math.nan).double()
     with pytest.raises(ValueError, match="log weights of row 7 hold NaN"):
-        importance(run, some)
+        importance_moments(run, some)
 
 
 @pytest.mark.parametrize("family", [MeanField, FullRank, Amortized])
@@ -216,7 +216,7 @@ def test_posterior_error_with_missing_entries(some):
 
 def test_posterior_error_refuses(some):
     deep = zoo.VAE(4, 2, hidden=(8,)).double()
-    with pytest.raises(ValueError, match="VAE has no closed-form posterior: zoo.importance"):
+    with pytest.raises(ValueError, match="VAE has no closed-form posterior: zoo.importance_moments"):
         posterior_error(still(deep, Amortized(deep, some), some), some)
     mixture = zoo.GMM(4, 2).double()
     mixture.initialize(some)

@@ -204,7 +204,7 @@ def test_it_leaves_no_trace(x, untouched):
 @pytest.mark.parametrize("model", [lambda: zoo.PPCA(4, 1), lambda: zoo.FactorAnalysis(4, 1), lambda: zoo.GMM(4, 2)])
 def test_point_estimates_are_refused(iris, model):
     built = model().double()
-    with pytest.raises(ValueError, match=r"point estimates.*zoo\.scan\(\.\.\., folds=5\).*zoo\.evaluate"):
+    with pytest.raises(ValueError, match=r"point estimates.*zoo\.select_size\(\.\.\., folds=5\).*zoo\.evaluate"):
         loo(made(built, guides.Exact(built)), iris)
 
 

@@ -78,7 +78,7 @@ def test_a_guide_without_closed_form(sampled, model, few):
     flow = still(model, Flow(model, few), few)
     compared = sampled.compare(flow, draws=2000)
     assert not compared.closed
-    z = flow.posterior(few, 2000, seed=3)["z"]
+    z = flow.sample(few, 2000, seed=3)["z"]
     unit = sampled.deviation["z"]
     error = (2 / 2000) ** 0.5 * z.std(0) / unit
     assert (((z.mean(0) - sampled.mean["z"]) / unit - compared.mean["z"]).abs() < 5 * error).all()

@@ -8,8 +8,8 @@ from pyro.infer.autoguide import AutoNormal
 
 import guides
 import zoo
-from zoo.diagnostics.model.criteria import criteria
-from zoo.diagnostics.model.selection import _folds, scan
+from zoo.diagnostics.model.criteria import information_criteria
+from zoo.diagnostics.model.selection import _folds, select_size
 
 
 def two_components(seed, n=150):
@@ -29,13 +29,15 @@ def ppca(k, rows):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_two_components_are_found(seed):
-    found = scan(mixture, two_components(seed), range(1, 4), seeds=1, folds=None)
+    found = select_size(mixture, two_components(seed), range(1, 4), seeds=1, folds=None)
     assert found.best("bic").value == 2
 
 
 @pytest.mark.slow
 def test_two_components_are_found_in_twenty_of_twenty():
-    chosen = [scan(mixture, two_components(s), range(1, 5), seeds=3, folds=None).best("bic").value for s in range(20)]
+    chosen = [
+        select_size(mixture, two_components(s), range(1, 5), seeds=3, folds=None).best("bic").value for s in range(20)
+    ]
     assert chosen == [2] * 20
 
 
@@ -46,14 +48,14 @@ def irises():
 
 @pytest.fixture(scope="module")
 def found(irises):
-    return scan(ppca, irises, [1, 2, 3, 4], seeds=1, folds=2, tol=1e-8)
+    return select_size(ppca, irises, [1, 2, 3, 4], seeds=1, folds=2, tol=1e-8)
 
 
 def test_likelihoods_and_criteria(found, irises):
     known = [-470.66946, -404.96278, -379.91463]  # Tipping and Bishop's closed form
     for row, value in zip(found.table, known, strict=False):
         assert row.log_likelihood == pytest.approx(value, abs=2e-5)
-        own = criteria(row.best, irises)
+        own = information_criteria(row.best, irises)
         assert (row.df, row.aic, row.bic) == (own.df, own.aic, own.bic)
         assert (row.near, row.starts) == (1, 1)
 
@@ -113,14 +115,14 @@ def test_every_row_is_held_out_once():
 def test_a_collapse_in_a_fold_leaves_the_rest():
     """Ten rows at one place, but for two: with the fold that holds both, a component has nothing to spread over."""
     x = torch.tensor([[0.0], [0.1], [0.2], [9.0], [9.1], [9.3], [0.15], [9.2]], dtype=torch.float64)
-    found = scan(lambda k, rows: zoo.GMM(1, k), x, [1, 4], seeds=1, folds=4)
+    found = select_size(lambda k, rows: zoo.GMM(1, k), x, [1, 4], seeds=1, folds=4)
     assert found[1].held_out is not None
     assert found[4].error is not None
 
 
 def test_held_out_rows_in_place_of_folds(irises):
     train, test = irises[::2], irises[1::2]
-    found = scan(ppca, train, [1, 2], seeds=1, held_out=test, tol=1e-5)
+    found = select_size(ppca, train, [1, 2], seeds=1, held_out=test, tol=1e-5)
     exact = found[2].best.log_marginal(test).detach()
     torch.testing.assert_close(found[2].log_p, exact, rtol=0, atol=1e-8)
     assert found.how == "75 rows"
@@ -129,7 +131,7 @@ def test_held_out_rows_in_place_of_folds(irises):
 def test_missing_entries(irises):
     x = irises[:40].clone()
     x[::7, 1] = torch.nan
-    found = scan(ppca, x, [1], seeds=1, folds=2, tol=1e-4)
+    found = select_size(ppca, x, [1], seeds=1, folds=2, tol=1e-4)
     assert found[1].log_p.isfinite().all()
     assert found[1].log_likelihood > -math.inf
 
@@ -142,10 +144,10 @@ def test_pairs_with_a_guide(irises):
         return model, guides.Amortized(model, rows, hidden=(), covariance="full")
 
     train, test = irises[::2], irises[1::2]
-    found = scan(build, train, [1], seeds=1, held_out=test, draws=100)
+    found = select_size(build, train, [1], seeds=1, held_out=test, draws=100)
     assert found.measures == ("held_out",)
     assert found.best() is found.best("held_out")
-    closed = scan(ppca, train, [1], seeds=1, held_out=test, tol=1e-7)
+    closed = select_size(ppca, train, [1], seeds=1, held_out=test, tol=1e-7)
     assert found[1].held_out == pytest.approx(closed[1].held_out, abs=0.01)
     assert (found[1].log_likelihood, found[1].df, found[1].bic) == (None, None, None)
     with pytest.raises(ValueError, match="no row has 'bic' here"):
@@ -157,7 +159,7 @@ def test_conjugate_pairs_have_both(irises):
         model = ppca(k, rows)
         return model, guides.Exact(model)
 
-    found = scan(build, irises, [1], seeds=1, folds=2)
+    found = select_size(build, irises, [1], seeds=1, folds=2)
     assert found[1].log_likelihood == pytest.approx(-470.66946, abs=1e-4)
     assert isinstance(found[1].best, zoo.Fit)
     assert found[1].log_p.shape == (150,)
@@ -166,7 +168,7 @@ def test_conjugate_pairs_have_both(irises):
 def test_the_report_hears_of_every_row_and_nothing_moves(irises, untouched):
     heard = []
     with untouched():
-        scan(ppca, irises, [2, 5], seeds=1, folds=2, tol=1e-5, report=heard.append)
+        select_size(ppca, irises, [2, 5], seeds=1, folds=2, tol=1e-5, report=heard.append)
     assert [row.value for row in heard] == [2, 5]
 
 
@@ -188,7 +190,7 @@ def test_the_report_hears_of_every_row_and_nothing_moves(irises, untouched):
 def test_refusals(irises, given, message):
     arguments = {"values": [1, 2], "seeds": 1, "folds": None} | given
     with pytest.raises(ValueError, match=message):
-        scan(ppca, irises, **arguments)
+        select_size(ppca, irises, **arguments)
 
 
 @pytest.mark.parametrize("family", [guides.MeanField, lambda model, rows: AutoNormal(model)])
@@ -198,7 +200,7 @@ def test_a_guide_of_its_own_rows_cannot_be_asked_of_others(irises, family):
         return model, family(model, rows)
 
     with pytest.raises(TypeError, match="none for those held out"):
-        scan(build, irises, [1], seeds=1)
+        select_size(build, irises, [1], seeds=1)
 
 
 def test_a_bound_alone_compares_nothing(irises):
@@ -207,4 +209,4 @@ def test_a_bound_alone_compares_nothing(irises):
         return model, guides.Amortized(model, rows, hidden=(4,))
 
     with pytest.raises(ValueError, match="nothing to compare by"):
-        scan(build, irises[:20], [1], seeds=1, folds=None, steps=3)
+        select_size(build, irises[:20], [1], seeds=1, folds=None, steps=3)

@@ -11,7 +11,7 @@ from pyro.infer.autoguide import AutoNormal
 
 import guides
 import zoo
-from zoo.alignment.symmetry import Gauge
+from zoo.alignment.symmetry import Alignment
 from zoo.compat import container
 from zoo.export import to_arviz
 from zoo.infer.fitting import Fit
@@ -49,7 +49,7 @@ def rotated(x):
     zoo.em(model, x, steps=20)
     cosine, sine = torch.tensor([0.8, 0.6], dtype=torch.float64)
     rotation = torch.stack([torch.stack([cosine, sine]), torch.stack([sine, -cosine])])
-    return wrapped(model, guides.Exact(model)), turned(model, Gauge(rotation=rotation))
+    return wrapped(model, guides.Exact(model)), turned(model, Alignment(rotation=rotation))
 
 
 def test_the_first_chain_is_the_run_alone(seeds, x):
@@ -108,7 +108,7 @@ def test_rotations_are_undone(rotated, x):
 def test_components_are_renumbered(x):
     model = zoo.GMM(4, 3).double()
     zoo.em(model, x, steps=20)
-    other = turned(model, Gauge(order=torch.tensor([2, 0, 1])))
+    other = turned(model, Alignment(order=torch.tensor([2, 0, 1])))
     draws = 500
     idata = to_arviz([wrapped(model, guides.Exact(model)), other], x, draws=draws)
     for name in ("weight", "mean", "scale"):

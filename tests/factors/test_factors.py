@@ -196,7 +196,7 @@ def test_rows_serve_guides_that_hold_them_all(x):
 
 
 def test_interpolate_between_rows(run, x):
-    found = zoo.interpolate(run, 3, 9, steps=5, x=x)
+    found = zoo.factors.interpolate(run, 3, 9, steps=5, x=x)
     held = run.model.posterior(x).mean.detach()
     expected = torch.stack([held[3] + t * (held[9] - held[3]) for t in (0, 0.25, 0.5, 0.75, 1)])
     torch.testing.assert_close(found.z, expected, rtol=0, atol=1e-8)
@@ -205,30 +205,30 @@ def test_interpolate_between_rows(run, x):
 
 def test_great_circle_turns_evenly_and_keeps_the_length(run):
     a, b = torch.tensor([2.0, 0.0, 0.0]).double(), torch.tensor([0.0, 0.0, 6.0]).double()
-    z = zoo.interpolate(run, a, b, steps=4, kind="spherical").z
+    z = zoo.factors.interpolate(run, a, b, steps=4, kind="spherical").z
     angle = torch.atan2(z[:, 2], z[:, 0])
     torch.testing.assert_close(angle, torch.arange(4).double() * math.pi / 6, rtol=0, atol=1e-8)
     lengths = torch.tensor([2, 10 / 3, 14 / 3, 6], dtype=torch.float64)
     torch.testing.assert_close(z.norm(dim=1), lengths, rtol=0, atol=1e-8)
-    same = zoo.interpolate(run, a, 3 * a, steps=3, kind="spherical").z
+    same = zoo.factors.interpolate(run, a, 3 * a, steps=3, kind="spherical").z
     torch.testing.assert_close(same, torch.stack([a, 2 * a, 3 * a]), rtol=0, atol=1e-8)
 
 
 def test_a_nearly_straight_circle_is_the_line(run):
     a = torch.tensor([1.0, 0.0, 0.0]).double()
     b = torch.tensor([1.0, 1e-7, 0.0]).double()
-    curved, straight = (zoo.interpolate(run, a, b, kind=kind).z for kind in ("spherical", "linear"))
+    curved, straight = (zoo.factors.interpolate(run, a, b, kind=kind).z for kind in ("spherical", "linear"))
     torch.testing.assert_close(curved, straight, rtol=0, atol=1e-13)
 
 
 def test_edit_sets_what_it_is_told(run, x):
     each = torch.arange(40).double()
-    found = zoo.edit(run, x, {0: 1.5, 2: each})
+    found = zoo.factors.intervene(run, x, {0: 1.5, 2: each})
     held = run.model.posterior(x).mean.detach()
     expected = torch.stack([torch.full((40,), 1.5).double(), held[:, 1], each], 1)
     torch.testing.assert_close(found.z, expected, rtol=0, atol=1e-8)
     torch.testing.assert_close(found.mean, line(run, expected), rtol=0, atol=1e-8)
-    assert zoo.edit(run, x, {0: [1.0, 2.0]}, rows=[5, 6]).z[:, 0].tolist() == [1.0, 2.0]
+    assert zoo.factors.intervene(run, x, {0: [1.0, 2.0]}, rows=[5, 6]).z[:, 0].tolist() == [1.0, 2.0]
 
 
 def test_reconstruct_has_the_moments_of_a_redrawn_row(run, x):
@@ -409,14 +409,14 @@ def labelled():
 def test_probe_finds_the_labels_in_the_factors_sooner(labelled, untouched):
     run, x, labels = labelled
     with untouched():
-        found = zoo.probe(run, x, labels, sizes=(4, 40), repeats=40, seed=1)
+        found = zoo.factors.probe(run, x, labels, sizes=(4, 40), repeats=40, seed=1)
     table = found.table()
     assert table["labelled"].to_list() == [4, 40]
     assert table["difference"][0] > 5 * table["difference_se"][0]
     # two normals at +-2 around their mean, one deviation: z can tell 1 - Phi(-2) = 0.977 of them, less what noise hides
     assert table["z"][1] > 0.9
     assert (found.held_out, found.most_common) == (150, 0.5)
-    again = zoo.probe(run, x, labels, sizes=(4, 40), repeats=40, seed=1)
+    again = zoo.factors.probe(run, x, labels, sizes=(4, 40), repeats=40, seed=1)
     assert torch.equal(found.z, again.z)
     assert torch.equal(found.x, again.x)
     assert "150 held-out rows" in repr(found)
@@ -426,7 +426,7 @@ def test_probe_learns_nothing_where_there_is_nothing(labelled):
     """Labels that say nothing are not guessed, neither from rows nor from factors: no labelled row is held out."""
     run, x, _ = labelled
     labels = torch.randint(2, (300,), generator=torch.Generator().manual_seed(3))
-    found = zoo.probe(run, x, labels, sizes=(150,), repeats=20)
+    found = zoo.factors.probe(run, x, labels, sizes=(150,), repeats=20)
     for accuracy in (found.z, found.x):
         assert abs(accuracy.mean() - 0.5) < 5 * 0.5 / 300**0.5  # 300 rows in all, each right by chance
 
@@ -434,13 +434,13 @@ def test_probe_learns_nothing_where_there_is_nothing(labelled):
 def test_probe_has_every_class_among_the_labelled(labelled):
     run, x, _ = labelled
     rare = np.array(["common"] * 298 + ["rare", "rarer"])
-    found = zoo.probe(run, x, rare, sizes=(3,), repeats=3)
+    found = zoo.factors.probe(run, x, rare, sizes=(3,), repeats=3)
     assert found.z.shape == (3, 1)
 
 
 def test_probe_of_rows_with_holes(labelled):
     run, x, labels = labelled
-    found = zoo.probe(run, holes(x, 0.2), labels, sizes=(50,), repeats=3)
+    found = zoo.factors.probe(run, holes(x, 0.2), labels, sizes=(50,), repeats=3)
     assert found.z.mean() > 0.8
 
 
@@ -456,8 +456,8 @@ def test_a_vae_serves_them_all(likelihood):
     assert (found.variance[holes(x).isnan()] > 0).all()
     assert zoo.reconstruct(run, x, draws=3).mean.shape == (30, 6)
     assert zoo.traverse(run, 1, x=x, rows=[0, 1]).mean.shape == (2, 7, 6)
-    assert zoo.interpolate(run, 0, 1, x=x, kind="spherical").mean.shape == (9, 6)
-    assert zoo.edit(run, x, {1: 0.0}).mean.shape == (30, 6)
+    assert zoo.factors.interpolate(run, 0, 1, x=x, kind="spherical").mean.shape == (9, 6)
+    assert zoo.factors.intervene(run, x, {1: 0.0}).mean.shape == (30, 6)
     assert zoo.generate(run, 4).x.shape == (4, 6)
 
 
@@ -465,11 +465,11 @@ def test_a_vae_serves_them_all(likelihood):
     "call",
     [
         lambda run, x: zoo.traverse(run, 0),
-        lambda run, x: zoo.interpolate(run, 0, 1, x=x),
-        lambda run, x: zoo.edit(run, x, {0: 1.0}),
+        lambda run, x: zoo.factors.interpolate(run, 0, 1, x=x),
+        lambda run, x: zoo.factors.intervene(run, x, {0: 1.0}),
         lambda run, x: encode(run, x),
         lambda run, x: decode(run, torch.zeros(3, 1)),
-        lambda run, x: zoo.probe(run, x, torch.arange(len(x)) % 2),
+        lambda run, x: zoo.factors.probe(run, x, torch.arange(len(x)) % 2),
     ],
 )
 def test_a_mixture_has_no_factors(call, mixture, faithful, untouched):
@@ -489,36 +489,48 @@ def test_a_mixture_has_no_factors(call, mixture, faithful, untouched):
         (lambda r, x: zoo.traverse(r, 0, x=x, rows=[40]), "rows names row 40, and x has 40 rows"),
         (lambda r, x: zoo.traverse(r, 0, x=x, rows=[]), "rows names none"),
         (lambda r, x: zoo.traverse(r, 0, x=x[:, :4]), "x has 4 columns"),
-        (lambda r, x: zoo.interpolate(r, 0, 1), "a=0 is the number of a row: pass the rows as x, or factors (3,) as a"),
-        (lambda r, x: zoo.interpolate(r, 0, 99, x=x), "b names row 99, and x has 40 rows"),
-        (lambda r, x: zoo.interpolate(r, torch.ones(2), 0, x=x), "a must be the number of a row of x, or 3 finite"),
-        (lambda r, x: zoo.interpolate(r, 0, 1, x=x, kind="cubic"), "kind must be 'linear' or 'spherical'"),
         (
-            lambda r, x: zoo.interpolate(r, torch.ones(3), torch.zeros(3), kind="spherical"),
+            lambda r, x: zoo.factors.interpolate(r, 0, 1),
+            "a=0 is the number of a row: pass the rows as x, or factors (3,) as a",
+        ),
+        (lambda r, x: zoo.factors.interpolate(r, 0, 99, x=x), "b names row 99, and x has 40 rows"),
+        (
+            lambda r, x: zoo.factors.interpolate(r, torch.ones(2), 0, x=x),
+            "a must be the number of a row of x, or 3 finite",
+        ),
+        (lambda r, x: zoo.factors.interpolate(r, 0, 1, x=x, kind="cubic"), "kind must be 'linear' or 'spherical'"),
+        (
+            lambda r, x: zoo.factors.interpolate(r, torch.ones(3), torch.zeros(3), kind="spherical"),
             "b is at 0 and has no direction",
         ),
         (
-            lambda r, x: zoo.interpolate(r, torch.ones(3), -2 * torch.ones(3), kind="spherical"),
+            lambda r, x: zoo.factors.interpolate(r, torch.ones(3), -2 * torch.ones(3), kind="spherical"),
             "a and b are opposite",
         ),
-        (lambda r, x: zoo.edit(r, x, {}), "factors is empty"),
-        (lambda r, x: zoo.edit(r, x, {5: 0.0}), "factors names factor 5, and the model has 3"),
-        (lambda r, x: zoo.edit(r, x, {0: [1.0, 2.0]}), "factors[0] must be a finite number or one for each of the 40"),
+        (lambda r, x: zoo.factors.intervene(r, x, {}), "factors is empty"),
+        (lambda r, x: zoo.factors.intervene(r, x, {5: 0.0}), "factors names factor 5, and the model has 3"),
+        (
+            lambda r, x: zoo.factors.intervene(r, x, {0: [1.0, 2.0]}),
+            "factors[0] must be a finite number or one for each of the 40",
+        ),
         (lambda r, x: zoo.reconstruct(r, x, draws=1), "draws must be a whole number of at least 2"),
         (lambda r, x: zoo.generate(r, 0), "size must be a whole number of at least 1"),
         (lambda r, x: zoo.impute(r, x, draws=1), "draws must be a whole number of at least 2"),
         (lambda r, x: decode(r, torch.zeros(2)), "z has shape (2,): pass one row of factors per row of x, (n, 3)"),
-        (lambda r, x: zoo.probe(r, x), "labels is None and x brings none"),
-        (lambda r, x: zoo.probe(r, x, [0, 1]), "labels has shape (2,), and x 40 rows"),
-        (lambda r, x: zoo.probe(r, x, [0] * 40), "labels holds one class only (0)"),
+        (lambda r, x: zoo.factors.probe(r, x), "labels is None and x brings none"),
+        (lambda r, x: zoo.factors.probe(r, x, [0, 1]), "labels has shape (2,), and x 40 rows"),
+        (lambda r, x: zoo.factors.probe(r, x, [0] * 40), "labels holds one class only (0)"),
         (
-            lambda r, x: zoo.probe(r, x, [0, 1] * 20, sizes=(5, 21)),
+            lambda r, x: zoo.factors.probe(r, x, [0, 1] * 20, sizes=(5, 21)),
             "sizes holds 21, and 20 rows are left beside the 20 held out",
         ),
-        (lambda r, x: zoo.probe(r, x, list(range(8)) * 5, sizes=(7,)), "sizes holds 7, and there are 8 classes"),
-        (lambda r, x: zoo.probe(r, x, [0, 1] * 20, sizes=()), "sizes is empty"),
-        (lambda r, x: zoo.probe(r, x, [0, 1] * 20, held_out=1), "held_out must be a share"),
-        (lambda r, x: zoo.probe(r, x, [0, 1] * 20, repeats=1), "repeats must be a whole number of at least 2"),
+        (
+            lambda r, x: zoo.factors.probe(r, x, list(range(8)) * 5, sizes=(7,)),
+            "sizes holds 7, and there are 8 classes",
+        ),
+        (lambda r, x: zoo.factors.probe(r, x, [0, 1] * 20, sizes=()), "sizes is empty"),
+        (lambda r, x: zoo.factors.probe(r, x, [0, 1] * 20, held_out=1), "held_out must be a share"),
+        (lambda r, x: zoo.factors.probe(r, x, [0, 1] * 20, repeats=1), "repeats must be a whole number of at least 2"),
     ],
 )
 def test_refusals_name_the_argument(call, message, run, x, untouched):

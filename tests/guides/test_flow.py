@@ -183,7 +183,7 @@ def test_several_sites_of_several_supports(kind):
         covariance = 2.0 + 0.25 * torch.eye(2).double()
         truth = dist.MultivariateNormal(torch.zeros(2).double(), covariance).log_prob(x).mean().item()
         results[type(guide).__name__] = truth - zoo.evaluate(run, x, draws=200).summary()["elbo"]
-        draws = run.posterior(x, 5)
+        draws = run.sample(x, 5)
         assert {name: tuple(value.shape) for name, value in draws.items()} == {
             "a": (5, 50),
             "b": (5, 50),
@@ -212,8 +212,8 @@ def test_minibatches_evaluation_arviz_and_disk(kind, some, tmp_path, untouched):
         run.save(tmp_path / "run")
         again = zoo.load(tmp_path / "run")
     assert idata.posterior["z"].shape == (1, 10, 60, 2)
-    assert torch.equal(run.posterior(x, 3)["z"], again.posterior(x, 3)["z"])
-    z = run.posterior(x, 1)["z"][0]
+    assert torch.equal(run.sample(x, 3)["z"], again.sample(x, 3)["z"])
+    z = run.sample(x, 1)["z"][0]
     torch.testing.assert_close(again.guide.posterior(x).log_prob(z), guide.posterior(x).log_prob(z))
 
 

@@ -204,7 +204,7 @@ def test_trains_evaluates_and_comes_back(some, tmp_path, untouched):
     assert run.losses[-5:].mean() < run.losses[:5].mean() - 1.0
     assert idata.posterior["z"].shape == (1, 5, 60, 2)
     assert again.guide.model is again.model
-    assert torch.equal(run.posterior(x, 3)["z"], again.posterior(x, 3)["z"])
+    assert torch.equal(run.sample(x, 3)["z"], again.sample(x, 3)["z"])
 
 
 class Rates(nn.Module):
@@ -232,7 +232,7 @@ def test_several_sites_of_several_supports(untouched):
             run = zoo.fit(Rates(), guide, x, steps=30, progress=False)
             result = zoo.evaluate(run, x, draws=400)
         bounds[steps] = result.summary()
-        draws = run.posterior(x, 4)
+        draws = run.sample(x, 4)
         assert (draws["b"] > 0).all()
         assert draws["share"].shape == (4, 30, 3)
     assert bounds[5]["elbo"] > bounds[0]["elbo"] + 0.1

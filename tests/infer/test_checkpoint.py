@@ -152,7 +152,7 @@ def test_every_pair_comes_back_to_the_bit_and_goes_on(model, guide, dtype, x, tm
     same(back.guide.state_dict(), run.guide.state_dict())
     assert torch.equal(back.losses, run.losses)
     assert (back.settings, back.converged, back.validation) == (run.settings, run.converged, None)
-    same(back.posterior(x, draws=3), run.posterior(x, draws=3))
+    same(back.sample(x, draws=3), run.sample(x, draws=3))
     if hasattr(run.model, "log_marginal"):
         assert torch.equal(back.model.log_marginal(x), run.model.log_marginal(x))
     if guide == "exact":
@@ -213,7 +213,7 @@ def test_a_guide_built_on_other_forms_of_data(form, x, tmp_path):
         run = trained(model, MeanField(model, data), x)
     save(run, tmp_path / "run")
     assert json.loads((tmp_path / "run" / SETTINGS).read_text())["guide"]["settings"]["x"] == {"tensor": [20, 4]}
-    same(load(tmp_path / "run").posterior(x, draws=2), run.posterior(x, draws=2))
+    same(load(tmp_path / "run").sample(x, draws=2), run.sample(x, draws=2))
 
 
 def test_frozen_parameters_stay_frozen(x, tmp_path):
@@ -289,7 +289,7 @@ def test_a_users_model_is_passed_in(x, tmp_path):
         load(folder)
     back = load(folder, model=Toy(4))
     assert back.model.mean.dtype == torch.float64
-    same(back.posterior(x, draws=3), run.posterior(x, draws=3))
+    same(back.sample(x, draws=3), run.sample(x, draws=3))
     with pytest.raises(ValueError, match=r"built with level=1\.0, got one with level=2\.0"):
         load(folder, model=Toy(4, level=2.0))
     with seeded(0):
@@ -310,7 +310,7 @@ def test_autoguides_are_passed_in(auto, x, tmp_path):
         model = PPCA(4, 2)
     back = load(folder, model=model, guide=auto(model))
     assert back.model is model
-    same(back.posterior(x, draws=3), run.posterior(x, draws=3))
+    same(back.sample(x, draws=3), run.sample(x, draws=3))
     again, further = trained(run.model, run.guide, x), trained(back.model, back.guide, x)
     assert torch.equal(again.losses, further.losses)
 
@@ -349,7 +349,7 @@ def test_parameters_of_the_store_alone(x, tmp_path):
         load(folder)
     back = load(folder, guide=by_hand)
     assert back.store["params"].keys() == {"loc", "scale"}
-    same(back.posterior(x, draws=3), run.posterior(x, draws=3))
+    same(back.sample(x, draws=3), run.sample(x, draws=3))
     with back.scope():
         assert torch.equal(pyro.param("scale"), run.store["params"]["scale"].exp())
     with pytest.raises(ValueError, match="holds the guide by_hand, got other"):
@@ -371,7 +371,7 @@ def test_a_function_for_a_model(x, tmp_path):
     run = trained(story, MeanField(story, x), x)
     back = load(save(run, tmp_path / "run"), model=story)
     assert back.store["params"].keys() == {"w"}
-    same(back.posterior(x, draws=3), run.posterior(x, draws=3))
+    same(back.sample(x, draws=3), run.sample(x, draws=3))
 
 
 @pytest.mark.parametrize(

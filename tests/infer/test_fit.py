@@ -120,7 +120,7 @@ def test_leaves_no_trace(settings, some, untouched):
     settings = settings(some)
     with untouched():
         run = fit(model, guide, some, steps=5, **settings)
-        run.posterior(some, 3)
+        run.sample(some, 3)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_autoguides(family, some, untouched):
     guide = family(model)
     with untouched():
         run = fit(model, guide, few, steps=200)
-        z = run.posterior(few, 9)["z"]
+        z = run.sample(few, 9)["z"]
     assert z.shape == (9, 12, 2)
     assert z.isfinite().all()
     assert run.losses[-20:].mean() < run.losses[:5].mean() - 0.2
@@ -239,7 +239,7 @@ def test_a_plain_function_as_guide(batch_size, some, untouched):
     model = ppca()
     with untouched():
         run = fit(model, by_hand, some, steps=60, optim=adam(), batch_size=batch_size)
-        z = run.posterior(some, 4000)["z"]
+        z = run.sample(some, 4000)["z"]
     with run.scope():
         loc, scale = pyro.param("loc").detach(), pyro.param("spread").detach()
     assert (loc - 0.5).abs().max() > 0.1
@@ -278,7 +278,7 @@ def test_enumeration_sums_what_the_guide_omits(faithful):
     assert best.item() == pytest.approx(-1130.26396, abs=1e-4)
     assert model.log_marginal(faithful).sum().item() == pytest.approx(best.item(), abs=1e-4)
     assert run.losses[-1].item() == pytest.approx(-best.item() / 272, abs=1e-6)
-    assert run.posterior(faithful, 3) == {}
+    assert run.sample(faithful, 3) == {}
 
 
 def test_enumeration_with_mean_field(faithful):
@@ -464,11 +464,11 @@ def test_a_run_is_frozen(some):
 def test_posterior_is_reproducible(some):
     model = ppca()
     run = fit(model, MeanField(model, some), some, steps=5)
-    one, same, other = (run.posterior(some, 4, seed=seed)["z"] for seed in (1, 1, 2))
+    one, same, other = (run.sample(some, 4, seed=seed)["z"] for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
     with pytest.raises(ValueError, match="draws must be a whole number"):
-        run.posterior(some, 0)
+        run.sample(some, 0)
 
 
 @pytest.mark.parametrize("shown", [True, False])

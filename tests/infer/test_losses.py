@@ -16,7 +16,7 @@ import zoo
 from guides import Amortized, Exact, Flow, FullRank, MeanField
 from zoo.base.plates import rows
 from zoo.base.random import seeded
-from zoo.infer.losses.annealed import AnnealedELBO, warm_up
+from zoo.infer.losses.annealed import AnnealedELBO, linear_warmup
 from zoo.infer.losses.iwae import IWAE
 
 
@@ -72,7 +72,7 @@ def agree(loss, truth, model, guide, *args, draws=40):
 
 
 def test_warm_up_is_linear_and_then_one():
-    schedule = warm_up(10)
+    schedule = linear_warmup(10)
     assert [schedule(t) for t in (0, 3, 10, 99)] == [0.0, 0.3, 1.0, 1.0]
 
 
@@ -270,7 +270,7 @@ def test_schedule_in_a_fit(some):
     seen = []
     model = zoo.VAE(4, 2).double()
     guide = Amortized(model, some)
-    loss = AnnealedELBO(lambda step: seen.append(step) or warm_up(20)(step), 0.05)
+    loss = AnnealedELBO(lambda step: seen.append(step) or linear_warmup(20)(step), 0.05)
     for _ in range(2):
         run = zoo.fit(
             model, guide, some, steps=8, batch_size=20, loss=loss, validation=some[:9], every=2, progress=False
@@ -307,7 +307,7 @@ def test_refuses_a_schedule_that_turns_negative(ppca, some):
     with pytest.raises(ValueError, match="beta at step 0 must be a number of at least 0, got -1"):
         AnnealedELBO(lambda _: -1.0).loss_and_grads(*ppca, some)
     with pytest.raises(ValueError, match="steps must be a whole number"):
-        warm_up(0)
+        linear_warmup(0)
 
 
 @pytest.mark.parametrize("loss", [AnnealedELBO(), IWAE(3)], ids=["AnnealedELBO", "IWAE"])

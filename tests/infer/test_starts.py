@@ -10,7 +10,7 @@ import torch
 import zoo
 from guides import Amortized, Exact
 from zoo import GMM, PPCA, VAE
-from zoo.infer.starts import em_restarts, restarts
+from zoo.infer.starts import best_of
 
 TIED = -1126.31593  # Old Faithful, three tied components; five digits printed
 LOCAL = -1140.18676  # where other starts end: two of the three components are one (two tied components' maximum)
@@ -23,7 +23,7 @@ def three():
 
 def test_the_best_of_several_seeds_and_all_of_them(faithful, untouched):
     with untouched():
-        found = restarts(three, faithful, seeds=4, progress=False)
+        found = best_of(three, faithful, seeds=4, progress=False)
     assert [row.seed for row in found.table] == [0, 1, 2, 3]
     scores = [row.score for row in found.table]
     assert max(scores) == pytest.approx(TIED, abs=1e-4)
@@ -47,7 +47,7 @@ def test_the_best_of_several_seeds_and_all_of_them(faithful, untouched):
 
 
 def test_a_run_is_the_one_that_fit_makes_with_that_seed(faithful):
-    found = restarts(three, faithful, seeds=[1], progress=False, steps=10)
+    found = best_of(three, faithful, seeds=[1], progress=False, steps=10)
     model, guide = three()
     run = zoo.fit(model, guide, faithful, seed=1, steps=10, progress=False)
     assert torch.equal(run.losses, found.best.losses)
@@ -57,7 +57,7 @@ def test_a_run_is_the_one_that_fit_makes_with_that_seed(faithful):
 
 def test_em_gives_the_same_report(faithful, untouched):
     with untouched():
-        found = em_restarts(lambda: three()[0], faithful, seeds=[0, 2, 1], steps=150)
+        found = best_of(lambda: three()[0], faithful, seeds=[0, 2, 1], steps=150)
     assert [row.seed for row in found.table] == [0, 2, 1]
     assert isinstance(found.best, GMM)
     assert found.best.log_marginal(faithful).sum().item() == pytest.approx(TIED, abs=1e-4)
@@ -69,7 +69,7 @@ def test_em_gives_the_same_report(faithful, untouched):
 
 
 def test_collapses_are_reported_and_not_lost(faithful):
-    found = em_restarts(lambda: GMM(2, 3).double(), faithful[:14], seeds=8)  # three full covariances on 14 rows
+    found = best_of(lambda: GMM(2, 3).double(), faithful[:14], seeds=8)  # three full covariances on 14 rows
     failed = [row for row in found.table if row.error is not None]
     assert 0 < len(failed) < 8
     for row in failed:
@@ -89,16 +89,16 @@ def test_a_loss_that_ceases_to_be_a_number_is_reported(iris):
         model.scale = torch.tensor(next(scales), dtype=torch.float64)
         return model, Amortized(model, iris)
 
-    found = restarts(build, iris, seeds=3, steps=5, progress=False)
+    found = best_of(build, iris, seeds=3, steps=5, progress=False)
     assert [row.error is None for row in found.table] == [True, False, True]
     assert "the loss is inf at step 0" in found.table[1].error
 
 
 def test_when_all_fail_each_is_listed(faithful, untouched):
     with untouched(), pytest.raises(FloatingPointError, match="all 2 runs failed:\n  seed 3: .*\n  seed 5: "):
-        em_restarts(lambda: GMM(2, 7).double(), faithful[:8], seeds=[3, 5])
+        best_of(lambda: GMM(2, 7).double(), faithful[:8], seeds=[3, 5])
     with pytest.raises(FloatingPointError, match="seed 0: the score is nan"):
-        restarts(three, faithful, seeds=1, steps=2, progress=False, score=lambda run: float("nan"))
+        best_of(three, faithful, seeds=1, steps=2, progress=False, score=lambda run: float("nan"))
 
 
 def test_deep_models_are_ranked_by_their_bound(some, untouched):
@@ -107,7 +107,7 @@ def test_deep_models_are_ranked_by_their_bound(some, untouched):
         return model, Amortized(model, some, hidden=(4,))
 
     with untouched():
-        found = restarts(build, some, seeds=2, steps=30, progress=False)
+        found = best_of(build, some, seeds=2, steps=30, progress=False)
     assert len({row.score for row in found.table}) == 2
     for row in found.table:
         assert row.log_marginal is None
@@ -118,7 +118,7 @@ def test_deep_models_are_ranked_by_their_bound(some, untouched):
 
 
 def test_the_score_is_yours_to_choose(faithful):
-    worst = restarts(three, faithful, seeds=3, steps=5, progress=False, score=lambda run: run.losses[-1])
+    worst = best_of(three, faithful, seeds=3, steps=5, progress=False, score=lambda run: run.losses[-1])
     assert worst.table[worst.seed].elbo == min(row.elbo for row in worst.table)
 
 
@@ -132,7 +132,7 @@ def test_only_the_best_is_held(faithful):
         assert sum(ref() is not None for ref in models) <= 2  # this one and the best
         return model, guide
 
-    found = restarts(build, faithful, seeds=4, steps=3, progress=False)
+    found = best_of(build, faithful, seeds=4, steps=3, progress=False)
     gc.collect()
     assert [ref() for ref in models if ref() is not None] == [found.best.model]
 
@@ -150,7 +150,7 @@ def test_every_run_has_its_own_optimizer_and_modules_drawn_under_its_seed(iris):
         return model, Exact(model)
 
     optim = pyro.optim.Adam({"lr": 0.01})
-    first, second = (restarts(build, iris, seeds=[0, 1], steps=5, progress=False, optim=optim) for _ in range(2))
+    first, second = (best_of(build, iris, seeds=[0, 1], steps=5, progress=False, optim=optim) for _ in range(2))
     assert [row.score for row in first.table] == [row.score for row in second.table]
     assert first.table[0].score != first.table[1].score
     assert not optim.optim_objs
@@ -159,7 +159,7 @@ def test_every_run_has_its_own_optimizer_and_modules_drawn_under_its_seed(iris):
 def test_a_model_returned_twice_is_refused(faithful):
     pair = three()
     with pytest.raises(ValueError, match="build returned the same GMM twice"):
-        restarts(lambda: pair, faithful, seeds=2, steps=2, progress=False)
+        best_of(lambda: pair, faithful, seeds=2, steps=2, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -173,8 +173,7 @@ def test_a_model_returned_twice_is_refused(faithful):
     ],
 )
 def test_seeds_are_checked_before_anything_runs(faithful, seeds, message):
-    for call in (restarts, em_restarts):
-        with pytest.raises(ValueError, match=message):
-            call(lambda: pytest.fail("built"), faithful, seeds=seeds)
+    with pytest.raises(ValueError, match=message):
+        best_of(lambda: pytest.fail("built"), faithful, seeds=seeds)
     with pytest.raises(ValueError, match="pass seeds"):
-        restarts(three, faithful, seed=3)
+        best_of(three, faithful, seed=3)

@@ -51,7 +51,7 @@ def test_the_ladder_stands_below_the_exact_log_marginal():
     vae = zoo.VAE(20, 5, hidden=(), covariance="scalar", noise="constant").double()
     run = zoo.fit(vae, Amortized(vae, x, hidden=()), x, steps=150, progress=False)
     few = x[:40]
-    found = zoo.ladder(run, few, draws=(100, 5000), ais=zoo.AIS(temperatures=100, chains=16))
+    found = zoo.log_evidence_bounds(run, few, draws=(100, 5000), ais=zoo.posterior.AIS(temperatures=100, chains=16))
     with torch.no_grad():
         exact = float(linear(zoo.PPCA, vae).log_marginal(few).mean())
     low, middle, high, annealed = (found[name] for name in ("ELBO", "IWAE-100", "IWAE-5000", "AIS"))
@@ -66,7 +66,7 @@ def test_a_heavy_kl_collapses_all_units_and_free_bits_prevent_it():
         torch.manual_seed(0)
         model = zoo.VAE(x.shape[1], 8, covariance="scalar")
         loss = zoo.AnnealedELBO(beta=50.0, free_bits=bits)
-        found[bits] = zoo.information(train(model, Amortized(model, x), x, 400, loss=loss), x)
+        found[bits] = zoo.posterior.rate_distortion(train(model, Amortized(model, x), x, 400, loss=loss), x)
     assert not found[0.0].active.any()
     assert "all 8 units have collapsed" in repr(found[0.0])
     assert found[0.5].active.all()
@@ -98,7 +98,7 @@ def test_held_out_rows_prefer_the_noise_they_have():
         torch.manual_seed(0)
         model = zoo.VAE(6, 2, **options)
         run = train(model, Amortized(model, x, covariance="full"), x, 3000, batch=200)
-        held_out[name] = zoo.ladder(run, test, draws=(50, 500))["IWAE-500"].mean
+        held_out[name] = zoo.log_evidence_bounds(run, test, draws=(50, 500))["IWAE-500"].mean
     assert held_out["shared"] < held_out["diag"] < held_out["low_rank"]
     assert held_out["diag"] < held_out["full"]
     with torch.no_grad():
@@ -138,10 +138,10 @@ def test_flexible_noise_bends_a_gaussian_into_two_moons():
     model = zoo.VAE(2, 2, hidden=(64, 64), covariance="full")
     guide = Amortized(model, seen, hidden=(64, 64), covariance="full")
     run = train(model, guide, seen, 4000, batch=200, loss=zoo.IWAE(32))
-    found = zoo.ladder(run, held_out, draws=(50, 5000))["IWAE-5000"]
+    found = zoo.log_evidence_bounds(run, held_out, draws=(50, 5000))["IWAE-5000"]
     mixtures = {}
     for count in (2, 8):
-        best = zoo.em_restarts(lambda: zoo.GMM(2, count).double(), seen.double(), seeds=5).best  # noqa: B023
+        best = zoo.best_of(lambda: zoo.GMM(2, count).double(), seen.double(), seeds=5).best  # noqa: B023
         with torch.no_grad():
             mixtures[count] = float(best.log_marginal(held_out.double()).mean())
     assert found.mean > mixtures[2] + 0.5

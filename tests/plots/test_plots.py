@@ -240,7 +240,7 @@ def test_traversal_as_profiles(run, data):
 
 def test_interpolation(pictures):
     run, x = pictures
-    found = zoo.interpolate(run, 0, 1, steps=3, x=x)
+    found = zoo.factors.interpolate(run, 0, 1, steps=3, x=x)
     ax = plots.interpolation(found, image=True)
     expected = grey(found.mean.reshape(1, 3, 3, 3), found.mean.min(), found.mean.max())
     np.testing.assert_allclose(tiles(ax, 1, 3), expected, atol=LEVEL)
@@ -311,7 +311,7 @@ def test_manifold_has_the_quantiles_of_its_factors(pictures):
 
 
 def test_probe(run, data):
-    found = zoo.probe(run, data, sizes=(20, 4), repeats=3)
+    found = zoo.factors.probe(run, data, sizes=(20, 4), repeats=3)
     ax = plots.probe(found)
     assert words(ax) == ["on factors z", "on rows x", "most common label"]
     np.testing.assert_allclose(ax.lines[0].get_ydata(), found.z.mean(0).flip(0), rtol=1e-9)

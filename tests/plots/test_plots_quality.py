@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from zoo import plots
 from zoo.diagnostics.guide.calibration import Calibration
-from zoo.diagnostics.guide.importance import Importance
+from zoo.diagnostics.guide.importance import ImportanceMoments
 from zoo.posterior.evaluation import Evaluation
 
 
@@ -91,7 +91,7 @@ def test_khat_with_the_limit_of_few_draws(evaluation):
     blank = torch.zeros(3, 1)
     parts = (torch.ones(3), blank, blank.unsqueeze(-1), blank, blank, blank.unsqueeze(-1))
     for limit, draws, heights in ((0.5, 100, [0.5]), (2 / 3, 1000, [0.5, 2 / 3]), (0.7, 5000, [0.5, 0.7])):
-        ax = plots.khat(Importance(evaluation.khat, *parts, limit=limit, draws=draws, units=("z[0]",)))
+        ax = plots.khat(ImportanceMoments(evaluation.khat, *parts, limit=limit, draws=draws, units=("z[0]",)))
         assert [line.get_ydata()[0] for line in ax.lines] == heights
 
 

@@ -11,9 +11,9 @@ import guides
 import zoo
 from zoo import plots
 from zoo.alignment import Loadings
-from zoo.diagnostics import Candidate, PredictiveCheck, Scan
-from zoo.posterior.evidence import Ladder, Rung
-from zoo.posterior.rates import Information
+from zoo.diagnostics import Candidate, PredictiveCheck, Selection
+from zoo.posterior.evidence import Bound, Bounds
+from zoo.posterior.rates import RateDistortion
 
 GALLERY = Path(__file__).parents[2] / "notebooks" / "04_gallery.ipynb"
 
@@ -38,11 +38,11 @@ def scanned():
         Candidate(3, error="a component has collapsed"),
         Candidate(4, log_likelihood=-9.0, df=6, aic=30.0, bic=40.0, error="fold 1: collapsed", best=object()),
     )
-    return Scan(rows, 4, "2 folds")
+    return Selection(rows, 4, "2 folds")
 
 
 def test_scan(scanned):
-    ax = plots.scan(scanned)
+    ax = plots.selection(scanned)
     bars = {str(bar.get_label()): np.stack(bar.lines[0].get_data(), 1) for bar in ax.containers}
     np.testing.assert_allclose(bars["held out: best 2"], [[1, -3.0], [2, -2.0]])
     np.testing.assert_allclose(bars["AIC: best 2"], [[1, -4.0], [2, -3.5], [4, -3.75]])
@@ -55,7 +55,7 @@ def test_scan(scanned):
 
 def test_bars_of_a_scan_are_errors_of_differences(scanned):
     """The rows differ by 1 each, without spread: no error, though the rows themselves spread."""
-    ax = plots.scan(scanned)
+    ax = plots.selection(scanned)
     held_out = next(bar for bar in ax.containers if str(bar.get_label()).startswith("held out"))
     heights = [segment[1, 1] - segment[0, 1] for segment in held_out.lines[2][0].get_segments()]
     np.testing.assert_allclose(heights, 0.0, atol=1e-12)
@@ -64,10 +64,10 @@ def test_bars_of_a_scan_are_errors_of_differences(scanned):
 @pytest.mark.parametrize("exact", [True, False])
 def test_bounds(exact):
     one, zero = torch.full((2,), -3.0), torch.zeros(2)
-    rungs = [Rung("ELBO", one, zero), Rung("IWAE-10", one + 0.5, zero), Rung("AIS", one + 0.75, zero)]
+    rungs = [Bound("ELBO", one, zero), Bound("IWAE-10", one + 0.5, zero), Bound("AIS", one + 0.75, zero)]
     if exact:
-        rungs.append(Rung("exact", one + 1.0, zero))
-    ax = plots.bounds(Ladder(tuple(rungs), torch.full((2,), 5.0), 10))
+        rungs.append(Bound("exact", one + 1.0, zero))
+    ax = plots.bounds(Bounds(tuple(rungs), torch.full((2,), 5.0), 10))
     drawn = ax.containers[0].lines[0].get_ydata()
     np.testing.assert_allclose(drawn, [-3.0, -2.5, -2.25])
     said = [text.get_text() for text in ax.texts]
@@ -77,7 +77,7 @@ def test_bounds(exact):
 
 @pytest.fixture
 def known():
-    return Information(
+    return RateDistortion(
         rate=1.0,
         distortion=2.0,
         mutual_information=0.5,

@@ -1,4 +1,4 @@
-"""The ladder of bounds, and annealed importance sampling against log p(x) itself."""
+"""Bounds on log p(x), and annealed importance sampling against log p(x) itself."""
 
 import math
 import re
@@ -17,7 +17,7 @@ from zoo.base.module import Module
 from zoo.base.plates import rows
 from zoo.posterior.annealing import AIS, anneal
 from zoo.posterior.evaluation import evaluate
-from zoo.posterior.evidence import ladder
+from zoo.posterior.evidence import log_evidence_bounds
 from zoo.posterior.rowwise import chunks, reading, real_site
 
 FAST = AIS(temperatures=60, chains=8, leapfrog=4)
@@ -52,7 +52,7 @@ FAMILIES = {"MeanField": MeanField, "FullRank": FullRank, "linear": linear, "Exa
 def test_rungs_are_ordered_for_every_row_and_agree_with_closed_forms(family, untouched):
     run, x = poor(zoo.PPCA, FAMILIES[family])
     with untouched():
-        found = ladder(run, x, draws=(1, 20, 100, 1000))
+        found = log_evidence_bounds(run, x, draws=(1, 20, 100, 1000))
     assert [rung.name for rung in found.rungs] == ["ELBO", "IWAE-1", "IWAE-20", "IWAE-100", "IWAE-1000", "exact"]
     for low, high in pairwise(found.rungs[:-1]):
         assert (low.values <= high.values + 1e-10).all()
@@ -85,7 +85,7 @@ def test_the_rungs_are_those_of_the_weights_themselves(monkeypatch):
         monkeypatch.setattr(
             sys.modules["zoo.posterior.evidence"], "chunks", lambda run, x, count: [(torch.arange(3), (x,))]
         )
-        found = ladder(run, x, draws=(30, 120, 480))
+        found = log_evidence_bounds(run, x, draws=(30, 120, 480))
         assert len(seen) == {10**9: 1, 10 * 18: 48, 70 * 18: 8}[budget]
         weights = torch.cat(seen)  # (480, n)
         torch.testing.assert_close(found["ELBO"].values, weights.mean(0), rtol=1e-10, atol=1e-10)
@@ -103,7 +103,7 @@ def test_the_rungs_are_those_of_the_weights_themselves(monkeypatch):
 def test_standard_errors_are_those_of_repetition():
     """Forty ladders with seeds of their own spread as each of them says, for rungs of both kinds of error."""
     run, x = poor(zoo.PPCA, linear, n=20, by=0.03)
-    found = [ladder(run, x, draws=(10, 1000), seed=seed) for seed in range(40)]
+    found = [log_evidence_bounds(run, x, draws=(10, 1000), seed=seed) for seed in range(40)]
     for name in ("ELBO", "IWAE-10", "IWAE-1000"):
         spread = torch.stack([one[name].values for one in found]).std(0)  # (n,), itself known to 1 / sqrt(78)
         told = torch.stack([one[name].se for one in found]).square().mean(0).sqrt()
@@ -115,7 +115,7 @@ def test_rows_do_not_depend_on_how_they_are_cut(monkeypatch):
     run, x = poor(zoo.PPCA, MeanField, n=5)
     for budget in (1, 2 * 100 * 6):  # draw by draw and row by row; two rows
         monkeypatch.setattr(sys.modules["zoo.posterior.evidence"], "BUDGET", budget)
-        found = ladder(run, x, draws=(5, 200) if budget == 1 else (100, 1000))
+        found = log_evidence_bounds(run, x, draws=(5, 200) if budget == 1 else (100, 1000))
         with torch.no_grad():
             elbo = run.model.elbo(x, run.guide.posterior(x))
         assert ((found["ELBO"].values - elbo).abs() <= 5 * found["ELBO"].se).all()
@@ -130,7 +130,7 @@ def test_deep_model_between_its_bounds_and_quadrature(some):
         joint = model.decode(z).log_prob(some) - 0.5 * z.squeeze(-1).square() - 0.5 * math.log(2 * math.pi)
         exact = joint.logsumexp(0) + math.log(18 / 6000)
     for settings in (AIS(40, chains=32, leapfrog=4), AIS(40, chains=32, leapfrog=4, start="prior")):
-        found = ladder(run, some, draws=(50, 2000), ais=settings)
+        found = log_evidence_bounds(run, some, draws=(50, 2000), ais=settings)
         assert [rung.name for rung in found.rungs] == ["ELBO", "IWAE-50", "IWAE-2000", "AIS"]
         assert (found["AIS"].values <= exact + math.log(60 * 1e3)).all()  # Markov: one row in 60,000 exceeds it
         assert abs(found["AIS"].mean - exact.mean().item()) < 5 * found["AIS"].mean_se + 0.01
@@ -144,7 +144,7 @@ def test_deep_model_between_its_bounds_and_quadrature(some):
 def test_annealing_reaches_log_p_where_importance_sampling_fails(cls, start):
     """The guide is nats away, IWAE-1000 too; AIS is within 0.05 nats per row."""
     run, x = poor(cls, linear, by=0.2, noise=0.3)
-    found = ladder(run, x, draws=(100, 1000), ais=AIS(200, chains=64, leapfrog=4, start=start), seed=1)
+    found = log_evidence_bounds(run, x, draws=(100, 1000), ais=AIS(200, chains=64, leapfrog=4, start=start), seed=1)
     exact = found["exact"].mean
     assert exact - found["ELBO"].mean > 20
     assert exact - found["IWAE-1000"].mean > 0.5
@@ -156,7 +156,7 @@ def test_annealing_reaches_log_p_where_importance_sampling_fails(cls, start):
 def test_annealing_from_the_posterior_is_exact():
     """From the exact posterior every weight is p(x), whatever the chains do."""
     run, x = poor(zoo.FactorAnalysis, lambda model, x: Exact(model), n=5)
-    found = ladder(run, x, draws=(25,), ais=FAST)
+    found = log_evidence_bounds(run, x, draws=(25,), ais=FAST)
     torch.testing.assert_close(found["AIS"].values, found["exact"].values, rtol=0, atol=1e-9)
     assert found["AIS"].se.max() < 1e-9
 
@@ -203,7 +203,7 @@ def test_annealing_from_a_guide_that_is_no_gaussian():
     model.requires_grad_(False)
     x = model(size=10)
     run = still(model, Correlated(), x)
-    found = ladder(run, x, draws=(100,), ais=AIS(200, chains=64, leapfrog=4))
+    found = log_evidence_bounds(run, x, draws=(100,), ais=AIS(200, chains=64, leapfrog=4))
     assert found["AIS"].mean_se < 0.05
     assert abs(found["AIS"].mean - found["exact"].mean) < 5 * found["AIS"].mean_se
 
@@ -211,7 +211,7 @@ def test_annealing_from_a_guide_that_is_no_gaussian():
 def test_an_autoguide(some):
     model = zoo.PPCA(4, 2).double()
     run = zoo.fit(model, AutoNormal(model), some[:20], steps=100, progress=False)
-    found = ladder(run, some[:20], draws=(20, 500), ais=FAST)
+    found = log_evidence_bounds(run, some[:20], draws=(20, 500), ais=FAST)
     with torch.no_grad():
         q = dist.Normal(run.guide.locs.z, run.guide.scales.z).to_event(1)
         elbo = model.elbo(some[:20], q)
@@ -222,10 +222,10 @@ def test_an_autoguide(some):
 def test_mixtures_climb_without_annealing(some):
     model = zoo.GMM(4, 2).double()
     run = zoo.fit(model, MeanField(model, some), some, progress=False)
-    found = ladder(run, some, draws=(25, 100))
+    found = log_evidence_bounds(run, some, draws=(25, 100))
     assert (found["IWAE-100"].values <= found["exact"].values + 5 * found["IWAE-100"].se + 1e-8).all()
     with pytest.raises(ValueError, match="'component' is discrete"):
-        ladder(run, some, draws=(25,), ais=FAST)
+        log_evidence_bounds(run, some, draws=(25,), ais=FAST)
 
 
 class Positive(Module):
@@ -244,9 +244,9 @@ class Positive(Module):
 
 def test_refuses_to_anneal_constrained_sites(some):
     run = still(Positive(), MeanField(Positive(), some), some)
-    assert ladder(run, some, draws=(25,)).rungs[1].name == "IWAE-25"
+    assert log_evidence_bounds(run, some, draws=(25,)).rungs[1].name == "IWAE-25"
     with pytest.raises(ValueError, match="'z' is constrained to"):
-        ladder(run, some, draws=(25,), ais=FAST)
+        log_evidence_bounds(run, some, draws=(25,), ais=FAST)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_refuses_to_anneal_constrained_sites(some):
 def test_refuses_draws(draws, message, untouched):
     run, x = poor(zoo.PPCA, linear)
     with untouched(), pytest.raises(ValueError, match=re.escape(message)):
-        ladder(run, x, draws=draws)
+        log_evidence_bounds(run, x, draws=draws)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_refuses_guides_without_a_density_per_row(some, name):
     model = zoo.PPCA(4, 2).double()
     run = zoo.fit(model, getattr(pyro.infer.autoguide, name)(model), some, steps=3, progress=False)
     with pytest.raises(ValueError, match="does not split into rows|point mass"):
-        ladder(run, some, draws=(25,))
+        log_evidence_bounds(run, some, draws=(25,))
 
 
 def test_only_reads_and_repeats_itself(untouched):
@@ -296,7 +296,7 @@ def test_only_reads_and_repeats_itself(untouched):
     model = run.model
     before = [p.detach().clone() for m in (model, run.guide) for p in m.parameters()]
     with untouched():
-        one, same, other = (ladder(run, x, draws=(25,), ais=FAST, seed=seed) for seed in (1, 1, 2))
+        one, same, other = (log_evidence_bounds(run, x, draws=(25,), ais=FAST, seed=seed) for seed in (1, 1, 2))
     parameters = [p for m in (model, run.guide) for p in m.parameters()]
     assert all(map(torch.equal, before, parameters))
     assert all(p.grad is None or not p.grad.any() for p in parameters)
@@ -307,7 +307,7 @@ def test_only_reads_and_repeats_itself(untouched):
 
 def test_summary_rows_and_repr():
     run, x = poor(zoo.PPCA, linear)
-    found = ladder(run, x, draws=(10, 100), ais=FAST)
+    found = log_evidence_bounds(run, x, draws=(10, 100), ais=FAST)
     summary, table = found.summary(), found.rows
     for name in ("ELBO", "IWAE-10", "IWAE-100", "AIS", "exact"):
         values, se = table[name], table[f"{name}_se"]
@@ -318,8 +318,8 @@ def test_summary_rows_and_repr():
         assert re.search(rf"  {name} +{values.mean():.4f} ", repr(found))
     assert summary["exact_se"] == 0
     assert table["effective"].shape == (30,)
-    assert repr(found).startswith("Ladder of 30 rows")
-    assert math.isnan(ladder(run, x[:1], draws=(25,)).summary()["ELBO_population_se"])
+    assert repr(found).startswith("Bounds on log p(x) of 30 rows")
+    assert math.isnan(log_evidence_bounds(run, x[:1], draws=(25,)).summary()["ELBO_population_se"])
     with pytest.raises(KeyError, match="no rung 'IWAE-5': there are ELBO, IWAE-10, IWAE-100, AIS, exact"):
         found["IWAE-5"]
     assert evaluate(run, x).log_marginal.mean().item() == pytest.approx(summary["exact"])

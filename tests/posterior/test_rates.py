@@ -15,7 +15,7 @@ import zoo
 from guides import Amortized, Exact, FullRank, MeanField
 from zoo.base.module import Module
 from zoo.base.plates import rows
-from zoo.posterior.rates import _gaussian_log_prob, bits_per_dimension, information
+from zoo.posterior.rates import _gaussian_log_prob, bits_per_dimension, rate_distortion
 
 
 def still(model, guide, x):
@@ -41,7 +41,7 @@ def test_exact_posterior_of_rows_from_the_model():
     model = frozen(4, 2, noise=1.5)
     x = model(size=3000)
     run = still(model, Exact(model), x)
-    found = information(run, x, draws=2)
+    found = rate_distortion(run, x, draws=2)
     precision = torch.eye(2) + model.weight.T @ model.weight / model.scale**2
     truth = 0.5 * precision.logdet().item()
     with torch.no_grad():
@@ -70,7 +70,7 @@ def test_against_brute_force(family, untouched):
             parameter.add_(0.2 * torch.randn_like(parameter))
     run = still(model, guide, x)
     with untouched():
-        found = information(run, x, draws=400)
+        found = rate_distortion(run, x, draws=400)
     with torch.no_grad():
         q = guide.posterior(x)
         mean, variance = q.mean, q.variance
@@ -103,7 +103,7 @@ def test_a_guide_that_is_the_prior_has_collapsed():
     with torch.no_grad():
         for parameter in guide.parameters():
             parameter.zero_()  # mean 0, scale softplus(ONE) = 1
-    found = information(still(model, guide, x), x)
+    found = rate_distortion(still(model, guide, x), x)
     assert found.rate == pytest.approx(0, abs=1e-10)
     assert found.mutual_information == pytest.approx(0, abs=1e-10)
     assert found.marginal_kl == pytest.approx(0, abs=1e-10)
@@ -122,7 +122,7 @@ def test_a_vae_with_a_dead_decoder_collapses(some):
         model.scale[-1].weight.zero_()
     model.requires_grad_(False)
     run = zoo.fit(model, linear(model, some), some, progress=False)
-    found = information(run, some)
+    found = rate_distortion(run, some)
     assert found.rate < 1e-3
     assert found.verdict.startswith("all 2 units have collapsed")
 
@@ -136,13 +136,13 @@ def test_some_units_collapse_and_one_costs_without_saying_anything():
             parameter.zero_()
         guide.encoder[-1].weight[2, 0] = 1.0  # unit 2 follows the first column
         guide.encoder[-1].bias[1] = 2.0  # unit 1 is somewhere else, for all rows alike
-    found = information(still(model, guide, x), x)
+    found = rate_distortion(still(model, guide, x), x)
     assert found.collapsed == [0, 1, 3]
     assert found.variance[2].item() == pytest.approx(1.0)
     assert found.unit_kl[1].item() == pytest.approx(2.0)
     assert found.verdict.startswith("3 of 4 units have collapsed (number 0, 1, 3, from 0); yet they cost 2 nats")
     assert found.marginal_kl == pytest.approx(2.0, abs=0.3)
-    assert information(still(model, guide, x), x, threshold=1.5).collapsed == [0, 1, 2, 3]
+    assert rate_distortion(still(model, guide, x), x, threshold=1.5).collapsed == [0, 1, 2, 3]
 
 
 def test_rows_far_apart_carry_log_n():
@@ -151,7 +151,7 @@ def test_rows_far_apart_carry_log_n():
     x = 100 * torch.randn(30, 3).double()
     guide = MeanField(model, x)
     guide.loc, guide.scale = x[:, :2], torch.full((30, 2), 1e-3, dtype=torch.float64)
-    found = information(still(model, guide, x), x)
+    found = rate_distortion(still(model, guide, x), x)
     assert found.mutual_information == pytest.approx(math.log(30), abs=1e-9)
 
 
@@ -174,9 +174,9 @@ def test_chunks(family, monkeypatch):
     model = frozen()
     x = model(size=30)
     run = still(model, FAMILIES[family](model, x), x)
-    whole = information(run, x, draws=100)
+    whole = rate_distortion(run, x, draws=100)
     monkeypatch.setattr(sys.modules["zoo.posterior.rates"], "BUDGET", 7 * 100 * 5)
-    cut = information(run, x, draws=100)
+    cut = rate_distortion(run, x, draws=100)
     assert cut.rate == pytest.approx(whole.rate, abs=1e-10)
     torch.testing.assert_close(cut.unit_kl, whole.unit_kl, rtol=0, atol=1e-10)
     for name in ("distortion", "mutual_information"):
@@ -204,7 +204,7 @@ def test_a_prior_that_is_no_gaussian(some):
     model = Heavy()
     guide = linear(model, some)
     run = still(model, guide, some)
-    found = information(run, some, draws=500)
+    found = rate_distortion(run, some, draws=500)
     with torch.no_grad():
         q = guide.posterior(some).base_dist
         m, s = q.loc, q.scale
@@ -235,7 +235,7 @@ def test_a_guide_that_is_no_gaussian():
     """The means are those of draws; their noise is taken off the variance, so that all units have collapsed."""
     model = frozen(4, 2)
     x = model(size=100)
-    found = information(still(model, Bent(), x), x, draws=200)
+    found = rate_distortion(still(model, Bent(), x), x, draws=200)
     assert found.unit_kl is None
     assert found.verdict.startswith("all 2 units have collapsed")
     assert found.mutual_information == pytest.approx(0, abs=1e-9)
@@ -246,7 +246,7 @@ def test_a_guide_that_is_no_gaussian():
 def test_an_autoguide_and_a_deep_model(some):
     model = zoo.VAE(4, 2, hidden=(8,)).double()
     run = zoo.fit(model, AutoNormal(model), some, steps=30, progress=False)
-    found = information(run, some, draws=50)
+    found = rate_distortion(run, some, draws=50)
     with torch.no_grad():
         q = dist.Normal(run.guide.locs.z, run.guide.scales.z).to_event(1)
         prior = dist.Normal(torch.zeros(60, 2).double(), 1.0).to_event(1)
@@ -272,24 +272,26 @@ def test_refusals(change, settings, message, untouched):
     x = model(size=20)
     run = still(model, linear(model, x), x)
     with untouched(), pytest.raises(ValueError, match=re.escape(message)):
-        information(run, change(x), **settings)
+        rate_distortion(run, change(x), **settings)
 
 
 def test_refuses_discrete_sites_and_point_masses(some):
     mixture = zoo.GMM(4, 2).double()
-    with pytest.raises(ValueError, match="information needs a latent site with a real vector per row, and 'component'"):
-        information(still(mixture, MeanField(mixture, some), some), some)
+    with pytest.raises(
+        ValueError, match="rate_distortion needs a latent site with a real vector per row, and 'component'"
+    ):
+        rate_distortion(still(mixture, MeanField(mixture, some), some), some)
     model = zoo.PPCA(4, 2).double()
     for name in ("AutoDelta", "AutoDiagonalNormal"):
         run = zoo.fit(model, getattr(pyro.infer.autoguide, name)(model), some, steps=2, progress=False)
         with pytest.raises(ValueError, match="has no density of its own for 'z'"):
-            information(run, some)
+            rate_distortion(run, some)
 
 
 def test_summary_and_repr():
     model = frozen()
     x = model(size=20)
-    found = information(still(model, linear(model, x), x), x)
+    found = rate_distortion(still(model, linear(model, x), x), x)
     summary = found.summary()
     assert summary["rate"] == pytest.approx(summary["mutual_information"] + summary["marginal_kl"])
     assert (summary["active"], summary["units"]) == (found.active.sum(), 3)

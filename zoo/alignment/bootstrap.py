@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from zoo.algebra.linear_gaussian import Moments
-from zoo.alignment.canonical import canonical, canonical_rotation, gauge_of
+from zoo.alignment.canonical import canonical_rotation, canonical_transform, to_canonical
 from zoo.alignment.matching import procrustes
 from zoo.alignment.symmetry import Factors
 from zoo.alignment.varimax import Rotation
@@ -105,9 +105,9 @@ def bootstrap_loadings(
 
     Loadings are known only up to a rotation, so an interval needs a convention:
 
-    - ``basis="fit"``: every replicate is turned to where it is nearest to the fit (:func:`zoo.align`). The factors are
-      the fitted ones, their direction is taken as given, and the intervals are of the loadings on them: the narrower
-      ones.
+    - ``basis="fit"``: every replicate is turned to where it is nearest to the fit (:func:`zoo.alignment.align`). The
+      factors are the fitted ones, their direction is taken as given, and the intervals are of the loadings on them:
+      the narrower ones.
     - ``basis="own"``: every replicate has the canonical gauge of its own, with factors in the order and with the signs
       that suit the fit. The intervals are those of the canonical loadings, wide where two factors explain about the
       same and either could come first.
@@ -117,7 +117,7 @@ def bootstrap_loadings(
         x: the rows (n, d) it was fitted to, or a :class:`zoo.data.Dataset`, whose columns are named.
         draws: the number of samples, at least 2 / (1 - level).
         level: of the intervals, in (0, 1).
-        rotation: ``"principal"`` or ``"varimax"``, see :func:`zoo.canonical`.
+        rotation: ``"principal"`` or ``"varimax"``, see :func:`zoo.to_canonical`.
         basis: ``"fit"`` or ``"own"``.
         standardised: loadings in standard deviations of the columns under the model (each fit's own): correlations of
             columns and factors. False leaves them in the units of the columns.
@@ -150,13 +150,13 @@ def bootstrap_loadings(
     if basis not in get_args(Basis):
         raise ValueError(f"basis must be one of {', '.join(get_args(Basis))}; got {basis!r}")
     model = copy.deepcopy(run.model if isinstance(run, Fit) else run)
-    if gauge_of(model, rotation).rotation is None:
+    if canonical_transform(model, rotation).rotation is None:
         raise TypeError(
             f"{type(model).__name__} has components, not factors with loadings: take PPCA or FactorAnalysis"
         )
     columns, x = column_names(x), check_rows(x, model, least=2)
     model = model.double()
-    reference = canonical(model, rotation)
+    reference = to_canonical(model, rotation)
     _refuse_far(model, x)
     unit = reference.noise.detach().sqrt().unsqueeze(1)
     replicates: list[Tensor] = []
@@ -165,7 +165,7 @@ def bootstrap_loadings(
     for found in fitted:
         if isinstance(found, str):
             errors.append(found)
-        elif basis == "fit":  # what zoo.align does, without its copies of the model
+        elif basis == "fit":  # what zoo.alignment.align does, without its copies of the model
             turned = procrustes(found.weight.detach() / unit, reference.weight.detach() / unit)[1] * unit
             replicates.append(_loadings(turned, found.noise, standardised))
         else:
@@ -264,7 +264,7 @@ def _own(model: Any, reference: Any, rotation: Rotation) -> Tensor:
     These are the ones of largest correlations with it, in units of its noise (Hungarian method).
     """
     weight, noise = model.weight.detach(), model.noise.detach()
-    weight = weight @ canonical_rotation(Factors(weight, noise), rotation)  # zoo.canonical, without its copies
+    weight = weight @ canonical_rotation(Factors(weight, noise), rotation)  # zoo.to_canonical, without its copies
     unit = reference.noise.sqrt().unsqueeze(1)
     cross = normalize(weight / unit, dim=0).T @ normalize(reference.weight / unit, dim=0)
     own, theirs = linear_sum_assignment(-cross.abs().cpu().numpy())

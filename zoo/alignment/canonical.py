@@ -2,7 +2,7 @@ r"""Rotations, signs and labels mean nothing: one canonical choice of them, and 
 
 With factors :math:`z \sim N(0, I)` the likelihood of a linear-Gaussian model is the same for W and for W R with any
 orthogonal R, and that of a mixture for any numbering of its components. Two fits of one model may agree in every
-prediction and in no parameter: compare them after :func:`canonical`, after :func:`align`, or by what has no gauge
+prediction and in no parameter: compare them after :func:`to_canonical`, after :func:`align`, or by what has no gauge
 (:func:`covariance`, :func:`principal_angles`).
 
 A model is known here by its shape, not by its class. Linear-Gaussian is what has ``weight`` (d, k), ``mean`` (d,),
@@ -15,12 +15,12 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from zoo.alignment.symmetry import Factors, Gauge, factors_of, mixture_of, unknown
+from zoo.alignment.symmetry import Alignment, Factors, factors_of, mixture_of, unknown
 from zoo.alignment.varimax import Rotation, varimax_rotation
 
 
-def gauge_of(model: Any, rotation: Rotation = "principal") -> Gauge:
-    """The map to the canonical gauge that :func:`canonical` applies; use it on draws and posterior means.
+def canonical_transform(model: Any, rotation: Rotation = "principal") -> Alignment:
+    """The map to the canonical gauge that :func:`to_canonical` applies; use it on draws and posterior means.
 
     Raises:
         TypeError: the model is neither linear-Gaussian nor a Gaussian mixture.
@@ -29,16 +29,16 @@ def gauge_of(model: Any, rotation: Rotation = "principal") -> Gauge:
     if rotation not in get_args(Rotation):
         raise ValueError(f"rotation must be one of {', '.join(get_args(Rotation))}; got {rotation!r}")
     if (factors := factors_of(model)) is not None:
-        return Gauge(rotation=canonical_rotation(factors, rotation))
+        return Alignment(rotation=canonical_rotation(factors, rotation))
     mixture = mixture_of(model)
     if mixture is None:
         raise unknown(model)
     keys = [(-round(w, 6), *mean) for w, mean in zip(mixture.weight.tolist(), mixture.mean.tolist(), strict=True)]
     order = sorted(range(len(keys)), key=keys.__getitem__)
-    return Gauge(order=torch.tensor(order, device=mixture.weight.device))
+    return Alignment(order=torch.tensor(order, device=mixture.weight.device))
 
 
-def canonical(model: Any, rotation: Rotation = "principal") -> Any:
+def to_canonical(model: Any, rotation: Rotation = "principal") -> Any:
     r"""A copy of the model in a gauge that depends on its likelihood alone; the likelihood is unchanged.
 
     Factors, ``"principal"``: the basis in which :math:`W^T \Psi^{-1} W` is diagonal with decreasing entries, so that
@@ -68,12 +68,13 @@ def canonical(model: Any, rotation: Rotation = "principal") -> Any:
         Maxwell (1971), Factor Analysis as a Statistical Method.
 
     >>> import torch, zoo
+    >>> from zoo.alignment import covariance
     >>> model = zoo.PPCA(3, 2)
-    >>> plain = canonical(model)
+    >>> plain = to_canonical(model)
     >>> torch.allclose(covariance(plain), covariance(model), atol=1e-5)
     True
     """
-    return gauge_of(model, rotation).apply(model)
+    return canonical_transform(model, rotation).apply(model)
 
 
 # --- algebra -------------------------------------------------------------------------------------

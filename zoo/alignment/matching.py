@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]  # comes with scikit-learn
 from torch import Tensor
 
-from zoo.alignment.symmetry import Gauge, Mixture, check_same_shape, factors_of, mixture_of, unknown
+from zoo.alignment.symmetry import Alignment, Mixture, check_same_shape, factors_of, mixture_of, unknown
 from zoo.base.checks import check_rows
 
 
@@ -90,7 +90,7 @@ def match_components(a: Any, b: Any, x: Any = None) -> Tensor:
     return order.to(first.weight.device)
 
 
-def align(model: Any, reference: Any) -> Gauge:
+def align(model: Any, reference: Any) -> Alignment:
     r"""The gauge that brings ``model`` nearest to ``reference``: ``align(model, reference).apply(model)``.
 
     Factors: :func:`procrustes` of the two weights, every row in units of the reference's noise
@@ -106,10 +106,10 @@ def align(model: Any, reference: Any) -> Gauge:
             raise TypeError(f"{type(model).__name__} and {type(reference).__name__} have no gauge in common")
         if mixture_of(model) is None:
             raise unknown(model)
-        return Gauge(order=match_components(model, reference))
+        return Alignment(order=match_components(model, reference))
     check_same_shape(own.weight, other.weight, "factors")
     unit = other.noise.sqrt().unsqueeze(1)
-    return Gauge(rotation=procrustes(own.weight / unit, other.weight.to(own.weight) / unit.to(own.weight))[0])
+    return Alignment(rotation=procrustes(own.weight / unit, other.weight.to(own.weight) / unit.to(own.weight))[0])
 
 
 def posterior_difference(model: Any, reference: Any, x: Any) -> Tensor:

@@ -12,7 +12,7 @@ from zoo.base.protocols import Conjugate
 
 
 @dataclass(frozen=True, eq=False)
-class Gauge:
+class Alignment:
     """A change of latent coordinates that the likelihood does not see: a rotation of factors, or a renumbering.
 
     Attributes:

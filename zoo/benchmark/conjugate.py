@@ -19,7 +19,7 @@ import guides
 from zoo import data
 from zoo.alignment.matching import align, posterior_difference
 from zoo.benchmark.rows import Rows
-from zoo.infer.starts import em_restarts, restarts
+from zoo.infer.starts import best_of
 from zoo.models.factor_analysis import FactorAnalysis
 from zoo.models.gmm import GMM
 from zoo.models.ppca import PPCA
@@ -154,7 +154,7 @@ def _run(
             continue
         x = case.rows()
         n, d = x.shape
-        reference = em_restarts(lambda: case.build(d).double(), x, seeds=STARTS if case.mixture else 1, tol=1e-12).best  # noqa: B023
+        reference = best_of(lambda: case.build(d).double(), x, seeds=STARTS if case.mixture else 1, tol=1e-12).best  # noqa: B023
         with torch.no_grad():
             optimum = float(reference.log_marginal(x).mean())
         for method, seed in wanted:
@@ -178,7 +178,7 @@ def _svi(case: Case, x: Tensor, method: str, seed: int, reference: Any) -> dict[
     starts = range(STARTS * seed, STARTS * (seed + 1)) if case.mixture else [seed]
     started = time.perf_counter()
     try:
-        result = restarts(build, x, seeds=starts, progress=False)
+        result = best_of(build, x, seeds=starts, progress=False)
     except FloatingPointError:  # every start failed: a row of the table, not the end of it
         seconds = time.perf_counter() - started
         return dict.fromkeys(("log_marginal", "elbo", "gap", "mean_error"), math.nan) | {"steps": 0, "seconds": seconds}

@@ -19,13 +19,13 @@ from zoo.base.checks import check_whole
 from zoo.benchmark.rows import Rows
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.fitting import fit
-from zoo.infer.losses.annealed import AnnealedELBO, warm_up
+from zoo.infer.losses.annealed import AnnealedELBO, linear_warmup
 from zoo.infer.optim.fused import Fused
 from zoo.infer.optim.schedules import cosine
 from zoo.models.factor_analysis import FactorAnalysis
 from zoo.models.vae import VAE
-from zoo.posterior.evidence import ladder
-from zoo.posterior.rates import information
+from zoo.posterior.evidence import log_evidence_bounds
+from zoo.posterior.rates import rate_distortion
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ def _row(p: Protocol, name: str, seed: int, place: Path, device: str | None, pro
         train,
         steps=steps,
         batch_size=p.batch,
-        loss=AnnealedELBO(beta=warm_up(max(1, round(p.warm_up * steps))) if p.warm_up else 1.0),
+        loss=AnnealedELBO(beta=linear_warmup(max(1, round(p.warm_up * steps))) if p.warm_up else 1.0),
         optim=Fused(torch.optim.Adam, {"lr": p.rate}, schedule=cosine(steps), clip_norm=CLIP * n),
         seed=seed,
         device=device,
@@ -265,9 +265,9 @@ def _row(p: Protocol, name: str, seed: int, place: Path, device: str | None, pro
     held_out = test[: budget.rows].to(run.settings["device"])
     if p.binarised:
         held_out = torch.bernoulli(held_out, generator=torch.Generator(held_out.device).manual_seed(0))
-    bounds = ladder(run, held_out, draws=(budget.draws,), seed=seed)
+    bounds = log_evidence_bounds(run, held_out, draws=(budget.draws,), seed=seed)
     top = bounds[f"IWAE-{budget.draws}"]
-    factors = information(run, held_out, seed=seed)
+    factors = rate_distortion(run, held_out, seed=seed)
     return {
         "case": p.name,
         "budget": name,

@@ -29,7 +29,7 @@ from zoo.posterior.evaluation import LEAST_DRAWS, evaluate
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command("diagnose")(judging.diagnose_)
 app.command("report")(judging.report_)
-app.command("scan")(selecting.scan_)
+app.command("select")(selecting.select_)
 LARGE = 2_000_000  # entries of the data beyond which a learned guide takes minibatches unless told otherwise
 
 

@@ -1,4 +1,4 @@
-"""The command that chooses the number of factors or components: ``zoo scan``."""
+"""The command that chooses the number of factors or components: ``zoo select``."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,12 +12,12 @@ from zoo import data, plots
 from zoo.base.protocols import Conjugate
 from zoo.commands import registry
 from zoo.commands.console import err, fail, out, words
-from zoo.diagnostics.model.selection import Candidate, Scan, scan
+from zoo.diagnostics.model.selection import Candidate, Selection, select_size
 
 WORDS = {"bic": "BIC", "aic": "AIC", "held_out": "held-out log p(x)"}
 
 
-def scan_(
+def select_(
     model: Annotated[str, typer.Argument(help="PPCA, FactorAnalysis, GMM or VAE.")],
     source: Annotated[str, typer.Argument(metavar="DATA", help="Name of a data set, or path of a file.")],
     values: Annotated[str, typer.Option("--values", "-k", help="Numbers to try, as 1-6 or 1,2,5.")] = "1-6",
@@ -30,7 +30,7 @@ def scan_(
     seeds: Annotated[int, typer.Option(help="Starts per number; the best one counts.")] = 5,
     folds: Annotated[int, typer.Option(help="Of the cross-validation; 0 leaves it out.")] = 5,
     seed: Annotated[int, typer.Option(help="Of the folds and the draws.")] = 0,
-    folder: Annotated[Path | None, typer.Option("--out", help="Folder for scan.csv and scan.png.")] = None,
+    folder: Annotated[Path | None, typer.Option("--out", help="Folder for selection.csv and selection.png.")] = None,
 ) -> None:
     """Fit a model for every number of factors or components, and compare them by BIC, AIC and held-out rows."""
     try:
@@ -50,13 +50,15 @@ def scan_(
                 raise ValueError(f"{model_class.__name__} has no closed-form EM: name a guide, as --guide Amortized")
             return built
 
-        found = scan(build, table.x, _numbers(values), seeds=seeds, folds=folds or None, seed=seed, report=_progress)
+        found = select_size(
+            build, table.x, _numbers(values), seeds=seeds, folds=folds or None, seed=seed, report=_progress
+        )
         _show(found, f"{model_class.__name__} on {table.name} ({len(table)} rows x {len(table.columns)} columns)", size)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            found.frame().write_csv(folder / "scan.csv")
-            plots.save(plots.scan(found), folder / "scan.png")
-            out.print(f"scan written to {folder}", highlight=False, soft_wrap=True)
+            found.frame().write_csv(folder / "selection.csv")
+            plots.save(plots.selection(found), folder / "selection.png")
+            out.print(f"selection written to {folder}", highlight=False, soft_wrap=True)
     except (ValueError, TypeError, OSError) as error:
         fail(error)
 
@@ -82,7 +84,7 @@ def _progress(row: Candidate) -> None:
     err.print(f"{row.value}: {reached} after {row.seconds:.1f} s", highlight=False)
 
 
-def _show(found: Scan, title: str, size: str) -> None:
+def _show(found: Selection, title: str, size: str) -> None:
     shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
     for name in (size, "log p(x)", "df", "AIC", "BIC", "held-out", "below (se)", "near"):
         shown.add_column(name, justify="right", no_wrap=True)

@@ -3,4 +3,8 @@
 from zoo.data.dataset import Dataset
 from zoo.data.loading import load, names
 
-__all__ = ["Dataset", "load", "names"]
+__all__ = [
+    "Dataset",
+    "load",
+    "names",
+]

@@ -3,33 +3,33 @@
 from zoo.diagnostics.diagnosis import Diagnosis, Finding, diagnose
 from zoo.diagnostics.guide.calibration import Calibration, sbc
 from zoo.diagnostics.guide.exact import PosteriorError, posterior_error
-from zoo.diagnostics.guide.importance import Importance, importance
-from zoo.diagnostics.guide.mcmc import Comparison, Sampled, nuts
-from zoo.diagnostics.model.criteria import Criteria, criteria
+from zoo.diagnostics.guide.importance import ImportanceMoments, importance_moments
+from zoo.diagnostics.guide.mcmc import Comparison, MCMCSamples, nuts
+from zoo.diagnostics.model.criteria import InformationCriteria, information_criteria
 from zoo.diagnostics.model.leave_one_out import Loo, loo
 from zoo.diagnostics.model.predictive import PredictiveCheck, predictive_check
-from zoo.diagnostics.model.selection import Candidate, Scan, scan
+from zoo.diagnostics.model.selection import Candidate, Selection, select_size
 
 __all__ = [
     "Calibration",
     "Candidate",
     "Comparison",
-    "Criteria",
     "Diagnosis",
     "Finding",
-    "Importance",
+    "ImportanceMoments",
+    "InformationCriteria",
     "Loo",
+    "MCMCSamples",
     "PosteriorError",
     "PredictiveCheck",
-    "Sampled",
-    "Scan",
-    "criteria",
+    "Selection",
     "diagnose",
-    "importance",
+    "importance_moments",
+    "information_criteria",
     "loo",
     "nuts",
     "posterior_error",
     "predictive_check",
     "sbc",
-    "scan",
+    "select_size",
 ]

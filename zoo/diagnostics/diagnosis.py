@@ -17,7 +17,7 @@ from zoo.diagnostics.guide.exact import PosteriorError, posterior_error
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.fitting import Fit
 from zoo.posterior.evaluation import LEAST_DRAWS, Evaluation, evaluate
-from zoo.posterior.rates import Information, information
+from zoo.posterior.rates import RateDistortion, rate_distortion
 
 Level = Literal["good", "careful", "bad", "unknown"]
 ROUNDING = 1e-9  # what is smaller is not told
@@ -73,7 +73,7 @@ class Diagnosis:
     evaluation: Evaluation | None = field(repr=False)
     error: PosteriorError | None = field(repr=False)
     calibration: Calibration | None = field(repr=False)
-    information: Information | None = field(repr=False)
+    information: RateDistortion | None = field(repr=False)
 
     @property
     def level(self) -> Level:
@@ -171,7 +171,7 @@ def diagnose(run: Fit, x: Any, *, draws: int = 500, simulations: int = 500, seed
         carried = None
         ask("collapse", lambda: run.model.posterior(x).probs.detach().sum(0), _occupied)
     else:
-        carried = ask("collapse", lambda: information(run, x, seed=seed), _carried)
+        carried = ask("collapse", lambda: rate_distortion(run, x, seed=seed), _carried)
     if "at_floor" in run.settings:
         findings.extend(_floored(run.settings["at_floor"]))
     return Diagnosis(tuple(findings), evaluation, error, calibration, carried)
@@ -295,10 +295,12 @@ def _calibrated(c: Calibration) -> Iterator[Finding]:
     yield Finding("calibration", level, c.p_value, FALSE[1], reason, advice)
 
 
-def _carried(i: Information) -> Iterator[Finding]:
+def _carried(i: RateDistortion) -> Iterator[Finding]:
     gone, k = len(i.collapsed), len(i.variance)
     level: Level = "bad" if gone == k else "careful" if gone else "good"
-    advice = "Take fewer factors; against collapse in training, warm_up and free_bits of AnnealedELBO" if gone else ""
+    advice = (
+        "Take fewer factors; against collapse in training, linear_warmup and free_bits of AnnealedELBO" if gone else ""
+    )
     yield Finding("collapse", level, gone / k, 1.0, i.verdict, advice)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from zoo.alignment.matching import align
-from zoo.alignment.symmetry import Gauge
+from zoo.alignment.symmetry import Alignment
 from zoo.base.latent_sites import Latent, latents
 from zoo.export.variables import parameters
 from zoo.infer.fitting import Fit
@@ -59,8 +59,8 @@ def check(runs: Sequence[Fit], x: Sequence[Tensor]) -> None:
 def alignment(runs: Sequence[Fit], x: Tensor) -> tuple[list[Any], list[Turn], str]:
     """Models and draws in the coordinates of the first run.
 
-    Rotations of factors are those of :func:`zoo.align`, and so are numbers of components. A model that has no gauge
-    known there (a network, a model of the user's) is taken as it is.
+    Rotations of factors are those of :func:`zoo.alignment.align`, and so are numbers of components. A model that
+    has no gauge known there (a network, a model of the user's) is taken as it is.
 
     Returns:
         models whose parameters compare, what to apply to each run's draws, and what was done, in words.
@@ -83,7 +83,7 @@ def alignment(runs: Sequence[Fit], x: Tensor) -> tuple[list[Any], list[Turn], st
         )
         return [run.model for run in runs], [unchanged] * len(runs), words
     rotated = "rotation and sign of the factors" if gauge.rotation is not None else "numbers of the components"
-    return models, turns, f"{rotated} of every chain are aligned to chain 0 (zoo.align)"
+    return models, turns, f"{rotated} of every chain are aligned to chain 0 (zoo.alignment.align)"
 
 
 def unchanged(site: Latent, value: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def title(thing: Any) -> str:
     return str(getattr(thing, "__name__", type(thing).__name__))
 
 
-def _turn(gauge: Gauge, found: Sequence[Latent]) -> Turn:
+def _turn(gauge: Alignment, found: Sequence[Latent]) -> Turn:
     """The gauge on draws of the one site that it concerns.
 
     Raises:

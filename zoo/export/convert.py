@@ -35,8 +35,8 @@ def to_arviz(
     - ``observed_data``: ``x`` (row, column).
     - ``sample_stats``, in nats: ``lp`` = log p(x_i, z_i), ``log_q`` = log q(z_i | x_i) and ``log_weight``, their
       difference, (chain, draw, row); ``khat`` (row), a coordinate beside them as it has no draws, from 25 draws on: see
-      :func:`zoo.export.psis_khat`. Absent where the guide has no density of its own per row (Pyro's joint autoguides,
-      ``AutoDelta``), or a site is shared.
+      :func:`zoo.posterior.psis_khat`. Absent where the guide has no density of its own per row (Pyro's joint
+      autoguides, ``AutoDelta``), or a site is shared.
     - ``log_likelihood``: ``x`` (chain, draw, row) in nats, the *marginal* log p(x_i) with the row's own
       latent sites integrated out: in closed form where the model has ``log_marginal``, else estimated by
       importance weighting from the guide (Burda et al. 2016), with the number of draws in the attribute
@@ -50,12 +50,12 @@ def to_arviz(
     Why a group is absent says an attribute of ``posterior`` of the group's name.
 
     Several runs of one model, as from several seeds, become one chain each. Rotation and sign of their factors, or the
-    numbers of their components, are aligned to the first run by :func:`zoo.align`, in ``posterior``, ``prior`` and
-    ``constant_data``; the attribute ``alignment`` says so, or that the model has no such gauge and is taken as it is.
-    R-hat then asks whether the seeds agree: near 1 they have come to one optimum and one guide, which may still be far
-    from the posterior. A parameter has one value per run and no draws, so the parameters stand in ``constant_data``
-    with the dimension ``chain`` in front, as does ``khat`` in ``sample_stats``; in ``posterior``, repeated over the
-    draws, they would have a standard deviation of 0 and an infinite R-hat.
+    numbers of their components, are aligned to the first run by :func:`zoo.alignment.align`, in ``posterior``,
+    ``prior`` and ``constant_data``; the attribute ``alignment`` says so, or that the model has no such gauge and is
+    taken as it is. R-hat then asks whether the seeds agree: near 1 they have come to one optimum and one guide, which
+    may still be far from the posterior. A parameter has one value per run and no draws, so the parameters stand in
+    ``constant_data`` with the dimension ``chain`` in front, as does ``khat`` in ``sample_stats``; in ``posterior``,
+    repeated over the draws, they would have a standard deviation of 0 and an infinite R-hat.
 
     Attributes of the object and of every group: package and version, model, guide, seed, settings (JSON; a list for
     several runs), versions of torch and Pyro. The caller's random streams and Pyro's global store are left alone.

@@ -46,7 +46,7 @@ def factor_site(run: Fit, task: str) -> Latent:
     if local[0].transform is not None:
         raise ValueError(
             f"{need} constrains '{local[0].name}' to {local[0].support}, where 0 and straight lines mean little: draw "
-            "from run.posterior(x), and move the draws yourself"
+            "from run.sample(x), and move the draws yourself"
         )
     return local[0]
 
@@ -119,7 +119,7 @@ def encode(run: Fit, x: Any, *, draws: int = 200, seed: int = 0) -> Tensor:
     with run.scope():
         mean = _closed_mean(run, x)
     if mean is None or mean.shape != (len(x), *latent.shape):
-        mean = run.posterior(x, draws, seed=seed)[latent.name].mean(0)
+        mean = run.sample(x, draws, seed=seed)[latent.name].mean(0)
     return mean.detach().reshape(len(x), -1).clone()  # a guide may hand out its own parameter
 
 

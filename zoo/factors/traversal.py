@@ -155,7 +155,7 @@ def interpolate(
 
 
 @torch.no_grad()
-def edit(
+def intervene(
     run: Fit,
     x: Any,
     factors: Mapping[int, Any],
@@ -183,7 +183,7 @@ def edit(
     Raises:
         ValueError: the model has no factors, no such factor, or values of another length than the rows.
     """
-    k = factor_site(run, "edit").shape.numel()
+    k = factor_site(run, "intervene").shape.numel()
     chosen, z = _places(run, x, rows, draws, seed)
     z = z.clone()
     if not factors:

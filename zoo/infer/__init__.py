@@ -4,7 +4,7 @@ from zoo.infer.expectation_maximisation import em
 from zoo.infer.fitting import fit
 from zoo.infer.guard import Diverged, UnboundedLikelihood
 from zoo.infer.loading import load
-from zoo.infer.losses.annealed import AnnealedELBO, warm_up
+from zoo.infer.losses.annealed import AnnealedELBO, linear_warmup
 from zoo.infer.losses.compiled import CompiledELBO
 from zoo.infer.losses.iwae import IWAE
 from zoo.infer.losses.quadrature import QuadratureELBO
@@ -12,25 +12,24 @@ from zoo.infer.optim.fused import Fused
 from zoo.infer.optim.lbfgs import LBFGS
 from zoo.infer.optim.schedules import cosine
 from zoo.infer.run import Fit
-from zoo.infer.starts import Restarts, Start, em_restarts, restarts
+from zoo.infer.starts import Attempt, BestOf, best_of
 
 __all__ = [
     "IWAE",
     "LBFGS",
     "AnnealedELBO",
+    "Attempt",
+    "BestOf",
     "CompiledELBO",
     "Diverged",
     "Fit",
     "Fused",
     "QuadratureELBO",
-    "Restarts",
-    "Start",
     "UnboundedLikelihood",
+    "best_of",
     "cosine",
     "em",
-    "em_restarts",
     "fit",
+    "linear_warmup",
     "load",
-    "restarts",
-    "warm_up",
 ]

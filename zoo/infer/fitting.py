@@ -63,8 +63,8 @@ def fit(
         x: the data (n, d); NaN is an entry missing at random, for a model with ``missing = True``.
         steps: the most steps. None: until the bound ceases to rise (at most 20,000).
         batch_size: rows per step, drawn without replacement epoch by epoch; None takes all rows at every step.
-        loss: any ``pyro.infer.ELBO``. None takes ``Trace_ELBO()``; for a conjugate model whose bound a finite rule
-            gives exactly, and for a VAE with a linear decoder and encoder, the
+        loss: any ``pyro.infer.ELBO``. None takes ``Trace_ELBO()``; where the model declares ``quadratic``
+            (linear-Gaussian models, mixtures, a VAE with a linear decoder) and the guide ``gaussian``, the
             :class:`~zoo.infer.losses.quadrature.QuadratureELBO` instead, which is the same bound without noise.
         optim: any Pyro optimizer. None takes L-BFGS where the bound has no noise and every step sees all rows (of a
             fresh pair its first 25 steps raise the guide alone: variational EM begins with an E-step), and one fused
@@ -127,11 +127,11 @@ def fit(
         check_pair(model, guide, x if transform is None else probe[0], probe, loss, batch < n)
         chosen = guide
         if loss is None:
-            loss = default_loss(model, guide, *probe)
+            loss = default_loss(model, guide)
         if isinstance(loss, TraceEnum_ELBO):
             chosen = config_enumerate(chosen, "parallel")
         settling = None
-        if optim is None and batch == n and transform is None and noiseless(model, chosen, loss, *probe):
+        if optim is None and batch == n and transform is None and noiseless(model, chosen, loss):
             optim = LBFGS(**_e_step(model, guide, cap)) if model in fresh and guide in fresh else LBFGS()
         elif optim is None:
             settling = Settling(cap, patient=steps is None)

@@ -21,9 +21,9 @@ def load(path: str | Path, *, model: Any = None, guide: Any = None) -> Fit:
         guide: the same for the guide.
 
     Returns:
-        the run. Its ``posterior`` gives the same draws to the last bit, and another :func:`zoo.fit` of its
+        the run. Its ``sample`` gives the same draws to the last bit, and another :func:`zoo.fit` of its
         model and guide goes on from where it was (parameters made by ``pyro.param`` alone come back for
-        ``posterior`` only: every fit starts them anew).
+        ``sample`` only: every fit starts them anew).
 
     Raises:
         FileNotFoundError: the folder or one of its two files is missing.

@@ -5,14 +5,21 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, JitTrace_ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO
-from pyro.infer.autoguide import AutoContinuous, AutoGuide
+from pyro.infer.autoguide import (
+    AutoContinuous,
+    AutoDiagonalNormal,
+    AutoGuide,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
 from torch import Tensor, nn
 
 from zoo.base.latent_sites import latents
 from zoo.base.protocols import Conjugate
-from zoo.base.random import seeded
-from zoo.infer.guard import put_back
 from zoo.infer.losses.quadrature import QuadratureELBO
+
+GAUSSIAN = (AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal)
 
 
 def move(modules: tuple[Any, ...], device: str | torch.device) -> None:
@@ -67,60 +74,33 @@ def check_types(model: Any, guide: Any) -> None:
         )
 
 
-def default_loss(model: Any, guide: Any, *probe: Any) -> ELBO:
-    """``Trace_ELBO``, or the rule that gives the bound of a linear-Gaussian or mixture model without its noise."""
-    plain = Trace_ELBO(max_plate_nesting=1)
-    if not getattr(guide, "smooth", True):
-        return plain  # its gradients are not the slope of the loss: no line search may follow them
-    if isinstance(model, Conjugate):
-        if noiseless(model, guide, plain, *probe):
-            return plain
-        return QuadratureELBO() if QuadratureELBO.exact(model, guide, *probe) else plain
-    return QuadratureELBO() if _stays_exact(model, guide, *probe) else plain
+def default_loss(model: Any, guide: Any) -> ELBO:
+    """The loss that model and guide call for by what they declare; no number decides it.
 
-
-def _stays_exact(model: Any, guide: Any, *probe: Any) -> bool:
-    """Whether the rule gives the bound of a model that does not say so itself, such as a VAE with a linear decoder.
-
-    Networks may start in a place where they are linear (a gate at zero), so it must also do so after a push. A hundred
-    rows are asked, since the rule takes many points of each; of a guide that knows no single rows, all.
+    :class:`~zoo.infer.losses.quadrature.QuadratureELBO` where its rule is exact: the model declares ``quadratic`` (log p(x, z) is a
+    quadratic function of the continuous latent sites, for every value of the discrete ones) and the guide ``gaussian``
+    (its sites are Gaussian or categorical). ``Trace_ELBO`` everywhere else.
     """
-    x, *rest = probe
-    if len(x) > 100 and not (isinstance(guide, AutoGuide) and guide.create_plates is None):
-        index, n = rest or (torch.arange(len(x), device=x.device), len(x))
-        probe = x[:100], index[:100], n
-    if not QuadratureELBO.exact(model, guide, *probe):
-        return False
-    held = [p for m in (model, guide) if isinstance(m, nn.Module) for p in m.parameters()]
-    before: list[tuple[Tensor, Tensor]] = [(p, p.detach().clone()) for p in held]
-    try:
-        with torch.no_grad(), seeded(0):
-            for p in held:
-                p.add_(0.1 * torch.randn_like(p))
-        return QuadratureELBO.exact(model, guide, *probe)
-    finally:
-        put_back(before)
+    if not tight(model, guide) and getattr(model, "quadratic", False) and gaussian(guide):
+        return QuadratureELBO()
+    return Trace_ELBO(max_plate_nesting=1)
 
 
-def noiseless(model: Any, guide: Any, loss: ELBO, *probe: Any) -> bool:
-    """Whether the bound and its gradient are the same for different draws: by its rule, or for a conjugate model."""
+def gaussian(guide: Any) -> bool:
+    """Whether a guide declares that all its sites are Gaussian or categorical, or is a Gaussian autoguide of Pyro's."""
+    return isinstance(guide, GAUSSIAN) or bool(getattr(guide, "gaussian", False))
+
+
+def tight(model: Any, guide: Any) -> bool:
+    """Whether a guide declares that it is the posterior of its conjugate model: every draw gives log p(x)."""
+    return isinstance(model, Conjugate) and bool(getattr(guide, "tight", False))
+
+
+def noiseless(model: Any, guide: Any, loss: ELBO) -> bool:
+    """Whether the loss and its gradient are the same for different draws, so that a line search may follow them."""
     if isinstance(loss, QuadratureELBO):
-        return True
-    if not isinstance(model, Conjugate):
-        return False
-    if not isinstance(loss, Trace_ELBO) or isinstance(loss, JitTrace_ELBO):
-        return False
-    modules = [m for m in (model, guide) if isinstance(m, nn.Module)]
-    seen = []
-    for seed in (0, 1):
-        for module in modules:
-            module.zero_grad()
-        with seeded(seed):
-            value = loss.loss_and_grads(model, guide, *probe)
-        gradients = [p.grad.flatten() for m in modules for p in m.parameters() if p.grad is not None]
-        seen.append(torch.cat([probe[0].new_tensor([value]), *gradients]))
-    close = 1e3 * torch.finfo(probe[0].dtype).eps * seen[0].abs().max()
-    return bool(torch.isfinite(seen[0]).all()) and bool((seen[0] - seen[1]).abs().max() <= close)
+        return bool(getattr(guide, "smooth", True))
+    return type(loss) is Trace_ELBO and tight(model, guide)
 
 
 def check_pair(model: Any, guide: Any, x: Tensor, probe: tuple[Any, ...], loss: ELBO | None, subsampled: bool) -> None:

@@ -45,7 +45,7 @@ class Fit:
         with pyro.get_param_store().scope(dict(self.store)):
             yield
 
-    def posterior(self, x: Any, draws: int = 1000, *, seed: int = 0) -> dict[str, Tensor]:
+    def sample(self, x: Any, draws: int = 1000, *, seed: int = 0) -> dict[str, Tensor]:
         """Draws of every latent site from the guide given the rows ``x``.
 
         Args:

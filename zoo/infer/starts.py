@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Start:
+class Attempt:
     """One row of the report. What a failed run does not have is None.
 
     Attributes:
@@ -46,19 +46,19 @@ class Start:
 
 
 @dataclass(frozen=True, eq=False)
-class Restarts(Generic[T]):
+class BestOf(Generic[T]):
     """What several starts have come to.
 
     Attributes:
-        best: the run with the highest score, the first of equals: a :class:`zoo.Fit`, or the model itself after
-            :func:`em_restarts`.
+        best: the run with the highest score, the first of equals: a :class:`zoo.Fit`, or the model itself
+            after EM.
         seed: the seed of the best run.
-        table: one :class:`Start` per seed, in the order of the seeds, failures included.
+        table: one :class:`Attempt` per seed, in the order of the seeds, failures included.
     """
 
     best: T = field(repr=False)
     seed: int
-    table: tuple[Start, ...]
+    table: tuple[Attempt, ...]
 
     def near(self, within: float = 0.01) -> tuple[int, ...]:
         """The seeds whose score is within ``within`` (nats, unless you score by something else) of the best.
@@ -71,12 +71,12 @@ class Restarts(Generic[T]):
     def __repr__(self) -> str:
         failed = sum(row.error is not None for row in self.table)
         head = (
-            f"Restarts: seed {self.seed} is best, {len(self.near())} of {len(self.table)} within 0.01 of it, "
+            f"BestOf: seed {self.seed} is best, {len(self.near())} of {len(self.table)} within 0.01 of it, "
             f"{failed} failed\n  seed         score        elbo  log_marginal   steps  seconds"
         )
         return "\n".join([head, *map(self._line, self.table)])
 
-    def _line(self, row: Start) -> str:
+    def _line(self, row: Attempt) -> str:
         mark = "*" if row.seed == self.seed else " "
         if row.error is not None:
             return f"{mark} {row.seed:4d}  failed after {row.seconds:.2f} s: {row.error}"
@@ -88,15 +88,18 @@ class Restarts(Generic[T]):
         )
 
 
-def restarts(
-    build: Callable[[], tuple[Any, Any]],
+def best_of(
+    build: Callable[[], Any],
     x: Any,
     *,
     seeds: int | Iterable[int] = 10,
-    score: Callable[[Fit], float] | None = None,
+    score: Callable[[Any], float] | None = None,
     **options: Any,
-) -> Restarts[Fit]:
-    """Run :func:`zoo.fit` from several seeds, keep the best run, and report all of them.
+) -> BestOf[Any]:
+    """Fit from several seeds, keep the best run, and report all of them.
+
+    Where ``build`` returns a (model, guide) pair, every run is one of :func:`zoo.fit`; where it returns a conjugate
+    model, one of :func:`zoo.em`.
 
     A run whose bound ceases to be a number, or whose model collapses, is reported with its error and the others go on.
     Only the best run so far is held in memory. The caller's random streams and Pyro's store are left alone.
@@ -105,12 +108,18 @@ def restarts(
     all but collapsed onto a few rows: look at the table, and at the model, before believing a lonely winner.
 
     Args:
-        build: returns a fresh (model, guide) pair at every call; called once per seed, under that seed.
+        build: returns a fresh (model, guide) pair, or a fresh conjugate model, at every call; called once per seed,
+            under that seed.
         x: the data (n, d).
         seeds: their number (then 0, 1, ...), or the seeds themselves.
-        score: what to rank a :class:`zoo.Fit` by, higher is better. None takes the total log marginal likelihood where
-            the model has it in closed form, and the bound at the end, times the number of rows, where it does not.
-        options: for :func:`zoo.fit`; every run gets its own copies of ``loss`` and ``optim``.
+        score: what to rank a run (a :class:`zoo.Fit`, or the model after EM) by, higher is better. None takes the total
+            log marginal likelihood where the model has it in closed form, and the bound at the end, times the number of
+            rows, where it does not.
+        options: for :func:`zoo.fit` or :func:`zoo.em`; every fit gets its own copies of ``loss`` and ``optim``.
+
+    Returns:
+        the best run and one :class:`Attempt` per seed. After EM, ``elbo`` and ``log_marginal`` are one number: the
+        bound under the exact posterior is the log marginal likelihood.
 
     Raises:
         ValueError: no seeds, or one of them twice; or ``build`` returns a model or guide that it has returned before.
@@ -121,84 +130,31 @@ def restarts(
     >>> def build():
     ...     model = zoo.GMM(2, 2).double()
     ...     return model, guides.Exact(model)
-    >>> report = restarts(build, x, seeds=2)
+    >>> report = best_of(build, x, seeds=2)
     >>> round(report.best.model.log_marginal(x).sum().item(), 2)
     -1130.26
     """
-    options["callbacks"] = tuple(options.get("callbacks", ()))
-
-    def run(seed: int, pair: Any) -> tuple[Fit, Start]:
-        model, guide = pair
-        own = {key: copy.deepcopy(value) if key in ("loss", "optim") else value for key, value in options.items()}
-        done = fit(model, guide, x, **own, seed=seed)
-        rows = check_rows(x, model)
-        # Without noise the last loss is the bound; with it, the mean over the last tenth of the steps.
-        tail = 1 if done.settings["optimizer"] == "LBFGS" else max(1, len(done.losses) // 10)
-        elbo = -float(done.losses[-tail:].mean())
-        marginal = None
-        if isinstance(model, Conjugate):
-            with torch.no_grad():
-                marginal = float(model.log_marginal(rows).double().mean())
-        rank = score(done) if score is not None else len(rows) * (elbo if marginal is None else marginal)
-        steps = len(done.losses)
-        return done, Start(seed, 0.0, float(rank), elbo, marginal, steps, done.converged)
-
-    return _several(build, run, seeds, options)
-
-
-def em_restarts(build: Callable[[], Any], x: Any, *, seeds: int | Iterable[int] = 10, **options: Any) -> Restarts[Any]:
-    """Run :func:`zoo.em` from several seeds, keep the best model, and report all runs, as :func:`restarts` does.
-
-    Args:
-        build: returns a fresh conjugate model at every call; called once per seed, under that seed.
-        x: the data (n, d).
-        seeds: their number (then 0, 1, ...), or the seeds themselves.
-        options: for :func:`zoo.em`.
-
-    Returns:
-        a report whose ``best`` is the model of the highest log-likelihood; the bound under the exact posterior is the
-        log marginal likelihood, so that ``elbo`` and ``log_marginal`` are one number.
-
-    Raises:
-        ValueError: no seeds, or one of them twice; or ``build`` returns a model that it has returned before.
-        FloatingPointError: every run failed; the message lists them.
-    """
-
-    def run(seed: int, model: Any) -> tuple[Any, Start]:
-        climb = em(model, x, **options, seed=seed)
-        total = float(climb[-1])
-        mean, steps = total / len(check_rows(x, model)), len(climb)
-        return model, Start(seed, 0.0, total, mean, mean, steps, steps < options.get("steps", math.inf))
-
-    return _several(build, run, seeds, options)
-
-
-def _several(
-    build: Callable[[], Any],
-    run: Callable[[int, Any], tuple[T, Start]],
-    seeds: int | Iterable[int],
-    options: dict[str, Any],
-) -> Restarts[T]:
-    """One run per seed; the best and the report."""
     if "seed" in options:
         raise ValueError("pass seeds, the seeds of all the runs, in place of seed")
+    if "callbacks" in options:
+        options["callbacks"] = tuple(options["callbacks"])  # every run reads them
     chosen = each_seed(seeds)
     built: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-    best: tuple[float, int, T] | None = None
+    best: tuple[float, int, Any] | None = None
     table = []
     for seed in chosen:
         with seeded(seed):
             made = build()
         _refuse_used(made, built)
         started = time.perf_counter()
-        done: T | None = None
+        done: Any = None
         try:
-            done, row = run(seed, made)
+            done, row = (_fit if isinstance(made, tuple) else _climb)(made, x, seed, score, options)
             if row.score is None or math.isnan(row.score):
                 raise FloatingPointError(f"the score is {row.score}")
         except (FloatingPointError, torch.linalg.LinAlgError) as error:
-            row = Start(seed, 0.0, error=str(error))
-        row = Start(**{**vars(row), "seconds": time.perf_counter() - started})
+            row = Attempt(seed, 0.0, error=str(error))
+        row = Attempt(**{**vars(row), "seconds": time.perf_counter() - started})
         table.append(row)
         if done is not None and row.score is not None and (best is None or row.score > best[0]):
             best = row.score, seed, done
@@ -206,7 +162,37 @@ def _several(
     if best is None:
         listed = "\n".join(f"  seed {row.seed}: {row.error}" for row in table)
         raise FloatingPointError(f"all {len(table)} runs failed:\n{listed}")
-    return Restarts(best[2], best[1], tuple(table))
+    return BestOf(best[2], best[1], tuple(table))
+
+
+def _fit(
+    pair: Any, x: Any, seed: int, score: Callable[[Any], float] | None, options: dict[str, Any]
+) -> tuple[Fit, Attempt]:
+    """One run of :func:`zoo.fit`."""
+    model, guide = pair
+    own = {key: copy.deepcopy(value) if key in ("loss", "optim") else value for key, value in options.items()}
+    done = fit(model, guide, x, **own, seed=seed)
+    rows = check_rows(x, model)
+    # Without noise the last loss is the bound; with it, the mean over the last tenth of the steps.
+    tail = 1 if done.settings["optimizer"] == "LBFGS" else max(1, len(done.losses) // 10)
+    elbo = -float(done.losses[-tail:].mean())
+    marginal = None
+    if isinstance(model, Conjugate):
+        with torch.no_grad():
+            marginal = float(model.log_marginal(rows).double().mean())
+    rank = score(done) if score is not None else len(rows) * (elbo if marginal is None else marginal)
+    return done, Attempt(seed, 0.0, float(rank), elbo, marginal, len(done.losses), done.converged)
+
+
+def _climb(
+    model: Any, x: Any, seed: int, score: Callable[[Any], float] | None, options: dict[str, Any]
+) -> tuple[Any, Attempt]:
+    """One run of :func:`zoo.em`."""
+    climb = em(model, x, **options, seed=seed)
+    total = float(climb[-1])
+    mean, steps = total / len(check_rows(x, model)), len(climb)
+    rank = total if score is None else float(score(model))
+    return model, Attempt(seed, 0.0, rank, mean, mean, steps, steps < options.get("steps", math.inf))
 
 
 def each_seed(seeds: int | Iterable[int]) -> tuple[int, ...]:

@@ -42,6 +42,7 @@ class FactorAnalysis(Module):
     least: Tensor
 
     missing = True  # NaN is an entry missing at random
+    quadratic = True  # log p(x, z) is quadratic in z: QuadratureELBO is exact
 
     def __init__(self, data_dim: int, latent_dim: int, floor: float = 0.005) -> None:
         super().__init__()

@@ -38,6 +38,7 @@ class PPCA(Module):
     """
 
     missing = True  # NaN is an entry missing at random
+    quadratic = True  # log p(x, z) is quadratic in z: QuadratureELBO is exact
 
     def __init__(self, data_dim: int, latent_dim: int) -> None:
         super().__init__()

@@ -134,6 +134,13 @@ class VAE(Module):
         """Means and units of the columns, where the likelihood (Gaussian, Student's t, logistic) has units."""
         return self.likelihood.columns
 
+    @property
+    def quadratic(self) -> bool:
+        """Whether log p(x, z) is quadratic in z: Gaussian columns, an affine decoder, and noise that ignores z."""
+        network = self.mean if self.decoder is None else self.decoder
+        affine = all(type(m) in (nn.Sequential, nn.Linear) for m in network.modules())
+        return affine and isinstance(self.likelihood, likelihoods.Gaussian) and isinstance(self.scale, Constant)
+
     def decode(self, z: Tensor) -> dist.TorchDistribution:
         """p(x | z) for factors (..., k): a distribution with event (d,)."""
         return self.likelihood(*self._numbers(z))

@@ -10,7 +10,7 @@ from zoo.plots.latents import ellipses, latent, responsibilities
 from zoo.plots.loading_plots import loadings, scree
 from zoo.plots.probing import probe
 from zoo.plots.quality import coverage, khat, ranks, row_gaps
-from zoo.plots.selection_plots import bounds, marginals, predictive, relevance, scan
+from zoo.plots.selection_plots import bounds, marginals, predictive, relevance, selection
 from zoo.plots.style import GREY, MARKERS, PALETTE, SIZE, TEXT, save
 from zoo.plots.training import gap, loss
 
@@ -41,7 +41,7 @@ __all__ = [
     "row_gaps",
     "samples",
     "save",
-    "scan",
     "scree",
+    "selection",
     "traversal",
 ]

@@ -103,7 +103,7 @@ def interpolation(
     """The way from one point to another, as a strip of images or as profiles coloured by their place on it.
 
     Args:
-        result: from :func:`zoo.interpolate`.
+        result: from :func:`zoo.factors.interpolate`.
         image: see :mod:`zoo.plots.decoded`.
         standard: see there.
         unit: of the data.

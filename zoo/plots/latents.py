@@ -209,11 +209,11 @@ def _responsibilities(run: Fit, x: Tensor, components: int, draws: int, seed: in
     with run.scope(), torch.no_grad():
         q = closed_posterior(run, x)
         if not isinstance(q, Categorical) and hasattr(run.model, "posterior"):
-            sites = run.posterior(x, 1)
+            sites = run.sample(x, 1)
             q = run.model.posterior(x) if "component" not in sites else q  # summed out of the guide
         if isinstance(q, Categorical):
             return q.probs.cpu().numpy()
-    chosen = run.posterior(x, draws, seed=seed)["component"].long()
+    chosen = run.sample(x, draws, seed=seed)["component"].long()
     return nn.functional.one_hot(chosen, components).double().mean(0).cpu().numpy()
 
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from zoo.algebra.linear_gaussian import Moments
 from zoo.alignment.bootstrap import Loadings
-from zoo.alignment.canonical import canonical, gauge_of
+from zoo.alignment.canonical import canonical_transform, to_canonical
 from zoo.base.checks import check_rows, check_whole
 from zoo.infer.run import Fit
 from zoo.plots.images import array
@@ -40,12 +40,12 @@ def scree(run: Any, x: Any, *, most: int | None = None, ax: Axes | None = None) 
         ValueError: missing entries, which leave no covariance of the rows, or an unusable ``most``.
     """
     model = run.model if isinstance(run, Fit) else run
-    if gauge_of(model).rotation is None:
+    if canonical_transform(model).rotation is None:
         raise TypeError(f"{type(model).__name__} has components, not factors: look at zoo.plots.latent")
     x = check_rows(x, model, least=2)
     if bool(x.isnan().any()):
         raise ValueError("x has missing entries (NaN), and the covariance of its rows is not known: pass complete rows")
-    model = canonical(model)
+    model = to_canonical(model)
     with torch.no_grad():
         weight, noise = array(model.weight), array(model.noise)
     shared = bool(np.ptp(noise) <= 1e-9 * noise.max())
@@ -81,10 +81,10 @@ def loadings(found: Loadings, *, factors: Sequence[int] | None = None, ax: Axes 
     """The loadings of every column on every factor, with their bootstrap intervals.
 
     An open mark has an interval that holds 0. What the intervals mean, and in which coordinates, is said by
-    :func:`zoo.bootstrap_loadings`: repeated sampling of rows, not a posterior.
+    :func:`zoo.alignment.bootstrap_loadings`: repeated sampling of rows, not a posterior.
 
     Args:
-        found: from :func:`zoo.bootstrap_loadings`.
+        found: from :func:`zoo.alignment.bootstrap_loadings`.
         factors: their numbers, counted from 0; None takes all.
         ax: where to draw; None makes a figure as high as the columns need.
 

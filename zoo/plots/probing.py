@@ -16,7 +16,7 @@ def probe(result: Probe, *, ax: Axes | None = None) -> Axes:
     Bars are one standard error over the repeats; the dotted line is the share of the most common label.
 
     Args:
-        result: from :func:`zoo.probe`.
+        result: from :func:`zoo.factors.probe`.
         ax: where to draw; None makes a figure.
     """
     ax = new_axes(ax)

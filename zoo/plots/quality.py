@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from zoo.diagnostics.guide.calibration import Calibration
-from zoo.diagnostics.guide.importance import Importance
+from zoo.diagnostics.guide.importance import ImportanceMoments
 from zoo.diagnostics.guide.uniform import ecdf_band
 from zoo.plots.style import GREY, PALETTE, TEXT, colour, legend_above, marker, new_axes
 from zoo.posterior.evaluation import Evaluation
@@ -75,14 +75,14 @@ def row_gaps(found: Evaluation, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def khat(found: Evaluation | Importance, *, ax: Axes | None = None) -> Axes:
+def khat(found: Evaluation | ImportanceMoments, *, ax: Axes | None = None) -> Axes:
     r"""The Pareto shape k-hat of every row, with the thresholds 0.5 and 0.7.
 
     Rows whose weights are all equal, or bounded, have k-hat :math:`-\infty`; they stand at the bottom. The limit of
-    :func:`zoo.importance` is drawn too where few draws lower it.
+    :func:`zoo.importance_moments` is drawn too where few draws lower it.
 
     Args:
-        found: from :func:`zoo.evaluate` or :func:`zoo.importance`.
+        found: from :func:`zoo.evaluate` or :func:`zoo.importance_moments`.
         ax: where to draw; None makes a figure.
     """
     values = _numbers(found.khat)
@@ -91,7 +91,7 @@ def khat(found: Evaluation | Importance, *, ax: Axes | None = None) -> Axes:
     low, high = (min(known.min(), 0.0), max(known.max(), 0.8)) if len(known) else (-0.5, 0.8)
     floor = low - 0.12 * (high - low)
     limits = [*LIMITS]
-    if isinstance(found, Importance) and found.limit < 0.7:
+    if isinstance(found, ImportanceMoments) and found.limit < 0.7:
         lower = [(at, name) for at, name in LIMITS if at < found.limit - 0.01]  # two lines in one place say less
         limits = [*lower, (found.limit, f"{found.limit:.2f}: the most for {found.draws} draws")]
     limit = limits[-1][0]

@@ -1,4 +1,4 @@
-"""Which model: scans over the number of factors, what every factor explains, and whether the model gives the data."""
+"""Which model: selections of the number of factors, what every factor explains, and whether the model gives the data."""
 
 from typing import Any, Literal
 
@@ -7,19 +7,19 @@ from matplotlib.axes import Axes
 from matplotlib.transforms import blended_transform_factory
 
 from zoo.diagnostics.model.predictive import PredictiveCheck
-from zoo.diagnostics.model.selection import Scan
+from zoo.diagnostics.model.selection import Selection
 from zoo.plots.images import array
 from zoo.plots.style import GREY, PALETTE, SIZE, TEXT, colour, legend_above, marker, new_axes
-from zoo.posterior.evidence import Ladder
-from zoo.posterior.rates import Information
+from zoo.posterior.evidence import Bounds
+from zoo.posterior.rates import RateDistortion
 
 MANY = 12  # ticks that fit under an axis
 SHORT = {"standard deviation": "sd", "correlation": "corr.", "excess kurtosis": "kurtosis"}
 LONGEST = 30  # letters beside an axis
 
 
-def scan(found: Scan, *, ax: Axes | None = None) -> Axes:
-    r"""How good every value of a scan is, in nats per row on one axis: more is better.
+def selection(found: Selection, *, ax: Axes | None = None) -> Axes:
+    r"""How good every size of a selection is, in nats per row on one axis: more is better.
 
     Held-out log p(x), and the criteria on its scale, -AIC / 2n and -BIC / 2n: a fit's log-likelihood per row less its
     penalty. The value that each measure chooses has a ring. Bars are two standard errors of the difference to the best
@@ -27,7 +27,8 @@ def scan(found: Scan, *, ax: Axes | None = None) -> Axes:
     standard error of a mean by itself is mostly the spread of the rows, which all values have in common.)
 
     Args:
-        found: from :func:`zoo.scan`. A value that failed, or failed on held-out rows alone, is marked at the bottom.
+        found: from :func:`zoo.select_size`. A value that failed, or failed on held-out rows alone, is marked at
+            the bottom.
         ax: where to draw; None makes a figure.
     """
     ax = new_axes(ax)
@@ -73,15 +74,15 @@ def scan(found: Scan, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def bounds(found: Ladder, *, ax: Axes | None = None) -> Axes:
-    """The rungs of a ladder of bounds on log p(x), means over the rows with two standard errors of the draws.
+def bounds(found: Bounds, *, ax: Axes | None = None) -> Axes:
+    """Bounds on log p(x), means over the rows with two standard errors of the draws.
 
     All lie below log p(x) in expectation, so the highest one says most; what still rises with the number of draws has
     not come to its limit. Where log p(x) is known it is the dashed line. The number above a rung is its distance from
     there, and from the highest rung where it is not known.
 
     Args:
-        found: from :func:`zoo.ladder`.
+        found: from :func:`zoo.log_evidence_bounds`.
         ax: where to draw; None makes a figure.
     """
     ax = new_axes(ax)
@@ -109,18 +110,19 @@ def bounds(found: Ladder, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def relevance(found: Information, *, by: Literal["variance", "kl"] = "variance", ax: Axes | None = None) -> Axes:
+def relevance(found: RateDistortion, *, by: Literal["variance", "kl"] = "variance", ax: Axes | None = None) -> Axes:
     r"""Which units of z the model uses, the most used first.
 
     By ``"variance"``: how much a unit's posterior mean varies from row to row, :math:`\mathrm{Var}_x E_q[z_j \mid x]`,
-    on a logarithmic axis. Bars stand on the threshold of :func:`zoo.information`: those that go up are active, those
-    that go down (hatched) have collapsed. One down to the axis without end, marked by a triangle, has none at all.
+    on a logarithmic axis. Bars stand on the threshold of :func:`zoo.posterior.rate_distortion`: those that go up are
+    active, those that go down (hatched) have collapsed. One down to the axis without end, marked by a triangle, has
+    none at all.
 
     By ``"kl"``: the nats per row that a unit costs in the bound, :math:`\mathrm{KL}(q(z_j \mid x) \| p(z_j))`;
     collapsed units are hatched.
 
     Args:
-        found: from :func:`zoo.information`.
+        found: from :func:`zoo.posterior.rate_distortion`.
         by: the measure.
         ax: where to draw; None makes a figure.
 

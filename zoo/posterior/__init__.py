@@ -2,24 +2,24 @@
 
 from zoo.posterior.annealing import AIS
 from zoo.posterior.evaluation import Evaluation, evaluate
-from zoo.posterior.evidence import Ladder, Rung, ladder
+from zoo.posterior.evidence import Bound, Bounds, log_evidence_bounds
 from zoo.posterior.inference_gaps import Gaps, gaps
 from zoo.posterior.psis import psis_khat, psis_weights
-from zoo.posterior.rates import Bits, Information, bits_per_dimension, information
+from zoo.posterior.rates import Bits, RateDistortion, bits_per_dimension, rate_distortion
 
 __all__ = [
     "AIS",
     "Bits",
+    "Bound",
+    "Bounds",
     "Evaluation",
     "Gaps",
-    "Information",
-    "Ladder",
-    "Rung",
+    "RateDistortion",
     "bits_per_dimension",
     "evaluate",
     "gaps",
-    "information",
-    "ladder",
+    "log_evidence_bounds",
     "psis_khat",
     "psis_weights",
+    "rate_distortion",
 ]

@@ -1,4 +1,4 @@
-r"""The ladder of bounds: ELBO, importance-weighted bounds, annealed importance sampling, log p(x) itself."""
+r"""Bounds on log p(x): ELBO, importance-weighted bounds, annealed importance sampling, and log p(x) itself."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ BLOCKS = 30  # from here on the spread of the blocks tells the error of their me
 
 
 @dataclass(frozen=True, eq=False)
-class Rung:
+class Bound:
     """One bound on log p(x), in nats.
 
     Attributes:
@@ -55,8 +55,8 @@ class Rung:
 
 
 @dataclass(frozen=True, eq=False)
-class Ladder:
-    r"""Bounds on log p(x), in nats, from the loosest up: what :func:`ladder` returns.
+class Bounds:
+    r"""Bounds on log p(x), in nats, from the loosest up: what :func:`log_evidence_bounds` returns.
 
     .. math:: \mathrm{ELBO} \le E[\mathrm{IWAE}_{K}] \le E[\mathrm{IWAE}_{K'}] \le \log p(x), \qquad K < K'
 
@@ -64,7 +64,7 @@ class Ladder:
     ordered for every row, not only in expectation. AIS stands beside them, below log p(x) in expectation.
 
     Attributes:
-        rungs: the bounds in this order; ``ladder["IWAE-5000"]`` is one of them.
+        rungs: the bounds in this order; ``bounds["IWAE-5000"]`` is one of them.
         effective: the effective sample size of the importance weights of every row (n,),
             :math:`(\sum w)^2 / \sum w^2`. Where it is small, a few draws carry the estimate, and the largest IWAE and
             its standard error are both too low.
@@ -72,12 +72,12 @@ class Ladder:
         acceptance: of the transitions of AIS (n,), or None.
     """
 
-    rungs: tuple[Rung, ...]
+    rungs: tuple[Bound, ...]
     effective: Tensor
     draws: int
     acceptance: Tensor | None = None
 
-    def __getitem__(self, name: str) -> Rung:
+    def __getitem__(self, name: str) -> Bound:
         for rung in self.rungs:
             if rung.name == name:
                 return rung
@@ -103,7 +103,9 @@ class Ladder:
 
     def __repr__(self) -> str:
         n = len(self.effective)
-        lines = [f"Ladder of {n} row{'s' * (n != 1)}, nats per row (se of the draws; se for rows like these):"]
+        lines = [
+            f"Bounds on log p(x) of {n} row{'s' * (n != 1)}, nats per row (se of the draws; se for rows like these):"
+        ]
         wide = max(len(rung.name) for rung in self.rungs)
         for rung in self.rungs:
             errors = f"(se {rung.mean_se:.1g}; {rung.population_se:.2g})"
@@ -115,7 +117,9 @@ class Ladder:
         return "\n".join(lines)
 
 
-def ladder(run: Fit, x: Any, draws: Sequence[int] = (100, 5000), ais: AIS | None = None, *, seed: int = 0) -> Ladder:
+def log_evidence_bounds(
+    run: Fit, x: Any, draws: Sequence[int] = (100, 5000), ais: AIS | None = None, *, seed: int = 0
+) -> Bounds:
     r"""Every bound on log p(x) that there is, side by side: ELBO, IWAE-K, AIS, and log p(x) where it is known.
 
     With :math:`w_k = p(x, z_k) / q(z_k \mid x)` the ELBO is the mean of the :math:`\log w_k`, and IWAE-K the log of the
@@ -152,7 +156,7 @@ def ladder(run: Fit, x: Any, draws: Sequence[int] = (100, 5000), ais: AIS | None
             found.append((values, errors))
             effective.append(ess)
         rungs = [
-            Rung(name, torch.cat([v[i] for v, _ in found]), torch.cat([e[i] for _, e in found]))
+            Bound(name, torch.cat([v[i] for v, _ in found]), torch.cat([e[i] for _, e in found]))
             for i, name in enumerate(["ELBO", *(f"IWAE-{size}" for size in sizes)])
         ]
         acceptance = None
@@ -162,11 +166,11 @@ def ladder(run: Fit, x: Any, draws: Sequence[int] = (100, 5000), ais: AIS | None
                 weights, chance = anneal(run, latent, arguments, ais)
                 parts.append((*log_mean(weights), chance))
             annealed, noise, acceptance = (torch.cat(part) for part in zip(*parts, strict=True))
-            rungs.append(Rung("AIS", annealed, noise))
+            rungs.append(Bound("AIS", annealed, noise))
         if isinstance(run.model, Conjugate):
             exact = torch.cat([run.model.log_marginal(part) for part in x.split(max(1, BUDGET // x.shape[1]))])
-            rungs.append(Rung("exact", exact, torch.zeros_like(exact)))
-    return Ladder(tuple(rungs), torch.cat(effective), sizes[-1], acceptance)
+            rungs.append(Bound("exact", exact, torch.zeros_like(exact)))
+    return Bounds(tuple(rungs), torch.cat(effective), sizes[-1], acceptance)
 
 
 def _check_draws(draws: Sequence[int]) -> list[int]:

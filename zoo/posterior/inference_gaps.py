@@ -158,7 +158,7 @@ def gaps(
                 raise ValueError(
                     f"gaps knows the families of independent and of correlated Gaussians, and q(z | x) of the guide "
                     f"{type(run.guide).__name__} is a {type(q).__name__}: take MeanField, FullRank or Amortized, or "
-                    "zoo.ladder for the whole gap"
+                    "zoo.log_evidence_bounds for the whole gap"
                 )
             family = "diag" if start[1].ndim == 2 else "full"
             if closed:

@@ -21,8 +21,8 @@ Dequantised = Literal["uniform", "discrete", "none"]
 
 
 @dataclass(frozen=True, eq=False)
-class Information:
-    r"""What z says of x, in nats: what :func:`information` returns.
+class RateDistortion:
+    r"""What z says of x, in nats: what :func:`rate_distortion` returns.
 
     .. math:: -\mathrm{ELBO} = \mathrm{distortion} + \mathrm{rate}, \qquad
               \mathrm{rate} = I_q(x; z) + \mathrm{KL}(q(z) \| p(z)), \qquad
@@ -91,14 +91,14 @@ class Information:
 
     def __repr__(self) -> str:
         return (
-            f"Information of {self.count} rows, nats per row: rate {self.rate:.4f} = mutual information "
+            f"Rate and distortion of {self.count} rows, nats per row: rate {self.rate:.4f} = mutual information "
             f"{self.mutual_information:.4f} (se {self.mutual_information_se:.1g}, at most log n = "
             f"{math.log(self.count):.2f}) + marginal KL {self.marginal_kl:.4f}; distortion {self.distortion:.4f} "
             f"(se {self.distortion_se:.1g}); {self.verdict}"
         )
 
 
-def information(run: Fit, x: Any, *, draws: int = 10, threshold: float = 0.01, seed: int = 0) -> Information:
+def rate_distortion(run: Fit, x: Any, *, draws: int = 10, threshold: float = 0.01, seed: int = 0) -> RateDistortion:
     r"""Rate, distortion, mutual information and active units of a run on the rows ``x``.
 
     The mutual information is the mean of :math:`\log q(z \mid x_n) - \log q(z)` over draws from every row, with the
@@ -127,7 +127,7 @@ def information(run: Fit, x: Any, *, draws: int = 10, threshold: float = 0.01, s
     x = check_rows(x, run.model, least=2)
     n = len(x)
     with reading(run, seed):
-        latent = real_site(run, x, "information")
+        latent = real_site(run, x, "rate_distortion")
         parts = [
             _of_rows(run, latent, arguments, draws) for _, arguments in chunks(run, x, BUDGET // (draws * x.shape[1]))
         ]
@@ -143,7 +143,7 @@ def information(run: Fit, x: Any, *, draws: int = 10, threshold: float = 0.01, s
     if not parts[0].closed:  # means of draws vary by their own noise too
         variance = (variance - z.double().var(0).mean(0) / draws).clamp_min(0.0)
     kls = [part.unit_kl for part in parts if part.unit_kl is not None]
-    return Information(
+    return RateDistortion(
         rate=rate,
         distortion=_mean(distortion)[0],
         mutual_information=mutual,

@@ -2,4 +2,6 @@
 
 from zoo.report.page import report
 
-__all__ = ["report"]
+__all__ = [
+    "report",
+]

@@ -73,8 +73,8 @@ def posterior_error(run: Fit, x: Any) -> PosteriorError:
     name = type(run.model).__name__
     if not isinstance(run.model, Conjugate):
         raise ValueError(
-            f"{name} has no closed-form posterior: zoo.importance corrects the guide's moments by weights, zoo.nuts "
-            "draws from the posterior itself"
+            f"{name} has no closed-form posterior: zoo.importance_moments corrects the guide's moments by weights, "
+            "zoo.nuts draws from the posterior itself"
         )
     parts = []
     with reading(run, 0):
@@ -98,7 +98,7 @@ def _gaussian(q: Distribution, whose: str) -> MultivariateNormal:
     except TypeError:
         raise ValueError(
             f"q(z | x) of {whose} is a {type(q).__name__}, and posterior_error compares Gaussians: zoo.evaluate gives "
-            "its KL as the gap, zoo.importance its moments"
+            "its KL as the gap, zoo.importance_moments its moments"
         ) from None
     return MultivariateNormal(loc.double(), covariance.double())
 

@@ -24,8 +24,8 @@ COLUMNS = ("khat", "ess", "guide_mean", "guide_covariance", "mean", "mean_se", "
 
 
 @dataclass(frozen=True, eq=False)
-class Importance:
-    r"""Moments of p(z | x) by Pareto-smoothed importance weights: what :func:`importance` returns.
+class ImportanceMoments:
+    r"""Moments of p(z | x) by Pareto-smoothed importance weights: what :func:`importance_moments` returns.
 
     .. math:: E[z \mid x] \approx \sum_s w_s z_s, \qquad w_s \propto p(x, z_s) / q(z_s \mid x), \qquad
               z_s \sim q(z \mid x)
@@ -89,7 +89,7 @@ class Importance:
         )
 
 
-def importance(run: Fit, x: Any, draws: int = 1000, *, seed: int = 0) -> Importance:
+def importance_moments(run: Fit, x: Any, draws: int = 1000, *, seed: int = 0) -> ImportanceMoments:
     r"""Correct the guide's mean and covariance of every row by Pareto-smoothed importance sampling.
 
     The k numbers of a row are those of all latent sites, one after the other, as the model sees them; a discrete site
@@ -120,7 +120,7 @@ def importance(run: Fit, x: Any, draws: int = 1000, *, seed: int = 0) -> Importa
         for index, arguments in chunks(run, x, BUDGET // (draws * (x.shape[1] + width))):
             parts.append(_of_rows(run, found, index, arguments, draws, limit))
     columns = {name: torch.cat(column).to(x) for name, column in zip(COLUMNS, zip(*parts, strict=True), strict=True)}
-    return Importance(**columns, limit=limit, draws=draws, units=_units(found))
+    return ImportanceMoments(**columns, limit=limit, draws=draws, units=_units(found))
 
 
 def _units(found: tuple[Latent, ...]) -> tuple[str, ...]:
@@ -139,7 +139,7 @@ def flat(value: Tensor, latent: Latent) -> Tensor:
 def _of_rows(
     run: Fit, found: tuple[Latent, ...], index: Tensor, arguments: Arguments, draws: int, limit: float
 ) -> tuple[Tensor, ...]:
-    """The columns of :class:`Importance` for some rows."""
+    """The columns of :class:`ImportanceMoments` for some rows."""
     values, model, guide = sampled(run, arguments, draws)
     logs = sum(model.values()) - guide  # (draws, b)
     _check_weights(logs, index)

@@ -24,9 +24,9 @@ ENOUGH = 100  # effective draws per chain, at least (Vehtari et al. 2021)
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """A guide's moments less those of the chains, in posterior standard deviations: what :meth:`Sampled.compare` gives.
+    """A guide's moments less those of the chains, in posterior standard deviations.
 
-    One tensor for every continuous latent site by name, (n, ...) for a site of the rows, (...) for one they share.
+    What :meth:`MCMCSamples.compare` returns. One tensor for every continuous latent site by name, (n, ...) for a site of the rows, (...) for one they share.
 
     Attributes:
         mean: the guide's mean less that of the chains.
@@ -61,7 +61,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, eq=False)
-class Sampled:
+class MCMCSamples:
     """Draws from p(z | x) by NUTS: what :func:`nuts` returns.
 
     Attributes:
@@ -150,7 +150,7 @@ class Sampled:
         )
 
 
-def nuts(run: Fit, x: Any, chains: int = 4, draws: int = 500, warmup: int = 500, *, seed: int = 0) -> Sampled:
+def nuts(run: Fit, x: Any, chains: int = 4, draws: int = 500, warmup: int = 500, *, seed: int = 0) -> MCMCSamples:
     """Sample the latent sites given the rows, at the fitted parameters, by Pyro's No-U-Turn sampler.
 
     The chains start in different places and run one after the other. Discrete sites beside continuous ones are summed
@@ -189,7 +189,7 @@ def nuts(run: Fit, x: Any, chains: int = 4, draws: int = 500, warmup: int = 500,
         raise ValueError(
             f"{len(x)} rows have {sum(width)} latent numbers in all, more than the {MOST} that NUTS moves in "
             f"reasonable time: pass some of the rows, at most {max(1, MOST // max(1, each))} of them, or use "
-            "zoo.importance"
+            "zoo.importance_moments"
         )
     runs, divergences, acceptance = [], 0, []
     with run.scope(), seeded(seed), torch.enable_grad(), pyro.validation_enabled(False):
@@ -207,7 +207,7 @@ def nuts(run: Fit, x: Any, chains: int = 4, draws: int = 500, warmup: int = 500,
         key: {name: values[key].to(x) for name, values in state.items()}
         for key in ("rhat", "ess_bulk", "ess_tail", "mean_se", "deviation_se")
     }
-    return Sampled(samples, **columns, divergences=divergences, acceptance=torch.tensor(acceptance), x=x)
+    return MCMCSamples(samples, **columns, divergences=divergences, acceptance=torch.tensor(acceptance), x=x)
 
 
 def _all(parts: dict[str, Tensor]) -> Tensor:
@@ -228,7 +228,7 @@ def _closed(latent: Latent, moments: tuple[Tensor, Tensor]) -> dict[str, Moments
 
 def _drawn(run: Fit, x: Tensor, samples: dict[str, Tensor], draws: int, seed: int) -> dict[str, Moments]:
     """Moments of every site from draws of the guide."""
-    given = run.posterior(x, draws, seed=seed)
+    given = run.sample(x, draws, seed=seed)
     found = {}
     for name in samples:
         if name not in given:

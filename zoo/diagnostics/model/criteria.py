@@ -10,8 +10,8 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
-from zoo.alignment.canonical import gauge_of
-from zoo.alignment.symmetry import Gauge
+from zoo.alignment.canonical import canonical_transform
+from zoo.alignment.symmetry import Alignment
 from zoo.base.checks import check_rows
 
 BUDGET = 2**22  # numbers per array and chunk
@@ -19,7 +19,7 @@ MATRICES = (constraints.lower_cholesky, constraints.lower_triangular, constraint
 
 
 @dataclass(frozen=True)
-class Criteria:
+class InformationCriteria:
     r"""Likelihood against the number of parameters, in nats over all rows: less is better.
 
     .. math:: \mathrm{AIC} = 2\, df - 2 \log L, \qquad \mathrm{BIC} = df \log n - 2 \log L
@@ -54,11 +54,11 @@ class Criteria:
         )
 
 
-def criteria(model: Any, x: Any) -> Criteria:
+def information_criteria(model: Any, x: Any) -> InformationCriteria:
     """AIC and BIC of a conjugate model at the parameters that it has.
 
     Both are made for the maximum of the likelihood: bring the model there by :func:`zoo.em` (a mixture from several
-    starts, :func:`zoo.em_restarts`) or by a converged fit, on these very rows. They compare models of the same rows in
+    starts, :func:`zoo.best_of`) or by a converged fit, on these very rows. They compare models of the same rows in
     the same units. BIC's argument holds for factors (whose rank may be in doubt) and components only roughly, as at
     the wrong number the information matrix is singular; in practice it finds the number of both.
 
@@ -81,8 +81,8 @@ def criteria(model: Any, x: Any) -> Criteria:
 
     >>> import torch, zoo
     >>> x = zoo.data.load("faithful", dtype=torch.float64).x
-    >>> model = zoo.em_restarts(lambda: zoo.GMM(2, 2), x, seeds=2).best
-    >>> found = criteria(model, x)
+    >>> model = zoo.best_of(lambda: zoo.GMM(2, 2), x, seeds=2).best
+    >>> found = information_criteria(model, x)
     >>> found.df, round(found.bic, 2)
     (11, 2322.19)
     """
@@ -93,7 +93,9 @@ def criteria(model: Any, x: Any) -> Criteria:
             "likelihood: fit it first, by zoo.em or zoo.fit"
         )
     x = check_rows(x, model)
-    return Criteria(float(log_density(model, x).sum()), free_parameters(model), int((~x.isnan()).any(1).sum()))
+    return InformationCriteria(
+        float(log_density(model, x).sum()), free_parameters(model), int((~x.isnan()).any(1).sum())
+    )
 
 
 def free_parameters(model: Any) -> int:
@@ -159,8 +161,8 @@ def _refuse_bound(model: Any) -> None:
         return
     raise TypeError(
         f"{type(model).__name__} has no closed-form log p(x) (log_marginal), and a bound is no likelihood: its AIC or "
-        "BIC would compare guides as much as models. Compare such models by log p(x) of held-out rows: zoo.scan, or "
-        "zoo.ladder on rows set apart"
+        "BIC would compare guides as much as models. Compare such models by log p(x) of held-out rows: "
+        "zoo.select_size, or zoo.log_evidence_bounds on rows set apart"
     )
 
 
@@ -194,7 +196,7 @@ def _coordinates(value: Tensor, constraint: constraints.Constraint) -> int:
 def _rotation(model: Any) -> Tensor | None:
     """The rotation to the canonical gauge, where the model's factors can be turned; None for any other model."""
     try:
-        gauge: Gauge = gauge_of(model)
+        gauge: Alignment = canonical_transform(model)
     except TypeError:
         return None
     return gauge.rotation

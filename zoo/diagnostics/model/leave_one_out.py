@@ -97,7 +97,7 @@ def loo(run: Fit, x: Any, *, draws: int = 1000, inner: int = 100, correct: bool 
 
     **Not for models whose parameters are point estimates**, which are PPCA, FactorAnalysis, GMM and VAE: there every
     draw gives a row the same density, and nothing can be taken out. Ask them about rows that were held out:
-    :func:`zoo.scan`, or log p(x) of a test set (:func:`zoo.evaluate`) with :func:`zoo.export.elpd`, which
+    :func:`zoo.select_size`, or log p(x) of a test set (:func:`zoo.evaluate`) with :func:`zoo.export.elpd`, which
     ``az.compare`` takes. Parameters that are point estimates beside the shared sites stay as the whole data made them.
 
     Args:
@@ -139,7 +139,8 @@ def _pointless(run: Fit) -> ValueError:
     return ValueError(
         f"the parameters of {name} are point estimates: it has no latent site that all rows share, every draw gives a "
         "row the same density, and leave-one-out by importance sampling would restate the density in the sample. Use "
-        "log p(x) of held-out rows: zoo.scan(..., folds=5), or zoo.evaluate on rows set apart and zoo.export.elpd"
+        "log p(x) of held-out rows: zoo.select_size(..., folds=5), or zoo.evaluate on rows set apart and "
+        "zoo.export.elpd"
     )
 
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from zoo.base.checks import check_rows, check_whole
 from zoo.base.protocols import Conjugate
 from zoo.base.random import seeded
-from zoo.diagnostics.model.criteria import criteria, log_density
+from zoo.diagnostics.model.criteria import information_criteria, log_density
 from zoo.infer.fitting import Fit
-from zoo.infer.starts import each_seed, em_restarts, restarts
+from zoo.infer.starts import best_of, each_seed
 from zoo.posterior.evaluation import LEAST_DRAWS
-from zoo.posterior.evidence import ladder
+from zoo.posterior.evidence import log_evidence_bounds
 
 Measure = Literal["bic", "aic", "held_out"]
 FAILURES = (
@@ -31,7 +31,7 @@ STEPS = 1000  # of EM: with a factor too many a variance creeps to its floor for
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """One row of a scan. What could not be had is None.
+    """One row of a :class:`Selection`. What could not be had is None.
 
     Attributes:
         value: the number of factors or components.
@@ -72,8 +72,8 @@ class Candidate:
 
 
 @dataclass(frozen=True, eq=False)
-class Scan:
-    """What :func:`scan` returns.
+class Selection:
+    """What :func:`select_size` returns.
 
     Attributes:
         table: one :class:`Candidate` per value, in the order of the values, failures included.
@@ -179,7 +179,7 @@ class Scan:
         return text if row.error is None else f"{text}  {row.error}"
 
 
-def scan(
+def select_size(
     build: Callable[[int, Tensor], Any],
     x: Any,
     values: Iterable[int],
@@ -191,7 +191,7 @@ def scan(
     seed: int = 0,
     report: Callable[[Candidate], None] | None = None,
     **options: Any,
-) -> Scan:
+) -> Selection:
     r"""Fit a model for every number of factors or components, and compare them.
 
     A conjugate model is fitted by :func:`zoo.em` from several starts, and has likelihood, AIC and BIC. Where ``build``
@@ -231,7 +231,7 @@ def scan(
 
     >>> import torch, zoo
     >>> x = zoo.data.load("iris", dtype=torch.float64).x
-    >>> found = scan(lambda k, rows: zoo.PPCA(4, k).double(), x, [1, 2, 3], seeds=1, folds=None, tol=1e-6)
+    >>> found = select_size(lambda k, rows: zoo.PPCA(4, k).double(), x, [1, 2, 3], seeds=1, folds=None, tol=1e-6)
     >>> [round(row.log_likelihood, 2) for row in found.table]
     [-470.67, -404.96, -379.91]
     >>> found.best("bic").value
@@ -257,7 +257,7 @@ def scan(
     if all(row.best is None for row in table):
         listed = "\n".join(f"  {row.value}: {row.error}" for row in table)
         raise ValueError(f"no value could be fitted:\n{listed}")
-    found = Scan(tuple(table), len(x), how)
+    found = Selection(tuple(table), len(x), how)
     if not found.measures:
         raise ValueError(
             "nothing to compare by: without a closed-form likelihood there is no AIC and no BIC, so pass folds or "
@@ -290,7 +290,7 @@ def _candidate(
         row = replace(row, best=best, near=near, starts=count)
         model = best.model if isinstance(best, Fit) else best
         if isinstance(model, Conjugate):
-            found = criteria(model, x)
+            found = information_criteria(model, x)
             likelihood = found.log_likelihood
             row = replace(row, log_likelihood=likelihood, df=found.df, aic=found.aic, bic=found.bic)
     except FAILURES as error:
@@ -328,10 +328,9 @@ def _fitted(
     if isinstance(made, tuple):
         if others:
             _refuse_bound_to_rows(made[1])
-        report: Any = restarts(lambda: build(value, x), x, seeds=seeds, **options)
     else:
-        climb = {"steps": STEPS} | {name: given for name, given in options.items() if name != "progress"}
-        report = em_restarts(lambda: build(value, x), x, seeds=seeds, **climb)
+        options = {"steps": STEPS} | {name: given for name, given in options.items() if name != "progress"}
+    report = best_of(lambda: build(value, x), x, seeds=seeds, **options)
     return report.best, len(report.near()), len(report.table)
 
 
@@ -346,7 +345,7 @@ def _score(best: Any, x: Tensor, draws: int, seed: int) -> Tensor:
     if isinstance(model, Conjugate):
         log_p = log_density(model, x)
     else:
-        log_p = ladder(best, x, draws=(draws,), seed=seed)[f"IWAE-{draws}"].values.double().cpu()
+        log_p = log_evidence_bounds(best, x, draws=(draws,), seed=seed)[f"IWAE-{draws}"].values.double().cpu()
     wrong = (~log_p.isfinite()).nonzero().flatten().tolist()
     if wrong:
         raise ValueError(

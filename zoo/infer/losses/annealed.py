@@ -18,7 +18,7 @@ from zoo.infer.losses.traces import check_drawn, latent_names, reported
 Schedule = Callable[[int], float]
 
 
-def warm_up(steps: int) -> Schedule:
+def linear_warmup(steps: int) -> Schedule:
     r"""The linear schedule :math:`\beta_t = \min(t / T, 1)` for :class:`AnnealedELBO`, t counted from 0.
 
     Args:
@@ -31,7 +31,7 @@ def warm_up(steps: int) -> Schedule:
         Bowman et al. (2016), Generating sentences from a continuous space, CoNLL; Soenderby et al. (2016), Ladder
         variational autoencoders, NeurIPS.
 
-    >>> [warm_up(4)(step) for step in range(6)]
+    >>> [linear_warmup(4)(step) for step in range(6)]
     [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
     """
     check_whole(steps, "steps")
@@ -64,7 +64,7 @@ class AnnealedELBO(ELBO):
     counting, as their parameters go on from where they are. A number keeps no count and may be used anywhere.
 
     Args:
-        beta: the weight of the KL, a number or a function of the step (from 0), such as :func:`warm_up`.
+        beta: the weight of the KL, a number or a function of the step (from 0), such as :func:`linear_warmup`.
         free_bits: :math:`\lambda` in nats per unit.
         num_particles: draws per row.
         vectorize_particles: take them at once, in a plate to the left of the others.
@@ -81,7 +81,7 @@ class AnnealedELBO(ELBO):
         inverse autoregressive flow, NeurIPS (free bits, appendix C.8).
 
     Example:
-        >>> loss = AnnealedELBO(beta=warm_up(1000), free_bits=0.05)
+        >>> loss = AnnealedELBO(beta=linear_warmup(1000), free_bits=0.05)
         >>> # zoo.fit(model, guide, x, loss=loss)
     """
 

@@ -61,7 +61,7 @@ class CompiledELBO(Trace_ELBO):
 
     Example:
         >>> from pyro.infer import SVI
-        >>> from zoo.infer.optim import Fused
+        >>> from zoo.infer.optim.fused import Fused
         >>> # svi = SVI(model, guide, Fused(), CompiledELBO())
     """
 
