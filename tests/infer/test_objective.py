@@ -10,9 +10,9 @@ import torch
 
 import zoo
 from guides import Amortized, CannotServe, Exact, Flow, FullRank, MeanField, SemiAmortized
+from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.optim.fused import Fused
 from zoo.infer.pairing import default_loss
-from zoo.infer.losses.quadrature import QuadratureELBO
 
 DATA_DIM = 6
 ERRORS = 6.0  # standard errors: over the whole grid, fewer than one false alarm in a hundred runs

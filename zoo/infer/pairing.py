@@ -77,9 +77,9 @@ def check_types(model: Any, guide: Any) -> None:
 def default_loss(model: Any, guide: Any) -> ELBO:
     """The loss that model and guide call for by what they declare; no number decides it.
 
-    :class:`~zoo.infer.losses.quadrature.QuadratureELBO` where its rule is exact: the model declares ``quadratic`` (log p(x, z) is a
-    quadratic function of the continuous latent sites, for every value of the discrete ones) and the guide ``gaussian``
-    (its sites are Gaussian or categorical). ``Trace_ELBO`` everywhere else.
+    :class:`~zoo.infer.losses.quadrature.QuadratureELBO` where its rule is exact: the model declares ``quadratic``
+    (log p(x, z) is a quadratic function of the continuous latent sites, for every value of the discrete ones) and the
+    guide ``gaussian`` (its sites are Gaussian or categorical). ``Trace_ELBO`` everywhere else.
     """
     if not tight(model, guide) and getattr(model, "quadratic", False) and gaussian(guide):
         return QuadratureELBO()

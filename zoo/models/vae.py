@@ -12,7 +12,7 @@ from zoo.base.module import Module, like
 from zoo.base.plates import rows
 from zoo.distributions.observed import seen
 from zoo.likelihoods.building import Noise, build
-from zoo.likelihoods.gaussian import Covariance
+from zoo.likelihoods.gaussian import Covariance, Gaussian
 from zoo.networks.convolution import check_image, image_decoder
 from zoo.networks.perceptron import Activation, Constant, activation_class, activation_name, mlp, reset
 from zoo.networks.standardize import Standardize
@@ -139,7 +139,7 @@ class VAE(Module):
         """Whether log p(x, z) is quadratic in z: Gaussian columns, an affine decoder, and noise that ignores z."""
         network = self.mean if self.decoder is None else self.decoder
         affine = all(type(m) in (nn.Sequential, nn.Linear) for m in network.modules())
-        return affine and isinstance(self.likelihood, likelihoods.Gaussian) and isinstance(self.scale, Constant)
+        return affine and isinstance(self.likelihood, Gaussian) and isinstance(self.scale, Constant)
 
     def decode(self, z: Tensor) -> dist.TorchDistribution:
         """p(x | z) for factors (..., k): a distribution with event (d,)."""

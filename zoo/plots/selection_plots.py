@@ -1,4 +1,4 @@
-"""Which model: selections of the number of factors, what every factor explains, and whether the model gives the data."""
+"""Which model: the number of factors, what every factor explains, and whether the model reproduces the data."""
 
 from typing import Any, Literal
 
