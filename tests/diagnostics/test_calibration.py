@@ -271,7 +271,7 @@ def test_shared_and_mixed_sites_are_refused():
         pyro.sample("mean", dist.Normal(torch.zeros(2), 1.0).to_event(1))
 
     with pytest.raises(ValueError, match="'mean' is shared by all rows"):
-        sbc(zoo.infer.run.Fit(Shared(), guide, torch.zeros(1), True, {}))
+        sbc(zoo.infer.run.Fit(Shared(), guide))
 
     class Mixed(PyroModule):
         def forward(self, x=None, index=None, size=None):
@@ -282,7 +282,7 @@ def test_shared_and_mixed_sites_are_refused():
                 return pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
 
     with pytest.raises(ValueError, match="'c' is discrete and not alone"):
-        sbc(zoo.infer.run.Fit(Mixed(), guide, torch.zeros(1), True, {}))
+        sbc(zoo.infer.run.Fit(Mixed(), guide))
 
 
 def test_deep_model(some):

@@ -112,7 +112,7 @@ def test_discrete_sites_are_summed_out_and_shared_ones_sampled():
             pyro.sample("z", dist.Normal(torch.zeros(len(x), dtype=torch.float64), 1.0))
 
     x = torch.tensor([[1.5], [-0.5]], dtype=torch.float64)
-    run = Fit(Mixed(), guide, torch.zeros(1), True, {})
+    run = Fit(Mixed(), guide)
     found = nuts(run, x, chains=2, draws=40, warmup=40)
     assert set(found.samples) == {"mean", "z"}
     assert found.samples["mean"].shape == (2, 40)

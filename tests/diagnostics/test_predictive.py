@@ -21,7 +21,7 @@ from zoo.infer.run import Fit
 
 def made(model, guide):
     """A run that nobody has trained."""
-    return Fit(model, guide, torch.zeros(1), True, {})
+    return Fit(model, guide)
 
 
 @pytest.fixture(scope="module")

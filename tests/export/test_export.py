@@ -156,7 +156,7 @@ def test_weights_of_the_exact_guide_are_the_marginal(name, iris):
     model = getattr(zoo, name)(4, 2).double()
     zoo.em(model, x, steps=5)
     x[0, 1] = x[3, :3] = torch.nan
-    stats = to_arviz(Fit(model, guides.Exact(model), torch.zeros(1), True, {}), x, draws=30)["sample_stats"]
+    stats = to_arviz(Fit(model, guides.Exact(model)), x, draws=30)["sample_stats"]
     expected = model.log_marginal(x).detach().numpy()
     assert np.abs(stats["log_weight"].values[0] - expected).max() < 1e-8
     assert (stats["khat"].values == -np.inf).all()
@@ -199,7 +199,7 @@ def test_masked_rows_have_no_density_of_their_own(data):
                     return pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
 
     model = Masked()
-    run = Fit(model, guides.MeanField(model, data.x), torch.zeros(1), True, {})
+    run = Fit(model, guides.MeanField(model, data.x))
     idata = to_arviz(run, data.x, draws=5)
     z = torch.tensor(idata["posterior"]["z"].values[0])
     prior = dist.Normal(0.0, 1.0).log_prob(z).sum(-1)
@@ -413,7 +413,7 @@ def test_weights_that_are_no_numbers(data):
             pyro.sample("z", dist.Normal(loc, 1.0, validate_args=False).to_event(1))
 
     with pytest.raises(ValueError, match=r"of row 17 is NaN \(and of 1 rows more"):
-        to_arviz(Fit(plain, guide, torch.zeros(1), True, {}), data.x, draws=30)
+        to_arviz(Fit(plain, guide), data.x, draws=30)
 
 
 def test_a_data_site_outside_the_rows(data):
@@ -422,7 +422,7 @@ def test_a_data_site_outside_the_rows(data):
         return pyro.sample("x", dist.Normal(centre, 1.0).expand([1, 4]).to_event(2), obs=None if x is None else x[:1])
 
     with pytest.raises(ValueError, match="'x' has no values of its own for every row"):
-        to_arviz(Fit(model, AutoNormal(model), torch.zeros(1), True, {}), data.x)
+        to_arviz(Fit(model, AutoNormal(model)), data.x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

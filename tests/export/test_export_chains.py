@@ -18,7 +18,7 @@ from zoo.infer.fitting import Fit
 
 
 def wrapped(model, guide) -> Fit:
-    return Fit(model, guide, torch.zeros(1), True, {})
+    return Fit(model, guide)
 
 
 @pytest.fixture(scope="module")

@@ -68,7 +68,7 @@ class Widened(Module):
 
 def untrained(model, guide) -> Fit:
     """A run as it would be after no step."""
-    return Fit(model, guide, torch.zeros(1), True, {})
+    return Fit(model, guide)
 
 
 def linear(cls=zoo.FactorAnalysis, d=5, k=3):

@@ -231,7 +231,7 @@ def test_mixed_dtypes_come_back(x, tmp_path):
         model = VAE(4, 2, hidden=(8,)).double()
         guide = Amortized(model, x, hidden=())
     model.register_buffer("count", torch.tensor(3))
-    run = Fit(model, guide.float(), torch.zeros(1), False, {})
+    run = Fit(model, guide.float())
     save(run, tmp_path / "run")
     with pytest.raises(ValueError, match="has count, which the model has not"):
         load(tmp_path / "run")
@@ -248,7 +248,7 @@ def test_a_run_of_untouched_modules_is_not_fresh(x, tmp_path):
     """The constructor may draw the saved values again; they are still those of the run."""
     with seeded(0):
         model = PPCA(4, 2)
-    run = Fit(model, Exact(model), torch.zeros(1), False, {})
+    run = Fit(model, Exact(model))
     assert run.model.fresh
     assert not load(save(run, tmp_path / "run")).model.fresh
 

@@ -191,7 +191,7 @@ def pictures():
     model = zoo.PPCA(PIXELS, 2)
     with torch.no_grad():
         model.weight = torch.randn(PIXELS, 2, generator=generator)
-    return zoo.infer.run.Fit(model, guides.Exact(model), torch.zeros(1), True, {}), x
+    return zoo.infer.run.Fit(model, guides.Exact(model)), x
 
 
 def tiles(ax: Axes, r: int, c: int) -> np.ndarray:

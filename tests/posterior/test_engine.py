@@ -116,7 +116,7 @@ def test_one_shared_mean(x, family):
     guide = family(one_mean)
     guide(x)
     pyro.clear_param_store()
-    pair = zoo.Fit(one_mean, guide, torch.zeros(1), True, {})
+    pair = zoo.Fit(one_mean, guide)
     with reading(pair, 0):
         source = reader(pair, x)
         drawn = source.draw((x,), 7)
@@ -138,7 +138,7 @@ def test_weights_in_a_plate(x, part):
     )
     guide(x)
     pyro.clear_param_store()
-    pair = zoo.Fit(factors, guide, torch.zeros(1), True, {})
+    pair = zoo.Fit(factors, guide)
     index = torch.arange(N)[part]
     arguments = (x,) if len(index) == N else (x[index], index, N)
     with reading(pair, 0):
@@ -164,7 +164,7 @@ def test_draws_one_by_one_where_a_model_does_not_broadcast(x):
     guide = AutoNormal(model)
     guide(x)
     pyro.clear_param_store()
-    pair = zoo.Fit(model, guide, torch.zeros(1), True, {})
+    pair = zoo.Fit(model, guide)
     with reading(pair, 0):
         source = reader(pair, x)
         drawn = source.draw((x,), 3)
@@ -179,7 +179,7 @@ def test_a_joint_guide_is_named(x):
     guide = AutoMultivariateNormal(model)
     guide(x)
     pyro.clear_param_store()
-    pair = zoo.Fit(model, guide, torch.zeros(1), True, {})
+    pair = zoo.Fit(model, guide)
     with reading(pair, 0):
         drawn = reader(pair, x).draw((x,), 3)
         real = torch.cat([drawn.values["weight"].flatten(1), drawn.values["z"].flatten(1)], 1)
@@ -199,7 +199,7 @@ def by_components(model, x, z):
 def test_several_sites_per_row(x):
     model = Mixed()
     guide = MeanField(model, x)
-    pair = zoo.Fit(model, guide, torch.zeros(1), True, {})
+    pair = zoo.Fit(model, guide)
     with reading(pair, 0):
         source = reader(pair, x)
         drawn = source.draw((x,), 6)
@@ -218,7 +218,7 @@ def test_a_discrete_site_left_out_is_summed_out(x, wrap):
         with rows(x, index, size):
             pyro.sample("z", dist.Normal(torch.zeros(K, dtype=torch.float64), 1.0).to_event(1))
 
-    pair = zoo.Fit(wrap(model), guide, torch.zeros(1), True, {})
+    pair = zoo.Fit(wrap(model), guide)
     with reading(pair, 0):
         source = reader(pair, x)
         drawn = source.draw((x,), 200)
@@ -239,7 +239,7 @@ def test_everything_summed_out(faithful):
     def nothing(x=None, index=None, size=None):
         pass
 
-    pair = zoo.Fit(config_enumerate(model), nothing, torch.zeros(1), True, {})
+    pair = zoo.Fit(config_enumerate(model), nothing)
     with reading(pair, 0):
         source = reader(pair, faithful)
         log_p = source.score((faithful,), source.draw((faithful,), 1).values)
@@ -257,7 +257,7 @@ def test_a_continuous_site_left_out_is_named(x):
                 z = pyro.sample("z", dist.Normal(mean, 1.0))
                 return pyro.sample("x", dist.Normal(z.unsqueeze(-1) + z.new_zeros(D), 1.0).to_event(1), obs=x)
 
-    pair = zoo.Fit(Model(), guide, torch.zeros(1), True, {})
+    pair = zoo.Fit(Model(), guide)
     with reading(pair, 0), pytest.raises(ValueError, match="the guide guide has no site 'z'"):
         source = reader(pair, x)
         source.score((x,), source.draw((x,), 3).values)
@@ -269,7 +269,7 @@ def test_a_point_mass_has_no_density(x, family, draws):
     guide = family(one_mean)
     guide(x)
     pyro.clear_param_store()
-    pair = zoo.Fit(one_mean, guide, torch.zeros(1), True, {})
+    pair = zoo.Fit(one_mean, guide)
     with reading(pair, 0), pytest.raises(ValueError, match="point mass on 'mean'"):
         reader(pair, x).draw((x,), draws)
 
@@ -277,7 +277,7 @@ def test_a_point_mass_has_no_density(x, family, draws):
 def test_covariates_go_by_row_number(x):
     model = Covariate()
     guide = MeanField(model, x)
-    pair = zoo.Fit(model, guide, torch.zeros(1), True, {})
+    pair = zoo.Fit(model, guide)
     index = torch.tensor([7, 2])
     with reading(pair, 0):
         source = reader(pair, x)
@@ -291,7 +291,7 @@ def test_covariates_go_by_row_number(x):
 def test_unscaled_whatever_the_batch(iris, family):
     model = zoo.PPCA(4, 2).double()
     guide = family(model, iris)
-    pair = zoo.Fit(model, guide, torch.zeros(1), True, {})
+    pair = zoo.Fit(model, guide)
     index = torch.tensor([3, 77, 149])
     with reading(pair, 0):
         source = reader(pair, iris)
@@ -316,7 +316,7 @@ def test_a_plate_inside_the_rows(x):
     guide = AutoNormal(model)
     guide(x)
     pyro.clear_param_store()
-    pair = zoo.Fit(model, guide, torch.zeros(1), True, {})
+    pair = zoo.Fit(model, guide)
     with reading(pair, 0):
         source = reader(pair, x)
         drawn = source.draw((x,), 5)

@@ -11,7 +11,7 @@ from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.optim.fused import Fused
 from zoo.infer.optim.lbfgs import LBFGS
 from zoo.infer.optim.schedules import cosine
-from zoo.infer.run import Fit
+from zoo.infer.run import Fit, Training
 from zoo.infer.starts import Attempt, BestOf, best_of
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Fit",
     "Fused",
     "QuadratureELBO",
+    "Training",
     "UnboundedLikelihood",
     "best_of",
     "cosine",

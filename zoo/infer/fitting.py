@@ -23,7 +23,7 @@ from zoo.infer.optim.fused import Fused
 from zoo.infer.optim.lbfgs import LBFGS
 from zoo.infer.optim.settling import Settling
 from zoo.infer.pairing import check_count, check_pair, check_types, deep, default_loss, move, noiseless
-from zoo.infer.run import Fit
+from zoo.infer.run import Fit, Training
 from zoo.infer.storage.checkpoint import refuse_taken
 
 Callback = Callable[[int, float], bool | None]
@@ -144,35 +144,26 @@ def fit(
         guard = Guard(model, guide, every, patience, folder)
         batches = _batches(x, batch, transform)
 
-        extra: dict[str, Any] = {}
+        share: float | None = None
 
         def so_far() -> Fit:
-            settings = {
-                "loss": type(getattr(loss, "inner", loss)).__name__,
-                "optimizer": type(optim).__name__,
-                "steps": len(losses),
-                "batch_size": batch_size,
-                "seed": seed,
-                "dtype": str(x.dtype).removeprefix("torch."),
-                "device": str(x.device),
-                "rows": n,
-                "seconds": time.perf_counter() - started,
-            }
-            if transform is not None:
-                settings["transform"] = getattr(transform, "__name__", type(transform).__name__)
-            if guard.curve:
-                settings["best_step"] = guard.best_step
-            settings |= extra
-            curve = torch.tensor(guard.curve, dtype=torch.float64) if guard.curve else None
-            return Fit(
-                model,
-                guide,
-                torch.tensor(losses, dtype=torch.float64),
-                converged,
-                settings,
-                curve,
-                dict(pyro.get_param_store().get_state()),
+            record = Training(
+                losses=torch.tensor(losses, dtype=torch.float64),
+                converged=converged,
+                loss=type(getattr(loss, "inner", loss)).__name__,
+                optimizer=type(optim).__name__,
+                rows=n,
+                batch_size=batch_size,
+                seed=seed,
+                dtype=str(x.dtype).removeprefix("torch."),
+                device=str(x.device),
+                seconds=time.perf_counter() - started,
+                validation=torch.tensor(guard.curve, dtype=torch.float64) if guard.curve else None,
+                best_step=guard.best_step if guard.curve else None,
+                transform=None if transform is None else getattr(transform, "__name__", type(transform).__name__),
+                at_floor=share,
             )
+            return Fit(model, guide, record)
 
         with _bar(progress, cap) as tick, _written_on_interrupt(guard, so_far):
             for step in range(cap):
@@ -212,8 +203,6 @@ def fit(
         if patience is not None:
             guard.restore("best")
         share = floored(model, chosen, probe, seed)
-        if share is not None:
-            extra["at_floor"] = share
         run = so_far()
         guard.write(run)
         return run

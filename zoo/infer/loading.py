@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from zoo.infer.run import Fit
+from zoo.infer.run import Fit, Training
 from zoo.infer.storage import checkpoint
 
 
@@ -31,4 +31,5 @@ def load(path: str | Path, *, model: Any = None, guide: Any = None) -> Fit:
         ValueError: a file is damaged, altered or of a newer format; a class must be passed in; or what was
             passed does not fit the saved tensors. The message names the file and the way out.
     """
-    return Fit(**checkpoint.read(path, model=model, guide=guide))
+    found = checkpoint.read(path, model=model, guide=guide)
+    return Fit(found["model"], found["guide"], Training(**found["training"]), found["store"])

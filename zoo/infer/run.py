@@ -1,52 +1,135 @@
-"""What a fit returns: the trained model and guide, and how they came to be."""
+"""A trained pair of model and guide, and the record of its training."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 
+from zoo.base.callables import PyroCallable, name_of, undecorated
 from zoo.base.checks import check_rows, check_whole
-from zoo.base.latent_sites import latents
-from zoo.base.plates import spread
-from zoo.base.random import seeded
+from zoo.posterior.engine import reader, reading
+
+Store = Mapping[str, Mapping[str, Any]]  # Pyro's parameters and their constraints, by name
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """How a pair was trained, by :func:`zoo.fit` or in another way.
+
+    Attributes:
+        losses: negative ELBO per row, in nats, at every step (steps,).
+        converged: whether training stopped because the bound had ceased to rise, and not for want of steps.
+        loss: the name of the loss.
+        optimizer: the name of the optimizer.
+        rows: the number of rows n.
+        batch_size: rows per step; None for all of them.
+        seed: of the start, the batches and the draws.
+        dtype: of the rows.
+        device: of the rows.
+        seconds: wall-clock time.
+        stopped: why training ended, in words.
+        validation: steps and negative ELBO per row of held-out rows (m, 2), or None.
+        best_step: the step with the best held-out bound, or None.
+        transform: the name of the map applied to every batch, or None.
+        at_floor: the share of a decoder's variances that ended at their floor, or None.
+    """
+
+    losses: Tensor
+    converged: bool
+    loss: str = ""
+    optimizer: str = ""
+    rows: int | None = None
+    batch_size: int | None = None
+    seed: int | None = None
+    dtype: str = ""
+    device: str = ""
+    seconds: float | None = None
+    stopped: str = ""
+    validation: Tensor | None = None
+    best_step: int | None = None
+    transform: str | None = None
+    at_floor: float | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The record without its curves, and the number of steps: what JSON can hold."""
+        held = {own.name: getattr(self, own.name) for own in fields(self)}
+        curves = ("losses", "validation", "converged")
+        always = ("batch_size",)
+        kept = {k: v for k, v in held.items() if k not in curves and (k in always or v not in (None, ""))}
+        return {"steps": len(self.losses), **kept}
+
+
+def current_store() -> Store:
+    """Pyro's parameter store as it is now: its own tensors, not copies."""
+    return pyro.get_param_store().get_state()
 
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """A trained model and guide. Its methods only read.
+    """A trained model and guide: all that is needed to evaluate, diagnose, export and plot them. Its methods only read.
+
+    :func:`zoo.fit` returns one with the record of the training. A pair that was trained elsewhere, as in a
+    ``pyro.infer.SVI`` of your own, is ``zoo.Fit(model, guide)``.
+
+    Args:
+        model: a Pyro model with the signature ``(x=None, index=None, size=None)``.
+        guide: a Pyro guide with the same signature.
+        training: how the two were trained, or None.
+        store: the parameter store with the parameters of both; None takes Pyro's own as it is now.
 
     Attributes:
-        model: the model, trained in place.
-        guide: the guide, trained in place.
-        losses: negative ELBO per row, in nats, at every step (steps,).
-        validation: steps and negative ELBO per row of held-out rows (m, 2), or None.
-        converged: whether the fit stopped because the bound had ceased to rise, and not for want of steps.
-        settings: how it was made: loss, optimizer, steps, batch size, seed, dtype, device, rows, seconds.
-        store: the fit's own Pyro parameter store.
+        losses, converged, validation, settings: those of ``training``.
     """
 
-    model: Any
-    guide: Any
-    losses: Tensor
-    converged: bool
-    settings: dict[str, Any]
-    validation: Tensor | None = None
-    store: Any = field(default_factory=lambda: {"params": {}, "constraints": {}}, repr=False)
+    model: PyroCallable
+    guide: PyroCallable
+    training: Training | None = None
+    store: Store = field(default_factory=current_store)
+
+    @property
+    def losses(self) -> Tensor:
+        """Negative ELBO per row, in nats, at every step (steps,)."""
+        return self._record().losses
+
+    @property
+    def converged(self) -> bool:
+        """Whether training stopped because the bound had ceased to rise."""
+        return self._record().converged
+
+    @property
+    def validation(self) -> Tensor | None:
+        """Steps and negative ELBO per row of held-out rows (m, 2), or None."""
+        return self._record().validation
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How the pair was trained: loss, optimizer, steps, batch size, seed, dtype, device, rows, seconds."""
+        return {} if self.training is None else self.training.settings
+
+    def _record(self) -> Training:
+        if self.training is None:
+            raise ValueError(
+                "this pair has no record of its training: pass zoo.Fit(model, guide, training=zoo.infer.Training("
+                "losses=..., converged=...)), or train it with zoo.fit"
+            )
+        return self.training
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        """Pyro's parameter store as it was at the end of the fit; the global one is as before afterwards."""
-        with pyro.get_param_store().scope(dict(self.store)):
+        """Pyro's parameter store with the pair's parameters in it; the global one is as before afterwards."""
+        with pyro.get_param_store().scope({key: dict(held) for key, held in self.store.items()}):  # type: ignore[arg-type]
             yield
 
     def sample(self, x: Any, draws: int = 1000, *, seed: int = 0) -> dict[str, Tensor]:
         """Draws of every latent site from the guide given the rows ``x``.
+
+        Discrete sites that the guide leaves to the model are drawn from it, given the others and the rows.
 
         Args:
             x: rows (n, d); a guide with parameters for every row takes those it was fitted to.
@@ -57,29 +140,25 @@ class Fit:
             one tensor (draws, n, ...) per local site, (draws, ...) per site that all rows share.
 
         Raises:
-            ValueError: ``draws`` < 1, or rows that are not fit for model or guide.
+            ValueError: ``draws`` < 1, rows that are not fit for model or guide, or a site that the guide leaves out.
         """
         check_whole(draws, "draws")
-        x = check_rows(x, self.model)
-        with self.scope(), seeded(seed), torch.no_grad():
-            trace = poutine.trace(spread(self.guide, draws)).get_trace(x)
-            found = latents(self.model, x)
-        sampled = {}
-        for latent in found:
-            if latent.name in trace.nodes:
-                value = trace.nodes[latent.name]["value"]
-                event = len(latent.shape)
-                width = value.shape[value.ndim - event - 1 : value.ndim - event] if latent.local else ()
-                sampled[latent.name] = value.expand(draws, *(width or (1,)), *latent.shape)
-                if not latent.local:
-                    sampled[latent.name] = sampled[latent.name].squeeze(1)
-        return sampled
+        x = check_rows(x, undecorated(self.model))
+        with reading(self, seed):
+            source = reader(self, x)
+            drawn = source.draw((x,), draws, points=True)
+            return source.complete((x,), drawn.values, draws)
 
     def save(self, path: str | Path) -> Path:
-        """Write the run to a folder that holds none yet; :func:`zoo.load` brings it back.
-
-        See :mod:`zoo.infer.storage.checkpoint`.
-        """
+        """Write the run to a folder that holds none yet; :func:`zoo.load` brings it back."""
         from zoo.infer.storage.checkpoint import save
 
         return save(self, path)
+
+    def __repr__(self) -> str:
+        pair = f"{name_of(self.model)} with {name_of(self.guide)}"
+        if self.training is None:
+            return f"Fit of {pair}, without a record of its training"
+        steps, ended = len(self.losses), "converged" if self.converged else "not converged"
+        last = f", loss {float(self.losses[-1]):.6g} nats per row" if steps else ""
+        return f"Fit of {pair}: {steps} steps{last}, {ended}"

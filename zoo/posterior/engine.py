@@ -107,13 +107,14 @@ class Reader:
         for index in torch.arange(n, device=self.x.device).split(n if self.joint_only else max(1, count)):
             yield index, (self.x,) if len(index) == n else (self.x[index], index, n)
 
-    def draw(self, arguments: Arguments, draws: int, held: Values | None = None) -> Drawn:
+    def draw(self, arguments: Arguments, draws: int, held: Values | None = None, *, points: bool = False) -> Drawn:
         """Draws of the latent sites from the guide, with their log densities.
 
         Args:
             arguments: of the guide, for some rows.
             draws: their number.
             held: values of shared sites at which the guide is held.
+            points: whether point masses will do, where no density is asked for.
 
         Raises:
             ValueError: the guide puts a point mass on a site, so that it has no density.
@@ -121,7 +122,8 @@ class Reader:
         traces = self._run("guide", arguments, draws, held or {})
         sites, log_q = self._read(traces, draws, len(arguments[0]))
         values = {latent.name: sites[latent.name] for latent in self.layout.latents if latent.name in sites}
-        self._refuse_points(traces, values, draws, held or {}, arguments)
+        if not points:
+            self._refuse_points(traces, values, draws, held or {}, arguments)
         return Drawn(values, log_q, self._joint(traces[0]))
 
     def score(self, arguments: Arguments, values: Values, draws: int | None = None) -> Densities:

@@ -276,10 +276,12 @@ def read(path: str | Path, *, model: Any = None, guide: Any = None) -> dict[str,
     return {
         "model": model,
         "guide": guide,
-        "losses": alone["losses"],
-        "converged": settings["converged"],
-        "settings": _revived(settings["fit"]),
-        "validation": alone.get("validation"),
+        "training": {
+            **{key: value for key, value in _revived(settings["fit"]).items() if key != "steps"},
+            "losses": alone["losses"],
+            "converged": settings["converged"],
+            "validation": alone.get("validation"),
+        },
         "store": {"params": params, "constraints": constraint_of},
     }
 
