@@ -1,4 +1,4 @@
-"""Which model: selections of the number of factors, what every factor explains, and whether the model gives the data."""
+"""Which model: selections of the size, what every factor explains, and whether the model gives the data back."""
 
 from typing import Any, Literal
 

@@ -26,7 +26,8 @@ ENOUGH = 100  # effective draws per chain, at least (Vehtari et al. 2021)
 class Comparison:
     """A guide's moments less those of the chains, in posterior standard deviations.
 
-    What :meth:`MCMCSamples.compare` returns. One tensor for every continuous latent site by name, (n, ...) for a site of the rows, (...) for one they share.
+    What :meth:`MCMCSamples.compare` returns: one tensor for every continuous latent site by name, (n, ...) for a site
+    of the rows, (...) for one they share.
 
     Attributes:
         mean: the guide's mean less that of the chains.
