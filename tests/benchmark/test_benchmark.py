@@ -46,8 +46,12 @@ def test_guides_that_cannot_serve_are_left_out(tmp_path, monkeypatch):
 
 
 def test_a_failed_cell_is_a_row_of_the_table(tmp_path, monkeypatch):
-    def fail(*args, **kwargs):
-        raise FloatingPointError("all 1 runs failed")
+    best_of = benchmark.best_of
+
+    def fail(build, *args, **kwargs):
+        if isinstance(build(), tuple):  # SVI; the reference is by EM
+            raise FloatingPointError("all 1 runs failed")
+        return best_of(build, *args, **kwargs)
 
     monkeypatch.setattr(benchmark, "best_of", fail)
     table = benchmark.conjugate(tmp_path, seeds=[0], only="iris PPCA 2", guide_names=("Exact",))

@@ -295,7 +295,7 @@ def test_summary_and_repr():
     summary = found.summary()
     assert summary["rate"] == pytest.approx(summary["mutual_information"] + summary["marginal_kl"])
     assert (summary["active"], summary["units"]) == (found.active.sum(), 3)
-    assert repr(found).startswith("Information of 20 rows, nats per row: rate ")
+    assert repr(found).startswith("Rate and distortion of 20 rows, nats per row: rate ")
     assert "at most log n = 3.00" in repr(found)
     assert repr(found).endswith(found.verdict)
 
