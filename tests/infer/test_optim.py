@@ -13,10 +13,10 @@ from pyro.optim import Adam
 import zoo
 from guides import Exact, MeanField
 from zoo import PPCA
+from zoo.base.schedules import cosine
 from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.optim.fused import Fused
 from zoo.infer.optim.lbfgs import LBFGS
-from zoo.infer.optim.schedules import cosine
 from zoo.infer.optim.settling import Settling
 
 

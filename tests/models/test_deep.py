@@ -6,9 +6,9 @@ from sklearn.datasets import make_moons
 
 import zoo
 from guides import Amortized
+from zoo.base.schedules import cosine
 from zoo.benchmark.conjugate import digits, simulated
 from zoo.infer.optim.fused import Fused
-from zoo.infer.optim.schedules import cosine
 
 
 def train(model, guide, x, steps, rate=3e-3, batch=100, **options):

@@ -16,9 +16,10 @@ from guides import Amortized, Exact, FullRank, MeanField
 from zoo.base.module import Module
 from zoo.base.plates import rows
 from zoo.posterior.annealing import AIS, anneal
+from zoo.posterior.engine import Reader, reader, reading
 from zoo.posterior.evaluation import evaluate
 from zoo.posterior.evidence import log_evidence_bounds
-from zoo.posterior.rowwise import chunks, reading, real_site
+from zoo.posterior.rowwise import real_site, row_weights
 
 FAST = AIS(temperatures=60, chains=8, leapfrog=4)
 
@@ -75,16 +76,11 @@ def test_the_rungs_are_those_of_the_weights_themselves(monkeypatch):
         seen = []
 
         def spy(*args, seen=seen):
-            model, guide = densities(*args)
-            seen.append(sum(model.values()) - guide)
-            return model, guide
+            seen.append(row_weights(*args))
+            return seen[-1]
 
-        from zoo.posterior.rowwise import densities
-
-        monkeypatch.setattr(sys.modules["zoo.posterior.evidence"], "densities", spy)
-        monkeypatch.setattr(
-            sys.modules["zoo.posterior.evidence"], "chunks", lambda run, x, count: [(torch.arange(3), (x,))]
-        )
+        monkeypatch.setattr(sys.modules["zoo.posterior.evidence"], "row_weights", spy)
+        monkeypatch.setattr(Reader, "chunks", lambda source, count: [(torch.arange(3), (source.x,))])
         found = log_evidence_bounds(run, x, draws=(30, 120, 480))
         assert len(seen) == {10**9: 1, 10 * 18: 48, 70 * 18: 8}[budget]
         weights = torch.cat(seen)  # (480, n)
@@ -169,11 +165,12 @@ def test_weights_are_unbiased_with_hardly_any_temperatures(temperatures):
     model.requires_grad_(False)
     x = model(size=4)
     run = still(model, linear(model, x), x)
-    latent = real_site(run, x, "AIS")
     settings = AIS(temperatures, chains=40_000, leapfrog=3, pilots=1)
     with reading(run, 3):
-        (_, arguments), *_ = chunks(run, x, 4)
-        weights, acceptance = anneal(run, latent, arguments, settings)
+        source = reader(run, x)
+        latent = real_site(source, "AIS")
+        (_, arguments), *_ = source.chunks(4)
+        weights, acceptance = anneal(source, latent, arguments, settings)
         ratio = (weights - model.log_marginal(x)).exp()
     assert weights.shape == (40_000, 4)
     assert ((ratio.mean(0) - 1).abs() < 5 * ratio.std(0) / 200).all()

@@ -1,16 +1,20 @@
 """What stands behind a Pyro callable: handlers around it, and the modules whose parameters it uses."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from pyro.poutine.infer_config_messenger import InferConfigMessenger
 from pyro.poutine.messenger import Messenger
 from torch import nn
 
-PyroCallable = Callable[..., Any]
+
+class PyroCallable(Protocol):
+    """A Pyro model or guide with the signature ``(x=None, index=None, size=None)``: a module or a function."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
 def handlers(function: PyroCallable) -> tuple[list[Messenger], PyroCallable]:

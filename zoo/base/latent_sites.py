@@ -31,7 +31,8 @@ class Latent:
 
     Attributes:
         name: the site's name.
-        shape: the shape of one draw (for one row, where the site is local): its plates, outermost first, then its event.
+        shape: the shape of one draw (for one row, where the site is local): its plates, outermost
+            first, then its event.
         support: the constraint its values obey.
         local: True for a site inside the plate of the rows, False for one that all rows share.
         cardinality: the number of values of a discrete site, None for a continuous one.

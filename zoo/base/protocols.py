@@ -1,5 +1,10 @@
-"""What a model may offer beyond its story."""
+"""What a model or a guide may offer beyond its story: every hook that the package asks for, written down.
 
+A model or guide is a plain Pyro callable and has none of these by duty. What it has is found by ``isinstance`` on
+:func:`zoo.base.callables.undecorated`, so that a handler which changes the density is not credited with closed forms.
+"""
+
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
@@ -27,6 +32,9 @@ class Pair(Protocol):
         ...
 
 
+# Models.
+
+
 @runtime_checkable
 class Conjugate(Protocol):
     """A model whose posterior and marginal likelihood have closed forms.
@@ -45,4 +53,161 @@ class Conjugate(Protocol):
 
     def em_step(self, x: Any) -> Tensor:
         """One step of EM, in place. Returns the total log-likelihood of the parameters it started from."""
+        ...
+
+
+@runtime_checkable
+class ConjugateGivenShared(Protocol):
+    """A model with shared sites, conjugate given them."""
+
+    def log_marginal_given(self, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """log p(x | theta) (draws, n) at values of the shared sites by name, (draws, ...) each."""
+        ...
+
+
+@runtime_checkable
+class ClosedBound(Protocol):
+    """A model with the bound of a Gaussian (or categorical) q in closed form."""
+
+    def elbo(self, x: Tensor, q: Distribution) -> Tensor:
+        """The evidence lower bound of every row (n,)."""
+        ...
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """A model or guide that takes a random start on the data; :func:`zoo.fit` and :func:`zoo.em` place fresh ones."""
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the parameters are still those that the constructor drew."""
+        ...
+
+    def initialize(self, x: Tensor) -> None:
+        """Place the parameters on the rows (n, d), from the running random stream."""
+        ...
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """A model that refuses data under which its likelihood has no maximum."""
+
+    def check(self, x: Tensor) -> None:
+        """Raise a ValueError that names the row or column and the way out."""
+        ...
+
+
+@runtime_checkable
+class Summarized(Protocol):
+    """A conjugate model whose EM step takes sufficient statistics in place of rows."""
+
+    def summarize(self, x: Tensor) -> Any:
+        """What ``em_step`` takes in place of the rows (n, d)."""
+        ...
+
+
+@runtime_checkable
+class Maximized(Protocol):
+    """A conjugate model with a direct maximum of its likelihood."""
+
+    def maximize(self, moments: Any) -> Any:
+        """Go to the maximum, in place, given the moments of the rows."""
+        ...
+
+
+@runtime_checkable
+class Decoding(Protocol):
+    """A model with p(x | z) as a distribution."""
+
+    def decode(self, z: Tensor) -> Distribution:
+        """p(x | z) for factors (..., k): a distribution with event (d,)."""
+        ...
+
+
+@runtime_checkable
+class Imputing(Protocol):
+    """A model that fills missing entries in closed form."""
+
+    def impute(self, x: Tensor) -> Any:
+        """Mean and variance of the missing entries (NaN) of rows (n, d)."""
+        ...
+
+
+@runtime_checkable
+class Floored(Protocol):
+    """A model with a floor on its variances."""
+
+    floor: float
+
+    def at_floor(self, z: Tensor) -> Tensor | None:
+        """The share (...) of variances at the floor for factors (..., k)."""
+        ...
+
+
+@runtime_checkable
+class LinearGaussian(Protocol):
+    """A linear-Gaussian model: x ~ N(W z + mu, diag(noise)), z ~ N(0, I)."""
+
+    weight: Tensor  # (d, k)
+    mean: Tensor  # (d,)
+
+    @property
+    def noise(self) -> Tensor:
+        """The noise variance of every column (d,)."""
+        ...
+
+
+@runtime_checkable
+class Mixture(Protocol):
+    """A mixture of components, with the site ``component`` per row."""
+
+    components: int
+
+
+@runtime_checkable
+class Quadratic(Protocol):
+    """A model that declares whether log p(x, z) is quadratic in its continuous sites, for any value of the discrete."""
+
+    @property
+    def quadratic(self) -> bool:
+        """Whether it is."""
+        ...
+
+
+# Guides.
+
+
+@runtime_checkable
+class HasPosterior(Protocol):
+    """A guide with q(z | x) of its one local site as a distribution."""
+
+    def posterior(self, x: Tensor, index: Tensor | None = None) -> Distribution:
+        """q(z | x), a distribution with batch shape (n,)."""
+        ...
+
+
+@runtime_checkable
+class HoldsRows(Protocol):
+    """A guide with parameters of its own for every row of the data that it was built for."""
+
+    count: int
+
+
+@runtime_checkable
+class GaussianGuide(Protocol):
+    """A guide that declares whether all its sites are Gaussian (in unconstrained coordinates) or categorical."""
+
+    @property
+    def gaussian(self) -> bool:
+        """Whether they are."""
+        ...
+
+
+@runtime_checkable
+class TightGuide(Protocol):
+    """A guide that declares whether it is the posterior itself, so that every draw gives log p(x)."""
+
+    @property
+    def tight(self) -> bool:
+        """Whether it is."""
         ...

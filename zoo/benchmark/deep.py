@@ -16,12 +16,12 @@ from torch import Tensor
 import guides
 from zoo import data, plots
 from zoo.base.checks import check_whole
+from zoo.base.schedules import cosine
 from zoo.benchmark.rows import Rows
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.fitting import fit
 from zoo.infer.losses.annealed import AnnealedELBO, linear_warmup
 from zoo.infer.optim.fused import Fused
-from zoo.infer.optim.schedules import cosine
 from zoo.models.factor_analysis import FactorAnalysis
 from zoo.models.vae import VAE
 from zoo.posterior.evidence import log_evidence_bounds

@@ -10,7 +10,7 @@ from zoo.alignment.symmetry import Alignment
 from zoo.base.latent_sites import Latent, latents
 from zoo.export.variables import parameters
 from zoo.infer.fitting import Fit
-from zoo.posterior.rowwise import reading
+from zoo.posterior.engine import reading
 
 Turn = Callable[[Latent, Tensor], Tensor]  # draws of a latent site to the same draws in other coordinates
 INDEPENDENT = "independent draws from a guide, one chain: R-hat and effective sample size say nothing here"

@@ -20,7 +20,7 @@ from zoo.export.chains import INDEPENDENT, SEEDS, Turn, alignment, check, title,
 from zoo.export.pieces import Piece, Source, rows_per_piece
 from zoo.export.variables import Variable, check_names, names, parameters
 from zoo.infer.fitting import Fit
-from zoo.posterior.rowwise import reading
+from zoo.posterior.engine import reading
 
 ORDER = (
     "posterior",

@@ -14,9 +14,9 @@ from zoo.export import variables
 from zoo.export.chains import Turn
 from zoo.export.variables import Groups, Variable
 from zoo.infer.fitting import Fit
-from zoo.posterior.draws import Drawn, data_sites, from_guide, from_model, log_joint, no_density
+from zoo.posterior.draws import Drawn, data_sites, from_guide, from_model, log_joint, no_density, whole
+from zoo.posterior.engine import Arguments, reading
 from zoo.posterior.psis import LEAST, psis_khat
-from zoo.posterior.rowwise import Arguments, reading, whole
 
 BUDGET = 2**22  # numbers per array and piece
 INNER = 100  # draws of the local sites for every draw of the shared ones

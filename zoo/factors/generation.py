@@ -14,7 +14,8 @@ from zoo.base.plates import spread
 from zoo.data.dataset import column_names
 from zoo.factors.decoding import likelihood
 from zoo.infer.run import Fit
-from zoo.posterior.rowwise import Arguments, reading, whole
+from zoo.posterior.draws import whole
+from zoo.posterior.engine import Arguments, reading
 
 BUDGET = 2**24  # numbers per array and chunk; bounds the memory
 

@@ -12,7 +12,8 @@ from zoo.algebra.missing import Imputation, marginal_root
 from zoo.base.checks import check_rows, check_whole
 from zoo.factors.generation import BUDGET, given_draws, guide_traces, total
 from zoo.infer.run import Fit
-from zoo.posterior.rowwise import densities, reading
+from zoo.posterior.engine import reader, reading
+from zoo.posterior.rowwise import row_weights
 
 
 def impute(run: Fit, x: Any, *, draws: int = 1000, seed: int = 0, weighted: bool = False) -> Imputation:
@@ -55,8 +56,7 @@ def impute(run: Fit, x: Any, *, draws: int = 1000, seed: int = 0, weighted: bool
             weights = None
             if weighted:  # of the very same draws
                 same = replace(run, guide=poutine.replay(run.guide, trace=trace))
-                joint, guide = densities(same, arguments, draws)
-                weights = (sum(joint.values()) - guide).softmax(0)  # (s, b)
+                weights = row_weights(reader(same, x), arguments, draws, "impute").softmax(0)  # (s, b)
             density = given_draws(run, trace, len(arguments[0]))
             found = total(*conditional_moments(density, arguments[0]), weights)
             mean[index] = torch.where(missing[index], found[0], x[index])

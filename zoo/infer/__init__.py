@@ -1,5 +1,6 @@
 """How is a model fitted: stochastic variational inference, EM, the best of several starts."""
 
+from zoo.base.schedules import cosine
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.fitting import fit
 from zoo.infer.guard import Diverged, UnboundedLikelihood
@@ -10,7 +11,6 @@ from zoo.infer.losses.iwae import IWAE
 from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.optim.fused import Fused
 from zoo.infer.optim.lbfgs import LBFGS
-from zoo.infer.optim.schedules import cosine
 from zoo.infer.run import Fit, Training
 from zoo.infer.starts import Attempt, BestOf, best_of
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pyro
-import torch
 from torch import Tensor
 
 from zoo.base.callables import PyroCallable, name_of, undecorated
@@ -123,7 +122,7 @@ class Fit:
     @contextmanager
     def scope(self) -> Iterator[None]:
         """Pyro's parameter store with the pair's parameters in it; the global one is as before afterwards."""
-        with pyro.get_param_store().scope({key: dict(held) for key, held in self.store.items()}):  # type: ignore[arg-type]
+        with pyro.get_param_store().scope({key: dict(held) for key, held in self.store.items()}):
             yield
 
     def sample(self, x: Any, draws: int = 1000, *, seed: int = 0) -> dict[str, Tensor]:

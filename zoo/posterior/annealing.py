@@ -14,8 +14,8 @@ from torch import Tensor
 from zoo.base.checks import check_whole
 from zoo.base.latent_sites import Latent
 from zoo.base.plates import spread
-from zoo.infer.fitting import Fit
-from zoo.posterior.rowwise import Arguments, conditional, gaussian, log_joint, log_volume, stretch
+from zoo.posterior.engine import Arguments, Reader
+from zoo.posterior.rowwise import conditional, gaussian, log_joint, log_volume, stretch
 
 Start = Literal["guide", "prior"]
 Place = tuple[Tensor, Tensor]  # mean (b, k), and scales (b, k) or Cholesky factors (b, k, k)
@@ -89,14 +89,14 @@ class AIS:
 
 
 def anneal(
-    run: Fit, latent: Latent, arguments: Arguments, settings: AIS, start: Place | None = None
+    source: Reader, latent: Latent, arguments: Arguments, settings: AIS, start: Place | None = None
 ) -> tuple[Tensor, Tensor]:
     r"""The log weights (chains, b) of some rows, and the acceptance of their transitions (b,).
 
-    Call it inside :func:`zoo.posterior.rowwise.reading`.
+    Call it inside :func:`zoo.posterior.engine.reading`.
 
     Args:
-        run: a fit.
+        source: the pair and its rows.
         latent: the model's one latent site, on the real line.
         arguments: of model and guide, for the rows.
         settings: of the walk.
@@ -105,9 +105,9 @@ def anneal(
     count = settings.pilots + settings.chains
     from_prior = settings.start == "prior" and start is None
     if from_prior:
-        u, loc, root = _from_prior(run, latent, arguments, count)
+        u, loc, root = _from_prior(source, latent, arguments, count)
     else:
-        loc, root = start or place(run, latent, arguments)
+        loc, root = start or place(source, latent, arguments)
         u = torch.randn(count, *loc.shape, dtype=loc.dtype, device=loc.device)
     level = log_volume(root) + 0.5 * loc.shape[-1] * math.log(2 * math.pi)  # of the start's density, (b,)
 
@@ -115,7 +115,7 @@ def anneal(
         """The log densities of start and joint (chains, b) at u, and their slopes in u (chains, b, k)."""
         with torch.enable_grad():
             u = u.detach().requires_grad_()
-            terms = log_joint(run, latent, loc + stretch(root, u), arguments)
+            terms = log_joint(source, latent, loc + stretch(root, u), arguments)
             joint = sum(terms.values(), torch.zeros_like(u[..., 0]))
             first = terms[latent.name].expand_as(joint) if from_prior else -0.5 * u.square().sum(-1) - level
             (first_slope,) = torch.autograd.grad(first.sum(), u, retain_graph=True)
@@ -169,21 +169,21 @@ def _transition(
     return torch.where(take.unsqueeze(-1), moved, u), after, chance
 
 
-def place(run: Fit, latent: Latent, arguments: Arguments) -> Place:
+def place(source: Reader, latent: Latent, arguments: Arguments) -> Place:
     """Mean and root of the guide's q(z | x), or mean and scales of its draws where it is no Gaussian."""
-    found = gaussian(conditional(run, latent, arguments))
+    found = gaussian(conditional(source, latent, arguments))
     if found is not None:
         return found
-    site = poutine.trace(spread(run.guide, MATCHED)).get_trace(*arguments).nodes[latent.name]
+    site = poutine.trace(spread(source.pair.guide, MATCHED)).get_trace(*arguments).nodes[latent.name]
     z = site["value"].reshape(MATCHED, len(arguments[0]), -1)
     return z.mean(0), z.std(0)
 
 
-def _from_prior(run: Fit, latent: Latent, arguments: Arguments, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def _from_prior(source: Reader, latent: Latent, arguments: Arguments, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Draws of the prior in whitened coordinates (count, b, k), with their means and scales (b, k)."""
     n = len(arguments[0])
     with pyro.validation_enabled(False):
-        site = poutine.trace(spread(run.model, count + MATCHED)).get_trace(*arguments).nodes[latent.name]
+        site = poutine.trace(spread(source.pair.model, count + MATCHED)).get_trace(*arguments).nodes[latent.name]
     z = site["value"].expand(count + MATCHED, n, *latent.shape).reshape(count + MATCHED, n, -1)
     chains, others = z[:count], z[count:].flatten(0, 1)  # other draws than the chains' show the scales
     loc, root = others.mean(0).expand(n, -1), others.std(0).expand(n, -1)

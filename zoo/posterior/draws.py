@@ -12,13 +12,14 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import config_enumerate, infer_discrete
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from zoo.base.latent_sites import Latent
 from zoo.base.module import Module
 from zoo.base.plates import spread
-from zoo.infer.fitting import Fit
-from zoo.posterior.rowwise import Arguments
+from zoo.base.protocols import Pair
+from zoo.posterior.engine import Arguments
 
 Nodes = Mapping[str, dict[str, Any]]
 Values = Mapping[str, Tensor]
@@ -37,7 +38,7 @@ class Drawn(NamedTuple):
 
 
 def from_guide(
-    run: Fit, arguments: Arguments, found: Sequence[Latent], draws: int, held: Values | None = None
+    run: Pair, arguments: Arguments, found: Sequence[Latent], draws: int, held: Values | None = None
 ) -> Drawn:
     """Latent sites from the guide, those that it leaves to the model from the model given the others and the data.
 
@@ -68,7 +69,7 @@ def from_guide(
 
 
 def from_model(
-    run: Fit, arguments: Arguments, found: Sequence[Latent], data: Sequence[str], draws: int, held: Values
+    run: Pair, arguments: Arguments, found: Sequence[Latent], data: Sequence[str], draws: int, held: Values
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Latent sites and data sites from the model, with the latent sites in ``held`` at these values.
 
@@ -87,7 +88,7 @@ def from_model(
     return {k: torch.cat(v) for k, v in latent.items()}, {k: torch.cat(v) for k, v in seen.items()}
 
 
-def log_joint(run: Fit, arguments: Arguments, found: Sequence[Latent], draws: int, values: Values) -> Tensor:
+def log_joint(run: Pair, arguments: Arguments, found: Sequence[Latent], draws: int, values: Values) -> Tensor:
     r"""The log densities of all the model's sites in the plate of the rows at ``values``, (draws, b).
 
     Where no site is shared that is :math:`\log p(x, z)`; else it is conditional on the shared ones.
@@ -98,7 +99,7 @@ def log_joint(run: Fit, arguments: Arguments, found: Sequence[Latent], draws: in
     return torch.cat(parts)
 
 
-def data_sites(run: Fit, arguments: Arguments) -> dict[str, Tensor]:
+def data_sites(run: Pair, arguments: Arguments) -> dict[str, Tensor]:
     """The model's observed sites and their values (b, ...).
 
     Raises:
@@ -115,7 +116,7 @@ def data_sites(run: Fit, arguments: Arguments) -> dict[str, Tensor]:
     return {name: site["value"] for name, site in found.items()}
 
 
-def no_density(run: Fit, arguments: Arguments, local: Sequence[Latent]) -> str:
+def no_density(run: Pair, arguments: Arguments, local: Sequence[Latent]) -> str:
     """Why log q(z_i | x_i) of a row cannot be had from the guide; the empty string where it can."""
     nodes = poutine.trace(run.guide).get_trace(*arguments).nodes
     for latent in local:
@@ -201,3 +202,8 @@ def _is_point(site: dict[str, Any]) -> bool:
     while hasattr(base, "base_dist"):
         base = base.base_dist
     return isinstance(base, pyro.distributions.Delta)
+
+
+def whole(guide: Any) -> bool:
+    """Whether a guide knows its rows only all together (Pyro's autoguides without ``create_plates``)."""
+    return isinstance(guide, AutoGuide) and guide.create_plates is None

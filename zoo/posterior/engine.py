@@ -51,7 +51,7 @@ class Densities:
     @property
     def by_row(self) -> Tensor:
         """The sum over the sites of every row (draws, b)."""
-        return sum(self.rows.values(), torch.zeros(()))  # type: ignore[return-value]
+        return sum(self.rows.values(), torch.zeros(()))
 
     @property
     def of_shared(self) -> Tensor | float:
@@ -335,9 +335,10 @@ class Reader:
             return None
         known = {latent.name for latent in self.layout.latents}
         for name, site in trace.nodes.items():
-            if site["type"] == "sample" and not site_is_subsample(site) and name not in known:
-                if not any(frame.name == self.layout.plate for frame in site["cond_indep_stack"]):
-                    return str(name)
+            if site["type"] != "sample" or site_is_subsample(site) or name in known:
+                continue
+            if not any(frame.name == self.layout.plate for frame in site["cond_indep_stack"]):
+                return str(name)
         return None
 
     def _refuse_points(

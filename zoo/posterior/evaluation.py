@@ -1,35 +1,79 @@
-"""How good is the bound: ELBO, log marginal likelihood and their gap, row by row."""
+"""How good is the bound: ELBO, log marginal likelihood and their gap, row by row and of what the rows share."""
 
 from dataclasses import dataclass
 from typing import Any
 
+import polars
 import torch
 from torch import Tensor
 from torch.distributions import Categorical
 
+from zoo.base.callables import undecorated
 from zoo.base.checks import check_rows, check_whole
-from zoo.base.protocols import Conjugate
-from zoo.infer.fitting import Fit
+from zoo.base.protocols import ClosedBound, Conjugate, ConjugateGivenShared, HasPosterior, Pair
+from zoo.posterior.engine import Reader, reader, reading
 from zoo.posterior.psis import psis_khat
-from zoo.posterior.rowwise import chunks, densities, gaussian, log_mean, reading
+from zoo.posterior.rowwise import gaussian, log_mean, row_weights
 
 LEAST_DRAWS = 25  # below, the tail of the weights cannot be fitted
+BUDGET = 2**24  # numbers per array and chunk; bounds the memory
+SHOWN = 4  # draws of the shared sites at which the rows' k-hat is taken
+
+
+@dataclass(frozen=True)
+class SharedTerm:
+    r"""The bound of a model with sites :math:`\theta` that all rows share, in nats over all rows.
+
+    .. math:: \log p(X) = \mathrm{total} + \mathrm{KL}(q \| p(\theta, z \mid X)), \qquad
+              \mathrm{total} = \sum_n \mathrm{rows}_n + E_q[\log p(\theta) - \log q(\theta)]
+
+    Attributes:
+        sites: the names of the shared sites.
+        bound: :math:`E_q[\log p(\theta) - \log q(\theta)]`; of a guide that draws rows and shared sites together, the
+            total less the rows' expected log joint densities.
+        bound_se: its Monte Carlo standard error.
+        total: the evidence lower bound of all rows.
+        total_se: its Monte Carlo standard error.
+        log_marginal: log p(X), estimated by importance sampling over theta.
+        log_marginal_se: its Monte Carlo standard error.
+        khat: the Pareto shape of the importance weights of theta.
+    """
+
+    sites: tuple[str, ...]
+    bound: float
+    bound_se: float
+    total: float
+    total_se: float
+    log_marginal: float
+    log_marginal_se: float
+    khat: float
+
+    @property
+    def gap(self) -> float:
+        """A lower bound on KL(q || p(theta, z | X)), in expectation."""
+        return self.log_marginal - self.total
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     r"""The identity :math:`\log p(x) = \mathrm{ELBO}(q) + \mathrm{KL}(q \| p(z \mid x))`, in nats, for every row.
 
+    Where rows share latent sites, the rows' terms of the bound stand in ``elbo`` and the rest in ``shared``; log p(x)
+    and the gap are then those of all rows together, in ``shared``.
+
     Attributes:
-        elbo: the evidence lower bound (n,).
+        elbo: the evidence lower bound (n,); with shared sites the rows' terms of it.
         elbo_se: its Monte Carlo standard error (n,); 0 where it is closed-form.
-        log_marginal: log p(x) (n,), exact or by importance sampling.
+        log_marginal: log p(x) (n,), exact or by importance sampling; with shared sites
+            :math:`E_q \log p(x \mid \theta)`.
         log_marginal_se: its Monte Carlo standard error (n,); 0 where it is exact.
         estimator: ``"exact"``, or ``"IWAE-K"``: the importance-weighted bound of K draws, which is below log p(x) in
             expectation, so that the gap is too.
-        khat: the Pareto shape of the importance weights (n,); above 0.7 the guide is too far from the posterior
-            for importance sampling (Vehtari, Simpson, Gelman, Yao and Gabry 2024, JMLR 25).
+        khat: the Pareto shape of the importance weights (n,), with shared sites given draws of these; above 0.7 the
+            guide is too far from the posterior for importance sampling (Vehtari, Simpson, Gelman, Yao and Gabry 2024,
+            JMLR 25). NaN where a row has no latent site of its own, or no weights of its own.
         draws: the number of draws per row.
+        shared: what the rows share; None for a model without such sites and a guide that splits into rows.
     """
 
     elbo: Tensor
@@ -39,10 +83,29 @@ class Evaluation:
     estimator: str
     khat: Tensor
     draws: int
+    shared: SharedTerm | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """The rows' terms of the bound (n,)."""
+        return self.elbo
+
+    @property
+    def total(self) -> float:
+        """The evidence lower bound of all rows."""
+        return float(self.elbo.double().sum()) if self.shared is None else self.shared.total
 
     @property
     def gap(self) -> Tensor:
-        """KL(q || p(z | x)) of every row (n,), or a lower bound on it where log p(x) is estimated."""
+        """KL(q || p(z | x)) of every row (n,), or a lower bound on it where log p(x) is estimated.
+
+        Raises:
+            ValueError: the gap does not split into rows, as the model has shared sites.
+        """
+        if self.shared is not None:
+            raise ValueError(
+                "the gap does not split into rows: that of all rows together is evaluation.shared.gap, in nats"
+            )
         return self.log_marginal - self.elbo
 
     @property
@@ -51,87 +114,195 @@ class Evaluation:
         return (self.elbo_se.square() + self.log_marginal_se.square()).sqrt()
 
     def summary(self) -> dict[str, float]:
-        """Means per row with the standard errors that the draws cause, and the share of rows with k-hat above 0.7."""
-        n = len(self.elbo)
+        """Means per row with the standard errors that the draws cause, and the share of rows with k-hat above 0.7.
 
-        def error(se: Tensor) -> float:
-            return float(se.square().sum().sqrt() / n)
+        With shared sites the bound, log p(X) and the gap are those of all rows, divided by their number.
+        """
+        n, s = len(self.elbo), self.shared
+        if s is not None:
+            bounds = {
+                "elbo": s.total / n,
+                "elbo_se": s.total_se / n,
+                "log_marginal": s.log_marginal / n,
+                "log_marginal_se": s.log_marginal_se / n,
+                "gap": s.gap / n,
+                "gap_se": (s.total_se**2 + s.log_marginal_se**2) ** 0.5 / n,
+                "khat_shared": s.khat,
+            }
+        else:
+            bounds = {
+                "elbo": float(self.elbo.mean()),
+                "elbo_se": _mean_error(self.elbo_se),
+                "log_marginal": float(self.log_marginal.mean()),
+                "log_marginal_se": _mean_error(self.log_marginal_se),
+                "gap": float(self.gap.mean()),
+                "gap_se": _mean_error(self.gap_se),
+            }
+        return {**bounds, "khat_above_0.7": float((self.khat > 0.7).double().mean())}
 
-        return {
-            "elbo": float(self.elbo.mean()),
-            "elbo_se": error(self.elbo_se),
-            "log_marginal": float(self.log_marginal.mean()),
-            "log_marginal_se": error(self.log_marginal_se),
-            "gap": float(self.gap.mean()),
-            "gap_se": error(self.gap_se),
-            "khat_above_0.7": float((self.khat > 0.7).double().mean()),
-        }
+    def frame(self) -> polars.DataFrame:
+        """A row per row of the data: its term of the bound, log p(x) and k-hat."""
+        names = ("elbo", "elbo_se", "log_marginal", "log_marginal_se", "khat")
+        return polars.DataFrame({name: getattr(self, name).detach().cpu().double().numpy() for name in names})
 
     def __repr__(self) -> str:
-        s = self.summary()
-        return (
-            f"Evaluation of {len(self.elbo)} rows, nats per row: ELBO {s['elbo']:.4f} (se {s['elbo_se']:.1g}), "
-            f"log marginal {s['log_marginal']:.4f} ({self.estimator}), gap {s['gap']:.4f} (se {s['gap_se']:.1g}), "
-            f"k-hat > 0.7 on {100 * s['khat_above_0.7']:.0f}% of the rows"
+        s, n = self.summary(), len(self.elbo)
+        share = "" if self.khat.isnan().all() else f", k-hat > 0.7 on {100 * s['khat_above_0.7']:.0f}% of the rows"
+        text = (
+            f"Evaluation of {n} rows, nats per row: ELBO {s['elbo']:.4f} (se {s['elbo_se']:.1g}), "
+            f"log marginal {s['log_marginal']:.4f} ({self.estimator}), gap {s['gap']:.4f} (se {s['gap_se']:.1g})"
         )
+        if self.shared is None:
+            return text + share
+        total = (
+            f"; over all rows: bound {self.shared.total:.3f}, of which the shared sites "
+            f"{', '.join(self.shared.sites) or '(none)'} {self.shared.bound:.3f}, log p(X) "
+            f"{self.shared.log_marginal:.3f} (se {self.shared.log_marginal_se:.1g}), k-hat {self.shared.khat:.2f}"
+        )
+        return text + total + share
 
 
-def evaluate(run: Fit, x: Any, *, draws: int = 500, seed: int = 0) -> Evaluation:
-    """Bound, log marginal likelihood and gap of a run on the rows ``x``.
+def evaluate(run: Pair, x: Any, *, draws: int = 500, inner: int = 100, seed: int = 0) -> Evaluation:
+    r"""Bound, log marginal likelihood and gap of a trained pair on the rows ``x``.
 
     Closed forms are used where model and guide have them; what is left is estimated from ``draws`` draws of the guide
     per row, in chunks of rows, so that memory stays bounded.
 
+    Where rows share sites :math:`\theta`, log p(X) is estimated by importance sampling over theta,
+
+    .. math:: \log p(X) \approx \log \frac{1}{S} \sum_s \frac{p(\theta_s)}{q(\theta_s)} \prod_n \hat p(x_n \mid
+              \theta_s), \qquad \theta_s \sim q,
+
+    with the rows' :math:`p(x_n \mid \theta)` exact where the model offers ``log_marginal_given`` or has no other sites,
+    and else estimated without bias from ``inner`` draws of the rows' own sites.
+
     Args:
-        run: what :func:`zoo.fit` or :func:`zoo.load` returned.
+        run: a trained pair: what :func:`zoo.fit` or :func:`zoo.load` returned, or ``zoo.Fit(model, guide)``.
         x: rows (n, d); a guide with parameters for every row takes those it was fitted to, in their order.
-        draws: draws per row, K of IWAE-K; at least 25.
+        draws: draws per row, K of IWAE-K, and of the shared sites; at least 25.
+        inner: draws of the rows' own sites for every draw of the shared ones; at least 25.
         seed: of the draws; the caller's random stream is left alone.
 
     Raises:
-        ValueError: too few draws, rows that are not fit for model or guide, or a model with latent sites that all
-            rows share, whose bound does not split into rows.
+        ValueError: too few draws, rows that are not fit for model or guide, or a guide without a density (a point mass,
+            as AutoDelta and AutoLaplaceApproximation have it).
     """
-    if check_whole(draws, "draws") < LEAST_DRAWS:
-        raise ValueError(f"draws must be at least {LEAST_DRAWS} to judge the importance weights, got {draws}")
-    x = check_rows(x, run.model)
-    with torch.no_grad():
-        weights = log_weights(run, x, draws, seed=seed)  # (draws, n)
-        zero = weights.new_zeros(len(x))
-        exact = isinstance(run.model, Conjugate)
-        if exact:
-            log_marginal, log_marginal_se = run.model.log_marginal(x), zero
-        else:
-            log_marginal, log_marginal_se = log_mean(weights)
-        q = None
-        if hasattr(run.model, "elbo") and hasattr(run.guide, "posterior"):
-            with run.scope():
-                q = run.guide.posterior(x)
-        if q is not None and (gaussian(q) is not None or isinstance(q, Categorical)):
-            elbo, elbo_se = run.model.elbo(x, q), zero
-        else:  # no closed form for such a q
-            elbo, elbo_se = weights.mean(0), weights.std(0) / draws**0.5
-    estimator = "exact" if exact else f"IWAE-{draws}"
-    return Evaluation(elbo, elbo_se, log_marginal, log_marginal_se, estimator, psis_khat(weights), draws)
+    for name, number in (("draws", draws), ("inner", inner)):
+        if check_whole(number, name) < LEAST_DRAWS:
+            raise ValueError(f"{name} must be at least {LEAST_DRAWS} to judge the importance weights, got {number}")
+    x = check_rows(x, undecorated(run.model))
+    with reading(run, seed):
+        source = reader(run, x)
+        _, first = next(source.chunks(1))
+        joint = source.draw(first, 2).joint
+        if source.layout.shared or joint is not None:
+            return _of_all_rows(source, draws, inner)
+        return _of_rows(source, draws)
 
 
-def log_weights(run: Fit, x: Tensor, draws: int, *, seed: int = 0, budget: int = 2**24) -> Tensor:
+def log_weights(run: Pair, x: Tensor, draws: int, *, seed: int = 0) -> Tensor:
     r""":math:`\log p(x_n, z) - \log q(z \mid x_n)` for draws of z from the guide, shape (draws, n).
-
-    Args:
-        run: a fit.
-        x: rows (n, d).
-        draws: draws per row.
-        seed: of the draws.
-        budget: numbers per array and chunk; bounds the memory.
 
     Raises:
         ValueError: a latent site is shared by all rows.
     """
-    d = x.shape[1]
-    parts = []
     with reading(run, seed):
-        for _, arguments in chunks(run, x, budget // (draws * d)):
-            model, guide = densities(run, arguments, draws)
-            parts.append(sum(model.values()) - guide)
-    return torch.cat(parts, 1)
+        return _weights(reader(run, x), draws)
+
+
+def _weights(source: Reader, draws: int) -> Tensor:
+    count = BUDGET // (draws * source.x.shape[1])
+    return torch.cat([row_weights(source, arguments, draws) for _, arguments in source.chunks(count)], 1)
+
+
+def _of_rows(source: Reader, draws: int) -> Evaluation:
+    """The evaluation of a model all of whose sites are local."""
+    model, x = undecorated(source.pair.model), source.x
+    weights = _weights(source, draws)  # (draws, n)
+    zero = weights.new_zeros(len(x))
+    if isinstance(model, Conjugate):
+        log_marginal, log_marginal_se, estimator = model.log_marginal(x), zero, "exact"
+    else:
+        log_marginal, log_marginal_se = log_mean(weights)
+        estimator = f"IWAE-{draws}"
+    elbo, elbo_se = weights.mean(0), weights.std(0) / draws**0.5
+    guide = undecorated(source.pair.guide)
+    if isinstance(model, ClosedBound) and isinstance(guide, HasPosterior):
+        q = guide.posterior(x)
+        if gaussian(q) is not None or isinstance(q, Categorical):
+            elbo, elbo_se = model.elbo(x, q), zero
+    return Evaluation(elbo, elbo_se, log_marginal, log_marginal_se, estimator, psis_khat(weights), draws)
+
+
+@dataclass
+class _Sums:
+    """What the chunks of rows add up to, for every draw of the shared sites (draws,)."""
+
+    shared: Tensor | float = 0.0  # log p(theta) - log q(theta)
+    bound: Tensor | float = 0.0  # the rows' log p(x, z | theta) - log q(z)
+    given: Tensor | float = 0.0  # the rows' log p(x | theta)
+
+
+def _of_all_rows(source: Reader, draws: int, inner: int) -> Evaluation:
+    """The evaluation of a model whose rows share sites, or of a guide that draws all rows together."""
+    names = {latent.name for latent in source.layout.shared}
+    count = BUDGET // (draws * source.x.shape[1])
+    sums, joint = _Sums(), None
+    held: dict[str, Tensor] = {}
+    columns: list[tuple[Tensor, ...]] = []
+    for _, arguments in source.chunks(count):
+        drawn = source.draw(arguments, draws, held)
+        log_p = source.score(arguments, drawn.values, draws)
+        terms = (log_p.by_row - drawn.log_q.by_row).expand(draws, len(arguments[0]))
+        if not columns:
+            joint = drawn.joint
+            held = {name: value for name, value in drawn.values.items() if name in names}
+            sums.shared = log_p.of_shared - drawn.log_q.of_shared
+        given, khat = (terms, _unknown(terms)) if joint else _given(source, arguments, held, terms, inner)
+        sums.bound = sums.bound + terms.sum(1)
+        sums.given = sums.given + given.sum(1)
+        columns.append((*_moments(terms), *_moments(given), khat))
+    elbo, elbo_se, log_marginal, log_marginal_se, khat = (torch.cat(parts) for parts in zip(*columns, strict=True))
+    bound, total = torch.as_tensor(sums.shared).expand(draws), torch.as_tensor(sums.shared + sums.bound)
+    weights = torch.as_tensor(sums.shared + sums.given).double()
+    evidence, error = log_mean(weights.unsqueeze(1))
+    khat_shared = psis_khat(weights.unsqueeze(1))
+    numbers = (*_moments(bound), *_moments(total), evidence, error, khat_shared)
+    shared = SharedTerm(tuple(own.name for own in source.layout.shared), *(float(value) for value in numbers))
+    return Evaluation(elbo, elbo_se, log_marginal, log_marginal_se, f"IS-{draws}", khat, draws, shared)
+
+
+def _given(
+    source: Reader, arguments: tuple[Any, ...], held: dict[str, Tensor], terms: Tensor, inner: int
+) -> tuple[Tensor, Tensor]:
+    """log p(x | theta) of some rows at every draw of the shared sites (draws, b), and the rows' k-hat (b,)."""
+    model, x = undecorated(source.pair.model), arguments[0]
+    draws = len(terms)
+    if not source.layout.local:
+        return terms, _unknown(terms)
+    exact = model.log_marginal_given(x, held) if isinstance(model, ConjugateGivenShared) else None
+    parts: list[Tensor] = []
+    khats: list[Tensor] = []
+    each = max(1, BUDGET // (inner * x.numel()))
+    for group in torch.arange(draws if exact is None else min(SHOWN, draws)).split(each):
+        repeated = {name: value[group].repeat_interleave(inner, 0) for name, value in held.items()}
+        drawn = source.draw(arguments, len(group) * inner, repeated)
+        log_p = source.score(arguments, drawn.values).by_row
+        weights = (log_p - drawn.log_q.by_row).unflatten(0, (len(group), inner))  # (group, inner, b)
+        parts.append(log_mean(weights.movedim(1, 0))[0])
+        khats += [psis_khat(own) for own in weights[: max(0, SHOWN - len(khats))]]
+    return (torch.cat(parts) if exact is None else exact), torch.stack(khats).median(0).values
+
+
+def _unknown(terms: Tensor) -> Tensor:
+    return terms.new_full(terms.shape[1:], float("nan"))
+
+
+def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean over the draws and its standard error."""
+    return values.mean(0), values.std(0) / len(values) ** 0.5
+
+
+def _mean_error(se: Tensor) -> float:
+    """The standard error of the mean over the rows."""
+    return float(se.square().sum().sqrt() / len(se))

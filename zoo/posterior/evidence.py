@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.base.callables import undecorated
 from zoo.base.checks import check_rows, check_whole
-from zoo.base.protocols import Conjugate
-from zoo.infer.fitting import Fit
+from zoo.base.protocols import Conjugate, Pair
 from zoo.posterior.annealing import AIS, anneal
+from zoo.posterior.engine import Arguments, Reader, reader, reading
 from zoo.posterior.evaluation import LEAST_DRAWS
-from zoo.posterior.rowwise import Arguments, chunks, densities, log_mean, reading, real_site
+from zoo.posterior.rowwise import log_mean, real_site, row_weights
 
 BUDGET = 2**20  # numbers per array and chunk: 4 MB in float32, and a decoder holds some ten of them at a time
 BLOCKS = 30  # from here on the spread of the blocks tells the error of their mean better than the delta method
@@ -118,7 +119,7 @@ class Bounds:
 
 
 def log_evidence_bounds(
-    run: Fit, x: Any, draws: Sequence[int] = (100, 5000), ais: AIS | None = None, *, seed: int = 0
+    run: Pair, x: Any, draws: Sequence[int] = (100, 5000), ais: AIS | None = None, *, seed: int = 0
 ) -> Bounds:
     r"""Every bound on log p(x) that there is, side by side: ELBO, IWAE-K, AIS, and log p(x) where it is known.
 
@@ -147,12 +148,14 @@ def log_evidence_bounds(
         :class:`~zoo.posterior.annealing.AIS`.
     """
     sizes = _check_draws(draws)
-    x = check_rows(x, run.model)
-    latent = None if ais is None else real_site(run, x, "AIS")
+    model = undecorated(run.model)
+    x = check_rows(x, model)
     found, effective = [], []
     with reading(run, seed):
-        for _, arguments in chunks(run, x, BUDGET // max(100 * x.shape[1], sizes[-1] // sizes[0])):
-            values, errors, ess = _weighted(run, arguments, sizes)
+        source = reader(run, x)
+        latent = None if ais is None else real_site(source, "AIS")
+        for _, arguments in source.chunks(BUDGET // max(100 * x.shape[1], sizes[-1] // sizes[0])):
+            values, errors, ess = _weighted(source, arguments, sizes)
             found.append((values, errors))
             effective.append(ess)
         rungs = [
@@ -162,13 +165,13 @@ def log_evidence_bounds(
         acceptance = None
         if ais is not None and latent is not None:
             parts = []
-            for _, arguments in chunks(run, x, BUDGET // ((ais.chains + ais.pilots) * x.shape[1])):
-                weights, chance = anneal(run, latent, arguments, ais)
+            for _, arguments in source.chunks(BUDGET // ((ais.chains + ais.pilots) * x.shape[1])):
+                weights, chance = anneal(source, latent, arguments, ais)
                 parts.append((*log_mean(weights), chance))
             annealed, noise, acceptance = (torch.cat(part) for part in zip(*parts, strict=True))
             rungs.append(Bound("AIS", annealed, noise))
-        if isinstance(run.model, Conjugate):
-            exact = torch.cat([run.model.log_marginal(part) for part in x.split(max(1, BUDGET // x.shape[1]))])
+        if isinstance(model, Conjugate):
+            exact = torch.cat([model.log_marginal(part) for part in x.split(max(1, BUDGET // x.shape[1]))])
             rungs.append(Bound("exact", exact, torch.zeros_like(exact)))
     return Bounds(tuple(rungs), torch.cat(effective), sizes[-1], acceptance)
 
@@ -188,7 +191,7 @@ def _check_draws(draws: Sequence[int]) -> list[int]:
     return sizes
 
 
-def _weighted(run: Fit, arguments: Arguments, sizes: list[int]) -> tuple[list[Tensor], list[Tensor], Tensor]:
+def _weighted(source: Reader, arguments: Arguments, sizes: list[int]) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """ELBO and IWAE of some rows, their standard errors, each (b,) by rung, and the effective sample size (b,)."""
     x = arguments[0]
     least, total = sizes[0], sizes[-1]
@@ -200,8 +203,7 @@ def _weighted(run: Fit, arguments: Arguments, sizes: list[int]) -> tuple[list[Te
         sums = x.new_full((len(group), len(x)), -math.inf)  # log of the sum of w, of every block
         for piece in torch.arange(least).split(most):
             count = len(group) * len(piece)
-            model, guide = densities(run, arguments, count)
-            weights = sum(model.values()) - guide  # (count, b)
+            weights = row_weights(source, arguments, count, "log_evidence_bounds")  # (count, b)
             sums = torch.logaddexp(sums, weights.unflatten(0, (len(group), -1)).logsumexp(1))
             squares = torch.logaddexp(squares, (2 * weights).logsumexp(0))
             own, seen = weights.mean(0), seen + count

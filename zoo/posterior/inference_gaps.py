@@ -9,23 +9,21 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from zoo.base.callables import undecorated
 from zoo.base.checks import check_rows, check_whole
 from zoo.base.latent_sites import Latent
-from zoo.base.protocols import Conjugate
-from zoo.infer.fitting import Fit
-from zoo.infer.optim.schedules import cosine
+from zoo.base.protocols import Conjugate, Pair
+from zoo.base.schedules import cosine
 from zoo.posterior.annealing import AIS, Place, anneal
+from zoo.posterior.engine import Arguments, Reader, reader, reading
 from zoo.posterior.evaluation import LEAST_DRAWS
 from zoo.posterior.evidence import BUDGET
 from zoo.posterior.rowwise import (
-    Arguments,
-    chunks,
     conditional,
     gaussian,
     log_joint,
     log_mean,
     log_volume,
-    reading,
     real_site,
     stretch,
 )
@@ -102,7 +100,7 @@ class Gaps:
 
 
 def gaps(
-    run: Fit,
+    run: Pair,
     x: Any,
     *,
     steps: int = 500,
@@ -143,16 +141,18 @@ def gaps(
     check_whole(particles, "particles")
     if check_whole(draws, "draws") < LEAST_DRAWS:
         raise ValueError(f"draws must be at least {LEAST_DRAWS} to judge a bound, got {draws}")
-    x = check_rows(x, run.model)
+    model = undecorated(run.model)
+    x = check_rows(x, model)
     d = x.shape[1]
-    exact = isinstance(run.model, Conjugate)
-    closed = exact and hasattr(run.model, "elbo")
+    exact = isinstance(model, Conjugate)
+    closed = exact and hasattr(model, "elbo")
     parts: list[tuple[Tensor, ...]] = []
     family = ""
     with reading(run, seed):
-        latent = real_site(run, x, "gaps")
-        for _, arguments in chunks(run, x, BUDGET // max(4 * particles * d, draws)):
-            q = conditional(run, latent, arguments)
+        source = reader(run, x)
+        latent = real_site(source, "gaps")
+        for _, arguments in source.chunks(BUDGET // max(4 * particles * d, draws)):
+            q = conditional(source, latent, arguments)
             start = gaussian(q)
             if start is None:
                 raise ValueError(
@@ -162,20 +162,20 @@ def gaps(
                 )
             family = "diag" if start[1].ndim == 2 else "full"
             if closed:
-                parts.append(_in_closed_form(run, arguments[0], start))
+                parts.append(_in_closed_form(model, arguments[0], start))
             else:
-                found = _climb(run, latent, arguments, start, steps, particles)
-                parts.append(_judge(run, latent, arguments, start, found, draws, ais))
+                found = _climb(source, latent, arguments, start, steps, particles)
+                parts.append(_judge(source, latent, arguments, start, found, draws, ais))
     columns = {name: torch.cat(column) for name, column in zip(COLUMNS, zip(*parts, strict=True), strict=True)}
     estimator = "exact" if exact else f"IWAE-{draws}" if ais is None else "AIS"
     return Gaps(**columns, family=family, estimator=estimator, closed=closed)
 
 
-def _in_closed_form(run: Fit, x: Tensor, start: Place) -> tuple[Tensor, ...]:
+def _in_closed_form(model: Any, x: Tensor, start: Place) -> tuple[Tensor, ...]:
     """The columns of :class:`Gaps` for some rows."""
-    log_marginal = run.model.log_marginal(x)
-    elbo = run.model.elbo(x, _distribution(*start))
-    best = run.model.elbo(x, _distribution(*_climb_smoothly(lambda q: run.model.elbo(x, _distribution(*q)), start)))
+    log_marginal = model.log_marginal(x)
+    elbo = model.elbo(x, _distribution(*start))
+    best = model.elbo(x, _distribution(*_climb_smoothly(lambda q: model.elbo(x, _distribution(*q)), start)))
     zero = torch.zeros_like(elbo)
     return (log_marginal, best, elbo, log_marginal - best, best - elbo, *(zero,) * 5)
 
@@ -239,7 +239,7 @@ def _chosen(take: Tensor, one: Place, other: Place) -> Place:
     )
 
 
-def _climb(run: Fit, latent: Latent, arguments: Arguments, start: Place, steps: int, particles: int) -> Place:
+def _climb(source: Reader, latent: Latent, arguments: Arguments, start: Place, steps: int, particles: int) -> Place:
     """The best Gaussian of every row by Adam on draws of the bound."""
     loc = start[0]
     free = [torch.zeros_like(part, requires_grad=True) for part in start]
@@ -249,7 +249,7 @@ def _climb(run: Fit, latent: Latent, arguments: Arguments, start: Place, steps: 
         noise = loc.new_empty(particles, 1, loc.shape[1]).normal_()  # common to all rows
         noise = torch.cat([noise, -noise]).expand(-1, *loc.shape)
         with torch.enable_grad():
-            weights = _log_weights(run, latent, arguments, _moved(start, free[0], free[1]), noise, path=True)
+            weights = _log_weights(source, latent, arguments, _moved(start, free[0], free[1]), noise, path=True)
             gradients = torch.autograd.grad(-weights.mean(0).sum(), free)
         for parameter, gradient in zip(free, gradients, strict=True):
             parameter.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
@@ -258,18 +258,20 @@ def _climb(run: Fit, latent: Latent, arguments: Arguments, start: Place, steps: 
         optim.step()
     found = _moved(start, free[0].detach(), free[1].detach())
     noise = loc.new_empty(2 * particles, *loc.shape).normal_()
-    ours, theirs = (_log_weights(run, latent, arguments, q, noise).mean(0) for q in (found, start))
+    ours, theirs = (_log_weights(source, latent, arguments, q, noise).mean(0) for q in (found, start))
     return _chosen(ours > theirs, found, start)
 
 
-def _log_weights(run: Fit, latent: Latent, arguments: Arguments, q: Place, noise: Tensor, path: bool = False) -> Tensor:
+def _log_weights(
+    source: Reader, latent: Latent, arguments: Arguments, q: Place, noise: Tensor, path: bool = False
+) -> Tensor:
     r""":math:`\log p(x, z) - \log q(z)` at :math:`z = m + L \epsilon` (draws, b).
 
     With ``path`` its gradient goes through z alone: that of log q at z itself has expectation 0.
     """
     loc, root = q
     z = loc + stretch(root, noise)
-    terms = log_joint(run, latent, z, arguments)
+    terms = log_joint(source, latent, z, arguments)
     if path:
         loc, root = loc.detach(), root.detach()
         offset = z - loc
@@ -282,25 +284,26 @@ def _log_weights(run: Fit, latent: Latent, arguments: Arguments, q: Place, noise
 
 
 def _judge(
-    run: Fit, latent: Latent, arguments: Arguments, start: Place, found: Place, draws: int, ais: AIS | None
+    source: Reader, latent: Latent, arguments: Arguments, start: Place, found: Place, draws: int, ais: AIS | None
 ) -> tuple[Tensor, ...]:
     """The columns of :class:`Gaps` for some rows: both bounds on the same fresh draws, log p(x) from those of q*."""
     loc = start[0]
     parts = []
     for piece in torch.arange(draws).split(max(1, BUDGET // arguments[0].numel())):
         noise = loc.new_empty(len(piece), *loc.shape).normal_()
-        parts.append(torch.stack([_log_weights(run, latent, arguments, q, noise) for q in (found, start)]))
+        parts.append(torch.stack([_log_weights(source, latent, arguments, q, noise) for q in (found, start)]))
     ours, theirs = torch.cat(parts, 1)  # (draws, b)
 
     def error(values: Tensor) -> Tensor:
         return values.std(0) / draws**0.5
 
     best, elbo = ours.mean(0), theirs.mean(0)
-    if isinstance(run.model, Conjugate):
-        log_marginal, noise_of_it = run.model.log_marginal(arguments[0]), torch.zeros_like(best)
+    model = undecorated(source.pair.model)
+    if isinstance(model, Conjugate):
+        log_marginal, noise_of_it = model.log_marginal(arguments[0]), torch.zeros_like(best)
         apart = error(ours)
     elif ais is not None:
-        weights, _ = anneal(run, latent, arguments, ais, found)
+        weights, _ = anneal(source, latent, arguments, ais, found)
         log_marginal, noise_of_it = log_mean(weights)
         apart = (noise_of_it.square() + error(ours).square()).sqrt()
     else:

@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.kl import kl_divergence
 
+from zoo.base.callables import undecorated
 from zoo.base.checks import check_rows, check_whole
 from zoo.base.latent_sites import Latent
-from zoo.infer.fitting import Fit
-from zoo.posterior.rowwise import Arguments, chunks, conditional, gaussian, log_joint, reading, real_site
+from zoo.base.protocols import Pair
+from zoo.posterior.engine import Arguments, Reader, reader, reading
+from zoo.posterior.rowwise import conditional, gaussian, log_joint, real_site
 
 BUDGET = 2**22  # numbers per array and chunk
 Dequantised = Literal["uniform", "discrete", "none"]
@@ -98,7 +100,7 @@ class RateDistortion:
         )
 
 
-def rate_distortion(run: Fit, x: Any, *, draws: int = 10, threshold: float = 0.01, seed: int = 0) -> RateDistortion:
+def rate_distortion(run: Pair, x: Any, *, draws: int = 10, threshold: float = 0.01, seed: int = 0) -> RateDistortion:
     r"""Rate, distortion, mutual information and active units of a run on the rows ``x``.
 
     The mutual information is the mean of :math:`\log q(z \mid x_n) - \log q(z)` over draws from every row, with the
@@ -124,16 +126,17 @@ def rate_distortion(run: Fit, x: Any, *, draws: int = 10, threshold: float = 0.0
     check_whole(draws, "draws", 2)
     if not threshold >= 0:
         raise ValueError(f"threshold must be a variance of at least 0, got {threshold!r}")
-    x = check_rows(x, run.model, least=2)
+    x = check_rows(x, undecorated(run.model), least=2)
     n = len(x)
     with reading(run, seed):
-        latent = real_site(run, x, "rate_distortion")
+        source = reader(run, x)
+        latent = real_site(source, "rate_distortion")
         parts = [
-            _of_rows(run, latent, arguments, draws) for _, arguments in chunks(run, x, BUDGET // (draws * x.shape[1]))
+            _of_rows(source, latent, arguments, draws) for _, arguments in source.chunks(BUDGET // (draws * x.shape[1]))
         ]
         z = torch.cat([part.z for part in parts], 1)  # (draws, n, k)
         own = torch.cat([part.log_q for part in parts], 1)  # (draws, n)
-        carried = own.double() - _aggregated(run, latent, x, z.flatten(0, 1)).reshape(draws, n)
+        carried = own.double() - _aggregated(source, latent, z.flatten(0, 1)).reshape(draws, n)
     means = torch.cat([part.mean for part in parts]).detach().double()  # may be a parameter itself
     distortion = torch.cat([part.distortion for part in parts], 1)
     rates = torch.cat([part.rate for part in parts], 1)
@@ -180,16 +183,16 @@ def _mean(values: Tensor) -> tuple[float, float]:
     return float(values.double().mean()), error
 
 
-def _of_rows(run: Fit, latent: Latent, arguments: Arguments, draws: int) -> _Part:
-    q = conditional(run, latent, arguments)
+def _of_rows(source: Reader, latent: Latent, arguments: Arguments, draws: int) -> _Part:
+    q = conditional(source, latent, arguments)
     value = q.sample((draws,))
     b = len(arguments[0])
     z = value.reshape(draws, b, -1)
-    terms = log_joint(run, latent, z, arguments)
+    terms = log_joint(source, latent, z, arguments)
     log_p = terms.pop(latent.name).expand(draws, b)
     log_q = q.log_prob(value)
     distortion = -sum(terms.values(), torch.zeros_like(log_q))
-    prior = _prior(run, latent, arguments)
+    prior = _prior(source, latent, arguments)
     found, before = gaussian(q), gaussian(prior)
     if found is not None and before is not None:
         rate = kl_divergence(_joint(*found), _joint(*before)).unsqueeze(0)
@@ -203,9 +206,9 @@ def _of_rows(run: Fit, latent: Latent, arguments: Arguments, draws: int) -> _Par
     return _Part(z, log_q, rate, distortion, mean, unit_kl, found is not None)
 
 
-def _prior(run: Fit, latent: Latent, arguments: Arguments) -> Distribution:
+def _prior(source: Reader, latent: Latent, arguments: Arguments) -> Distribution:
     """The model's p(z) of some rows."""
-    return poutine.trace(run.model).get_trace(*arguments).nodes[latent.name]["fn"]
+    return poutine.trace(source.pair.model).get_trace(*arguments).nodes[latent.name]["fn"]
 
 
 def _independent(q: Distribution) -> Distribution | None:
@@ -228,12 +231,12 @@ def _units(loc: Tensor, root: Tensor) -> Distribution:
     return torch.distributions.Normal(loc, root if root.ndim == loc.ndim else root.square().sum(-1).sqrt())
 
 
-def _aggregated(run: Fit, latent: Latent, x: Tensor, z: Tensor) -> Tensor:
+def _aggregated(source: Reader, latent: Latent, z: Tensor) -> Tensor:
     r""":math:`\log \frac1n \sum_n q(z \mid x_n)` of draws z (s, k), over all rows of x, in float64: (s,)."""
     total = z.new_full((len(z),), -math.inf, dtype=torch.float64)
-    for _, arguments in chunks(run, x, BUDGET // (4 * x.shape[1])):
+    for _, arguments in source.chunks(BUDGET // (4 * source.x.shape[1])):
         b = len(arguments[0])
-        q = conditional(run, latent, arguments)
+        q = conditional(source, latent, arguments)
         found = gaussian(q)
         cost = b if found is not None and found[1].ndim == 2 else b * z.shape[-1]
         for piece in torch.arange(len(z), device=z.device).split(max(1, BUDGET // cost)):
@@ -242,7 +245,7 @@ def _aggregated(run: Fit, latent: Latent, x: Tensor, z: Tensor) -> Tensor:
             else:
                 log_q = _gaussian_log_prob(z[piece].double(), found[0].double(), found[1].double())
             total[piece] = torch.logaddexp(total[piece], log_q.logsumexp(1))
-    return total - math.log(len(x))
+    return total - math.log(len(source.x))
 
 
 def _gaussian_log_prob(z: Tensor, loc: Tensor, root: Tensor) -> Tensor:

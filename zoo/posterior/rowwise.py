@@ -1,140 +1,83 @@
-"""Densities of a run row by row, in chunks: what every evaluation shares, and its refusals."""
+"""What evaluations of single rows share: importance weights, the one real site, the guide's Gaussian."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from torch.distributions import Distribution
 
-from zoo.base.latent_sites import Latent, latents
-from zoo.base.plates import spread
-from zoo.base.random import seeded
-from zoo.infer.fitting import Fit
-
-Arguments = tuple[Any, ...]
+from zoo.base.callables import name_of
+from zoo.base.latent_sites import Latent
+from zoo.posterior.engine import Arguments, Reader
 
 
-@contextmanager
-def reading(run: Fit, seed: int) -> Iterator[None]:
-    """A block that reads a run: its parameter store, a random stream of one's own, no gradients, no validation."""
-    with run.scope(), seeded(seed), torch.no_grad(), pyro.validation_enabled(False):
-        yield
-
-
-def whole(guide: Any) -> bool:
-    """Whether a guide knows its rows only all together (Pyro's autoguides without ``create_plates``)."""
-    return isinstance(guide, AutoGuide) and guide.create_plates is None
-
-
-def chunks(run: Fit, x: Tensor, count: int) -> Iterator[tuple[Tensor, Arguments]]:
-    """Row numbers (b,) of at most ``count`` rows at a time, with the arguments that model and guide take for them."""
-    n = len(x)
-    for index in torch.arange(n, device=x.device).split(n if whole(run.guide) else max(1, count)):
-        yield index, (x,) if len(index) == n else (x[index], index, n)
-
-
-def densities(run: Fit, arguments: Arguments, draws: int) -> tuple[dict[str, Tensor], Tensor]:
-    r"""Log densities of draws of z from the guide, for some rows, unscaled by the size of the data.
-
-    Returns:
-        log p of every site of the model by name, and :math:`\log q(z \mid x)`; each (draws, b).
+def row_weights(source: Reader, arguments: Arguments, draws: int, task: str = "evaluate") -> Tensor:
+    r""":math:`\log p(x_n, z) - \log q(z \mid x_n)` of some rows for draws of z from the guide, (draws, b).
 
     Raises:
-        ValueError: the guide leaves out a site or puts a point mass on it, or a site is shared by all rows.
+        ValueError: a site is shared by all rows, or the guide's density does not split into rows.
     """
-    return sampled(run, arguments, draws)[1:]
+    return row_draws(source, arguments, draws, task)[1]
 
 
-def sampled(run: Fit, arguments: Arguments, draws: int) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-    r"""Draws of z from the guide, for some rows, with their log densities as :func:`densities` gives them.
-
-    Returns:
-        the values of every latent site by name (draws, b, ...), log p of every site of the model by name, and
-        :math:`\log q(z \mid x)`; each (draws, b).
+def row_draws(source: Reader, arguments: Arguments, draws: int, task: str) -> tuple[dict[str, Tensor], Tensor]:
+    """Draws of the latent sites of some rows by name (draws, b, ...), and their log weights (draws, b).
 
     Raises:
-        ValueError: as :func:`densities`.
+        ValueError: as :func:`row_weights`.
     """
-    guide_trace = poutine.trace(spread(run.guide, draws)).get_trace(*arguments)
-    model_trace = poutine.trace(poutine.replay(spread(run.model, draws), trace=guide_trace)).get_trace(*arguments)
-    names = [name for name in model_trace.stochastic_nodes if name != "rows"]
-    omitted = [name for name in names if name not in guide_trace.nodes]
-    if omitted:
+    refuse_shared(source, task)
+    drawn = source.draw(arguments, draws)
+    refuse_joint(source, drawn.joint, task)
+    weights = source.score(arguments, drawn.values, draws).by_row - drawn.log_q.by_row
+    return drawn.values, weights.expand(draws, len(arguments[0]))
+
+
+def refuse_shared(source: Reader, task: str) -> None:
+    """Raise where a latent site is shared by all rows.
+
+    Raises:
+        ValueError: names the site.
+    """
+    for latent in source.layout.shared:
         raise ValueError(
-            f"the guide has no site '{omitted[0]}' (was it summed out in the fit?): evaluate needs a guide "
-            "that covers it, such as Exact; for a conjugate model the bound is then model.log_marginal(x)"
+            f"latent site '{latent.name}' is shared by all rows, so log p(x) does not split into rows, which {task} "
+            "needs; zoo.evaluate gives the bound and log p(x) of all rows together"
         )
-    nodes = guide_trace.nodes
-    if not any(site["infer"].get("is_auxiliary") for site in nodes.values() if site["type"] == "sample"):
-        for name in names:
-            if isinstance(nodes[name]["fn"], dist.Delta):
-                raise ValueError(
-                    f"the guide puts a point mass on '{name}': it has no density there, and no bound. "
-                    "Evaluate a guide with a spread, such as MeanField or AutoNormal"
-                )
-    x = arguments[0]
-    blank = x.new_zeros(draws, len(x))
-    guide_total = sum(_by_row(guide_trace).values(), blank)
-    model_total = {name: blank + value for name, value in _by_row(model_trace).items()}
-    return {name: nodes[name]["value"] for name in names}, model_total, guide_total
 
 
-def _by_row(trace: Any) -> dict[str, Tensor]:
-    """The unscaled log densities of a trace by site; each broadcasts to (draws, b).
+def refuse_joint(source: Reader, joint: str | None, task: str) -> None:
+    """Raise where the guide holds all rows in one site.
 
     Raises:
-        ValueError: a site stands outside the plate of the rows.
+        ValueError: names the guide and its site.
     """
-    trace.compute_log_prob()
-    found = {}
-    for name, site in trace.nodes.items():
-        if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
-            continue
-        if not any(frame.name == "rows" for frame in site["cond_indep_stack"]):
-            if not site["unscaled_log_prob"].any():
-                continue
-            raise ValueError(
-                f"latent site '{name}' is shared by all rows, so the bound does not split into rows: "
-                "evaluate works where all sites of model and guide stand in the plate 'rows' (of Pyro's "
-                "autoguides, AutoNormal)"
-            )
-        found[name] = site["unscaled_log_prob"]
-    return found
+    if joint is not None:
+        raise ValueError(
+            f"the guide {name_of(source.pair.guide)} draws all rows together, in '{joint}', so its density does not "
+            f"split into rows, which {task} needs; zoo.evaluate gives the bound of all rows together. Guides with a "
+            "density per row are MeanField, FullRank, Amortized and, of Pyro's autoguides, AutoNormal"
+        )
 
 
-def log_joint(run: Fit, latent: Latent, z: Tensor, arguments: Arguments) -> dict[str, Tensor]:
+def log_joint(source: Reader, latent: Latent, z: Tensor, arguments: Arguments) -> dict[str, Tensor]:
     r"""The terms of :math:`\log p(x, z)` by site, each (draws, b), at values (draws, b, k) of the one latent site."""
-    return log_terms(run, {latent.name: z.reshape(*z.shape[:-1], *latent.shape)}, arguments)
+    return source.score(arguments, {latent.name: z.reshape(*z.shape[:-1], *latent.shape)}).rows
 
 
-def log_terms(run: Fit, values: dict[str, Tensor], arguments: Arguments) -> dict[str, Tensor]:
-    r"""The terms of :math:`\log p(x, z)` by site, each broadcasting to (draws, b), at values (draws, b, ...) of all
-    latent sites by name.
-    """
-    draws = len(next(iter(values.values())))
-    model = poutine.condition(run.model, values)
-    return _by_row(poutine.trace(spread(model, draws)).get_trace(*arguments))
-
-
-def real_site(run: Fit, x: Tensor, task: str) -> Latent:
+def real_site(source: Reader, task: str) -> Latent:
     """The model's one latent site, continuous, local and on the real line.
 
     Args:
-        run: a fit.
-        x: rows (n, d).
+        source: the pair and its rows.
         task: what needs it, for the message.
 
     Raises:
         ValueError: the model has several latent sites, or one that is shared by all rows, discrete or constrained.
     """
-    with run.scope():
-        found = latents(run.model, x)
+    found = source.layout.latents
     if len(found) != 1:
         names = ", ".join(f"'{latent.name}'" for latent in found)
         raise ValueError(f"{task} needs a model with one latent site, this one has {len(found)} ({names})")
@@ -153,20 +96,20 @@ def real_site(run: Fit, x: Tensor, task: str) -> Latent:
     return latent
 
 
-def conditional(run: Fit, latent: Latent, arguments: Arguments) -> Distribution:
+def conditional(source: Reader, latent: Latent, arguments: Arguments) -> Distribution:
     """The guide's q(z | x) of the one latent site, as it is sampled: batch shape (b,).
 
     Raises:
         ValueError: the guide draws the site together with something else, or puts a point mass on it.
     """
-    nodes = poutine.trace(run.guide).get_trace(*arguments).nodes
+    nodes = poutine.trace(source.pair.guide).get_trace(*arguments).nodes
     site = nodes.get(latent.name)
     if site is not None and isinstance(site["fn"], dist.Delta):
         site = nodes.get(f"{latent.name}_unconstrained", site)  # AutoNormal's
     if site is None or isinstance(site["fn"], dist.Delta):
         raise ValueError(
-            f"the guide {type(run.guide).__name__} has no density of its own for '{latent.name}' of a row: take one of "
-            "zoo's guides or AutoNormal"
+            f"the guide {name_of(source.pair.guide)} has no density of its own for '{latent.name}' of a row: take one "
+            "of zoo's guides or AutoNormal"
         )
     return site["fn"]
 

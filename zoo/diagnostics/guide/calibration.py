@@ -17,7 +17,8 @@ from zoo.base.latent_sites import Latent, latents
 from zoo.diagnostics.guide.uniform import corrected, normal_score, score_test, smooth_test, symmetry_test
 from zoo.infer.fitting import Fit, fit
 from zoo.infer.guard import UnboundedLikelihood
-from zoo.posterior.rowwise import Arguments, chunks, conditional, gaussian, log_terms, reading, sampled
+from zoo.posterior.engine import Arguments, Reader, reader, reading
+from zoo.posterior.rowwise import conditional, gaussian
 
 BUDGET = 2**22  # numbers per array and chunk
 LEAST = 20  # simulations, below which nothing would show
@@ -187,9 +188,10 @@ def sbc(run: Fit, simulations: int = 500, draws: int = 99, *, seed: int = 0, ste
     if not refitted:
         _check_reads_rows(run, found, x)
     with reading(asked, (seed + 1) % 2**32):  # not the stream that the truths came from
+        source = reader(asked, x)
         parts = [
-            _of_rows(asked, found, {name: value[index] for name, value in truth.items()}, arguments, draws)
-            for index, arguments in chunks(asked, x, BUDGET // (draws * (x.shape[1] + sum(_widths(found)))))
+            _of_rows(source, found, {name: value[index] for name, value in truth.items()}, arguments, draws)
+            for index, arguments in source.chunks(BUDGET // (draws * (x.shape[1] + sum(_widths(found)))))
         ]
         likelihood = torch.cat([part.likelihood for part in parts])
         first, pit = torch.cat([part.first for part in parts]), torch.cat([part.pit for part in parts])
@@ -336,10 +338,13 @@ class _Part:
     exact: bool
 
 
-def _of_rows(run: Fit, found: tuple[Latent, ...], truth: dict[str, Tensor], arguments: Arguments, draws: int) -> _Part:
-    values, terms, _ = sampled(run, arguments, draws)
+def _of_rows(
+    source: Reader, found: tuple[Latent, ...], truth: dict[str, Tensor], arguments: Arguments, draws: int
+) -> _Part:
+    values = source.draw(arguments, draws).values
+    terms = source.score(arguments, values).rows
     ours = torch.stack([term for name, term in terms.items() if name not in values]).sum(0)  # (draws, b)
-    at_truth = log_terms(run, {name: value.unsqueeze(0) for name, value in truth.items()}, arguments)
+    at_truth = source.score(arguments, {name: value.unsqueeze(0) for name, value in truth.items()}).rows
     theirs = torch.stack([at_truth[name] for name in terms if name not in values]).sum(0)  # (1, b)
     discrete = found[0].cardinality is not None
     # one value in two places of a discrete site gives one likelihood up to rounding
@@ -347,9 +352,9 @@ def _of_rows(run: Fit, found: tuple[Latent, ...], truth: dict[str, Tensor], argu
     ties = ((ours - theirs).abs() <= rounding).sum(0)
     likelihood = _spread((ours < theirs - rounding).sum(0), draws, ties)
     if discrete:
-        return _of_discrete(run, found[0], truth[found[0].name], arguments, likelihood)
+        return _of_discrete(source, found[0], truth[found[0].name], arguments, likelihood)
     if len(found) == 1 and found[0].transform is None:
-        known = gaussian(conditional(run, found[0], arguments))
+        known = gaussian(conditional(source, found[0], arguments))
         if known is not None:
             loc, root = (part.double() for part in known)
             scale = root if root.ndim == 2 else root.square().sum(-1).sqrt()
@@ -360,13 +365,13 @@ def _of_rows(run: Fit, found: tuple[Latent, ...], truth: dict[str, Tensor], argu
     return _Part(pit, normal_score(pit, 0.5 / (draws + 1)), likelihood, False)
 
 
-def _of_discrete(run: Fit, latent: Latent, truth: Tensor, arguments: Arguments, likelihood: Tensor) -> _Part:
+def _of_discrete(source: Reader, latent: Latent, truth: Tensor, arguments: Arguments, likelihood: Tensor) -> _Part:
     """Of a discrete site: u of every indicator, :math:`F(y^-) + v P(y)` with v uniform.
 
     Raises:
         ValueError: q of the guide is not categorical.
     """
-    q: Any = conditional(run, latent, arguments)
+    q: Any = conditional(source, latent, arguments)
     if not isinstance(q, Categorical):
         raise ValueError(f"q of the discrete site '{latent.name}' is a {type(q).__name__}: sbc needs a Categorical")
     share = q.probs.double()

@@ -13,7 +13,8 @@ from zoo.base.checks import check_rows
 from zoo.base.protocols import Conjugate
 from zoo.diagnostics.guide.importance import BUDGET
 from zoo.infer.fitting import Fit
-from zoo.posterior.rowwise import chunks, conditional, reading, real_site
+from zoo.posterior.engine import reader, reading
+from zoo.posterior.rowwise import conditional, real_site
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +79,10 @@ def posterior_error(run: Fit, x: Any) -> PosteriorError:
         )
     parts = []
     with reading(run, 0):
-        latent = real_site(run, x, "posterior_error")
-        for _, arguments in chunks(run, x, BUDGET // max(x.shape[1], latent.width**2)):
-            q, p = conditional(run, latent, arguments), run.model.posterior(arguments[0])
+        source = reader(run, x)
+        latent = real_site(source, "posterior_error")
+        for _, arguments in source.chunks(BUDGET // max(x.shape[1], latent.width**2)):
+            q, p = conditional(source, latent, arguments), run.model.posterior(arguments[0])
             parts.append(
                 _apart(_gaussian(q, f"the guide {type(run.guide).__name__}"), _gaussian(p, f"the model {name}"))
             )

@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.base.callables import undecorated
 from zoo.base.checks import check_rows, check_whole
-from zoo.base.latent_sites import Latent, latents
+from zoo.base.latent_sites import Latent
 from zoo.infer.fitting import Fit
+from zoo.posterior.engine import Arguments, Reader, reader, reading
 from zoo.posterior.evaluation import LEAST_DRAWS
 from zoo.posterior.psis import psis_weights
-from zoo.posterior.rowwise import Arguments, chunks, conditional, gaussian, reading, sampled
+from zoo.posterior.rowwise import conditional, gaussian, row_draws
 
 BUDGET = 2**22  # numbers per array and chunk
 
@@ -111,14 +113,15 @@ def importance_moments(run: Fit, x: Any, draws: int = 1000, *, seed: int = 0) ->
     """
     if check_whole(draws, "draws") < LEAST_DRAWS:
         raise ValueError(f"draws must be at least {LEAST_DRAWS} to judge the importance weights, got {draws}")
-    x = check_rows(x, run.model)
+    x = check_rows(x, undecorated(run.model))
     limit = min(LIMIT, 1 - 1 / math.log10(draws))
     parts = []
     with reading(run, seed):
-        found = latents(run.model, x)
+        source = reader(run, x)
+        found = source.layout.latents
         width = sum(latent.cardinality or latent.shape.numel() for latent in found)
-        for index, arguments in chunks(run, x, BUDGET // (draws * (x.shape[1] + width))):
-            parts.append(_of_rows(run, found, index, arguments, draws, limit))
+        for index, arguments in source.chunks(BUDGET // (draws * (x.shape[1] + width))):
+            parts.append(_of_rows(source, found, index, arguments, draws, limit))
     columns = {name: torch.cat(column).to(x) for name, column in zip(COLUMNS, zip(*parts, strict=True), strict=True)}
     return ImportanceMoments(**columns, limit=limit, draws=draws, units=_units(found))
 
@@ -137,18 +140,17 @@ def flat(value: Tensor, latent: Latent) -> Tensor:
 
 
 def _of_rows(
-    run: Fit, found: tuple[Latent, ...], index: Tensor, arguments: Arguments, draws: int, limit: float
+    source: Reader, found: tuple[Latent, ...], index: Tensor, arguments: Arguments, draws: int, limit: float
 ) -> tuple[Tensor, ...]:
     """The columns of :class:`ImportanceMoments` for some rows."""
-    values, model, guide = sampled(run, arguments, draws)
-    logs = sum(model.values()) - guide  # (draws, b)
+    values, logs = row_draws(source, arguments, draws, "importance_moments")  # (draws, b)
     _check_weights(logs, index)
     smoothed, khat = psis_weights(logs)
     weight = smoothed.double().exp()
     z = torch.cat([flat(values[latent.name], latent).double() for latent in found], -1)  # (draws, b, k)
     mean, covariance = _moments(z, weight)
     error = (weight.square().unsqueeze(-1) * (z - mean).square()).sum(0).sqrt()
-    own = own_moments(run, found, arguments) or _moments(z, torch.full_like(weight, 1 / draws))
+    own = own_moments(source, found, arguments) or _moments(z, torch.full_like(weight, 1 / draws))
     for corrected in (mean, covariance, error):
         corrected[~(khat <= limit)] = math.nan
     return khat, 1 / weight.square().sum(0), *own, mean, error, covariance
@@ -176,7 +178,7 @@ def _moments(z: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return mean, offset.mT @ offset
 
 
-def own_moments(run: Fit, found: tuple[Latent, ...], arguments: Arguments) -> tuple[Tensor, Tensor] | None:
+def own_moments(source: Reader, found: tuple[Latent, ...], arguments: Arguments) -> tuple[Tensor, Tensor] | None:
     """The guide's mean (b, k) and covariance (b, k, k) in closed form, where it has one site that is known to have one.
 
     A site off the real line has none here, whatever its distribution is before it is carried there.
@@ -184,7 +186,7 @@ def own_moments(run: Fit, found: tuple[Latent, ...], arguments: Arguments) -> tu
     if len(found) != 1 or (found[0].cardinality is None and found[0].transform is not None):
         return None
     try:
-        q = conditional(run, found[0], arguments)
+        q = conditional(source, found[0], arguments)
     except ValueError:  # drawn together with something else
         return None
     if isinstance(q, torch.distributions.Categorical):

@@ -14,7 +14,7 @@ from zoo.base.random import seeded
 from zoo.diagnostics.guide.importance import own_moments
 from zoo.diagnostics.guide.mixing import mixing
 from zoo.infer.fitting import Fit
-from zoo.posterior.rowwise import reading
+from zoo.posterior.engine import reader, reading
 
 MOST = 2000  # latent numbers in all
 LEAST = 20  # draws per chain
@@ -121,8 +121,9 @@ class MCMCSamples:
         """
         check_whole(draws, "draws", 2)
         with reading(run, seed):
-            found = tuple(latent for latent in latents(run.model, self.x) if latent.name in self.samples)
-            closed = own_moments(run, found, (self.x,)) if len(found) == len(self.samples) == 1 else None
+            source = reader(run, self.x)
+            found = tuple(latent for latent in source.layout.latents if latent.name in self.samples)
+            closed = own_moments(source, found, (self.x,)) if len(found) == len(self.samples) == 1 else None
         ours = _closed(found[0], closed) if closed is not None else _drawn(run, self.x, self.samples, draws, seed)
         parts: dict[str, dict[str, Tensor]] = {"mean": {}, "mean_se": {}, "deviation": {}, "deviation_se": {}}
         for name in self.samples:

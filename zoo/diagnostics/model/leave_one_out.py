@@ -13,9 +13,9 @@ from zoo.base.checks import check_rows, check_whole
 from zoo.base.latent_sites import Latent, latents
 from zoo.infer.fitting import Fit
 from zoo.posterior.draws import from_guide, log_joint, no_density
+from zoo.posterior.engine import reader, reading
 from zoo.posterior.evaluation import LEAST_DRAWS
 from zoo.posterior.psis import psis_weights
-from zoo.posterior.rowwise import chunks, reading
 
 BUDGET = 2**22  # numbers per array and chunk
 
@@ -185,7 +185,7 @@ def _log_density(
     local = [site for site in found if site.local]
     width = x.shape[1] + sum(site.shape.numel() for site in local)
     parts = []
-    for _, arguments in chunks(run, x, BUDGET // ((inner if local else draws) * width)):
+    for _, arguments in reader(run, x).chunks(BUDGET // ((inner if local else draws) * width)):
         if not local:
             parts.append(log_joint(run, arguments, found, draws, held).double().cpu())
             continue

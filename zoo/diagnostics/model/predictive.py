@@ -12,7 +12,7 @@ from zoo.base.latent_sites import Latent, latents
 from zoo.data.dataset import column_names
 from zoo.infer.fitting import Fit
 from zoo.posterior.draws import from_guide, from_model
-from zoo.posterior.rowwise import reading
+from zoo.posterior.engine import reading
 
 Given = Literal["prior", "rows"]
 Statistic = Callable[[Tensor], Any]

@@ -28,7 +28,7 @@ class Fused(PyroOptim):
         clip_norm: the largest norm of the whole gradient; larger ones are scaled down to it.
 
     Example:
-        >>> from zoo.infer.optim.schedules import cosine
+        >>> from zoo.base.schedules import cosine
         >>> optim = Fused(torch.optim.Adam, {"lr": 0.03}, schedule=cosine(2000), clip_norm=100.0)
     """
 

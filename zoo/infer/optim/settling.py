@@ -2,7 +2,7 @@
 
 import torch
 
-from zoo.infer.optim.schedules import cosine
+from zoo.base.schedules import cosine
 
 
 class Settling:
