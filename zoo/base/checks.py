@@ -7,6 +7,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from zoo.base.callables import PyroCallable, name_of, unwrapped
 from zoo.base.module import like
 
 
@@ -18,11 +19,12 @@ def incomplete(x: Tensor) -> bool:
     return bool(x.sum().isnan()) and bool(x.isnan().any())
 
 
-def check_rows(x: Any, model: Any = None, *, least: int = 1, name: str = "x") -> Tensor:
+def check_rows(x: Any, model: PyroCallable | None = None, *, least: int = 1, name: str = "x") -> Tensor:
     """``x`` as a finite tensor (n, d) of the model's dtype and device.
 
     NaN stands for an entry that is missing at random, and passes where the model says that it knows what to do with it:
-    by the class attribute ``missing = True``. ``model.check`` refuses columns in which too little is observed.
+    by the class attribute ``missing = True``. ``model.check`` refuses columns in which too little is observed. Of a model
+    behind Pyro handlers (``config_enumerate``) the model itself is asked.
 
     Raises:
         TypeError: ``x`` holds no numbers.
@@ -45,9 +47,10 @@ def check_rows(x: Any, model: Any = None, *, least: int = 1, name: str = "x") ->
         raise ValueError(f"{name} is empty, {n} rows x {d} columns: nothing to fit")
     if n < least:
         raise ValueError(f"{name} has {n} row{'s' * (n != 1)}: at least {least} are needed")
+    model = None if model is None else unwrapped(model)
     width = getattr(model, "data_dim", None)
     if width is not None and d != width:
-        raise ValueError(f"{name} has {d} columns, the model {type(model).__name__} was built for data_dim={width}")
+        raise ValueError(f"{name} has {d} columns, the model {name_of(model)} was built for data_dim={width}")
     x = like(x, model) if isinstance(model, nn.Module) else like(x, nn.Module())
     if not torch.isfinite(x.sum()):  # one pass; look closer only where something is wrong
         allowed = getattr(model, "missing", False)

@@ -1,0 +1,311 @@
+"""Models of users' own, with latent sites of every kind, through every call: each works, or refuses with a reason."""
+
+import math
+import warnings
+
+import arviz as az
+import matplotlib
+import numpy as np
+import pyro
+import pytest
+import torch
+from pyro.infer import TraceEnum_ELBO, config_enumerate
+from pyro.infer.autoguide import AutoDelta, AutoLaplaceApproximation, AutoNormal
+from user_models import BatchDecoder, BayesianFactors, MixtureOfFactorAnalysers, one_mean
+
+import zoo
+import zoo.report
+from guides import Amortized, CannotServe, Exact, Flow, FullRank, MeanField, SemiAmortized
+
+matplotlib.use("Agg")
+
+
+def rows_plate(x, index=None, size=None):
+    return pyro.plate("rows", size or len(x), subsample=index, dim=-1)
+
+
+@pytest.fixture(scope="module")
+def x():
+    """30 irises, standardised."""
+    rows = zoo.data.load("iris").x.double()[::5]
+    return (rows - rows.mean(0)) / rows.std(0)
+
+
+# --- priors on the weights: shared sites in a plate, a shared precision, factors per row -----------
+
+FACTOR_GUIDES = {
+    "MeanField": lambda model, x: MeanField(model, x),
+    "FullRank": lambda model, x: FullRank(model, x),
+    "MeanField with a full shared part": lambda model, x: MeanField(model, x, shared="full_rank"),
+    "Amortized": lambda model, x: Amortized(model, x, hidden=(), shared="mean_field"),
+    "Amortized with a full shared part": lambda model, x: Amortized(model, x, hidden=(), shared="full_rank"),
+    "Flow": lambda model, x: Flow(model, x, hidden=(8,), shared="mean_field"),
+    "AutoNormal": lambda model, x: AutoNormal(model, create_plates=rows_plate),
+}
+
+
+@pytest.fixture(scope="module", params=FACTOR_GUIDES)
+def fitted(request, x):
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = BayesianFactors()
+        guide = FACTOR_GUIDES[request.param](model, x)
+        run = zoo.fit(model, guide, x, steps=1500, progress=False)
+    return run
+
+
+def test_factors_evaluate(fitted, x):
+    found = zoo.evaluate(fitted, x, draws=200)
+    assert found.shared.sites == ("weight", "precision")
+    assert found.rows.shape == (len(x),)
+    assert float(found.rows.double().sum()) + found.shared.bound == pytest.approx(found.total, rel=1e-8)
+    assert found.total < found.shared.log_marginal + 5 * found.shared.log_marginal_se
+    assert found.total > -150  # the prior alone gives less than -200; nuts and all guides agree on about -118
+    assert float(-fitted.losses[-200:].mean()) * len(x) == pytest.approx(found.total, abs=2.0)
+
+
+def test_factors_diagnose(fitted, x):
+    found = zoo.diagnose(fitted, x, simulations=20)
+    assert {"convergence", "gap", "importance weights"} <= {finding.check for finding in found.findings}
+    assert found["gap"].level != "unknown"
+    assert str(found)
+
+
+def test_factors_export(fitted, x):
+    idata = zoo.to_arviz(fitted, x, draws=100)
+    posterior = idata["posterior"]
+    assert posterior["weight"].dims[:3] == ("chain", "draw", "features")
+    assert posterior["precision"].shape == (1, 100)
+    assert posterior["z"].shape == (1, 100, len(x), 1)
+    summary = az.summary(idata, var_names=["weight", "precision"], kind="stats")
+    assert len(summary) == 5
+    az.plot_forest(idata, var_names=["weight"])
+    matplotlib.pyplot.close("all")
+    ours = zoo.loo(fitted, x, draws=100, correct=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # k-hat of single rows
+        theirs = az.loo(idata)
+    elpd = float(getattr(theirs, "elpd_loo", getattr(theirs, "elpd", math.nan)))
+    assert elpd == pytest.approx(ours.elpd, abs=5 * max(ours.se, 1.0) / 5)
+
+
+def test_factors_save_and_load(fitted, x, tmp_path):
+    fitted.save(tmp_path / "run")
+    own = (
+        {}
+        if not isinstance(fitted.guide, AutoNormal)
+        else {"guide": AutoNormal(fitted.model, create_plates=rows_plate)}
+    )
+    if own:
+        own["guide"](x)
+        pyro.clear_param_store()
+    model = BayesianFactors()
+    if not own:
+        family = next(
+            build
+            for name, build in FACTOR_GUIDES.items()
+            if type(fitted.guide) is type(build(model, x))
+            and getattr(fitted.guide, "settings", None) == getattr(build(model, x), "settings", None)
+        )
+        own = {"guide": family(model, x)}
+    back = zoo.load(tmp_path / "run", model=model, **own)
+    ours, theirs = fitted.sample(x, 5), back.sample(x, 5)
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name])
+
+
+def test_factors_report(fitted, x, tmp_path):
+    page = zoo.report.report(fitted, x, tmp_path / "report.html")
+    text = page.read_text(encoding="utf-8")
+    assert "weight" in text
+    assert "precision" in text
+
+
+def test_factors_predict(fitted, x):
+    assert zoo.generate(fitted, 7).x.shape == (7, 4)
+    assert zoo.reconstruct(fitted, x, draws=20).mean.shape == x.shape
+    check = zoo.predictive_check(fitted, x, draws=40)
+    assert str(check)
+    moments = zoo.importance_moments(fitted, x, draws=200)
+    assert str(moments)
+
+
+@pytest.mark.slow
+def test_nuts_agrees_with_the_factors(fitted, x):
+    """On the precision, which neither sign nor rotation of the factors moves."""
+    chains = zoo.nuts(fitted, x, chains=2, draws=500, warmup=500)
+    compared = chains.compare(fitted)
+    assert abs(float(compared.mean["precision"])) < 1.0
+    assert abs(float(compared.deviation["precision"])) < 0.5
+
+
+# --- a component and factors per row ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mixture(x):
+    torch.manual_seed(1)
+    return MixtureOfFactorAnalysers()
+
+
+def brute(model, x):
+    """log p(x) of the mixture by its two Gaussians (n,)."""
+    weight, mean, scale = model.weight.detach(), model.mean.detach(), model.scale.detach()
+    terms = [
+        torch.distributions.MultivariateNormal(mean[c], weight[c] @ weight[c].mT + torch.diag(scale.square())).log_prob(
+            x
+        )
+        + model.proportions.detach()[c].log()
+        for c in range(2)
+    ]
+    return torch.logsumexp(torch.stack(terms), 0)
+
+
+@pytest.mark.parametrize("family", [MeanField, Amortized])
+def test_mixture_of_factor_analysers(family, x):
+    torch.manual_seed(1)
+    model = MixtureOfFactorAnalysers()
+    guide = family(model, x)
+    run = zoo.fit(model, guide, x, steps=600, progress=False)
+    found = zoo.evaluate(run, x, draws=500)
+    exact = brute(model, x)
+    assert (found.elbo < exact + 5 * found.elbo_se).all()
+    assert (found.log_marginal <= exact + 5 * found.log_marginal_se + 0.3).all()
+    sample = run.sample(x, 9)
+    assert sample["component"].shape == (9, len(x))
+    assert sample["z"].shape == (9, len(x), 1)
+    assert str(zoo.diagnose(run, x, simulations=40))
+    assert zoo.generate(run, 5).x.shape == (5, 4)
+    assert zoo.reconstruct(run, x, draws=20).mean.shape == x.shape
+    assert str(zoo.importance_moments(run, x, draws=100))
+    assert str(zoo.log_evidence_bounds(run, x, draws=(25, 50)))
+    idata = zoo.to_arviz(run, x, draws=50)
+    assert {"z", "component"} <= set(idata["posterior"].data_vars)
+    assert str(zoo.predictive_check(run, x, draws=40))
+    with pytest.raises(ValueError, match="component|z"):
+        zoo.posterior.rate_distortion(run, x)
+
+
+@pytest.mark.parametrize("family", [FullRank, Flow, SemiAmortized, lambda model, x: Exact(model)])
+def test_mixture_refused_with_a_reason(family, x):
+    with pytest.raises(CannotServe, match="'component'|'z'"):
+        family(MixtureOfFactorAnalysers(), x)
+
+
+def test_enumerated_bound_of_the_mixture(x):
+    """A guide for z alone: the component is summed out, by Pyro and by evaluate, and by hand."""
+    torch.manual_seed(1)
+    model = MixtureOfFactorAnalysers()
+
+    def guide(x, index=None, size=None):
+        loc = pyro.param("loc", x.new_zeros(len(x), 1))
+        with zoo.base.rows(x, index, size):
+            pyro.sample("z", pyro.distributions.Normal(loc, 0.5).to_event(1))
+
+    loss = TraceEnum_ELBO(max_plate_nesting=1)
+    run = zoo.fit(config_enumerate(model), guide, x, loss=loss, steps=50, progress=False)
+    found = zoo.evaluate(run, x, draws=4000)
+    with run.scope(), torch.no_grad():
+        values = torch.tensor([loss.loss(run.model, guide, x) for _ in range(400)])
+    error = math.hypot(float(values.std()) / 20, float(found.elbo_se.square().sum().sqrt()))
+    assert -float(values.mean()) == pytest.approx(found.total, abs=5 * error)
+    # by hand, at given z: log sum_c p(c) p(z) p(x | z, c)
+    z = torch.randn(3, len(x), 1, dtype=torch.float64)
+    weight, mean, scale = model.weight.detach(), model.mean.detach(), model.scale.detach()
+    normal = torch.distributions.Normal
+    by_hand = torch.stack(
+        [
+            normal(z @ weight[c].mT + mean[c], scale).log_prob(x).sum(-1)
+            + normal(0.0, torch.ones((), dtype=x.dtype)).log_prob(z).sum(-1)
+            + model.proportions.detach()[c].log()
+            for c in range(2)
+        ]
+    ).logsumexp(0)
+    with zoo.posterior.engine.reading(run, 0):
+        ours = zoo.posterior.engine.reader(run, x).score((x,), {"z": z}).by_row
+    torch.testing.assert_close(ours, by_hand, rtol=1e-10, atol=1e-10)
+
+
+# --- a covariate of every row ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def batches():
+    """300 rows in two batches, three apart in the first two columns."""
+    generator = torch.Generator().manual_seed(0)
+    batch = torch.randint(0, 2, (300, 1), generator=generator).double()
+    z = torch.randn(300, 1, generator=generator, dtype=torch.float64)
+    noise = 0.5 * torch.randn(300, 4, generator=generator, dtype=torch.float64)
+    slope = torch.tensor([[3.0, 3.0, 0.0, -1.0]], dtype=torch.float64)
+    return z.sin() @ torch.ones(1, 4, dtype=torch.float64) + batch @ slope + noise, batch, slope
+
+
+@pytest.fixture(scope="module")
+def decoded(batches):
+    x, batch, _ = batches
+    torch.manual_seed(0)
+    model = BatchDecoder(batch)
+    return zoo.fit(model, Amortized(model, x, hidden=(16,)), x, steps=3000, batch_size=100, progress=False)
+
+
+def test_slopes_of_the_batch(decoded, batches):
+    np.testing.assert_allclose(decoded.model.slope.detach().numpy(), batches[2].numpy(), atol=0.1 + 0.1)
+
+
+def test_minibatches_are_unbiased(decoded, batches):
+    x, n, b = batches[0], 300, 50
+    loss = pyro.infer.Trace_ELBO()
+    generator = torch.Generator().manual_seed(1)
+
+    def value(arguments):
+        with decoded.scope(), torch.no_grad():
+            return loss.loss(decoded.model, decoded.guide, *arguments)
+
+    parts = []
+    for _ in range(200):
+        index = torch.randperm(n, generator=generator)[:b]
+        parts.append(value((x[index], index, n)))
+    full = torch.tensor([value((x,)) for _ in range(200)])
+    part = torch.tensor(parts)
+    error = math.hypot(float(part.std()), float(full.std())) / 200**0.5
+    assert abs(float(part.mean() - full.mean())) < 3 * error
+
+
+def test_generation_and_reconstruction_given_covariates(decoded, batches):
+    x, batch, slope = batches
+    ones, zeros = torch.ones(2000, 1, dtype=torch.float64), torch.zeros(2000, 1, dtype=torch.float64)
+    apart = zoo.generate(decoded.given(batch=ones), 2000).x.mean(0) - zoo.generate(
+        decoded.given(batch=zeros), 2000
+    ).x.mean(0)
+    np.testing.assert_allclose(apart.numpy(), slope[0].numpy(), atol=0.3)
+    other = decoded.given(batch=1 - batch)
+    moved = zoo.reconstruct(other, x).mean - zoo.reconstruct(decoded, x).mean
+    expected = (1 - 2 * batch) @ decoded.model.slope.detach()
+    np.testing.assert_allclose(moved.numpy(), expected.numpy(), atol=1e-8)
+    with pytest.raises(ValueError, match="batch"):
+        zoo.evaluate(decoded, x[:50])
+    assert zoo.evaluate(decoded.given(batch=batch[:50]), x[:50]).elbo.shape == (50,)
+
+
+# --- point masses ----------------------------------------------------------------------------------
+
+DENSITY = {
+    "evaluate": lambda run, x: zoo.evaluate(run, x),
+    "importance_moments": lambda run, x: zoo.importance_moments(run, x),
+    "log_evidence_bounds": lambda run, x: zoo.log_evidence_bounds(run, x, draws=(25,)),
+    "loo": lambda run, x: zoo.loo(run, x),
+    "sbc": lambda run, x: zoo.sbc(run),
+}
+
+
+@pytest.mark.parametrize("family", [AutoDelta, AutoLaplaceApproximation])
+@pytest.mark.parametrize("name", DENSITY)
+def test_a_point_has_no_density(family, name):
+    x = 2 + torch.randn(60, 1, dtype=torch.float64)
+    run = zoo.fit(one_mean, family(one_mean), x, steps=200, progress=False)
+    with pytest.raises(ValueError, match="point mass|point estimate|no density|holds parameters of the rows"):
+        DENSITY[name](run, x)
+    found = zoo.diagnose(run, x, simulations=20)
+    assert not found.trusted
+    assert found.level == "bad"
