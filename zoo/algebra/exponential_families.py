@@ -1,6 +1,6 @@
 r"""Factors of a mean-field posterior in the exponential family: natural parameters, expectations, entropies.
 
-A factor is a batch of independent members of one family, :math:`q(\theta) \propto h(\theta) \exp(\eta \cdot t(\theta))`.
+A factor is a batch of independent members of one family, :math:`q(\theta) \propto h(\theta) e^{\eta \cdot t(\theta)}`.
 Coordinate ascent sets :math:`\eta` to its optimum given the other factors; a natural-gradient step moves it there in
 part, :math:`\eta \leftarrow (1 - \rho)\, \eta + \rho\, \eta^*` (Hoffman, Blei, Wang and Paisley 2013, Stochastic
 variational inference, JMLR 14).

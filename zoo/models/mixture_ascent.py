@@ -180,10 +180,7 @@ class MixtureAscent:
 
     def features(self, x: Tensor) -> Tensor:
         """phi (b, p): 1, the columns, and the products of pairs of columns (their squares for diagonal precisions)."""
-        if self.matrix:
-            second = x[:, self.upper[0]] * x[:, self.upper[1]]
-        else:
-            second = x.square()
+        second = x[:, self.upper[0]] * x[:, self.upper[1]] if self.matrix else x.square()
         return torch.cat([x.new_ones(len(x), 1), x, second], 1)
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
@@ -267,10 +264,7 @@ class MixtureAscent:
         d = self.x.shape[1]
         precision, mean = self._matrices(), self.mean.mean
         linear = (precision @ mean.unsqueeze(-1)).squeeze(-1)  # (k, d)
-        if self.priors.spread is None:
-            extra = d / self.beta
-        else:
-            extra = (precision * self.mean.covariance).sum((-2, -1))
+        extra = d / self.beta if self.priors.spread is None else (precision * self.mean.covariance).sum((-2, -1))
         constant = self.log_proportions + 0.5 * (
             self.precisions.log_det - d * LOG_TWO_PI - (mean * linear).sum(-1) - extra
         )

@@ -1,0 +1,190 @@
+from typing import Literal, get_args
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from zoo.algebra.missing import column_moments, refuse_unobserved_columns
+from zoo.base.checks import check_whole
+from zoo.base.module import Module, like
+from zoo.base.plates import rows
+from zoo.distributions.observed import seen
+from zoo.models.mixture_ascent import Covariance, MixtureAscent, MixturePriors, plus_plus
+
+Proportions = Literal["dirichlet", "sticks"]
+Means = Literal["independent", "coupled"]
+
+
+class BayesianGMM(Module):
+    r"""Gaussian mixture with priors on everything; components that the data do not need empty.
+
+    .. math:: \pi \sim \mathrm{Dir}(a, \dots, a), \quad \Lambda_j \sim \mathrm{Wishart}(\nu, V), \quad
+              \mu_j \sim N(m, S) \text{ or } N(m, (\beta \Lambda_j)^{-1})
+
+    .. math:: c_n \sim \mathrm{Cat}(\pi), \quad x_n \mid c_n = j \sim N(\mu_j, \Lambda_j^{-1})
+
+    There are no parameters: every quantity is a latent site. With ``proportions="sticks"`` the proportions are broken
+    from a stick, :math:`v_j \sim \mathrm{Beta}(1, a)`, :math:`\pi_j = v_j \prod_{i < j} (1 - v_i)`, truncated at K: a
+    Dirichlet process in the limit. ``"diag"`` and ``"spherical"`` precisions have Gamma(nu / 2, v / 2) priors, and
+    ``"tied"`` ones are one matrix for all components.
+
+    The defaults are placed on the data (:meth:`initialize`): m the column means, S ten times the columns' variances
+    (:math:`\beta` = 0.1 for coupled means), nu the number of columns (1 for Gamma priors), and V such that E[Lambda]^-1
+    is the columns' variances.
+
+    Args:
+        data_dim: number of columns D of the data.
+        components: the most components K that can be used.
+        covariance: ``"full"``, ``"tied"``, ``"diag"`` or ``"spherical"``.
+        concentration: a, of the prior on the proportions; small values let superfluous components empty.
+        proportions: ``"dirichlet"`` or ``"sticks"``.
+        means: ``"independent"`` of the precisions, or ``"coupled"`` to them (normal-Wishart).
+        strength: beta of coupled means.
+        df: degrees of freedom nu; None takes D, or 1 for diagonal and spherical precisions.
+
+    Raises:
+        ValueError: a dimension is no whole number of at least 1, an option is none of those above, or a hyperparameter
+            is not in its range.
+
+    References:
+        Attias (2000), A variational Bayesian framework for graphical models, NIPS; Bishop (2006), Pattern Recognition
+        and Machine Learning, 10.2; Blei and Jordan (2006), Variational inference for Dirichlet process mixtures,
+        Bayesian Analysis 1.
+    """
+
+    location: Tensor
+    spread: Tensor
+    inverse_scale: Tensor
+
+    missing = False
+
+    def __init__(
+        self,
+        data_dim: int,
+        components: int,
+        covariance: Covariance = "full",
+        *,
+        concentration: float = 1.0,
+        proportions: Proportions = "dirichlet",
+        means: Means = "independent",
+        strength: float = 0.1,
+        df: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.data_dim = d = check_whole(data_dim, "data_dim")
+        self.components = check_whole(components, "components")
+        known = (
+            ("covariance", covariance, Covariance),
+            ("proportions", proportions, Proportions),
+            ("means", means, Means),
+        )
+        for name, value, options in known:
+            if value not in get_args(options):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(options))}; got {value!r}")
+        for name, value in (("concentration", concentration), ("strength", strength)):
+            if not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be positive, got {value!r}: an improper prior has no evidence")
+        self.matrix = covariance in ("full", "tied")
+        least = d - 1 if self.matrix else 0
+        self.df = float(df if df is not None else d if self.matrix else 1)
+        if not self.df > least:
+            raise ValueError(f"df must be above {least}, got {df!r}: the prior of the precisions is improper there")
+        self.covariance, self.proportions, self.means = covariance, proportions, means
+        self.concentration, self.strength = float(concentration), float(strength)
+        self.register_buffer("location", torch.zeros(d))  # m (d,)
+        self.register_buffer("spread", torch.full((d,), 10.0))  # variances of S (d,)
+        shape = torch.eye(d) if self.matrix else torch.ones(d if covariance == "diag" else 1)
+        self.register_buffer("inverse_scale", self.df * shape)  # V^-1 (d, d); v (d,) or (1,)
+
+    def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> Tensor:
+        """Generate or score rows (n, d); see :func:`zoo.base.rows` for ``index`` and ``size``."""
+        proportions = self._proportions()  # (k,)
+        precision = self._precision()  # matrices (k, d, d) or (d, d); columns (k, d)
+        mean = self._mean(precision)  # (k, d)
+        with rows(x, index, size):
+            logits = proportions.log()
+            component = pyro.sample("component", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
+            own = precision if self.covariance == "tied" else _chosen(precision, component, 2 if self.matrix else 1)
+            density = self._density(_chosen(mean, component, 1), own)
+            return pyro.sample("x", seen(density, x), obs=x)  # (..., n, d)
+
+    def _proportions(self) -> Tensor:
+        one, k = self.location.new_ones(()), self.components
+        if self.proportions == "dirichlet":
+            return pyro.sample("proportions", dist.Dirichlet(self.concentration * one.expand(k)))
+        beta = dist.Dirichlet(torch.stack([one, self.concentration * one]).expand(k - 1, 2)).to_event(1)
+        sticks = pyro.sample("sticks", beta)  # v and 1 - v (k - 1, 2)
+        taken, left = sticks.unbind(-1)
+        ones = torch.ones_like(taken[..., :1])
+        return torch.cat([taken, ones], -1) * torch.cat([ones, left.cumprod(-1)], -1)
+
+    def _precision(self) -> Tensor:
+        k = self.components
+        if self.matrix:
+            wishart = dist.Wishart(self.location.new_tensor(self.df), precision_matrix=self.inverse_scale)
+            prior = wishart if self.covariance == "tied" else wishart.expand([k]).to_event(1)
+            return pyro.sample("precision", prior)
+        width = len(self.inverse_scale)
+        gamma = dist.Gamma(self.location.new_tensor(self.df / 2), self.inverse_scale / 2)
+        return pyro.sample("precision", gamma.expand([k, width]).to_event(2))
+
+    def _mean(self, precision: Tensor) -> Tensor:
+        k, d = self.components, self.data_dim
+        if self.means == "independent":
+            prior = dist.Normal(self.location, self.spread.sqrt()).expand([k, d]).to_event(2)
+        elif self.matrix:
+            matrices = (
+                precision.unsqueeze(-3).expand(*precision.shape[:-2], k, d, d)
+                if self.covariance == "tied"
+                else precision
+            )
+            prior = dist.MultivariateNormal(self.location, precision_matrix=self.strength * matrices).to_event(1)
+        else:
+            prior = dist.Normal(self.location, (self.strength * precision).rsqrt().expand(*precision.shape[:-1], d))
+            prior = prior.to_event(2)
+        return pyro.sample("mean", prior)
+
+    def _density(self, mean: Tensor, precision: Tensor) -> dist.TorchDistribution:
+        if self.matrix:
+            return dist.MultivariateNormal(mean, precision_matrix=precision)
+        return dist.Normal(mean, precision.rsqrt()).to_event(1)
+
+    def check(self, x: Tensor) -> None:
+        """Refuse data that the model cannot explain.
+
+        Raises:
+            ValueError: a column with fewer than two observed values, or at least as many components as rows.
+        """
+        refuse_unobserved_columns(x, "BayesianGMM")
+        if self.components >= len(x):
+            raise ValueError(f"components={self.components} must be below the {len(x)} rows of x: take fewer")
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """Place the priors on the columns of ``x`` (n, d)."""
+        variance, mean = column_moments(like(x, self))
+        variance = torch.where(variance > 0, variance, torch.ones_like(variance)).to(self.spread)
+        self.location, self.spread = mean.to(self.location), 10.0 * variance
+        scale = torch.diag(variance) if self.matrix else variance if self.covariance == "diag" else variance.mean()
+        self.inverse_scale = (self.df * scale).reshape(self.inverse_scale.shape)
+
+    def coordinate_ascent(self, x: Tensor, generator: torch.Generator) -> MixtureAscent:
+        """The factors of q, started by k-means++, and their sweeps: what :func:`zoo.cavi` takes."""
+        x = like(x, self).double()
+        spread = self.spread.double() if self.means == "independent" else None
+        priors = MixturePriors(
+            self.concentration, self.proportions == "sticks", self.location.double(), self.strength, spread, self.df,
+            self.inverse_scale.double(), self.covariance,
+        )  # fmt: skip
+        unit = x.std(0).clamp_min(1e-300)
+        return MixtureAscent(x, plus_plus(x / unit, self.components, generator), priors)
+
+
+def _chosen(values: Tensor, component: Tensor, event: int) -> Tensor:
+    """The value of every row's component (..., n, *event) of shared draws (..., 1, k, *event)."""
+    if values.ndim == 1 + event:
+        return values[component]
+    shared = values.squeeze(-2 - event)  # (..., k, *event)
+    index = component.reshape(*component.shape, *(1,) * event).expand(*component.shape, *shared.shape[-event:])
+    return shared.expand(*component.shape[:-1], *shared.shape[-1 - event :]).gather(-1 - event, index)

@@ -1,0 +1,101 @@
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from zoo.base.checks import check_whole
+from zoo.base.module import Module, like
+from zoo.base.plates import rows
+from zoo.distributions.observed import seen
+from zoo.models.linear_ascent import LinearAscent, LinearPriors, check_gamma, check_rows_of, linear_mean, place_mean
+
+
+class BayesianPCA(Module):
+    r"""Principal components with priors on everything, and relevances that switch superfluous ones off.
+
+    .. math:: \alpha_k \sim \mathrm{Gamma}(a_\alpha, b_\alpha), \quad \tau \sim \mathrm{Gamma}(a_\tau, b_\tau), \quad
+              w_d \sim N(0, \mathrm{diag}(\alpha)^{-1}), \quad \mu_d \sim N(m_d, v_d)
+
+    .. math:: z_n \sim N(0, I_K), \quad x_n \mid z_n \sim N(W z_n + \mu, \tau^{-1} I_D)
+
+    There are no parameters: every quantity is a latent site. A factor that the data do not need has a large relevance
+    :math:`\alpha_k` (automatic relevance determination), and its loadings vanish.
+
+    The prior of the mean is placed on the data (:meth:`initialize`): the column's mean, with 100 times the column's
+    variance; before that it is N(0, 100). The Gamma priors are broad in the data's own units.
+
+    Args:
+        data_dim: number of columns D of the data.
+        latent_dim: the most factors K that can be used.
+        relevance: shape and rate of the prior on the relevances.
+        precision: shape and rate of the prior on the noise precision.
+        mean: whether the model has a mean; without one the columns should be centred.
+
+    Raises:
+        ValueError: a dimension is no whole number of at least 1, or a hyperparameter is not positive.
+
+    References:
+        Bishop (1999), Variational principal components, ICANN; Bishop (2006), Pattern Recognition and Machine Learning,
+        12.2.3; Luttinen and Ilin (2010), Transformations in variational Bayesian factor analysis to speed up learning,
+        Neurocomputing 73.
+    """
+
+    location: Tensor
+    spread: Tensor
+
+    missing = True  # NaN is an entry missing at random
+
+    def __init__(
+        self,
+        data_dim: int,
+        latent_dim: int,
+        *,
+        relevance: Sequence[float] = (1e-3, 1e-3),
+        precision: Sequence[float] = (1e-3, 1e-3),
+        mean: bool = True,
+    ) -> None:
+        super().__init__()
+        self.data_dim = check_whole(data_dim, "data_dim")
+        self.latent_dim = check_whole(latent_dim, "latent_dim")
+        self.relevance = check_gamma(relevance, "relevance")
+        self.precision = check_gamma(precision, "precision")
+        self.centred = not mean
+        self.register_buffer("location", torch.zeros(data_dim))  # of the prior of mu (d,)
+        self.register_buffer("spread", torch.full((data_dim,), 100.0))  # its variance (d,)
+
+    def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> Tensor:
+        """Generate or score rows (n, d); see :func:`zoo.base.rows` for ``index`` and ``size``."""
+        one = self.location.new_ones(())
+        gamma = dist.Gamma(self.relevance[0] * one, self.relevance[1] * one)
+        relevance = pyro.sample("relevance", gamma.expand([self.latent_dim]).to_event(1))  # (k,)
+        precision = pyro.sample("precision", dist.Gamma(self.precision[0] * one, self.precision[1] * one))
+        deviation = relevance.rsqrt().unsqueeze(-2).expand(*relevance.shape[:-1], self.data_dim, self.latent_dim)
+        weight = pyro.sample("weight", dist.Normal(0.0 * one, deviation).to_event(2))  # (d, k)
+        mean = self.location * 0.0
+        if not self.centred:
+            mean = pyro.sample("mean", dist.Normal(self.location, self.spread.sqrt()).to_event(1))  # (d,)
+        with rows(x, index, size):
+            z = pyro.sample("z", dist.Normal(self.location.new_zeros(self.latent_dim), 1.0).to_event(1))  # (..., n, k)
+            noise = dist.Normal(linear_mean(z, weight, mean), precision.rsqrt().unsqueeze(-1)).to_event(1)
+            return pyro.sample("x", seen(noise, x), obs=x)  # (..., n, d)
+
+    def check(self, x: Tensor) -> None:
+        """Refuse data that the model cannot explain.
+
+        Raises:
+            ValueError: a column with fewer than two observed values, or more factors than rows.
+        """
+        check_rows_of(x, self.latent_dim, "BayesianPCA")
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """Place the prior of the mean on the columns of ``x`` (n, d)."""
+        self.location, self.spread = place_mean(like(x, self))
+
+    def coordinate_ascent(self, x: Tensor, generator: torch.Generator) -> LinearAscent:
+        """The factors of q, at a random start, and their sweeps: what :func:`zoo.cavi` takes."""
+        mean = None if self.centred else (self.location.double(), 1 / self.spread.double())
+        priors = LinearPriors(self.relevance, self.precision, mean, columns=False)
+        return LinearAscent(like(x, self), self.latent_dim, priors, generator)
