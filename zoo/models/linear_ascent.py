@@ -9,13 +9,12 @@ with Gamma priors on :math:`\alpha_k` and :math:`\tau_d`, and
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from zoo.algebra.exponential_families import LOG_TWO_PI, GammaFactor, GaussianFactor
+from zoo.algebra.exponential_families import LOG_TWO_PI, Factor, GammaFactor, GaussianFactor
 from zoo.algebra.missing import column_moments, refuse_unobserved_columns
 
 WIDTH = 100.0  # variance of the prior of a column's mean, in variances of the column
@@ -129,6 +128,42 @@ class Inner:
 
 
 @dataclass(frozen=True, eq=False)
+class LinearFactors:
+    """The factors of q.
+
+    Attributes:
+        z: q(Z), of every row, or as a map from the rows.
+        weight: q(W), one Gaussian (k,) for every column.
+        mean: q(mu), one Gaussian (1,) for every column; None for a model without mean.
+        relevance: q(alpha) (k,).
+        precision: q(tau) (d,), or (1,) for one of all columns.
+    """
+
+    z: "GaussianFactor | LinearMap"
+    weight: GaussianFactor
+    mean: GaussianFactor | None
+    relevance: GammaFactor
+    precision: GammaFactor
+
+    @property
+    def tau(self) -> Tensor:
+        """E[tau] of every column (d,)."""
+        return self.precision.mean.expand(len(self.weight.mean))
+
+    @property
+    def centre(self) -> Tensor:
+        """E[mu] (d,); 0 for a model without mean."""
+        zero = self.weight.mean.new_zeros(len(self.weight.mean))
+        return zero if self.mean is None else self.mean.mean.squeeze(-1)
+
+    @property
+    def spread(self) -> Tensor:
+        """Var[mu] (d,)."""
+        zero = self.weight.mean.new_zeros(len(self.weight.mean))
+        return zero if self.mean is None else self.mean.covariance.reshape(-1).expand_as(zero)
+
+
+@dataclass(frozen=True, eq=False)
 class LinearMap:
     """q(Z) where nothing is missing: E[z] = A'(x - centre), and one covariance for all rows.
 
@@ -151,6 +186,117 @@ class LinearMap:
         return GaussianFactor((x - self.centre) @ self.pull, self.covariance)
 
 
+# Each factor at its optimum given the others.
+
+
+def best_z(rows: Rows, q: LinearFactors) -> GaussianFactor | LinearMap:
+    """q(Z): one map and one covariance for all rows where nothing is missing, else a Gaussian of every row's own."""
+    tau, second, centre = q.tau, q.weight.second, q.centre
+    k = second.shape[-1]
+    identity = torch.eye(k).to(second)
+    if rows.observed is None:
+        covariance = torch.linalg.inv(identity + torch.einsum("d,dij->ij", tau, second))
+        return LinearMap((tau.unsqueeze(-1) * q.weight.mean) @ covariance, covariance, centre)
+    precision = identity + (rows.observed @ (tau[:, None, None] * second).flatten(1)).unflatten(1, (k, k))
+    covariance = torch.linalg.inv(precision)
+    pull = (rows.observed * (rows.filled - centre) * tau) @ q.weight.mean
+    return GaussianFactor((covariance @ pull.unsqueeze(-1)).squeeze(-1), covariance)
+
+
+def best_weight(inner: Inner, q: LinearFactors, priors: LinearPriors) -> GaussianFactor:
+    """q(W): one Gaussian for every column, all with one covariance where nothing distinguishes them."""
+    tau, prior = q.tau, torch.diag(q.relevance.mean)
+    alike = inner.second.ndim == 2 and not priors.columns
+    covariance = torch.linalg.inv(prior + (tau[0] * inner.second if alike else tau[:, None, None] * inner.second))
+    mean = (covariance @ (tau.unsqueeze(-1) * inner.cross).unsqueeze(-1)).squeeze(-1)
+    return GaussianFactor(mean, covariance)
+
+
+def best_mean(rows: Rows, inner: Inner, q: LinearFactors, priors: LinearPriors) -> GaussianFactor | None:
+    """q(mu); None for a model without mean."""
+    if priors.mean is None:
+        return None
+    location, beta = priors.mean
+    total = rows.count * rows.mean - (q.weight.mean * inner.first).sum(-1)  # of x - w'z
+    precision = beta + rows.count * q.tau
+    mean = (beta * location + q.tau * total) / precision
+    return GaussianFactor(mean.unsqueeze(-1), (1 / precision)[:, None, None])
+
+
+def best_relevance(q: LinearFactors, priors: LinearPriors) -> GammaFactor:
+    """q(alpha)."""
+    shape, rate = priors.relevance
+    energy = q.weight.second.diagonal(dim1=-2, dim2=-1).sum(0)
+    return GammaFactor(torch.full_like(energy, shape + len(q.weight.mean) / 2), rate + energy / 2)
+
+
+def best_precision(rows: Rows, inner: Inner, q: LinearFactors, priors: LinearPriors) -> GammaFactor:
+    """q(tau)."""
+    shape, rate = priors.precision
+    residual, count = residuals(rows, inner, q), rows.count
+    if not priors.columns:
+        residual, count = residual.sum(0, keepdim=True), count.sum(0, keepdim=True)
+    return GammaFactor(shape + count / 2, rate + residual / 2)
+
+
+def inner_of(rows: Rows, q: LinearFactors) -> Inner:
+    """The sums over the rows that the other factors need of q(Z)."""
+    centre, z = q.centre, q.z
+    if isinstance(z, LinearMap):
+        assert rows.scatter is not None
+        shift = rows.mean - z.centre
+        cross = (rows.scatter + rows.n * (rows.mean - centre).unsqueeze(-1) * shift) @ z.pull
+        around = rows.scatter + rows.n * shift.unsqueeze(-1) * shift
+        whole = rows.n * z.covariance + z.pull.mT @ around @ z.pull
+        k = len(z.covariance)
+        entropy = 0.5 * rows.n * (k * (1 + LOG_TWO_PI) + torch.linalg.slogdet(z.covariance)[1])
+        first = (rows.n * z.pull.mT @ shift).expand(len(shift), k)
+        return Inner(first, whole, cross, whole, entropy)
+    second = z.covariance + z.mean.unsqueeze(-1) * z.mean.unsqueeze(-2)
+    whole = second.sum(0)
+    if rows.observed is None:
+        first = z.mean.sum(0).expand(len(centre), z.mean.shape[1])
+        return Inner(first, whole, (rows.filled - centre).mT @ z.mean, whole, z.entropy())
+    each = (rows.observed.mT @ second.flatten(1)).unflatten(1, second.shape[1:])
+    cross = (rows.observed * (rows.filled - centre)).mT @ z.mean
+    return Inner(rows.observed.mT @ z.mean, each, cross, whole, z.entropy())
+
+
+def squares(rows: Rows, centre: Tensor) -> Tensor:
+    """The sum of squares of every column around ``centre`` (d,), over the observed entries."""
+    if rows.scatter is not None:
+        return rows.scatter.diagonal() + rows.n * (rows.mean - centre).square()
+    assert rows.observed is not None
+    return (rows.observed * (rows.filled - centre).square()).sum(0)
+
+
+def residuals(rows: Rows, inner: Inner, q: LinearFactors) -> Tensor:
+    """E of the sum of squared residuals of every column over its observed entries (d,)."""
+    fitted = (q.weight.second * inner.second).sum((-2, -1))
+    crossed = 2 * (q.weight.mean * inner.cross).sum(-1)
+    return squares(rows, q.centre) + rows.count * q.spread - crossed + fitted
+
+
+def linear_bound(rows: Rows, q: LinearFactors, priors: LinearPriors, scale: float = 1.0) -> Tensor:
+    """The evidence lower bound, every constant kept; the rows' terms count ``scale`` times, as those of a minibatch."""
+    inner = inner_of(rows, q)
+    d, k = q.weight.mean.shape
+    log_tau = q.precision.log_mean.expand(d)
+    local = 0.5 * (rows.count * (log_tau - LOG_TWO_PI) - q.tau * residuals(rows, inner, q)).sum()
+    local = local - 0.5 * (rows.n * k * LOG_TWO_PI + inner.whole.trace()) + inner.entropy
+    energy = q.weight.second.diagonal(dim1=-2, dim2=-1).sum(0)
+    log_alpha, alpha = q.relevance.log_mean, q.relevance.mean
+    bound = scale * local + 0.5 * (d * (log_alpha - LOG_TWO_PI) - alpha * energy).sum() + q.weight.entropy()
+    for factor, prior in ((q.relevance, priors.relevance), (q.precision, priors.precision)):
+        shape, rate = (factor.rate.new_tensor(value) for value in prior)
+        bound = bound + factor.expected_log_prior(shape, rate) + factor.entropy()
+    if q.mean is not None and priors.mean is not None:
+        location, beta = priors.mean
+        offset = (q.centre - location).square() + q.spread
+        bound = bound + 0.5 * (beta.log() - LOG_TWO_PI - beta * offset).sum() + q.mean.entropy()
+    return bound
+
+
 class LinearAscent:
     """The factors of q and the sweeps over them.
 
@@ -162,151 +308,34 @@ class LinearAscent:
             mean would kill W for good.)
     """
 
-    order = ("z", "weight", "mean", "relevance", "precision")
-
     def __init__(self, x: Tensor, latent_dim: int, priors: LinearPriors, generator: torch.Generator) -> None:
         self.rows = Rows.of(x)
         self.priors = priors
-        d, k = self.rows.filled.shape[1], latent_dim
         like = self.rows.mean
-        variance = self._squares(like).sum() / self.rows.count.sum()
-        unit = variance.sqrt()
-        start = torch.randn(d, k, generator=generator, dtype=torch.float64).to(like) * unit
-        self.weight = GaussianFactor(start, torch.zeros(k, k).to(like))
-        self.relevance = GammaFactor(like.new_ones(k), variance.expand(k))
+        d, k = len(like), latent_dim
+        variance = (squares(self.rows, like).sum() / self.rows.count.sum()).clamp_min(1e-300)
+        start = torch.randn(d, k, generator=generator, dtype=torch.float64).to(like) * variance.sqrt()
         size = d if priors.columns else 1
-        self.precision = GammaFactor(like.new_ones(size), variance.expand(size))
-        self.mean: GaussianFactor | None = None
-        if priors.mean is not None:
-            self.mean = GaussianFactor(like.unsqueeze(-1).clone(), like.new_zeros(d, 1, 1))
-        self.z: GaussianFactor | LinearMap = self._z()
-
-    # Expectations.
-
-    @property
-    def tau(self) -> Tensor:
-        """E[tau] of every column (d,)."""
-        return self.precision.mean.expand(self.rows.filled.shape[1])
-
-    @property
-    def centre(self) -> Tensor:
-        """E[mu] (d,); 0 for a model without mean."""
-        return torch.zeros_like(self.rows.mean) if self.mean is None else self.mean.mean.squeeze(-1)
-
-    @property
-    def spread(self) -> Tensor:
-        """Var[mu] (d,)."""
-        zero = torch.zeros_like(self.rows.mean)
-        return zero if self.mean is None else self.mean.covariance.reshape(-1).expand_as(zero)
-
-    def _squares(self, centre: Tensor) -> Tensor:
-        """The sum of squares of every column around ``centre`` (d,), over the observed entries."""
-        rows = self.rows
-        if rows.scatter is not None:
-            return rows.scatter.diagonal() + rows.n * (rows.mean - centre).square()
-        assert rows.observed is not None
-        return (rows.observed * (rows.filled - centre).square()).sum(0)
-
-    # One factor after the other, each at its optimum given the others.
-
-    def _z(self) -> GaussianFactor | LinearMap:
-        tau, second, centre = self.tau, self.weight.second, self.centre
-        k = second.shape[-1]
-        identity = torch.eye(k).to(second)
-        if self.rows.observed is None:
-            covariance = torch.linalg.inv(identity + torch.einsum("d,dij->ij", tau, second))
-            return LinearMap((tau.unsqueeze(-1) * self.weight.mean) @ covariance, covariance, centre)
-        observed = self.rows.observed
-        precision = identity + (observed @ (tau[:, None, None] * second).flatten(1)).unflatten(1, (k, k))
-        covariance = torch.linalg.inv(precision)
-        pull = (observed * (self.rows.filled - centre) * tau) @ self.weight.mean
-        return GaussianFactor((covariance @ pull.unsqueeze(-1)).squeeze(-1), covariance)
-
-    def inner(self) -> Inner:
-        """The sums over the rows that the other factors need."""
-        rows, centre = self.rows, self.centre
-        if isinstance(self.z, LinearMap):
-            assert rows.scatter is not None
-            pull, covariance = self.z.pull, self.z.covariance
-            shift = rows.mean - self.z.centre
-            cross = (rows.scatter + rows.n * (rows.mean - centre).unsqueeze(-1) * shift) @ pull
-            around = rows.scatter + rows.n * shift.unsqueeze(-1) * shift
-            whole = rows.n * covariance + pull.mT @ around @ pull
-            k = len(covariance)
-            entropy = 0.5 * rows.n * (k * (1 + LOG_TWO_PI) + torch.linalg.slogdet(covariance)[1])
-            first = (rows.n * pull.mT @ shift).expand(len(shift), k)
-            return Inner(first, whole, cross, whole, entropy)
-        assert rows.observed is not None
-        second = self.z.second
-        each = (rows.observed.mT @ second.flatten(1)).unflatten(1, second.shape[1:])
-        cross = (rows.observed * (rows.filled - centre)).mT @ self.z.mean
-        return Inner(rows.observed.mT @ self.z.mean, each, cross, second.sum(0), self.z.entropy())
-
-    def _weight(self, inner: Inner) -> GaussianFactor:
-        tau = self.tau
-        prior = torch.diag(self.relevance.mean)
-        shared = inner.second.ndim == 2 and not self.priors.columns
-        precision = prior + (tau[0] * inner.second if shared else tau[:, None, None] * inner.second)
-        covariance = torch.linalg.inv(precision)
-        mean = (covariance @ (tau.unsqueeze(-1) * inner.cross).unsqueeze(-1)).squeeze(-1)
-        return GaussianFactor(mean, covariance)
-
-    def _mean(self, inner: Inner) -> GaussianFactor | None:
-        if self.priors.mean is None:
-            return None
-        location, beta = self.priors.mean
-        tau, count = self.tau, self.rows.count
-        total = count * self.rows.mean - (self.weight.mean * inner.first).sum(-1)  # of x - w'z
-        precision = beta + count * tau
-        mean = (beta * location.to(total) + tau * total) / precision
-        return GaussianFactor(mean.unsqueeze(-1), (1 / precision)[:, None, None])
-
-    def _relevance(self) -> GammaFactor:
-        shape, rate = self.priors.relevance
-        d = len(self.weight.mean)
-        energy = self.weight.second.diagonal(dim1=-2, dim2=-1).sum(0)
-        return GammaFactor(torch.full_like(energy, shape + d / 2), rate + energy / 2)
-
-    def residual(self, inner: Inner) -> Tensor:
-        """E of the sum of squared residuals of every column over its observed entries (d,)."""
-        second = self.weight.second
-        fitted = (second * inner.second).sum((-2, -1))
-        crossed = 2 * (self.weight.mean * inner.cross).sum(-1)
-        return self._squares(self.centre) + self.rows.count * self.spread - crossed + fitted
-
-    def _precision(self, inner: Inner) -> GammaFactor:
-        shape, rate = self.priors.precision
-        residual, count = self.residual(inner), self.rows.count
-        if not self.priors.columns:
-            residual, count = residual.sum(0, keepdim=True), count.sum(0, keepdim=True)
-        return GammaFactor(shape + count / 2, rate + residual / 2)
+        weight = GaussianFactor(start, torch.zeros(k, k).to(like))
+        mean = None if priors.mean is None else GaussianFactor(like.unsqueeze(-1).clone(), like.new_zeros(d, 1, 1))
+        relevance = GammaFactor(like.new_ones(k), variance.expand(k))
+        precision = GammaFactor(like.new_ones(size), variance.expand(size))
+        none = GaussianFactor(like.new_zeros(0, k), torch.eye(k).to(like))
+        self.q = LinearFactors(none, weight, mean, relevance, precision)
+        self.q = replace(self.q, z=best_z(self.rows, self.q))
 
     def sweep(self) -> None:
-        """Every factor once, at its optimum given the others."""
-        self.z = self._z()
-        self.weight = self._weight(self.inner())
-        self.mean = self._mean(self.inner())
-        self.relevance = self._relevance()
-        self.precision = self._precision(self.inner())
+        """Every factor once, at its optimum given the others: q(Z) first."""
+        rows, priors = self.rows, self.priors
+        q = replace(self.q, z=best_z(rows, self.q))
+        q = replace(q, weight=best_weight(inner_of(rows, q), q, priors))
+        q = replace(q, mean=best_mean(rows, inner_of(rows, q), q, priors))
+        q = replace(q, relevance=best_relevance(q, priors))
+        self.q = replace(q, precision=best_precision(rows, inner_of(rows, q), q, priors))
 
     def bound(self) -> Tensor:
         """The evidence lower bound over all rows, every constant kept."""
-        inner, rows = self.inner(), self.rows
-        d, k = self.weight.mean.shape
-        log_tau = self.precision.log_mean.expand(d)
-        bound = 0.5 * (rows.count * (log_tau - LOG_TWO_PI) - self.tau * self.residual(inner)).sum()
-        bound = bound - 0.5 * (rows.n * k * LOG_TWO_PI + inner.whole.trace()) + inner.entropy
-        energy = self.weight.second.diagonal(dim1=-2, dim2=-1).sum(0)
-        log_alpha, alpha = self.relevance.log_mean, self.relevance.mean
-        bound = bound + 0.5 * (d * (log_alpha - LOG_TWO_PI) - alpha * energy).sum() + self.weight.entropy()
-        for factor, prior in ((self.relevance, self.priors.relevance), (self.precision, self.priors.precision)):
-            shape, rate = (torch.tensor(value).to(factor.rate) for value in prior)
-            bound = bound + factor.expected_log_prior(shape, rate) + factor.entropy()
-        if self.mean is not None and self.priors.mean is not None:
-            location, beta = self.priors.mean
-            offset = (self.centre - location.to(self.centre)).square() + self.spread
-            bound = bound + 0.5 * (beta.log() - LOG_TWO_PI - beta * offset).sum() + self.mean.entropy()
-        return bound
+        return linear_bound(self.rows, self.q, self.priors)
 
     def rotate(self) -> None:
         r"""Turn z and W together to the rotation R at which the bound is highest, alpha at its optimum.
@@ -320,23 +349,24 @@ class LinearAscent:
             Luttinen and Ilin (2010), Transformations in variational Bayesian factor analysis to speed up learning,
             Neurocomputing 73.
         """
-        inner = self.inner()
-        d = len(self.weight.mean)
-        rotation = _best_rotation(inner.whole, self.weight.second.sum(0), self.rows.n - d, d, self.priors.relevance)
+        q, d = self.q, len(self.q.weight.mean)
+        whole, energy = inner_of(self.rows, q).whole, q.weight.second.sum(0)
+        rotation = _best_rotation(whole, energy, self.rows.n - d, d, self.priors.relevance)
         inverse = torch.linalg.inv(rotation)
-        if isinstance(self.z, LinearMap):
-            self.z = self.z.turned(rotation)
+        if isinstance(q.z, LinearMap):
+            z: GaussianFactor | LinearMap = q.z.turned(rotation)
         else:
-            self.z = GaussianFactor(self.z.mean @ rotation.mT, rotation @ self.z.covariance @ rotation.mT)
-        self.weight = GaussianFactor(self.weight.mean @ inverse, inverse.mT @ self.weight.covariance @ inverse)
-        self.relevance = self._relevance()
+            z = GaussianFactor(q.z.mean @ rotation.mT, rotation @ q.z.covariance @ rotation.mT)
+        weight = GaussianFactor(q.weight.mean @ inverse, inverse.mT @ q.weight.covariance @ inverse)
+        q = replace(q, z=z, weight=weight)
+        self.q = replace(q, relevance=best_relevance(q, self.priors))
 
-    def factors(self, x: Tensor) -> dict[str, Any]:
+    def factors(self, x: Tensor) -> dict[str, Factor]:
         """q of every site by name, of z for the rows ``x`` (n, d) that the sweeps saw."""
-        z = self.z.factor(x.double()) if isinstance(self.z, LinearMap) else self.z
-        found = {"z": z, "weight": self.weight, "mean": self.mean}
-        found |= {"relevance": self.relevance, "precision": self.precision}
-        return {name: factor for name, factor in found.items() if factor is not None}
+        q = self.q
+        z = q.z.factor(x.double()) if isinstance(q.z, LinearMap) else q.z
+        found = {"z": z, "weight": q.weight, "relevance": q.relevance, "precision": q.precision}
+        return found if q.mean is None else {**found, "mean": q.mean}
 
 
 def _best_rotation(whole: Tensor, energy: Tensor, degrees: int, d: int, prior: tuple[float, float]) -> Tensor:
