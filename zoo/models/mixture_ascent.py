@@ -121,7 +121,7 @@ class MatrixPrecisions:
 
     def gain(self) -> Tensor:
         """E[log p(Lambda)] plus the entropy of q."""
-        df = torch.as_tensor(self.priors.df).to(self.factor.df)
+        df = self.factor.df.new_tensor(self.priors.df)
         return self.factor.expected_log_prior(df, self.priors.inverse_scale) + self.factor.entropy()
 
 
@@ -149,7 +149,7 @@ class ColumnPrecisions:
 
     def gain(self) -> Tensor:
         """E[log p(Lambda)] plus the entropy of q."""
-        shape = torch.as_tensor(self.priors.df / 2).to(self.factor.rate)
+        shape = self.factor.rate.new_tensor(self.priors.df / 2)
         rate = (self.priors.inverse_scale / 2).expand_as(self.factor.rate)
         return self.factor.expected_log_prior(shape.expand_as(rate), rate) + self.factor.entropy()
 
