@@ -172,7 +172,7 @@ class BayesianGMM(Module):
     def coordinate_ascent(self, x: Tensor, generator: torch.Generator) -> MixtureAscent:
         """The factors of q, started by k-means++, and their sweeps: what :func:`zoo.cavi` takes."""
         x = like(x, self).double()
-        spread = self.spread.double() if self.means == "independent" else None
+        spread = torch.diag(self.spread.double()) if self.means == "independent" else None
         priors = MixturePriors(
             self.concentration, self.proportions == "sticks", self.location.double(), self.strength, spread, self.df,
             self.inverse_scale.double(), self.covariance,

@@ -7,8 +7,8 @@ sweep is two matrix products: the expected log densities :math:`\phi \Theta` of 
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class Statistics:
     first: Tensor
     second: Tensor
 
-    def around(self, centre: Tensor, spread: Tensor) -> Tensor:
+    def around(self, centre: Tensor, spread: Tensor | float) -> Tensor:
         """Sum of r E[(x - mu)(x - mu)'] at means ``centre`` (k, d) with covariances (or variances) ``spread``."""
         if self.second.ndim == 3:
             cross = self.first.unsqueeze(-1) * centre.unsqueeze(-2)
@@ -60,7 +60,7 @@ class MixturePriors:
         location: m0 of the means (d,).
         strength: independent means: their prior covariance is ``spread``; coupled ones: the beta of
             N(m0, (beta Lambda)^-1).
-        spread: prior covariance of independent means (d, d), or variances (d,); None where means are coupled.
+        spread: prior covariance of independent means (d, d); None where means are coupled.
         df: degrees of freedom of the Wishart prior, twice the shape of the Gamma priors.
         inverse_scale: of the Wishart prior (d, d), twice the rate of the Gamma priors (d,) or ().
         covariance: ``"full"``, ``"tied"``, ``"diag"`` or ``"spherical"``.
@@ -76,82 +76,182 @@ class MixturePriors:
     covariance: Covariance
 
 
-class Precisions(Protocol):
-    """q of the precisions of K components, of one kind of covariance."""
+@dataclass(frozen=True, eq=False)
+class CoupledFactor:
+    """Gaussians given the precisions, N(mean, (beta Lambda)^-1): the other half of a normal-Wishart.
+
+    Attributes:
+        mean: (k, d).
+        beta: (k,).
+    """
+
+    mean: Tensor
+    beta: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class MixtureFactors:
+    """The factors of q but for that of the components.
+
+    Attributes:
+        proportions: q(pi) (k,), or q of the sticks (k - 1, 2).
+        precision: q(Lambda): Wishart of every component or of all, Gamma (k, d) or (k, 1).
+        mean: q(mu), one Gaussian for every component; of coupled means its covariance at E[Lambda].
+        beta: of coupled means, q(mu | Lambda) = N(mean, (beta Lambda)^-1), (k,); None for independent ones.
+    """
+
+    proportions: DirichletFactor
+    precision: WishartFactor | GammaFactor
+    mean: GaussianFactor
+    beta: Tensor | None = None
 
     @property
-    def mean(self) -> Tensor:
-        """E[Lambda], matrices (k, d, d) or columns (k, d)."""
-        ...
+    def components(self) -> int:
+        """The number of components K."""
+        return len(self.mean.mean)
 
     @property
+    def matrix(self) -> bool:
+        """Whether precisions are matrices."""
+        return isinstance(self.precision, WishartFactor)
+
+    def precisions(self) -> Tensor:
+        """E[Lambda] as matrices (k, d, d)."""
+        k, d = self.mean.mean.shape
+        mean = self.precision.mean
+        return mean.expand(k, d, d) if self.matrix else torch.diag_embed(mean.expand(k, d))
+
     def log_det(self) -> Tensor:
         """E[log |Lambda|] (k,)."""
-        ...
+        k, d = self.mean.mean.shape
+        if isinstance(self.precision, WishartFactor):
+            return self.precision.log_det_mean.expand(k)
+        return self.precision.log_mean.expand(k, d).sum(-1)
 
-    @property
-    def factor(self) -> Any:
-        """The factor."""
-        ...
+    def log_proportions(self, sticks: bool) -> Tensor:
+        """E[log pi] (k,)."""
+        if not sticks:
+            return self.proportions.log_mean
+        taken, left = self.proportions.log_mean.unbind(-1)  # E log v, E log (1 - v)
+        zero = taken.new_zeros(1)
+        return torch.cat([taken, zero]) + torch.cat([zero, left.cumsum(0)])
 
-    def gain(self) -> Tensor:
-        """E[log p(Lambda)] plus the entropy of q."""
-        ...
+
+# Features of the rows, and what the factors make of them.
 
 
-class MatrixPrecisions:
-    """Wishart precisions, one for every component or one for all."""
+def features(x: Tensor, matrix: bool) -> Tensor:
+    """phi (b, p): 1, the columns, and the products of pairs of columns (their squares for diagonal precisions)."""
+    upper = torch.triu_indices(x.shape[1], x.shape[1], device=x.device)
+    second = x[:, upper[0]] * x[:, upper[1]] if matrix else x.square()
+    return torch.cat([x.new_ones(len(x), 1), x, second], 1)
 
-    def __init__(self, priors: MixturePriors, count: Tensor, scatter: Tensor) -> None:
-        self.priors, self.components = priors, len(count)
+
+def coefficients(q: MixtureFactors, priors: MixturePriors) -> Tensor:
+    """Theta (p, k): the expected log joint density of a row and its component is phi Theta."""
+    precision, mean = q.precisions(), q.mean.mean
+    d = mean.shape[1]
+    linear = (precision @ mean.unsqueeze(-1)).squeeze(-1)  # (k, d)
+    extra = (precision * q.mean.covariance).sum((-2, -1)) if q.beta is None else d / q.beta
+    constant = q.log_proportions(priors.sticks) + 0.5 * (q.log_det() - d * LOG_TWO_PI - (mean * linear).sum(-1) - extra)
+    if q.matrix:
+        upper = torch.triu_indices(d, d, device=mean.device)
+        second = -precision[:, upper[0], upper[1]] * torch.where(upper[0] == upper[1], 0.5, 1.0)
+    else:
+        second = -0.5 * precision.diagonal(dim1=-2, dim2=-1)
+    return torch.cat([constant.unsqueeze(-1), linear, second], 1).mT
+
+
+def statistics(sums: Tensor, d: int, matrix: bool) -> Statistics:
+    """The statistics of R' phi (k, p)."""
+    count, first, second = sums[:, 0], sums[:, 1 : d + 1], sums[:, d + 1 :]
+    if not matrix:
+        return Statistics(count, first, second)
+    upper = torch.triu_indices(d, d, device=sums.device)
+    matrices = second.new_empty(len(sums), d, d)
+    matrices[:, upper[0], upper[1]] = second
+    matrices[:, upper[1], upper[0]] = second
+    return Statistics(count, first, matrices)
+
+
+def best_proportions(count: Tensor, priors: MixturePriors) -> DirichletFactor:
+    """q(pi), or q of the sticks, at the optimum."""
+    if not priors.sticks:
+        return DirichletFactor(priors.concentration + count)
+    beyond = count.flip(0).cumsum(0).flip(0) - count
+    return DirichletFactor(torch.stack([1 + count, priors.concentration + beyond], -1)[:-1])
+
+
+def best_precision(priors: MixturePriors, count: Tensor, scatter: Tensor) -> WishartFactor | GammaFactor:
+    """q(Lambda) at the optimum, given the scatter around the means (k, d, d) or (k, d)."""
+    if priors.covariance in ("full", "tied"):
         if priors.covariance == "tied":
             count, scatter = count.sum(), scatter.sum(0)
-        self.factor = WishartFactor(priors.df + count, priors.inverse_scale + scatter)
-
-    @property
-    def mean(self) -> Tensor:
-        """E[Lambda] (k, d, d)."""
-        mean = self.factor.mean
-        return mean.expand(self.components, *mean.shape[-2:])
-
-    @property
-    def log_det(self) -> Tensor:
-        """E[log |Lambda|] (k,)."""
-        return self.factor.log_det_mean.expand(self.components)
-
-    def gain(self) -> Tensor:
-        """E[log p(Lambda)] plus the entropy of q."""
-        df = self.factor.df.new_tensor(self.priors.df)
-        return self.factor.expected_log_prior(df, self.priors.inverse_scale) + self.factor.entropy()
+        return WishartFactor(priors.df + count, priors.inverse_scale + scatter)
+    each = count.unsqueeze(-1).expand_as(scatter)
+    if priors.covariance == "spherical":
+        each, scatter = each.sum(1, keepdim=True), scatter.sum(1, keepdim=True)
+    return GammaFactor((priors.df + each) / 2, (priors.inverse_scale + scatter) / 2)
 
 
-class ColumnPrecisions:
-    """Gamma precisions, one for every component and column, or one for every component."""
+def best_parameters(s: Statistics, q: MixtureFactors | None, priors: MixturePriors) -> MixtureFactors:
+    """Proportions, precisions and means, each at its optimum given the others (at the means of ``q``)."""
+    proportions = best_proportions(s.count, priors)
+    matrix = s.second.ndim == 3
+    d = s.first.shape[1]
+    if priors.spread is None:  # means and precisions together
+        beta = priors.strength + s.count
+        centre = (priors.strength * priors.location + s.first) / beta.unsqueeze(-1)
+        offset = centre - priors.location
+        pull = offset.unsqueeze(-1) * offset.unsqueeze(-2) if matrix else offset.square()
+        precision = best_precision(priors, s.count, s.around(centre, 0.0) + priors.strength * pull)
+        found = MixtureFactors(proportions, precision, GaussianFactor(centre, centre.new_zeros(d, d)), beta)
+        return replace(found, mean=GaussianFactor(centre, torch.linalg.inv(found.precisions()) / beta[:, None, None]))
+    if q is None:
+        centre = s.first / s.count.clamp_min(1e-10).unsqueeze(-1)
+        mean = GaussianFactor(centre, centre.new_zeros(len(centre), d, d))
+    else:
+        mean = q.mean
+    spread = mean.covariance if matrix else mean.covariance.diagonal(dim1=-2, dim2=-1)
+    found = MixtureFactors(proportions, best_precision(priors, s.count, s.around(mean.mean, spread)), mean)
+    prior, matrices = torch.linalg.inv(priors.spread), found.precisions()
+    covariance = torch.linalg.inv(prior + s.count[:, None, None] * matrices)
+    pull = prior @ priors.location + (matrices @ s.first.unsqueeze(-1)).squeeze(-1)
+    return replace(found, mean=GaussianFactor((covariance @ pull.unsqueeze(-1)).squeeze(-1), covariance))
 
-    def __init__(self, priors: MixturePriors, count: Tensor, scatter: Tensor) -> None:
-        self.priors, self.columns = priors, scatter.shape[1]
-        each = count.unsqueeze(-1).expand_as(scatter)
-        if priors.covariance == "spherical":
-            each, scatter = each.sum(1, keepdim=True), scatter.sum(1, keepdim=True)
-        self.factor = GammaFactor((priors.df + each) / 2, (priors.inverse_scale + scatter) / 2)
 
-    @property
-    def mean(self) -> Tensor:
-        """E[Lambda] (k, d)."""
-        mean = self.factor.mean
-        return mean.expand(len(mean), self.columns)
+def gain(q: MixtureFactors, priors: MixturePriors) -> Tensor:
+    """E[log p] of proportions, precisions and means, plus the entropies of their factors."""
+    concentration = q.proportions.concentration
+    prior = torch.full_like(concentration, priors.concentration)
+    if priors.sticks:
+        prior = concentration.new_tensor([1.0, priors.concentration]).expand_as(concentration)
+    total = q.proportions.expected_log_prior(prior) + q.proportions.entropy()
+    if isinstance(q.precision, WishartFactor):
+        df = q.precision.df.new_tensor(priors.df)
+        total = total + q.precision.expected_log_prior(df, priors.inverse_scale) + q.precision.entropy()
+    else:
+        rate = (priors.inverse_scale / 2).expand_as(q.precision.rate)
+        total = total + q.precision.expected_log_prior(torch.full_like(rate, priors.df / 2), rate)
+        total = total + q.precision.entropy()
+    k, d = q.mean.mean.shape
+    offset = q.mean.mean - priors.location
+    if q.beta is not None:
+        quadratic = (offset.unsqueeze(-2) @ q.precisions() @ offset.unsqueeze(-1)).flatten()
+        each = d * (math.log(priors.strength) - q.beta.log() + 1) - priors.strength * (quadratic + d / q.beta)
+        return total + 0.5 * each.sum()
+    assert priors.spread is not None
+    second = q.mean.covariance + offset.unsqueeze(-1) * offset.unsqueeze(-2)
+    log_det, trace = torch.linalg.slogdet(priors.spread)[1], (torch.linalg.inv(priors.spread) * second).sum()
+    return total - 0.5 * (k * (d * LOG_TWO_PI + log_det) + trace) + q.mean.entropy()
 
-    @property
-    def log_det(self) -> Tensor:
-        """E[log |Lambda|] (k,)."""
-        log_mean = self.factor.log_mean
-        return log_mean.expand(len(log_mean), self.columns).sum(-1)
 
-    def gain(self) -> Tensor:
-        """E[log p(Lambda)] plus the entropy of q."""
-        shape = self.factor.rate.new_tensor(self.priors.df / 2)
-        rate = (self.priors.inverse_scale / 2).expand_as(self.factor.rate)
-        return self.factor.expected_log_prior(shape.expand_as(rate), rate) + self.factor.entropy()
+def mixture_bound(
+    x: Tensor, component: CategoricalFactor, q: MixtureFactors, priors: MixturePriors, scale: float = 1.0
+) -> Tensor:
+    """The evidence lower bound, every constant kept; the rows' terms count ``scale`` times, as those of a minibatch."""
+    expected = (component.mean * (features(x, q.matrix) @ coefficients(q, priors))).sum()
+    return scale * (expected + component.entropy()) + gain(q, priors)
 
 
 class MixtureAscent:
@@ -167,21 +267,17 @@ class MixtureAscent:
         self.x = x.double()
         self.priors = priors
         self.matrix = priors.covariance in ("full", "tied")
-        d = x.shape[1]
-        self.upper = torch.triu_indices(d, d, device=x.device)
-        self._features = self.features(self.x) if len(x) <= BLOCK else None
-        self.statistics = self._statistics(self._sums(responsibilities))
+        self._features = features(self.x, self.matrix) if len(x) <= BLOCK else None
+        self.sums = torch.zeros(())
+        for part, own in self._blocks():
+            self.sums = self.sums + responsibilities[part].mT @ own
         self.entropy = -torch.xlogy(responsibilities, responsibilities).sum()
-        k = responsibilities.shape[1]
-        centre = self.statistics.first / self.statistics.count.clamp_min(1e-10).unsqueeze(-1)
-        none = self.statistics.second.new_zeros(k, d, d) if self.matrix else centre.new_zeros(k, d)
-        self.mean = GaussianFactor(centre, none if self.matrix else torch.diag_embed(none))
-        self._update_parameters()
+        self.q = best_parameters(self.statistics, None, priors)
 
-    def features(self, x: Tensor) -> Tensor:
-        """phi (b, p): 1, the columns, and the products of pairs of columns (their squares for diagonal precisions)."""
-        second = x[:, self.upper[0]] * x[:, self.upper[1]] if self.matrix else x.square()
-        return torch.cat([x.new_ones(len(x), 1), x, second], 1)
+    @property
+    def statistics(self) -> Statistics:
+        """Those of the current responsibilities."""
+        return statistics(self.sums, self.x.shape[1], self.matrix)
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
         if self._features is not None:
@@ -189,144 +285,33 @@ class MixtureAscent:
             return
         for start in range(0, len(self.x), BLOCK):
             part = slice(start, start + BLOCK)
-            yield part, self.features(self.x[part])
-
-    def _sums(self, responsibilities: Tensor) -> Tensor:
-        total = 0.0
-        for part, features in self._blocks():
-            total = total + responsibilities[part].mT @ features
-        return torch.as_tensor(total)
-
-    def _statistics(self, sums: Tensor) -> Statistics:
-        d = self.x.shape[1]
-        count, first, second = sums[:, 0], sums[:, 1 : d + 1], sums[:, d + 1 :]
-        if not self.matrix:
-            return Statistics(count, first, second)
-        matrices = second.new_empty(len(sums), d, d)
-        matrices[:, self.upper[0], self.upper[1]] = second
-        matrices[:, self.upper[1], self.upper[0]] = second
-        return Statistics(count, first, matrices)
-
-    # Factors.
-
-    def _update_proportions(self) -> None:
-        count, a = self.statistics.count, self.priors.concentration
-        if not self.priors.sticks:
-            self.proportions = DirichletFactor(a + count)
-            return
-        beyond = count.flip(0).cumsum(0).flip(0) - count
-        self.proportions = DirichletFactor(torch.stack([1 + count, a + beyond], -1)[:-1])
-
-    @property
-    def log_proportions(self) -> Tensor:
-        """E[log pi] (k,)."""
-        if not self.priors.sticks:
-            return self.proportions.log_mean
-        taken, left = self.proportions.log_mean.unbind(-1)  # E log v, E log (1 - v)
-        zero = taken.new_zeros(1)
-        return torch.cat([taken, zero]) + torch.cat([zero, left.cumsum(0)])
-
-    @property
-    def _variances(self) -> Tensor:
-        """The covariances of q(mu), or variances, in the form of the second moments."""
-        covariance = self.mean.covariance
-        return covariance if self.matrix else covariance.diagonal(dim1=-2, dim2=-1)
-
-    def _update_parameters(self) -> None:
-        """The proportions, precisions and means, each at its optimum given the others."""
-        self._update_proportions()
-        kind = MatrixPrecisions if self.matrix else ColumnPrecisions
-        s, p = self.statistics, self.priors
-        if p.spread is None:  # means and precisions together
-            self.beta = p.strength + s.count
-            centre = (p.strength * p.location + s.first) / self.beta.unsqueeze(-1)
-            scatter = s.around(centre, torch.zeros_like(self._variances))
-            offset = centre - p.location
-            pull = offset.unsqueeze(-1) * offset.unsqueeze(-2) if self.matrix else offset.square()
-            scatter = scatter + p.strength * pull
-            self.precisions: Precisions = kind(p, s.count, scatter)
-            covariance = torch.linalg.inv(self._matrices()) / self.beta[:, None, None]
-            self.mean = GaussianFactor(centre, covariance)
-            return
-        self.precisions = kind(p, s.count, s.around(self.mean.mean, self._variances))
-        prior = torch.linalg.inv(p.spread) if p.spread.ndim == 2 else torch.diag(1 / p.spread)
-        precision = prior + s.count[:, None, None] * self._matrices()
-        covariance = torch.linalg.inv(precision)
-        pull = prior @ p.location + (self._matrices() @ s.first.unsqueeze(-1)).squeeze(-1)
-        self.mean = GaussianFactor((covariance @ pull.unsqueeze(-1)).squeeze(-1), covariance)
-
-    def _matrices(self) -> Tensor:
-        """E[Lambda] as matrices (k, d, d)."""
-        return self.precisions.mean if self.matrix else torch.diag_embed(self.precisions.mean)
-
-    def coefficients(self) -> Tensor:
-        """Theta (p, k): the expected log joint density of a row and its component is phi Theta."""
-        d = self.x.shape[1]
-        precision, mean = self._matrices(), self.mean.mean
-        linear = (precision @ mean.unsqueeze(-1)).squeeze(-1)  # (k, d)
-        extra = d / self.beta if self.priors.spread is None else (precision * self.mean.covariance).sum((-2, -1))
-        constant = self.log_proportions + 0.5 * (
-            self.precisions.log_det - d * LOG_TWO_PI - (mean * linear).sum(-1) - extra
-        )
-        if self.matrix:
-            halves = -0.5 * precision[:, self.upper[0], self.upper[1]]
-            second = torch.where(self.upper[0] == self.upper[1], halves, 2 * halves)
-        else:
-            second = -0.5 * self.precisions.mean
-        return torch.cat([constant.unsqueeze(-1), linear, second], 1).mT
-
-    def responsibilities(self) -> CategoricalFactor:
-        """q(component) at its optimum given the other factors."""
-        theta = self.coefficients()
-        return CategoricalFactor(torch.cat([f @ theta for _, f in self._blocks()]).log_softmax(-1))
+            yield part, features(self.x[part], self.matrix)
 
     def sweep(self) -> None:
-        """Every factor once: the components first, then proportions, precisions and means."""
-        theta = self.coefficients()
-        sums: Tensor | float = 0.0
-        total: Tensor | float = 0.0
-        for _, features in self._blocks():
-            logs = features @ theta  # (b, k)
+        """Every factor once, at its optimum given the others: the components first."""
+        theta = coefficients(self.q, self.priors)
+        sums, total = torch.zeros_like(theta.mT), theta.new_zeros(())
+        for _, own in self._blocks():
+            logs = own @ theta  # (b, k)
             top = logs.logsumexp(-1, keepdim=True)
-            sums = sums + (logs - top).exp_().mT @ features
-            total = total + top.sum()
-        sums = torch.as_tensor(sums)
-        self.entropy = total - (sums.mT * theta).sum()
-        self.statistics = self._statistics(sums)
-        self._update_parameters()
+            sums.addmm_((logs - top).exp_().mT, own)
+            total += top.sum()
+        self.sums, self.entropy = sums, total - (sums.mT * theta).sum()
+        self.q = best_parameters(self.statistics, self.q, self.priors)
 
     def bound(self) -> Tensor:
         """The evidence lower bound over all rows, every constant kept."""
-        expected = (self._flat().mT * self.coefficients()).sum() + self.entropy
-        return expected + self._gain_of_proportions() + self.precisions.gain() + self._gain_of_means()
+        return (self.sums.mT * coefficients(self.q, self.priors)).sum() + self.entropy + gain(self.q, self.priors)
 
-    def _flat(self) -> Tensor:
-        s = self.statistics
-        second = s.second[:, self.upper[0], self.upper[1]] if self.matrix else s.second
-        return torch.cat([s.count.unsqueeze(-1), s.first, second], 1)
-
-    def _gain_of_proportions(self) -> Tensor:
-        a = self.priors.concentration
-        concentration = self.proportions.concentration
-        prior = torch.full_like(concentration, a)
-        if self.priors.sticks:
-            prior = concentration.new_tensor([1.0, a]).expand_as(concentration)
-        return self.proportions.expected_log_prior(prior) + self.proportions.entropy()
-
-    def _gain_of_means(self) -> Tensor:
-        """E[log p(mu)] plus the entropy of q(mu), given the precisions where both are coupled."""
-        p, mean = self.priors, self.mean
-        k, d = mean.mean.shape
-        offset = mean.mean - p.location
-        if p.spread is None:
-            quadratic = (offset.unsqueeze(-2) @ self._matrices() @ offset.unsqueeze(-1)).flatten()
-            each = d * (math.log(p.strength) - self.beta.log()) - p.strength * (quadratic + d / self.beta) + d
-            return 0.5 * each.sum()
-        prior = p.spread if p.spread.ndim == 2 else torch.diag(p.spread)
-        inverse = torch.linalg.inv(prior)
-        second = mean.covariance + offset.unsqueeze(-1) * offset.unsqueeze(-2)
-        log_prior = -0.5 * (k * (d * LOG_TWO_PI + torch.linalg.slogdet(prior)[1]) + (inverse * second).sum())
-        return log_prior + mean.entropy()
+    def factors(self, x: Tensor) -> dict[str, Any]:
+        """q of every site by name; the components' of the rows ``x`` (n, d), at its optimum given the others."""
+        theta = coefficients(self.q, self.priors)
+        logs = torch.cat([features(part.double(), self.matrix) @ theta for part in x.split(BLOCK)])
+        name = "sticks" if self.priors.sticks else "proportions"
+        found: dict[str, Any] = {name: self.q.proportions, "precision": self.q.precision, "mean": self.q.mean}
+        if self.q.beta is not None:
+            found["mean"] = CoupledFactor(self.q.mean.mean, self.q.beta)
+        return {**found, "component": CategoricalFactor(logs.log_softmax(-1))}
 
 
 def plus_plus(x: Tensor, components: int, generator: torch.Generator) -> Tensor:
