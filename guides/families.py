@@ -117,7 +117,7 @@ class GaussianPart(Module):
 
     @torch.no_grad()
     def natural_step(self, rate: float, rows: Tensor | None = None) -> None:
-        """The precision moves by 2 rate times the gradient in the covariance; the mean by the new covariance times its own."""
+        """The precision moves by the gradient in the covariance; the mean by the new covariance times its own."""
         root = self.scale_tril
         covariance = root @ root.mT
         to_real = transform_to(constraints.lower_cholesky).inv

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -62,6 +63,49 @@ class ConjugateGivenShared(Protocol):
 
     def log_marginal_given(self, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         """log p(x | theta) (draws, n) at values of the shared sites by name, (draws, ...) each."""
+        ...
+
+
+class CoordinateAscent(Protocol):
+    """The factors of q(Z) q(theta) of a conditionally conjugate model, and the sweeps that raise the bound."""
+
+    def sweep(self) -> None:
+        """Every factor once, at its optimum given the others."""
+        ...
+
+    def bound(self) -> Tensor:
+        """The evidence lower bound over all rows in nats, every constant kept."""
+        ...
+
+    def factors(self, x: Tensor) -> Mapping[str, Any]:
+        """The factor of every site by name, of local sites for the rows ``x`` (n, d)."""
+        ...
+
+
+@runtime_checkable
+class Rotating(Protocol):
+    """A coordinate ascent that can move several factors together along a symmetry of the likelihood."""
+
+    def rotate(self) -> None:
+        """Move them to where the bound is highest."""
+        ...
+
+
+@runtime_checkable
+class ConditionallyConjugate(Protocol):
+    """A model with priors on everything whose factors of q have their optimum in closed form, given the others."""
+
+    @property
+    def families(self) -> Mapping[str, str]:
+        """The family of q of every site: gaussian, gamma, dirichlet, wishart, coupled or categorical."""
+        ...
+
+    def coordinate_ascent(self, x: Tensor, generator: torch.Generator) -> CoordinateAscent:
+        """The factors at a random start, for the rows ``x`` (n, d)."""
+        ...
+
+    def bound(self, x: Tensor, factors: Mapping[str, Any], scale: float = 1.0) -> Tensor:
+        """The evidence lower bound of factors of these families; the rows' terms count ``scale`` times."""
         ...
 
 

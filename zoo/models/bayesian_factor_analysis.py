@@ -1,4 +1,5 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -9,7 +10,17 @@ from zoo.base.checks import check_whole
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
 from zoo.distributions.observed import seen
-from zoo.models.linear_ascent import LinearAscent, LinearPriors, check_gamma, check_rows_of, linear_mean, place_mean
+from zoo.models.linear_ascent import (
+    LinearAscent,
+    LinearPriors,
+    Rows,
+    check_gamma,
+    check_rows_of,
+    linear_bound,
+    linear_factors,
+    linear_mean,
+    place_mean,
+)
 
 
 class BayesianFactorAnalysis(Module):
@@ -95,8 +106,20 @@ class BayesianFactorAnalysis(Module):
         """Place the prior of the mean on the columns of ``x`` (n, d)."""
         self.location, self.spread = place_mean(like(x, self))
 
+    @property
+    def families(self) -> dict[str, str]:
+        """The family of q of every site."""
+        found = {"z": "gaussian", "weight": "gaussian", "relevance": "gamma", "precision": "gamma"}
+        return found if self.centred else {**found, "mean": "gaussian"}
+
+    def _priors(self) -> LinearPriors:
+        mean = None if self.centred else (self.location.double(), 1 / self.spread.double())
+        return LinearPriors(self.relevance, self.precision, mean, columns=True)
+
     def coordinate_ascent(self, x: Tensor, generator: torch.Generator) -> LinearAscent:
         """The factors of q, at a random start, and their sweeps: what :func:`zoo.cavi` takes."""
-        mean = None if self.centred else (self.location.double(), 1 / self.spread.double())
-        priors = LinearPriors(self.relevance, self.precision, mean, columns=True)
-        return LinearAscent(like(x, self), self.latent_dim, priors, generator)
+        return LinearAscent(like(x, self), self.latent_dim, self._priors(), generator)
+
+    def bound(self, x: Tensor, factors: Mapping[str, Any], scale: float = 1.0) -> Tensor:
+        """The evidence lower bound of factors by site; the rows' terms count ``scale`` times."""
+        return linear_bound(Rows.of(x), linear_factors(factors), self._priors(), scale)

@@ -1,4 +1,5 @@
-from typing import Literal, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 import pyro
 import pyro.distributions as dist
@@ -10,7 +11,14 @@ from zoo.base.checks import check_whole
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
 from zoo.distributions.observed import seen
-from zoo.models.mixture_ascent import Covariance, MixtureAscent, MixturePriors, plus_plus
+from zoo.models.mixture_ascent import (
+    Covariance,
+    MixtureAscent,
+    MixturePriors,
+    mixture_bound,
+    mixture_factors,
+    plus_plus,
+)
 
 Proportions = Literal["dirichlet", "sticks"]
 Means = Literal["independent", "coupled"]
@@ -169,16 +177,35 @@ class BayesianGMM(Module):
         scale = torch.diag(variance) if self.matrix else variance if self.covariance == "diag" else variance.mean()
         self.inverse_scale = (self.df * scale).reshape(self.inverse_scale.shape)
 
+    @property
+    def families(self) -> dict[str, str]:
+        """The family of q of every site."""
+        proportions = "sticks" if self.proportions == "sticks" else "proportions"
+        return {
+            proportions: "dirichlet",
+            "precision": "wishart" if self.matrix else "gamma",
+            "mean": "gaussian" if self.means == "independent" else "coupled",
+            "component": "categorical",
+        }
+
+    def _priors(self) -> MixturePriors:
+        spread = torch.diag(self.spread.double()) if self.means == "independent" else None
+        sticks, location = self.proportions == "sticks", self.location.double()
+        inverse = self.inverse_scale.double()
+        return MixturePriors(
+            self.concentration, sticks, location, self.strength, spread, self.df, inverse, self.covariance
+        )
+
     def coordinate_ascent(self, x: Tensor, generator: torch.Generator) -> MixtureAscent:
         """The factors of q, started by k-means++, and their sweeps: what :func:`zoo.cavi` takes."""
         x = like(x, self).double()
-        spread = torch.diag(self.spread.double()) if self.means == "independent" else None
-        priors = MixturePriors(
-            self.concentration, self.proportions == "sticks", self.location.double(), self.strength, spread, self.df,
-            self.inverse_scale.double(), self.covariance,
-        )  # fmt: skip
         unit = x.std(0).clamp_min(1e-300)
-        return MixtureAscent(x, plus_plus(x / unit, self.components, generator), priors)
+        return MixtureAscent(x, plus_plus(x / unit, self.components, generator), self._priors())
+
+    def bound(self, x: Tensor, factors: Mapping[str, Any], scale: float = 1.0) -> Tensor:
+        """The evidence lower bound of factors by site; the rows' terms count ``scale`` times."""
+        q = mixture_factors(factors)
+        return mixture_bound(x.double(), factors["component"], q, self._priors(), scale)
 
 
 def _chosen(values: Tensor, component: Tensor, event: int) -> Tensor:

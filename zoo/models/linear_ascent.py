@@ -8,8 +8,9 @@ with Gamma priors on :math:`\alpha_k` and :math:`\tau_d`, and
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -184,6 +185,16 @@ class LinearMap:
     def factor(self, x: Tensor) -> GaussianFactor:
         """q of the factors of the rows ``x`` (n, d)."""
         return GaussianFactor((x - self.centre) @ self.pull, self.covariance)
+
+
+def linear_factors(factors: Mapping[str, Any]) -> LinearFactors:
+    """The factors of q by site name, with the members of q(mu) and q(tau) laid out as the sweeps have them."""
+    mean, precision = factors.get("mean"), factors["precision"]
+    if mean is not None and mean.mean.shape[-1] != 1:
+        raise ValueError("q of the site 'mean' must have one Gaussian for every column")
+    if precision.shape.ndim == 0:
+        precision = GammaFactor(precision.shape.unsqueeze(0), precision.rate.unsqueeze(0))
+    return LinearFactors(factors["z"], factors["weight"], mean, factors["relevance"], precision)
 
 
 # Each factor at its optimum given the others.

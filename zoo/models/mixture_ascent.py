@@ -6,7 +6,7 @@ sweep is two matrix products: the expected log densities :math:`\phi \Theta` of 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -135,6 +135,18 @@ class MixtureFactors:
         taken, left = self.proportions.log_mean.unbind(-1)  # E log v, E log (1 - v)
         zero = taken.new_zeros(1)
         return torch.cat([taken, zero]) + torch.cat([zero, left.cumsum(0)])
+
+
+def mixture_factors(factors: Mapping[str, Any]) -> MixtureFactors:
+    """The factors of q by site name, but for that of the components."""
+    proportions = factors["sticks"] if "sticks" in factors else factors["proportions"]
+    precision, mean = factors["precision"], factors["mean"]
+    if not isinstance(mean, CoupledFactor):
+        return MixtureFactors(proportions, precision, mean)
+    d = mean.mean.shape[1]
+    found = MixtureFactors(proportions, precision, GaussianFactor(mean.mean, mean.mean.new_zeros(d, d)), mean.beta)
+    spread = torch.linalg.inv(found.precisions()) / mean.beta[:, None, None]
+    return replace(found, mean=GaussianFactor(mean.mean, spread))
 
 
 # Features of the rows, and what the factors make of them.
