@@ -144,8 +144,8 @@ class GammaPart(Module):
 
     def __init__(self, batch: Sequence[int], x: Tensor) -> None:
         super().__init__()
-        self.shape = PyroParam(x.new_ones(*batch), constraints.positive)
-        self.rate = PyroParam(x.new_ones(*batch), constraints.positive)
+        self.shape = PyroParam(x.new_ones(tuple(batch)), constraints.positive)
+        self.rate = PyroParam(x.new_ones(tuple(batch)), constraints.positive)
 
     def factor(self, index: Tensor | None = None) -> GammaFactor:
         """The Gammas."""
