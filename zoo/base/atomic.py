@@ -132,10 +132,9 @@ def _beside(path: str | Path) -> Iterator[tuple[Path, Path]]:
             ) from None
         yield partial, target
     except BaseException:
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):  # it was a folder, or there was nothing
+            partial.unlink()
         for above in made:
             with suppress(OSError):  # another process put something there
                 above.rmdir()

@@ -64,8 +64,10 @@ def held_modules(function: PyroCallable) -> dict[str, nn.Module]:
     >>> def guide(x=None, index=None, size=None):
     ...     return network(x)
     >>> network = nn.Linear(2, 1)
-    >>> held_modules(guide), held_modules(network)
-    ({'network.': Linear(in_features=2, out_features=1, bias=True)}, {'': Linear(in_features=2, out_features=1, bias=True)})
+    >>> held_modules(guide)
+    {'network.': Linear(in_features=2, out_features=1, bias=True)}
+    >>> held_modules(network)
+    {'': Linear(in_features=2, out_features=1, bias=True)}
     """
     inner = unwrapped(function)
     if isinstance(inner, nn.Module):

@@ -14,7 +14,7 @@ from pyro.nn import PyroModule
 from pyro.params.param_store import param_with_module_name
 from torch import Tensor, nn
 
-from zoo.base.callables import unwrapped
+from zoo.base.callables import PyroCallable, modules, unwrapped
 
 _numbers = itertools.count()
 
@@ -131,7 +131,7 @@ def _fingerprint(module: nn.Module) -> str:
         found.update(f"{name} {tuple(parameter.shape)} ".encode())
         if not parameter.is_meta:  # which has no values
             values = parameter.detach().cpu().contiguous().reshape(-1)
-            found.update(memoryview(values.view(torch.uint8).numpy()))
+            found.update(values.view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
@@ -139,10 +139,10 @@ def _root(module: Module) -> str:
     return f"{type(module).__name__}_{next(_numbers)}"
 
 
-def like(x: Any, module: nn.Module) -> Tensor:
-    """``x`` as a tensor of the module's dtype and device (as it is where the module has no parameters yet)."""
+def like(x: Any, function: PyroCallable) -> Tensor:
+    """``x`` as a tensor of the dtype and device of a callable's parameters (as it is where there are none yet)."""
     x = torch.as_tensor(x)
-    parameter = next(module.parameters(), None)
+    parameter = next((p for module in modules(function) for p in module.parameters()), None)
     if parameter is None:
         return x if x.is_floating_point() else x.to(torch.get_default_dtype())
     return x.to(parameter)

@@ -10,7 +10,7 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from zoo.base.callables import PyroCallable, held_modules, name_of, unwrapped
+from zoo.base.callables import PyroCallable, held_modules, modules, name_of, unwrapped
 from zoo.base.module import Module
 from zoo.infer.storage.files import PARAMETERS, SETTINGS
 from zoo.infer.storage.record import Settings, arguments, class_path, from_json, handler_names, state
@@ -192,8 +192,7 @@ def restore(part: Part, given: PyroCallable) -> None:
 
 def example(function: PyroCallable) -> Tensor:
     """A tensor with dtype and device of the first parameter behind a callable."""
-    parameters = (p for module in held_modules(function).values() for p in module.parameters())
-    found = next(parameters, None)
+    found = next((p for module in modules(function) for p in module.parameters()), None)
     return torch.zeros(()) if found is None else found.detach()
 
 
@@ -242,8 +241,8 @@ def _check_handlers(part: Part, given: PyroCallable) -> None:
     if mine != saved:
         theirs, ours = (", ".join(names) or "none" for names in (saved, mine))
         raise ValueError(
-            f"{part.file}: the {part.role} was saved inside Pyro's handlers {theirs}, got one inside {ours}: they change "
-            "its density, so wrap it as the saved one was"
+            f"{part.file}: the {part.role} was saved inside Pyro's handlers {theirs}, got one inside {ours}: they "
+            "change its density, so wrap it as the saved one was"
         )
 
 

@@ -1,4 +1,4 @@
-"""A run as JSON and tensors: what is noted of modules, handlers, training, parameters and constraints, and read back."""
+"""A run as JSON and tensors, and back: modules, handlers, training, loose parameters and their constraints."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import torch
 from pyro.distributions import constraints
 from pyro.infer.autoguide import AutoGuide
 from pyro.nn import PyroModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.base.callables import PyroCallable, handlers, held_modules, unwrapped
 from zoo.base.module import Module
@@ -75,8 +75,8 @@ def from_format_1(settings: Settings, tensors: Mapping[str, Tensor], file: Path)
     for role in ("model", "guide"):
         if settings[role]["class"] == "functools:partial":
             raise ValueError(
-                f"{file}: latent-zoo 0.1 saved the {role} inside Pyro's handlers, and which parameters are whose is not "
-                "known: fit it again with this version, and save that run"
+                f"{file}: latent-zoo 0.1.0 saved the {role} inside Pyro's handlers without the names of its "
+                "parameters: fit it again with this version, and save that run"
             )
     curves = {name: tensors[name] for name in ("losses", "validation") if name in tensors}
     training = {key: value for key, value in settings["fit"].items() if key != "steps"}
