@@ -1,9 +1,13 @@
 """zoo.base.atomic: nothing half-written is ever seen, and nothing is left of what failed."""
 
 import os
+from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
+import zoo
+from zoo import plots
 from zoo.base.atomic import new_file, new_folder, refuse_taken, replaced_folder
 
 
@@ -122,3 +126,26 @@ def test_a_folder_is_replaced_whole_or_stays(stage, tmp_path, monkeypatch):
         (folder / "settings.json").write_text("new")
     assert {p.name: p.read_text() for p in place.iterdir()} == {"settings.json": "new", "note.txt": "mine"}
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_no_other_module_moves_files_into_place():
+    package = Path(zoo.__file__).parent
+    ways = ("os.replace(", "os.rename(", ".rename(path", "tempfile", "shutil.move(")
+    found = [p for p in package.rglob("*.py") if any(way in p.read_text(encoding="utf-8") for way in ways)]
+    assert [p.relative_to(package).as_posix() for p in found] == ["base/atomic.py"]
+
+
+def test_a_figure_is_whole_or_not_there(tmp_path, monkeypatch):
+    place = plots.save(Figure(), tmp_path / "figure.png")
+    before = place.read_bytes()
+
+    def fails(self, path, **_):
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Figure, "savefig", fails)
+    for path in (place, tmp_path / "new" / "figure.pdf"):
+        with pytest.raises(KeyboardInterrupt):
+            plots.save(Figure(), path)
+    assert place.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [place]

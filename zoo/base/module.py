@@ -79,11 +79,11 @@ class Module(PyroModule):
         return drawn is not None and all(p.requires_grad for p in self.parameters()) and drawn == _fingerprint(self)
 
     def keep(self) -> None:
-        """Have the parameters as they are taken for a start of their own: ``fresh`` is False from now on."""
+        """Declare the current parameters a start of their own, which no fit redraws: ``fresh`` is False from now on."""
         self.__dict__.pop("_drawn", None)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """What ``.to``, ``.double``, ``.cuda`` and their like come down to: another dtype or device is as fresh."""
+        """What ``.to``, ``.double`` and ``.cuda`` call: a change of dtype or device leaves ``fresh`` as it was."""
         fresh = self.fresh
         super()._apply(fn, recurse)
         if fresh:
@@ -125,7 +125,7 @@ def _described(name: str, value: Any) -> Any:
 
 
 def _fingerprint(module: nn.Module) -> str:
-    """A hash of the names, shapes and bytes of all parameters: it sees any change, and holds no copy of them."""
+    """A hash of the names, shapes and bytes of all parameters: it detects any change without keeping a copy."""
     found = hashlib.blake2b(digest_size=16)
     for name, parameter in module.named_parameters():
         found.update(f"{name} {tuple(parameter.shape)} ".encode())

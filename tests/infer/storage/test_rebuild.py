@@ -262,7 +262,7 @@ def test_tensors_that_do_not_fit(run, saved, tmp_path):
         lambda t: t.pop("model.mean_unconstrained"),
         r"parameters\.safetensors lacks mean_unconstrained .*: pass load",
     )
-    case(lambda t: t.update({"guide.new": torch.ones(1)}), "has new, which the guide has not")
+    case(lambda t: t.update({"guide.new": torch.ones(1)}), "has new, which the guide does not have")
     case(lambda t: t.update({"model.mean_unconstrained": torch.ones(7)}), r"of shape \(7,\), the model \(4,\)")
     case(lambda t: t.pop("training.losses"), "do not belong together")
     case(lambda t: t.update({"stray": torch.ones(1)}), "do not belong together")

@@ -151,7 +151,7 @@ def test_mixed_dtypes_come_back(x, tmp_path):
     model.register_buffer("count", torch.tensor(3))
     run = Fit(model, guide.float())
     save(run, tmp_path / "run")
-    with pytest.raises(ValueError, match="has count, which the model has not"):
+    with pytest.raises(ValueError, match="has count, which the model does not have"):
         load(tmp_path / "run")
     with seeded(1):
         model = VAE(4, 2, hidden=(8,))

@@ -129,7 +129,7 @@ def read(path: str | Path, *, model: PyroCallable | None = None, guide: PyroCall
     folder = Path(path)
     settings, tensors = read_files(folder)
     parts = _split(settings, tensors, folder)
-    version = str(settings.get("versions", {}).get("latent-zoo") or "of a source folder")
+    version = str(settings.get("versions", {}).get("latent-zoo") or "of unknown version")
     of_model, of_guide = (Part(role, settings[role], parts[role], folder, version) for role in ("model", "guide"))
     with pyro.get_param_store().scope(), seeded(0), torch.device("cpu"):
         if model is None:

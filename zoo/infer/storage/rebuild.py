@@ -151,7 +151,7 @@ def check_state(part: Part, given: PyroCallable) -> None:
     if missing:
         problems.append(f"lacks {', '.join(missing)}")
     if unexpected:
-        problems.append(f"has {', '.join(unexpected)}, which the {role} has not")
+        problems.append(f"has {', '.join(unexpected)}, which the {role} does not have")
     problems += [
         f"has {name} of shape {tuple(saved[name].shape)}, the {role} {tuple(value.shape)}"
         for name, value in own.items()
