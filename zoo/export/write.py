@@ -1,7 +1,5 @@
 """Fitted runs as an ArviZ file, written some rows at a time."""
 
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +9,7 @@ import h5netcdf  # type: ignore[import-untyped]
 import numpy as np
 import xarray
 
+from zoo.base.atomic import new_file
 from zoo.export.layout import BESIDE, ORDER, Blank, Export, place, prepare
 from zoo.export.pieces import Piece
 from zoo.infer.fitting import Fit
@@ -74,7 +73,7 @@ def write_arviz(
     export = prepare(run, x, draws, seed, rows, columns, labels, rows_at_once)
     pieces = export.pieces()
     number, first = next(pieces)
-    with _complete(path) as partial, sink(partial, export, first) as put:
+    with new_file(path) as partial, sink(partial, export, first) as put:
         _write(put, number, first)
         for chain, piece in pieces:
             _write(put, chain, piece)
@@ -85,18 +84,6 @@ def _write(put: Put, chain: int, piece: Piece) -> None:
     for group, held in piece.groups.items():
         for name, each in held.items():
             put(group, name, place(each, chain, piece.rows), each.values)
-
-
-@contextmanager
-def _complete(path: Path) -> Iterator[Path]:
-    """A name beside ``path`` that becomes ``path`` at the end, and of which nothing is left otherwise."""
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        yield partial
-        os.rename(partial, path)
-    except BaseException:
-        shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
-        raise
 
 
 def _skeleton(export: Export, first: Piece) -> tuple[dict[str, xarray.Dataset], dict[str, dict[str, Blank]]]:
