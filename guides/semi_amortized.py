@@ -7,17 +7,21 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.block_messenger import BlockMessenger
 from torch import Tensor
 from torch.distributions import Distribution
 
 from guides.amortized import Amortized
+from guides.encoder import resolved
 from guides.gaussian import sample_factorised, shaped, width
-from guides.sites import CannotServe, Sites, only
-from zoo.base.checks import check_rows, check_whole
+from guides.shared import Shared
+from guides.sites import CannotServe, Sites, check_data, only, require_local
+from zoo.base.callables import PyroCallable, handlers, name_of
+from zoo.base.checks import check_whole
 from zoo.base.latent_sites import Latent
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
-from zoo.networks.perceptron import Activation, activation_name
+from zoo.networks.perceptron import Activation
 
 MOST = 10.0  # times, that a step may change a precision
 GROWTH = 1.5  # of a row's rate after a step that raised its bound
@@ -48,9 +52,16 @@ class SemiAmortized(Module):
     0.0001 as it is done here. The gradients are thus not the slope of the loss, no line search may follow them
     (``smooth`` is False), and fits take Adam.
 
+    Sites :math:`\theta` that all rows share have a Gaussian of their own (:class:`guides.shared.SharedPart`), and rows
+    are refined at its centre: L is then the row's bound given :math:`\theta = T(m)`, with m the mean of
+    :math:`q(\theta)` in real coordinates and T the map to the supports. So :math:`q(\theta) \prod_n q(z_n \mid x_n)` is
+    a product, a row is refined once whatever the number of draws, and the model need not broadcast over draws of
+    :math:`\theta`. The loss averages over :math:`q(\theta)` all the same. Of its optimum the refined q misses what the
+    spread of :math:`q(\theta)` contributes, which shrinks as 1 / n.
+
     Args:
-        model: any Pyro model with the signature ``(x=None, index=None, size=None)`` whose latent sites are continuous
-            and local to the rows. It is held, not owned: its parameters stay the model's.
+        model: any Pyro model with the signature ``(x=None, index=None, size=None)`` whose latent sites are continuous.
+            It is held, not owned: its parameters stay the model's. It is called with the row numbers of a minibatch.
         x: data (n, d) that show the width, the dtype and the units of the columns.
         hidden: widths of the hidden layers of the network; ``hidden=()`` is the linear one.
         steps: the number of refining steps T; 0 leaves the proposal, which is ``Amortized``.
@@ -58,13 +69,15 @@ class SemiAmortized(Module):
             posterior is an uncorrelated Gaussian, and overshoots where it is correlated.
         masked: give the network the pattern of missing entries as d further inputs. None: where ``x`` has some.
         activation: of the hidden layers, see :func:`zoo.networks.perceptron.mlp`.
+        shared: the covariance among the sites that all rows share: ``"mean_field"`` or ``"full_rank"``.
 
     Attributes:
-        proposal: the network, a guide :class:`guides.Amortized`.
+        proposal: the network (with the part for the shared sites), a guide :class:`guides.Amortized`.
 
     Raises:
-        CannotServe: the model has a discrete site, or one that all rows share.
-        ValueError: ``steps`` is no whole number, or ``rate`` not in (0, 1]; otherwise as ``Amortized``.
+        CannotServe: the model has a discrete site, or none with a value per row.
+        ValueError: ``steps`` is no whole number, or ``rate`` not in (0, 1]; sites of the model are hidden by
+            ``poutine.block``, so that its density is not there to climb; otherwise as ``Amortized``.
 
     References:
         Kim, Wiseman, Miller, Sontag and Rush (2018), Semi-amortized variational autoencoders, ICML; Marino, Yue and
@@ -78,7 +91,7 @@ class SemiAmortized(Module):
 
     def __init__(
         self,
-        model: Any,
+        model: PyroCallable,
         x: Any,
         hidden: Sequence[int] = (64, 64),
         steps: int = 5,
@@ -86,26 +99,28 @@ class SemiAmortized(Module):
         *,
         masked: bool | None = None,
         activation: Activation = "silu",
+        shared: Shared = "mean_field",
     ) -> None:
         super().__init__()
-        x = check_rows(x, model)
+        x = check_data(x, model)
         self.steps = check_whole(steps, "steps", 0)
         if not 0 < rate <= 1:
             raise ValueError(f"rate must be in (0, 1], got {rate!r}")
         self.rate = float(rate)
         self.sites = Sites.of("SemiAmortized", model, x)
-        for latent in self.sites.shared:
-            why = "is shared by all rows"
-            raise CannotServe("SemiAmortized", model, latent.name, why, "Use MeanField or FullRank.")
         for latent in self.sites.discrete:
             why = "is discrete, and has no gradient to refine it by"
             raise CannotServe("SemiAmortized", model, latent.name, why, "Use Amortized or MeanField.")
+        if any(isinstance(handler, BlockMessenger) for handler in handlers(model)[0]):
+            raise ValueError(
+                f"SemiAmortized climbs log p(x, z) of {name_of(model)}, of which poutine.block hides a part: use "
+                "Amortized or Flow on the blocked model"
+            )
+        require_local("SemiAmortized", model, self.sites)
         self.__dict__["model"] = model  # held, not owned: its parameters stay the model's
-        self.proposal = Amortized(model, x, hidden, masked=masked, activation=activation)
-        self.__dict__["_resolved"] = {  # what ``settings`` records: the data will not be there
-            "masked": self.proposal.masked,
-            "activation": activation_name(activation),
-        }
+        self.proposal = Amortized(model, x, hidden, masked=masked, activation=activation, shared=shared)
+        self.__dict__["_resolved"] = resolved(self.proposal.masked, activation)
+        self.total = len(x)
         self.register_buffer("points", _design(width(self.sites.local)).to(x), persistent=False)  # (p, k)
 
     @torch.no_grad()
@@ -157,7 +172,7 @@ class SemiAmortized(Module):
     def _climb(
         self, loc: Tensor, scale: Tensor, x: Tensor, index: Tensor | None, size: int | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The bound of every row (n,), up to a constant, and its slopes in mean and scales (n, k)."""
+        """The bound of every row (n,) at the centre of the shared sites, up to a constant, and its slopes (n, k)."""
         with torch.enable_grad():
             m, s = loc.detach().requires_grad_(), scale.detach().requires_grad_()
             z = m + s * self.points.unsqueeze(1)  # (p, n, k)
@@ -167,16 +182,21 @@ class SemiAmortized(Module):
 
     def _log_joint(self, z: Tensor, x: Tensor, index: Tensor | None, size: int | None) -> Tensor:
         """log p(x, z) of real draws (p, n, k), on the scale of real numbers: (p, n)."""
-        values, total = {}, z.new_zeros(z.shape[:-1])
+        values: dict[str, Tensor] = {} if self.proposal.shared is None else self.proposal.shared.centre()
+        values = {name: value.detach() for name, value in values.items()}
+        total = z.new_zeros(z.shape[:-1])
+        between = (1,) * (self.sites.nesting - 1)  # plates of the model's own, to the left of the rows
         for latent, real in zip(self.sites.local, z.split([s.width for s in self.sites.local], -1), strict=True):
-            values[latent.name], volume = _placed(real, latent)
+            value, volume = _placed(real, latent)
+            values[latent.name] = value.reshape(len(value), *between, *value.shape[1:])
             total = total + volume
         with _unnoticed():
             trace = poutine.trace(poutine.condition(self.model, values)).get_trace(x, index, size)
             trace.compute_log_prob()
         for site in trace.nodes.values():
-            if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample":
-                total = total + scale_and_mask(site["unscaled_log_prob"], 1.0, site["mask"])
+            if site["type"] == "sample" and any(f.name == self.sites.plate for f in site["cond_indep_stack"]):
+                log_prob = scale_and_mask(site["unscaled_log_prob"], 1.0, site["mask"])
+                total = total + (log_prob.sum(tuple(range(-len(between) - 1, -1))) if between else log_prob)
         return total
 
     def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> None:
@@ -189,13 +209,15 @@ class SemiAmortized(Module):
             (m, s), slopes = self._refine(loc, scale, x, index, size)
             climb = (loc * slopes[0] + scale * slopes[1]).sum(-1)  # its gradient is that of the proposal's bound
             loc, scale = m, s
-        with rows(x, index, size):
+        if self.proposal.shared is not None:
+            self.proposal.shared()
+        with rows(x, index, size, name=self.sites.plate):
             sample_factorised(self.sites.local, loc, scale)
             if climb is not None and climb.requires_grad:
                 pyro.factor("proposal", climb.detach() - climb, has_rsample=True)  # the loss has minus the bound
 
     def posterior(self, x: Tensor, index: Tensor | None = None) -> Distribution:
-        """The refined q of the model's one local site given the rows ``x``, with batch shape (n,).
+        """The refined q of the model's one local site given the rows ``x`` of numbers ``index``, with batch (n,).
 
         Raises:
             ValueError: the model has several local sites, or ``x`` another width than the network.
@@ -204,7 +226,8 @@ class SemiAmortized(Module):
         x = like(x, self)
         loc, scale = self.propose(x)
         if self.steps:
-            loc, scale = self.refine(loc, scale, x)
+            size = None if index is None else max(self.total, len(index))
+            loc, scale = self.refine(loc, scale, x, index, size)
         return shaped(dist.Normal(loc, scale).to_event(1), latent)
 
 
