@@ -16,7 +16,7 @@ from guides.encoder import resolved
 from guides.gaussian import sample_factorised, shaped, width
 from guides.shared import Shared
 from guides.sites import CannotServe, Sites, check_data, only, require_local
-from zoo.base.callables import PyroCallable, handlers, name_of
+from zoo.base.callables import PyroCallable, handlers, mode, name_of
 from zoo.base.checks import check_whole
 from zoo.base.latent_sites import Latent
 from zoo.base.module import Module, like
@@ -41,7 +41,8 @@ class SemiAmortized(Module):
     refined q is never worse than the proposed one, as far as the rule for L is exact. The expectation in L is taken by
     a rule without noise: the P points :math:`m + s \odot u` of a two-level orthogonal design, P the next power of 2
     above the width of z. It is exact where log p(x, z) is quadratic in z, the KL from a Gaussian prior included. The
-    guide is a function of the rows, without draws of its own; refining costs T + 1 passes, forward and back, of P draws
+    guide is a function of the rows, without draws of its own; the model is in evaluation mode (no dropout, batch
+    normalisation as it stands) while it refines. Refining costs T + 1 passes, forward and back, of P draws
     per row through the model.
 
     The network learns to propose: it ascends the bound of the proposal itself, by the noise-free gradient with which
@@ -122,6 +123,7 @@ class SemiAmortized(Module):
         self.__dict__["_resolved"] = resolved(self.proposal.masked, activation)
         self.total = len(x)
         self.register_buffer("points", _design(width(self.sites.local)).to(x), persistent=False)  # (p, k)
+        self.together = self._broadcasts(x)  # whether the model takes all points in one run
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
@@ -152,7 +154,14 @@ class SemiAmortized(Module):
         self, loc: Tensor, scale: Tensor, x: Tensor, index: Tensor | None = None, size: int | None = None
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Refined mean and scales, and the slopes of the rows' bounds where it started; each (n, k)."""
-        best = loc.detach(), scale.detach()
+        with mode(False, self.model):
+            return self._ascend(loc.detach(), scale.detach(), x, index, size)
+
+    def _ascend(
+        self, loc: Tensor, scale: Tensor, x: Tensor, index: Tensor | None, size: int | None
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """The steps of :meth:`_refine`."""
+        best = loc, scale
         rate = torch.full_like(loc[:, :1], self.rate)
         bound, slopes = start = self._climb(*best, x, index, size)
         for _ in range(self.steps):
@@ -182,13 +191,21 @@ class SemiAmortized(Module):
 
     def _log_joint(self, z: Tensor, x: Tensor, index: Tensor | None, size: int | None) -> Tensor:
         """log p(x, z) of real draws (p, n, k), on the scale of real numbers: (p, n)."""
+        if self.together:
+            return self._score(z, x, index, size)
+        return torch.cat([self._score(point, x, index, size) for point in z])
+
+    def _score(self, z: Tensor, x: Tensor, index: Tensor | None, size: int | None) -> Tensor:
+        """The same from one run of the model: (p, n) for draws (p, n, k), (1, n) for one of them (n, k)."""
+        nesting = self.sites.nesting
         values: dict[str, Tensor] = {} if self.proposal.shared is None else self.proposal.shared.centre()
         values = {name: value.detach() for name, value in values.items()}
         total = z.new_zeros(z.shape[:-1])
-        between = (1,) * (self.sites.nesting - 1)  # plates of the model's own, to the left of the rows
         for latent, real in zip(self.sites.local, z.split([s.width for s in self.sites.local], -1), strict=True):
             value, volume = _placed(real, latent)
-            values[latent.name] = value.reshape(len(value), *between, *value.shape[1:])
+            if z.ndim > 2:  # left of all plates of the model
+                value = value.reshape(len(value), *(1,) * (nesting - 1), *value.shape[1:])
+            values[latent.name] = value
             total = total + volume
         with _unnoticed():
             trace = poutine.trace(poutine.condition(self.model, values)).get_trace(x, index, size)
@@ -196,8 +213,20 @@ class SemiAmortized(Module):
         for site in trace.nodes.values():
             if site["type"] == "sample" and any(f.name == self.sites.plate for f in site["cond_indep_stack"]):
                 log_prob = scale_and_mask(site["unscaled_log_prob"], 1.0, site["mask"])
-                total = total + (log_prob.sum(tuple(range(-len(between) - 1, -1))) if between else log_prob)
+                wide = log_prob.reshape((1,) * (nesting + 1 - log_prob.ndim) + log_prob.shape)
+                total = total + (wide.flatten(1, -2).sum(1) if nesting > 1 else wide)
         return total
+
+    def _broadcasts(self, x: Tensor) -> bool:
+        """Whether the model scores several draws in one run as it does one by one; tried on one row."""
+        arguments = x[:1], torch.zeros(1, dtype=torch.long, device=x.device), len(x)
+        z = torch.linspace(-1.0, 1.0, 2 * self.points.shape[1]).to(x).reshape(2, 1, -1)
+        with torch.no_grad(), mode(False, self.model):
+            apart = torch.cat([self._score(point, *arguments) for point in z])
+            try:
+                return torch.allclose(self._score(z, *arguments), apart, rtol=1e-4, atol=1e-4, equal_nan=True)
+            except Exception:  # whatever it is: draws one by one have not raised it
+                return False
 
     def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> None:
         """Sample every latent site given the rows ``x``."""
