@@ -137,9 +137,8 @@ class IWAE(ELBO):
             if slope is not None:
                 path = path + (slope * value).sum()
         rows = rows_plate(scored)
-        fit = (
-            _by_row(scored, rows)[0] - _by_row(drawn, rows, observed=True)[0]
-        )  # factors of the guide have no draws to go through
+        factors = _by_row(drawn, rows, observed=True)[0]  # of the guide: they have no draws to go through
+        fit = _by_row(scored, rows)[0] - factors
         return (scale * _log_mean(log_w)).sum().detach(), (scale * share * fit).sum() + path
 
 
@@ -183,9 +182,9 @@ def _by_row(trace: Any, rows: str, observed: bool = False) -> tuple[Any, dict[st
             own = next((plate for plate in plates if plate != rows), None)
             where = "is shared by all rows" if own is None else f"stands in plate '{own}'"
             raise ValueError(
-                f"site '{name}' {where}, and IWAE needs a weight for every row: the logarithm of a mean over draws does "
-                f"not split into rows unless all sites stand in the plate '{rows}' alone. Use Trace_ELBO, or "
-                "zoo.evaluate for an importance-weighted estimate of log p(x) after the fit"
+                f"site '{name}' {where}, and IWAE needs a weight for every row: the log of a mean over draws does not "
+                f"split into rows unless all sites stand in the plate '{rows}' alone. Use Trace_ELBO; zoo.evaluate "
+                "estimates log p(x) by importance weights after the fit"
             )
         total = total + value
         scales[name] = site["scale"]

@@ -163,8 +163,8 @@ def _refuse_other_plates(guide_trace: Any, rows: str) -> None:
         other = [plate for plate in plates_of(site) if plate != rows]
         if other and not isinstance(_base(site["fn"]), dist.Delta):
             raise ValueError(
-                f"the guide's site '{name}' stands in plate '{other[0]}', and QuadratureELBO would give all its members "
-                f"the same points, as if they were rows: use Trace_ELBO, or make '{other[0]}' an event dimension"
+                f"the guide's site '{name}' stands in plate '{other[0]}', all of whose members QuadratureELBO would "
+                f"give the same points, as if they were rows: use Trace_ELBO, or make '{other[0]}' an event dimension"
             )
 
 
