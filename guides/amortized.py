@@ -40,7 +40,9 @@ class Amortized(Module):
     (Lucas et al. 2019), which sees up to a thousand columns also uncorrelated, so that all its weights are learned at
     one pace; with hidden layers mean and covariance both follow x.
 
-    Missing entries (NaN) enter as their column's mean, and a masked network also sees which entries are missing.
+    Missing entries (NaN) enter as their column's mean, and a masked network also sees which entries are missing. The
+    network sees ``x`` alone: a covariate per row that the model holds is known to q only as far as ``x`` shows it
+    (``MeanField``, ``FullRank`` and ``SemiAmortized`` follow the model).
 
     Args:
         model: any Pyro model with the signature ``(x=None, index=None, size=None)``.

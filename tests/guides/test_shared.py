@@ -440,3 +440,29 @@ def test_a_full_covariance_or_none_and_nothing_else(family, x):
         cls = {"MeanField": MeanField, "Amortized": Amortized, "SemiAmortized": SemiAmortized, "Flow": Flow}[kind]
         with pytest.raises(ValueError, match="shared must be one of mean_field, full_rank; got 'full'"):
             cls(factors, x, shared="full")
+
+
+@pytest.mark.parametrize("family", ["MeanField", "SemiAmortized"])
+def test_a_default_fit_recovers_the_slope_of_a_covariate(family):
+    """Held by the model, by row number: the slope is that of the groups' means."""
+    n = 80
+    with seeded(0):
+        group = (torch.arange(n) % 2).unsqueeze(-1).double()
+        x = 3 * group + 0.5 * torch.randn(n, 1).double() + 0.5 * torch.randn(n, 3).double()
+
+    class Groups(Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = PyroParam(torch.full((3, 1), 0.3).double())
+            self.slope = PyroParam(zeros(1, 3))
+            self.register_buffer("group", group)
+
+        def forward(self, x=None, index=None, size=None):
+            weight, slope, group = self.weight, self.slope, self.group if index is None else self.group[index]
+            with rows(x, index, size):
+                z = pyro.sample("z", dist.Normal(weight.new_zeros(1), 1.0).to_event(1))
+                return pyro.sample("x", dist.Normal(z @ weight.T + group @ slope, 0.5).to_event(1), obs=x)
+
+    model = Groups()
+    zoo.fit(model, FAMILIES[family](model, x), x, progress=False)
+    torch.testing.assert_close(model.slope[0].detach(), x[group[:, 0] == 1].mean(0), rtol=0, atol=0.1)
