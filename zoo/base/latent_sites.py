@@ -115,7 +115,7 @@ def layout(model: PyroCallable, x: Tensor | None = None) -> Layout:
         ValueError: a data site has no values of its own for every row, a latent site is discrete without finite
             support, or a plate is iterated over one by one.
     """
-    arguments: tuple[Any, ...] = (None, None, 1)
+    arguments: tuple[Any, ...] = (None, torch.zeros(1, dtype=torch.long), 1)
     if x is not None:
         module = unwrapped(model)
         row = like(x[:1], module) if isinstance(module, nn.Module) else x[:1]

@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from zoo.base.random import seeded
+from zoo.infer.losses.traces import check_drawn, latent_names
 
 INSTEAD = "use Trace_ELBO() for this pair"
 PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
@@ -54,6 +55,7 @@ class CompiledELBO(Trace_ELBO):
     Takes the arguments of ``Trace_ELBO``.
 
     Raises:
+        ValueError: when used, for a guide that leaves out a latent site of the model.
         NotImplementedError: when used, for a pair that branches on parameters or draws, writes to its own state,
             draws outside torch, or is otherwise not reproduced by its graph (Bernoulli draws, for one, which
             TorchInductor takes from other random numbers).
@@ -122,6 +124,11 @@ class CompiledELBO(Trace_ELBO):
 
     def _first(self, pair: "_Pair", signature: Any, model: Any, guide: Any, args: Any, kwargs: Any) -> float:
         """A step of ``Trace_ELBO``, then the capture of the graph for those that follow."""
+        with poutine.block(), seeded(0), torch.no_grad(), pyro.validation_enabled(False):
+            drawn = poutine.trace(guide).get_trace(*args, **kwargs)
+            scored = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
+        for name in latent_names(scored):
+            check_drawn(name, drawn)
         with poutine.trace(param_only=True) as seen:
             loss = super().loss_and_grads(model, guide, *args, **kwargs)
         names = tuple(seen.trace.nodes)
