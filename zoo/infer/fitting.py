@@ -14,7 +14,6 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from zoo.base.callables import PyroCallable, mode, modules, unwrapped
-from zoo.base.latent_sites import layout
 from zoo.base.random import seeded
 from zoo.infer.guard import diverged, floored
 from zoo.infer.line_search import LineSearchSVI
@@ -149,11 +148,11 @@ def _start(decided: Plan, model: PyroCallable, guide: PyroCallable) -> tuple[Any
     for name in decided.start:
         parts[name].initialize(decided.x)
     x, n = decided.x, len(decided.x)
-    size = n if decided.full else decided.batch_size
-    arguments: tuple[Any, ...] = (x,) if decided.full else (x[:size], torch.arange(size, device=x.device), n)
+    index = torch.arange(n, device=x.device)[: decided.batch_size]
+    arguments: tuple[Any, ...] = (x,) if decided.full else (x[index], index, n)
     if decided.transform is not None:
         arguments = (decided.transform(arguments[0]), *arguments[1:])
-    check_pair(model, guide, arguments, layout(model, x if decided.transform is None else arguments[0]), decided.loss)
+    check_pair(model, guide, arguments, decided.layout, decided.loss)
     for module in modules(model, guide):
         module.zero_grad()  # what an earlier fit left behind
     return arguments

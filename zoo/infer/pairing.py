@@ -17,7 +17,7 @@ from pyro.infer.autoguide import (
 from torch import Tensor, nn
 
 from zoo.base.callables import PyroCallable, mode, modules, name_of, undecorated, unwrapped
-from zoo.base.latent_sites import Layout, layout
+from zoo.base.latent_sites import Layout
 from zoo.base.protocols import Conjugate, GaussianGuide, HoldsRows, Quadratic, TightGuide
 from zoo.infer.losses.quadrature import QuadratureELBO
 
@@ -155,28 +155,27 @@ def check_batches(model: PyroCallable, guide: PyroCallable, n: int, batch_size: 
         return
     name = type(layers[0]).__name__
     better = next(size for size in range(max(2, batch_size), n + 2) if n % size != 1)
+    sizes = f"{n} = {n // batch_size} x {batch_size} + 1"
     if batch_size == 1:
         found = "batch_size=1 shows one row per step"
     else:
-        found = (
-            f"batch_size={batch_size} leaves one row for the last batch ({n} = {n // batch_size} x {batch_size} + 1)"
-        )
+        found = f"batch_size={batch_size} leaves one row for the last batch ({sizes})"
     raise ValueError(f"{found}, which has no variance to normalise by in {name}: pass batch_size={better}")
 
 
-def check_autoguide(model: PyroCallable, guide: PyroCallable, x: Tensor, subsampled: bool) -> None:
+def check_autoguide(guide: PyroCallable, found: Layout, n: int, subsampled: bool) -> None:
     """Refuse autoguides of Pyro's that hold what they know of one batch for all.
 
     Raises:
         ValueError: names the guide and the way out.
     """
     inner = unwrapped(guide)
-    if not subsampled or not isinstance(inner, AutoGuide) or not layout(model, x).local:
+    if not subsampled or not isinstance(inner, AutoGuide) or not found.local:
         return
     name = type(inner).__name__
     if isinstance(inner, AutoContinuous):
         raise ValueError(
-            f"{name} holds parameters for the rows of one batch, not for all {len(x)}: pass batch_size=None, or take "
+            f"{name} holds parameters for the rows of one batch, not for all {n}: pass batch_size=None, or take "
             "MeanField or Amortized"
         )
     if inner.create_plates is None:
@@ -245,8 +244,8 @@ def _check_tensors(guide: str, nodes: Any, like: Tensor, more: str = "") -> None
     """
     for kind, what in (("param", "parameter"), ("sample", "site")):
         for name, site in nodes.items():
-            value = site["value"]
-            if site["type"] != kind or not isinstance(value, Tensor) or not value.is_floating_point():
+            value = site["value"] if site["type"] == kind else None
+            if not isinstance(value, Tensor) or not value.is_floating_point():
                 continue
             if (value.dtype, value.device) != (like.dtype, like.device):
                 raise ValueError(

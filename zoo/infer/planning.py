@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zoo.base.callables import PyroCallable, unwrapped
 from zoo.base.checks import check_rows, check_whole
-from zoo.base.latent_sites import layout
+from zoo.base.latent_sites import Layout, layout
 from zoo.base.protocols import Checked, Placed
 from zoo.base.random import seeded
 from zoo.infer.losses.quadrature import QuadratureELBO
@@ -69,6 +69,7 @@ class Plan:
             schedule, end.
         x: the rows (n, d), of the model's dtype and device.
         validation: held-out rows (m, d), or None.
+        layout: the sites of the model.
         steps: the most steps.
         batch_size: rows per step; None for all of them.
         loss: the objective.
@@ -86,6 +87,7 @@ class Plan:
     answers: tuple[Answer, ...]
     x: Tensor = field(repr=False)
     validation: Tensor | None = field(repr=False)
+    layout: Layout = field(repr=False)
     steps: int
     batch_size: int | None
     loss: ELBO
@@ -175,12 +177,13 @@ def plan(
     check_types(model, guide)
     rows, held_out = _rows(model, guide, x, validation, transform)
     asked = _Asked(model, guide, rows, steps, batch_size, loss, optim, patience, every, transform)
+    found = _layout(asked)
     _check_options(asked, held_out, checkpoint)
     batches = _batches(asked)
-    objective, objective_row = _loss(asked)
+    objective, objective_row = _loss(asked, found)
     optimizer, settling, search_rows = _search(asked, objective)
     start, start_row = _start(asked)
-    check_autoguide(model, guide, rows, asked.subsampled)
+    check_autoguide(guide, found, len(rows), asked.subsampled)
     check_loss(objective, asked.subsampled)
     answers = (
         _described(rows, device),
@@ -196,6 +199,7 @@ def plan(
         answers=answers,
         x=rows,
         validation=held_out,
+        layout=found,
         steps=asked.most,
         batch_size=batch_size,
         loss=objective,
@@ -290,6 +294,14 @@ def _check_data(model: PyroCallable, x: Tensor, transform: Transform | None, nam
                 check(seen)
 
 
+def _layout(asked: _Asked) -> Layout:
+    """The model's sites, seen on its first row as a step sees it."""
+    if asked.transform is None:
+        return layout(asked.model, asked.x)
+    with seeded(0):
+        return layout(asked.model, asked.transform(asked.x[:1]).expand(len(asked.x), -1))
+
+
 def _described(x: Tensor, device: str | torch.device | None) -> Answer:
     n, d = x.shape
     place = x.device if device is None else device
@@ -346,11 +358,11 @@ def _batches(asked: _Asked) -> Answer:
     return Answer("batches", f"{size:,} rows, {math.ceil(n / size):,} steps per epoch", "batch_size is given")
 
 
-def _loss(asked: _Asked) -> tuple[ELBO, Answer]:
+def _loss(asked: _Asked, found: Layout) -> tuple[ELBO, Answer]:
     """The objective."""
     if asked.loss is not None:
         return asked.loss, Answer("loss", type(asked.loss).__name__, "loss is given")
-    chosen = default_loss(asked.model, asked.guide, layout(asked.model, asked.x).nesting)
+    chosen = default_loss(asked.model, asked.guide, found.nesting)
     if isinstance(chosen, QuadratureELBO):
         why = "the model declares quadratic, the guide gaussian: a finite rule gives the bound without noise"
     elif tight(asked.model, asked.guide):

@@ -181,11 +181,8 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
 
     def see(self, fit: Running) -> None:
         """Write where it is due."""
-        if self.validation is not None:
-            due = fit.best_step == fit.step
-        else:
-            due = fit.step > 0 and fit.step % self.every == 0
-        if due:
+        regular = fit.step > 0 and fit.step % self.every == 0
+        if regular if self.validation is None else fit.best_step == fit.step:
             self.write(fit.run())
 
     def write(self, run: Fit) -> None:

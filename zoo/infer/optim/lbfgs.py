@@ -10,8 +10,8 @@ from pyro.optim import PyroOptim
 class LBFGS(PyroOptim):
     r"""L-BFGS with a strong Wolfe line search, for full-batch bounds without noise (or with fixed draws).
 
-    Pass it to :func:`zoo.fit` as ``optim=``, or to :class:`zoo.infer.line_search.LineSearchSVI` in a loop of your own: a
-    line search evaluates the loss at several points per step, which a plain ``SVI`` does not do for its optimizer.
+    Pass it to :func:`zoo.fit` as ``optim=``, or to :class:`zoo.infer.LineSearchSVI` in a loop of your own: a line
+    search evaluates the loss at several points per step, which a plain ``SVI`` does not do for its optimizer.
 
     Args:
         history: number of past steps that shape the curvature.

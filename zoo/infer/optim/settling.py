@@ -7,8 +7,7 @@ HALVINGS = 6  # at the least: what the bound loses to the noise of the steps fal
 
 
 class Settling:
-    """A schedule for :class:`Fused` that holds the rate until the bound has settled, then halves it until that no longer
-    helps.
+    """A schedule for :class:`Fused` that holds the rate until the bound has settled, then halves it while that helps.
 
     At a constant rate the bound settles below its optimum by what the noise of the steps costs, about in proportion to
     the rate. Once the bound has settled (:func:`zoo.infer.convergence.trend`), the rate is therefore halved every
