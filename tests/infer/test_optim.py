@@ -168,7 +168,7 @@ def test_settling_holds_while_the_bound_rises_and_halves_the_rate_when_it_does_n
 
 
 def test_settling_goes_on_while_lower_rates_raise_the_bound():
-    """What a rate costs in proportion: with ten times as much to lose, three more halvings are needed to see no gain."""
+    """Where the cost of a rate is ten times as high, three more halvings are needed until no gain is seen."""
     noise = torch.randn(20_000, generator=torch.Generator().manual_seed(0)).mul(0.01).tolist()
     counts = []
     for cost in (1.0, 10.0):
