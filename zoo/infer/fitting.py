@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from zoo.base.callables import PyroCallable, mode, modules, unwrapped
 from zoo.base.random import seeded
+from zoo.infer.expectation_maximisation import em
 from zoo.infer.guard import diverged, floored
 from zoo.infer.line_search import LineSearchSVI
 from zoo.infer.optim.lbfgs import LBFGS
@@ -78,7 +79,8 @@ def fit(
             (linear-Gaussian models, mixtures, a VAE with a linear decoder) and the guide ``gaussian``, the
             :class:`~zoo.infer.losses.quadrature.QuadratureELBO` instead, which is the same bound without noise.
         optim: any Pyro optimizer. None takes L-BFGS where the bound has no noise and every step sees all rows (of a
-            fresh pair its first 25 steps raise the guide alone: variational EM begins with an E-step), and one fused
+            fresh pair its first 25 steps raise the guide alone: variational EM begins with an E-step; a fresh model
+            whose guide is its own posterior takes ten steps of EM before the first), and one fused
             Adam otherwise, whose rate is halved, once the bound has settled, until that no longer raises it. With
             ``steps`` given, the rate falls to zero along half a cosine instead.
         seed: of the start, the batches and the draws. What a model of your own draws in its constructor, and does not
@@ -147,6 +149,9 @@ def _start(decided: Plan, model: PyroCallable, guide: PyroCallable) -> tuple[Any
     parts: dict[str, Any] = {"model": unwrapped(model), "guide": unwrapped(guide)}
     for name in decided.start:
         parts[name].initialize(decided.x)
+    if decided.em_steps:
+        with suppress(FloatingPointError):  # a component that collapses: the model is as it was
+            em(parts["model"], decided.x, steps=decided.em_steps)
     x, n = decided.x, len(decided.x)
     index = torch.arange(n, device=x.device)[: decided.batch_size]
     arguments: tuple[Any, ...] = (x,) if decided.full else (x[index], index, n)

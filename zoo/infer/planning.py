@@ -42,6 +42,7 @@ Transform = Callable[[Tensor], Tensor]
 MOST = 20_000  # steps of a fit that is not told how many
 E_STEP = 25  # iterations that raise the guide alone, at most, where both parts of a pair are fresh
 RATE, DEEP_RATE = 0.03, 0.01  # of Adam
+EM_STEPS = 10  # of EM before the line search, where the guide is the posterior of a fresh model
 CHECKED = 10_000  # rows per call of a transform that is tried out
 
 
@@ -77,6 +78,7 @@ class Plan:
         settling: the schedule of the default optimizer, or None.
         start: the parts that take a random start on the data: ``"model"``, ``"guide"``.
         e_step: iterations in which the guide moves alone, at most.
+        em_steps: steps of EM on a fresh model before the first iteration.
         seed: of the start, the batches and the draws.
         every: steps between two looks at held-out rows, two copies of good parameters, and two checkpoints.
         patience: looks at held-out rows without a better bound that end training, or None.
@@ -95,6 +97,7 @@ class Plan:
     settling: Settling | None
     start: tuple[str, ...]
     e_step: int
+    em_steps: int
     seed: int
     every: int
     patience: int | None
@@ -188,7 +191,7 @@ def plan(
     answers = (
         _described(rows, device),
         start_row,
-        _e_step(asked, start, optimizer),
+        _first_moves(asked, start, optimizer),
         _modes(asked),
         batches,
         objective_row,
@@ -207,6 +210,7 @@ def plan(
         settling=settling,
         start=start,
         e_step=_waits(asked, start, optimizer),
+        em_steps=_em_steps(asked, start, optimizer),
         seed=seed,
         every=every,
         patience=patience,
@@ -326,12 +330,22 @@ def _waits(asked: _Asked, start: tuple[str, ...], optimizer: PyroOptim) -> int:
     return min(E_STEP, asked.most // 4) if own_parameters(asked.model, asked.guide) else 0
 
 
-def _e_step(asked: _Asked, start: tuple[str, ...], optimizer: PyroOptim) -> Answer:
-    count = _waits(asked, start, optimizer)
-    if count:
+def _em_steps(asked: _Asked, start: tuple[str, ...], optimizer: PyroOptim) -> int:
+    """The steps of EM before the line search."""
+    if "model" not in start or asked.optim is not None or not isinstance(optimizer, LBFGS):
+        return 0
+    return min(EM_STEPS, asked.most // 4) if tight(asked.model, asked.guide) else 0
+
+
+def _first_moves(asked: _Asked, start: tuple[str, ...], optimizer: PyroOptim) -> Answer:
+    """What comes before the first step of the whole pair."""
+    if count := _waits(asked, start, optimizer):
         why = "a fresh guide knows nothing of the model's start and would lead it away"
-        return Answer("E-step", f"the guide moves alone for up to {count} iterations", why)
-    return Answer("E-step", "none", "only a line search on a fresh pair, whose guide has parameters, begins with one")
+        return Answer("first", f"the guide alone, for up to {count} iterations", why)
+    if count := _em_steps(asked, start, optimizer):
+        why = "from a random start, the long steps of a line search may leave for a lower maximum"
+        return Answer("first", f"{count} steps of EM", why)
+    return Answer("first", "nothing", "only a default line search on a fresh model needs more")
 
 
 def _modes(asked: _Asked) -> Answer:
