@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import TraceEnum_ELBO, config_enumerate
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoDelta
 
 import zoo
@@ -184,17 +184,22 @@ def test_seeds_are_checked_before_anything_runs(faithful, seeds, message):
         best_of(three, faithful, seed=3)
 
 
-def test_runs_are_ranked_by_their_bound_whatever_the_loss(some):
-    """The objective of an annealed fit is no bound: without its KL it prefers a guide far from the prior."""
+class Doubled(Trace_ELBO):
+    """An objective that is no bound."""
 
+    def loss_and_grads(self, *args, **kwargs):
+        return 2 * super().loss_and_grads(*args, **kwargs)
+
+
+def test_runs_are_ranked_by_their_bound_whatever_the_loss(some):
     def build():
-        model = VAE(4, 1, hidden=(4,), noise="constant").double()
+        model = VAE(4, 1, hidden=(4,)).double()
         return model, Amortized(model, some, hidden=(4,))
 
-    found = best_of(build, some, seeds=2, steps=600, progress=False, loss=zoo.AnnealedELBO(beta=lambda step: 0.3))
+    found = best_of(build, some, seeds=2, steps=40, progress=False, loss=Doubled())
     best = found.table[found.seed]
     assert best.elbo == pytest.approx(zoo.evaluate(found.best, some, draws=2000).elbo.mean().item(), abs=0.2)
-    assert abs(best.elbo + float(found.best.losses[-1])) > 0.2
+    assert best.elbo > -0.6 * float(found.best.losses[-1])
     assert best.score == pytest.approx(len(some) * best.elbo)
 
 
