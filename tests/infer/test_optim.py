@@ -18,7 +18,7 @@ from zoo.infer.line_search import LineSearchSVI
 from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.optim.fused import Fused
 from zoo.infer.optim.lbfgs import LBFGS
-from zoo.infer.optim.settling import Settling
+from zoo.infer.settling import Settling
 
 
 @pytest.fixture(autouse=True)

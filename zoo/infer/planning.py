@@ -20,7 +20,6 @@ from zoo.base.random import seeded
 from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.optim.fused import Fused
 from zoo.infer.optim.lbfgs import LBFGS
-from zoo.infer.optim.settling import Settling
 from zoo.infer.pairing import (
     batch_norms,
     check_autoguide,
@@ -35,6 +34,7 @@ from zoo.infer.pairing import (
     random_layers,
     tight,
 )
+from zoo.infer.settling import Settling
 from zoo.infer.storage.checkpoint import refuse_taken
 
 Transform = Callable[[Tensor], Tensor]
