@@ -82,7 +82,8 @@ def fit(
             fresh pair its first 25 steps raise the guide alone: variational EM begins with an E-step; a fresh model
             whose guide is its own posterior takes ten steps of EM before the first), and one fused
             Adam otherwise, whose rate is halved, once the bound has settled, until that no longer raises it. With
-            ``steps`` given, the rate falls to zero along half a cosine instead.
+            ``steps`` given, the rate falls to zero along half a cosine instead, which flattens any curve: the fit then
+            does not claim to have converged.
         seed: of the start, the batches and the draws. What a model of your own draws in its constructor, and does not
             draw anew in ``initialize``, is not covered: call ``torch.manual_seed(seed)`` on the line before
             ``model = Model(...)``, or build the pair inside :func:`zoo.best_of`, which seeds that too.
@@ -150,7 +151,9 @@ def _start(decided: Plan, model: PyroCallable, guide: PyroCallable) -> tuple[Any
     for name in decided.start:
         parts[name].initialize(decided.x)
     if decided.em_steps:
-        with suppress(FloatingPointError):  # a component that collapses: the model is as it was
+        with suppress(
+            FloatingPointError, torch.linalg.LinAlgError
+        ):  # a component that collapses: the model is as it was
             em(parts["model"], decided.x, steps=decided.em_steps)
     x, n = decided.x, len(decided.x)
     index = torch.arange(n, device=x.device)[: decided.batch_size]
