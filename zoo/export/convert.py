@@ -7,7 +7,7 @@ import numpy as np
 
 from zoo.compat.container import assemble
 from zoo.export.layout import ORDER, place, prepare
-from zoo.infer.fitting import Fit
+from zoo.infer.run import Fit
 
 LARGEST = 4 * 2**30  # bytes of predictive draws
 
@@ -87,6 +87,7 @@ def to_arviz(
             "file with zoo.write_arviz"
         )
     arrays: dict[str, dict[str, np.ndarray]] = {}
+    bounds: dict[int, dict[str, float]] = {}
     for chain, piece in export.pieces():
         if not arrays:
             first, blanks = piece, export.empty(piece)
@@ -94,10 +95,13 @@ def to_arviz(
         for group, held in piece.groups.items():
             for name, each in held.items():
                 arrays[group][name][place(each, chain, piece.rows)] = each.values
-    groups: dict[str, dict[str, Any]] = {
-        group: {name: first.groups[group][name]._replace(values=array) for name, array in held.items()}
-        for group, held in arrays.items()
-    }
-    groups["constant_data"] = dict(export.constants)
+        bounds[chain] = piece.bounds
+    groups: dict[str, dict[str, Any]] = {"constant_data": dict(export.constants)}
+    for group, made in arrays.items():
+        own = {name: first.groups[group][name]._replace(values=array) for name, array in made.items()}
+        groups[group] = groups.get(group, {}) | own
     datasets = {g: export.dataset(g, groups[g], groups[g].values(), first) for g in ORDER if groups.get(g)}
-    return assemble(datasets, export.attrs)
+    found = export.attributes(list(bounds.values()))
+    if "sample_stats" in datasets:
+        datasets["sample_stats"].attrs.update(found)
+    return assemble(datasets, {**export.attrs, **found})
