@@ -1,5 +1,6 @@
 """A guide in other latent coordinates: rotated factors or renumbered components, with the right density."""
 
+from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
@@ -10,6 +11,8 @@ from torch.distributions import constraints
 from torch.distributions.transforms import Transform
 from torch.distributions.utils import _standard_normal
 
+from zoo.base.callables import PyroCallable
+from zoo.base.protocols import GaussianGuide, HasPosterior, HoldsRows, TightGuide
 from zoo.posterior.rowwise import gaussian
 
 Site = dict[str, Any]
@@ -42,18 +45,32 @@ class NewCoordinates(Messenger):
         self._real = f"{site}_unconstrained"  # the site of which AutoNormal's z is the image, under the identity
         self._done = False
 
+    def __call__(self, guide: PyroCallable) -> PyroCallable:
+        """The guide in the new coordinates, with what it offers beside its draws."""
+        placed: Any = super().__call__(guide)
+        if isinstance(guide, HasPosterior):
+            placed.posterior = partial(self._posterior, guide)
+        for protocol, name in ((HoldsRows, "count"), (GaussianGuide, "gaussian"), (TightGuide, "tight")):
+            if isinstance(guide, protocol):
+                setattr(placed, name, getattr(guide, name))
+        return placed
+
     def __enter__(self) -> "NewCoordinates":
         self._done = False
         entered: NewCoordinates = super().__enter__()
         return entered
 
-    def _pyro_sample(self, message: Site) -> None:
-        if message["name"] not in (self.site, self._real) or self._done:
-            return
+    def _posterior(self, guide: HasPosterior, x: Tensor, index: Tensor | None = None) -> Any:
+        return self._moved(guide.posterior(x, index))
+
+    def _moved(self, q: Any) -> Any:
         if self.rotation is not None:
-            message["fn"] = rotated(message["fn"], self.rotation)
-        elif self.order is not None:
-            message["fn"] = renumbered(message["fn"], self.order)
+            return rotated(q, self.rotation)
+        return q if self.order is None else renumbered(q, self.order)
+
+    def _pyro_sample(self, message: Site) -> None:
+        if message["name"] in (self.site, self._real) and not self._done:
+            message["fn"] = self._moved(message["fn"])
 
     def _pyro_post_sample(self, message: Site) -> None:
         if message["name"] == self._real:
@@ -136,7 +153,7 @@ def rotated(q: Any, rotation: Tensor) -> Any:
         return dist.Delta(turn(q.mean, rotation), q.log_prob(q.mean), event_dim=1)
     if (known := gaussian(q)) is not None and len(known[0].shape) == len(q.batch_shape) + 1:
         loc, root = known
-        wide = torch.diag_embed(root) if root.ndim == loc.ndim else root
+        wide = q.root if isinstance(q, RotatedNormal) else torch.diag_embed(root) if root.ndim == loc.ndim else root
         return RotatedNormal(turn(loc, rotation), turn(wide.mT, rotation).mT)
     return dist.TransformedDistribution(q, [Rotation(rotation)])
 

@@ -95,9 +95,9 @@ class Chain:
         self.everyone: Drawn | None = None  # of a guide that knows its rows only together
         zero = torch.zeros(draws, dtype=torch.float64, device=x.device)
         self.sums = _Sums(zero, zero, zero)
+        self.point = ""  # why the guide has no density, where it puts a point mass on a site
         with reading(run, 0):
             self.source = reader(run, x)
-            self.point = _point_mass(self.source)
 
     def arguments(self, rows: slice) -> Arguments:
         """Those of model and guide for some rows."""
@@ -118,6 +118,8 @@ class Chain:
 
     def _piece(self, rows: slice, arguments: Arguments) -> Piece:
         layout, d, first = self.source.layout, self.source.x.shape[1], rows.start == 0
+        if first:
+            self.point = _point_mass(self.source, (self.source.x,) if self.source.joint_only else arguments)
         drawn = self._posterior(rows, arguments)
         values = self.source.complete(arguments, drawn.values, self.draws)
         self.held = {latent.name: values[latent.name] for latent in layout.shared}
@@ -226,7 +228,7 @@ class Chain:
             "log_weight": variables.per_draw(total, kind="lp - log_q, nats"),
         }
         note = "per draw, of all rows together: the mean of log_weight over the draws is the ELBO of all rows"
-        if given is not None:
+        if given is not None and self.source.layout.local:
             kind = "log p(X, shared sites) - log q(shared sites), the rows' own sites integrated out, nats"
             stats["log_weight_shared"] = variables.per_draw(marginal, kind=kind)
         if khat is not None:
@@ -291,14 +293,11 @@ def _khat(values: Tensor, what: str) -> Variable:
     return Variable(("row",), variables.numpy(values), {"kind": kind})
 
 
-def _point_mass(source: Reader) -> str:
+def _point_mass(source: Reader, arguments: Arguments) -> str:
     """Why the guide has no density, where it puts a point mass on a site; the empty string where it has one."""
-    x = source.x
-    together = source.joint_only or len(x) == 1
-    one: Arguments = (x,) if together else (x[:1], torch.zeros(1, dtype=torch.long, device=x.device), len(x))
-    source.draw(one, 2, points=True)  # whatever else may be wrong is raised here
+    source.draw(arguments, 2, points=True)  # whatever else may be wrong is raised here
     try:
-        source.draw(one, 2)
+        source.draw(arguments, 2)
     except ValueError as error:
         return str(error)
     return ""
