@@ -43,15 +43,13 @@ def check_names(found: Layout) -> None:
     """Refuse latent sites and plates that cannot stand beside the dimensions.
 
     Raises:
-        ValueError: a site or one of its plates bears the name of a dimension, or a plate that of a site.
+        ValueError: a site or one of its plates bears the name of a dimension.
     """
     sites = {latent.name for latent in found.latents} | set(found.data)
     plates = {plate.name for latent in found.latents for plate in latent.plates}
     if clash := sorted((sites | plates) & set(RESERVED)):
         kind = "latent site" if clash[0] in sites else "plate"
         raise ValueError(f"{kind} '{clash[0]}' bears the name of a dimension: rename it")
-    if clash := sorted(sites & plates):
-        raise ValueError(f"plate '{clash[0]}' bears the name of a site, and gives its name to a dimension: rename it")
 
 
 def latent(site: Latent, value: Tensor) -> Variable:
