@@ -21,8 +21,8 @@ from zoo.posterior.rowwise import log_mean
 BUDGET = 2**22  # numbers per array and piece
 INNER = 100  # draws of the local sites for every draw of the shared ones
 POINT = (
-    "the parameters are point estimates, so there are no draws of them for LOO or WAIC to reweight; log p(x_i) at the "
-    "estimates is constant_data.log_marginal. Compare models by log p(x) of held-out rows (zoo.export.elpd)"
+    "the parameters are point estimates: there are no draws of them that LOO or WAIC could reweight. log p(x_i) at the "
+    "estimates is log_marginal in constant_data; compare models by log p(x) of held-out rows (zoo.export.elpd)"
 )
 Notes = dict[str, dict[str, Any]]
 
@@ -164,8 +164,7 @@ class Chain:
         """The densities of some rows at draws from the guide."""
         layout, model = self.source.layout, undecorated(self.run.model)
         if not layout.shared and isinstance(model, Conjugate):
-            closed = variables.numpy(model.log_marginal(arguments[0]))
-            exact = {"log_marginal": Variable(("row",), closed, {"kind": "log p(x_i) in closed form, nats"})}
+            exact = _log_marginal(model.log_marginal(arguments[0]), "log p(x_i) in closed form, nats")
         else:
             exact = {}
         if self.point:
@@ -187,13 +186,10 @@ class Chain:
         point = {"note": f"absent: {POINT}"}
         value, error = log_mean(weights)
         kind = f"log p(x_i), estimated by importance weighting with {self.draws} draws from the guide, nats"
-        constants = {
-            "log_marginal": Variable(("row",), variables.numpy(value), {"kind": kind, "draws": self.draws}),
-            "log_marginal_se": Variable(("row",), variables.numpy(error), {"kind": "Monte Carlo standard error"}),
-        }
+        constants = _log_marginal(value, kind, draws=self.draws)
+        constants["log_marginal_se"] = Variable(("row",), variables.numpy(error), {"kind": "its standard error, nats"})
         if not self.source.layout.local:
-            about = {"kind": "log p(x_i), nats"}
-            constants = {"log_marginal": Variable(("row",), variables.numpy(value), about)}
+            constants = _log_marginal(value, "log p(x_i), nats")
             absent = {"note": "absent: the model has no latent site"}
             return _Densities(constants=constants, notes={"sample_stats": absent, "log_likelihood": point})
         stats = {
@@ -286,6 +282,11 @@ def _bounds(total: Tensor, marginal: Tensor) -> dict[str, float]:
     if draws >= LEAST:
         found["khat"] = float(psis_khat(marginal.unsqueeze(1)))
     return found
+
+
+def _log_marginal(values: Tensor, kind: str, **attrs: Any) -> dict[str, Variable]:
+    about = {"kind": kind, "note": POINT, **attrs}
+    return {"log_marginal": Variable(("row",), variables.numpy(values), about)}
 
 
 def _khat(values: Tensor, what: str) -> Variable:
