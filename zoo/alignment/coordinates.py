@@ -48,11 +48,12 @@ class NewCoordinates(Messenger):
     def __call__(self, guide: PyroCallable) -> PyroCallable:
         """The guide in the new coordinates, with what it offers beside its draws."""
         placed: Any = super().__call__(guide)
-        if isinstance(guide, HasPosterior):
-            placed.posterior = partial(self._posterior, guide)
+        inner: Any = guide
+        if isinstance(inner, HasPosterior):
+            placed.posterior = partial(self._posterior, inner)
         for protocol, name in ((HoldsRows, "count"), (GaussianGuide, "gaussian"), (TightGuide, "tight")):
-            if isinstance(guide, protocol):
-                setattr(placed, name, getattr(guide, name))
+            if isinstance(inner, protocol):
+                setattr(placed, name, getattr(inner, name))
         return placed
 
     def __enter__(self) -> "NewCoordinates":

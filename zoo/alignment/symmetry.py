@@ -51,6 +51,7 @@ class Alignment:
         Of a run both halves are copied: the model's parameters are transformed, and the guide is put behind a handler
         (:class:`zoo.alignment.coordinates.NewCoordinates`) that transforms its draws and its density, whatever the
         guide is. A guide that is the model's own posterior, as ``Exact``, becomes that of the new model.
+        To keep a run in a folder, save it before: its canonical coordinates follow from it again after ``zoo.load``.
 
         Args:
             fitted: a linear-Gaussian model, a Gaussian mixture, or a :class:`zoo.Fit` of one.
