@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from scipy.optimize import linear_sum_assignment
+from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 from torch import Tensor
 
 from zoo.alignment.symmetry import (

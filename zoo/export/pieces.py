@@ -53,6 +53,7 @@ class _Sums:
     log_p: Tensor  # log p(X, Z, theta)
     log_q: Tensor  # log q(Z, theta)
     marginal: Tensor  # log p(X, theta) - log q(theta), the rows' own sites integrated out
+    closed: float = 0.0  # log p(X) of a conjugate model without shared sites
 
 
 @dataclass
@@ -179,6 +180,9 @@ class Chain:
             found = self._of_rows(log_p, drawn.log_q, terms)
         if exact:
             found.constants = exact
+            self.sums.closed += float(exact["log_marginal"].values.sum(dtype=np.float64))
+            if found.bounds:
+                found.bounds |= {"log_marginal": self.sums.closed, "log_marginal_se": 0.0}
         return found
 
     def _of_rows(self, log_p: Densities, log_q: Densities, weights: Tensor) -> _Densities:
