@@ -1,5 +1,7 @@
 """What a fit keeps on its way: early stopping, the last good parameters, checkpoints, batches that are transformed."""
 
+import os
+
 import pyro
 import pytest
 import torch
@@ -214,15 +216,15 @@ def test_what_others_put_beside_a_checkpoint_stays(some, tmp_path):
 def test_a_checkpoint_that_cannot_be_replaced_leaves_the_old_one(some, tmp_path, monkeypatch):
     model, guide = pair(some)
     run = zoo.fit(model, guide, some, steps=3, checkpoint=tmp_path / "run")
-    replace = zoo.infer.storage.checkpoint.os.replace
+    move = os.replace
 
     def fail(source, target):
         if str(target).endswith("run"):
             monkeypatch.undo()
             raise OSError("no space left")
-        replace(source, target)
+        move(source, target)
 
-    monkeypatch.setattr(zoo.infer.storage.checkpoint.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="no space"):
         zoo.infer.storage.checkpoint.replace(run, tmp_path / "run")
     assert len(zoo.load(tmp_path / "run").losses) == 3

@@ -1,8 +1,6 @@
 """Fitted runs as an ArviZ file, written some rows at a time."""
 
 import itertools
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +10,7 @@ import h5netcdf  # type: ignore[import-untyped]
 import numpy as np
 import xarray
 
+from zoo.base.atomic import new_file
 from zoo.export.layout import BESIDE, ORDER, Blank, Export, place, prepare
 from zoo.export.pieces import Piece
 from zoo.infer.run import Fit
@@ -86,7 +85,7 @@ def write_arviz(
     pieces = export.pieces()
     number, first = next(pieces)
     bounds = {}
-    with _complete(path) as partial, opened(partial, export, first) as sink:
+    with new_file(path) as partial, opened(partial, export, first) as sink:
         for chain, piece in itertools.chain([(number, first)], pieces):
             _write(sink, chain, piece)
             bounds[chain] = piece.bounds
@@ -98,18 +97,6 @@ def _write(sink: Sink, chain: int, piece: Piece) -> None:
     for group, held in piece.groups.items():
         for name, each in held.items():
             sink.put(group, name, place(each, chain, piece.rows), each.values)
-
-
-@contextmanager
-def _complete(path: Path) -> Iterator[Path]:
-    """A name beside ``path`` that becomes ``path`` at the end, and of which nothing is left otherwise."""
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        yield partial
-        os.rename(partial, path)
-    except BaseException:
-        shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
-        raise
 
 
 def _skeleton(export: Export, first: Piece) -> tuple[dict[str, xarray.Dataset], dict[str, dict[str, Blank]]]:
@@ -146,8 +133,9 @@ def _netcdf(path: Path, export: Export, first: Piece) -> Iterator[Sink]:
             file[group].variables[name][where] = values
 
         def describe(attrs: Mapping[str, Any]) -> None:
-            for group in [file, *(file[name] for name in ("sample_stats",) if name in file.groups)]:
-                group.attrs.update(attrs)
+            file.attrs.update(attrs)
+            if "sample_stats" in file.groups:
+                file["sample_stats"].attrs.update(attrs)
 
         yield Sink(put, describe)
 
@@ -179,8 +167,9 @@ def _zarr(path: Path, export: Export, first: Piece) -> Iterator[Sink]:
         root[group][name][where] = values
 
     def describe(attrs: Mapping[str, Any]) -> None:
-        for group in [root, *(root[name] for name in ("sample_stats",) if name in root)]:
-            group.attrs.update(attrs)
+        root.attrs.update(attrs)
+        if "sample_stats" in root:
+            root["sample_stats"].attrs.update(attrs)
 
     yield Sink(put, describe)
     zarr.consolidate_metadata(path, zarr_format=2)

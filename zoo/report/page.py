@@ -2,9 +2,7 @@
 
 import base64
 import io
-import os
 import platform
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,6 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from zoo.base.atomic import new_file
 from zoo.base.checks import check_rows
 from zoo.base.module import Module
 from zoo.data.dataset import Dataset
@@ -110,16 +109,8 @@ def report(
         rerun=list(rerun),
         versions=_versions(),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with new_file(path, replace=True) as partial:
+        partial.write_text(text, encoding="utf-8")
     return path
 
 
