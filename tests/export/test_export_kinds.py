@@ -143,6 +143,15 @@ def test_a_closed_form_given_the_shared_sites(family, x):
     density = idata["log_likelihood"]["x"]
     np.testing.assert_allclose(density.values[0], model.log_marginal_given(x, values), rtol=0, atol=1e-8)
     assert "closed form" in density.attrs["kind"]
+    stats = idata["sample_stats"]
+    if family is AutoMultivariateNormal:  # weights of shared sites and rows together
+        assert "log_weight_shared" not in stats
+        weights = torch.as_tensor(stats["log_weight"].values[0])
+    else:
+        ratio = stats["lp"].values[0] - stats["log_q"].values[0]
+        weights = torch.as_tensor(stats["log_weight_shared"].values[0])
+        assert weights.std() < ratio.std()
+    assert idata.attrs["log_marginal"] == pytest.approx(float(weights.logsumexp(0)) - math.log(30))
 
 
 @pytest.mark.filterwarnings("ignore:Estimated shape parameter")
@@ -254,3 +263,13 @@ def test_names_that_clash(x):
         run = pair(own, AutoNormal(own), x)
         with pytest.raises(ValueError, match=message):
             to_arviz(run, x, draws=2)
+
+
+def test_a_single_draw(x):
+    model = SparseFactors()
+    idata = to_arviz(zoo.Fit(model, MeanField(model, x)), x, draws=1)
+    assert np.isnan(idata["constant_data"]["log_marginal_se"].values).all()
+    assert np.isfinite(idata["constant_data"]["log_marginal"].values).all()
+    idata = to_arviz(exact(AutoNormal, x), x, draws=1)
+    assert idata["log_likelihood"]["x"].shape == (1, 1, N)
+    assert math.isnan(idata.attrs["elbo_se"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -188,7 +189,7 @@ class Chain:
     def _of_rows(self, log_p: Densities, log_q: Densities, weights: Tensor) -> _Densities:
         """The densities of a model all of whose sites are local, under a guide that splits into rows."""
         point = {"note": f"absent: {POINT}"}
-        value, error = log_mean(weights)
+        value, error = _log_mean(weights)
         kind = f"log p(x_i), estimated by importance weighting with {self.draws} draws from the guide, nats"
         constants = _log_marginal(value, kind, draws=self.draws)
         constants["log_marginal_se"] = Variable(("row",), variables.numpy(error), {"kind": "its standard error, nats"})
@@ -220,7 +221,9 @@ class Chain:
             sums.marginal = sums.log_p - sums.log_q
         sums.log_p = sums.log_p + log_p.by_row.double().sum(-1)
         sums.log_q = sums.log_q + drawn.log_q.by_row.double().sum(-1)
-        sums.marginal = sums.marginal + (terms if given is None else given).double().sum(-1)
+        # Of a joint guide the shared sites have no density of their own: the weights are those of everything.
+        apart = None if drawn.joint is not None else given
+        sums.marginal = sums.marginal + (terms if apart is None else apart).double().sum(-1)
         total, marginal = sums.log_p - sums.log_q, sums.marginal
         stats = {
             "lp": variables.per_draw(sums.log_p, kind="log p of all rows and latent sites, nats"),
@@ -228,7 +231,7 @@ class Chain:
             "log_weight": variables.per_draw(total, kind="lp - log_q, nats"),
         }
         note = "per draw, of all rows together: the mean of log_weight over the draws is the ELBO of all rows"
-        if given is not None and self.source.layout.local:
+        if apart is not None and self.source.layout.local:
             kind = "log p(X, shared sites) - log q(shared sites), the rows' own sites integrated out, nats"
             stats["log_weight_shared"] = variables.per_draw(marginal, kind=kind)
         if khat is not None:
@@ -276,16 +279,21 @@ class Chain:
 def _bounds(total: Tensor, marginal: Tensor) -> dict[str, float]:
     """The evidence lower bound, log p(X) and k-hat, from log weights (draws,) of everything and of the shared sites."""
     draws = len(total)
-    evidence, error = log_mean(marginal.unsqueeze(1))
+    evidence, error = _log_mean(marginal.unsqueeze(1))
     found = {
         "elbo": float(total.mean()),
-        "elbo_se": float(total.std() / draws**0.5),
+        "elbo_se": float(total.std() / draws**0.5) if draws > 1 else nan,
         "log_marginal": float(evidence),
         "log_marginal_se": float(error),
     }
     if draws >= LEAST:
         found["khat"] = float(psis_khat(marginal.unsqueeze(1)))
     return found
+
+
+def _log_mean(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The log of the mean of weights (draws, b) given as logs, and its standard error, NaN for a single draw."""
+    return log_mean(weights) if len(weights) > 1 else (weights[0], torch.full_like(weights[0], nan))
 
 
 def _log_marginal(values: Tensor, kind: str, **attrs: Any) -> dict[str, Variable]:
