@@ -24,7 +24,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from zoo.base.callables import PyroCallable, mode, name_of, unwrapped
-from zoo.base.latent_sites import Latent, Layout, layout
+from zoo.base.latent_sites import Latent, Layout, Plate, layout
 from zoo.base.module import Module
 from zoo.base.plates import spread
 from zoo.base.protocols import Pair
@@ -179,6 +179,12 @@ class Reader:
         sites, _ = self._read(traces, draws, count, densities=False)
         return sites, traces
 
+    def observed(self, arguments: Arguments) -> dict[str, Tensor]:
+        """The values of the data sites of some rows, by name, (b, ...)."""
+        traces = self._run("model", arguments, 1, {})
+        sites, _ = self._read(traces, 1, len(arguments[0]), densities=False)
+        return {name: sites[name][0] for name in self.layout.data}
+
     def _run(
         self, role: str, arguments: Arguments, draws: int, held: Values, free: bool = False
     ) -> list[poutine.Trace]:
@@ -255,9 +261,7 @@ class Reader:
                 if name in known:
                     values.setdefault(name, []).append(self._laid_out(site["value"], known[name], each, count))
                 elif name in self.layout.data:
-                    event = site["value"].shape[site["value"].ndim - site["fn"].event_dim :]
-                    own = Latent(name, event, site["fn"].support, True)
-                    values.setdefault(name, []).append(self._laid_out(site["value"], own, each, count))
+                    values.setdefault(name, []).append(self._laid_out(site["value"], self._data(site), each, count))
                 if densities:
                     log_prob = scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])
                     summed = self._summed(log_prob, each, count if local else None)
@@ -310,6 +314,15 @@ class Reader:
         ends = range(nesting + 1, nesting + 1 + latent.event_dim)
         wide = wide.expand(*sizes, *event).permute(0, *order, *rest, *ends)
         return wide.reshape(draws, *(sizes[d] for d in order), *event)
+
+    def _data(self, site: dict[str, Any]) -> Latent:
+        """The shape of a data site of a trace, described as that of a latent one."""
+        nesting, frames = self.layout.nesting, site["cond_indep_stack"]
+        own = [f for f in frames if f.vectorized and f.name != self.layout.plate and f.dim >= -nesting]
+        plates = sorted((Plate(f.name, f.size, f.dim) for f in own), key=lambda plate: plate.dim)
+        event = site["value"].shape[site["value"].ndim - site["fn"].event_dim :]
+        shape = torch.Size([plate.size for plate in plates]) + event
+        return Latent(site["name"], shape, site["fn"].support, True, plates=tuple(plates))
 
     def _placed(self, latent: Latent, value: Tensor) -> Tensor:
         """The inverse of :meth:`_laid_out`: (draws, *batch, *event), with a batch dimension for every plate."""

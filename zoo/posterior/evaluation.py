@@ -258,7 +258,7 @@ def _of_all_rows(source: Reader, draws: int, inner: int) -> Evaluation:
             joint = drawn.joint
             held = {name: value for name, value in drawn.values.items() if name in names}
             sums.shared = log_p.of_shared - drawn.log_q.of_shared
-        given, khat = (terms, _unknown(terms)) if joint else _given(source, arguments, held, terms, inner)
+        given, khat = (terms, _unknown(terms)) if joint else given_shared(source, arguments, held, terms, inner)
         sums.bound = sums.bound + terms.sum(1)
         sums.given = sums.given + given.sum(1)
         columns.append((*_moments(terms), *_moments(given), khat))
@@ -272,10 +272,18 @@ def _of_all_rows(source: Reader, draws: int, inner: int) -> Evaluation:
     return Evaluation(elbo, elbo_se, log_marginal, log_marginal_se, f"IS-{draws}", khat, draws, shared)
 
 
-def _given(
+def given_shared(
     source: Reader, arguments: tuple[Any, ...], held: dict[str, Tensor], terms: Tensor, inner: int
 ) -> tuple[Tensor, Tensor]:
-    """log p(x | theta) of some rows at every draw of the shared sites (draws, b), and the rows' k-hat (b,)."""
+    """log p(x | theta) of some rows at every draw of the shared sites (draws, b), and the rows' k-hat (b,).
+
+    Args:
+        source: the pair and its rows.
+        arguments: of model and guide, for some rows.
+        held: draws of the shared sites by name, (draws, ...).
+        terms: log p(x, z | theta) - log q(z) at these draws (draws, b): the answer where rows have no sites.
+        inner: draws of the rows' sites at every draw of the shared ones, where there is no closed form.
+    """
     model, x = undecorated(source.pair.model), arguments[0]
     draws = len(terms)
     if not source.layout.local:
