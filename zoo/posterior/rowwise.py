@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 
 from zoo.base.callables import name_of
 from zoo.base.latent_sites import Latent
-from zoo.posterior.engine import Arguments, Reader
+from zoo.posterior.engine import Arguments, Reader, asking
 
 
 def row_weights(source: Reader, arguments: Arguments, draws: int, task: str = "evaluate") -> Tensor:
@@ -102,7 +102,8 @@ def conditional(source: Reader, latent: Latent, arguments: Arguments) -> Distrib
     Raises:
         ValueError: the guide draws the site together with something else, or puts a point mass on it.
     """
-    nodes = poutine.trace(source.pair.guide).get_trace(*arguments).nodes
+    with asking(source.pair.guide, arguments):
+        nodes = poutine.trace(source.pair.guide).get_trace(*arguments).nodes
     site = nodes.get(latent.name)
     if site is not None and isinstance(site["fn"], dist.Delta):
         site = nodes.get(f"{latent.name}_unconstrained", site)  # AutoNormal's
