@@ -22,7 +22,8 @@ class Training:
 
     Attributes:
         losses: negative ELBO per row, in nats, at every step (steps,).
-        converged: whether training stopped because the bound had ceased to rise, and not for want of steps.
+        converged: whether the bound had ceased to rise when training ended; :func:`zoo.infer.convergence.assess` is
+            the rule.
         loss: the name of the loss.
         optimizer: the name of the optimizer.
         rows: the number of rows n.
@@ -32,6 +33,10 @@ class Training:
         device: of the rows.
         seconds: wall-clock time.
         stopped: why training ended, in words.
+        schedule: how :func:`zoo.fit` lowers the learning rate: ``"settling"`` once the bound has settled, ``"cosine"``
+            over a fixed number of steps; empty where it does not.
+        annealed: the step at which the bound had settled and the learning rate began to fall, or None.
+        patience: looks at held-out rows without a better bound that end training, or None.
         validation: steps and negative ELBO per row of held-out rows (m, 2), or None.
         best_step: the step with the best held-out bound, or None.
         transform: the name of the map applied to every batch, or None.
@@ -49,6 +54,9 @@ class Training:
     device: str = ""
     seconds: float | None = None
     stopped: str = ""
+    schedule: str = ""
+    annealed: int | None = None
+    patience: int | None = None
     validation: Tensor | None = None
     best_step: int | None = None
     transform: str | None = None
