@@ -1,6 +1,7 @@
 """Has training ended?"""
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -73,6 +74,8 @@ class Convergence(Check):
         if run.training is None:
             raise ValueError("there is no record of the training: zoo.Fit(model, guide, training=...) takes one")
         found = assess(run.training)
+        if math.isnan(found.left):
+            raise ValueError(found.reason)
         level: Level = "good" if found.converged else "careful" if found.left <= 10 * LEFT[1] else "bad"
         return Left(clean(max(0.0, found.left)), found.reason, level, 10 * LEFT[1], run, None)
 
