@@ -194,7 +194,7 @@ def evaluate(run: Pair, x: Any, *, draws: int = 500, inner: int = 100, seed: int
     x = check_rows(x, undecorated(run.model))
     with reading(run, seed):
         source = reader(run, x)
-        _, first = next(source.chunks(1))
+        _, first = next(source.chunks(BUDGET // (draws * x.shape[1])))
         joint = source.draw(first, 2).joint
         if source.layout.shared or joint is not None:
             return _of_all_rows(source, draws, inner)

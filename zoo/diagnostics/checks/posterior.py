@@ -15,6 +15,7 @@ from zoo.posterior.engine import PointEstimate, reader, reading
 AMISS = (0.1, 0.2)  # of a mean, in posterior standard deviations; of the logarithm of a ratio of two; of a correlation
 MISTAKEN = (0.02, 0.1)  # total variation between responsibilities
 MOST = 0.95  # of the rows
+MOST_ROWS = 10_000  # that show whether the guide has a spread
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Posterior(Check):
         try:
             with reading(run, case.seed):
                 source = reader(run, x)
-                source.draw(next(source.chunks(1))[1], 2)
+                source.draw(next(source.chunks(MOST_ROWS))[1], 2)
         except PointEstimate as error:
             return PointMass(str(error))
         if isinstance(undecorated(run.model), Mixture):

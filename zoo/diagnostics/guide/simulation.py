@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,10 +183,7 @@ def _fresh(run: Fit, model: PyroCallable, x: Tensor) -> PyroCallable:
     guide = unwrapped(run.guide)
     if isinstance(guide, Module):
         options = {key: value for key, value in guide.settings.items() if key not in ("model", "x")}
-        try:
-            return type(guide)(model, x, **options)
-        except TypeError:
-            return type(guide)(model, **options)  # a guide that needs no rows, such as Exact
+        return type(guide)(model, x, **options) if "x" in guide.settings else type(guide)(model, **options)
     if isinstance(guide, AutoGuide):
         return type(guide)(model, create_plates=guide.create_plates)
     if isinstance(guide, nn.Module):
