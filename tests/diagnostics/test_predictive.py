@@ -15,7 +15,8 @@ import zoo
 from zoo.base.plates import rows
 from zoo.data import Dataset
 from zoo.diagnostics.model import predictive
-from zoo.diagnostics.model.predictive import PredictiveCheck, column_quantiles, correlation, predictive_check
+from zoo.diagnostics.model.predictive import PredictiveCheck, predictive_check
+from zoo.diagnostics.model.statistics import column_quantiles, correlation
 from zoo.infer.run import Fit
 
 
