@@ -112,6 +112,10 @@ def conditional(source: Reader, latent: Latent, arguments: Arguments) -> Distrib
             f"the guide {name_of(source.pair.guide)} has no density of its own for '{latent.name}' of a row: take one "
             "of zoo's guides or AutoNormal"
         )
+    batch = site["fn"].batch_shape
+    with asking(source.pair.guide, arguments):
+        if batch and batch[-1] not in (1, len(arguments[0])):
+            raise ValueError(f"it draws '{latent.name}' for {batch[-1]} rows")
     return site["fn"]
 
 

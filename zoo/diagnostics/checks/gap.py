@@ -34,7 +34,9 @@ class Gap(Check):
         gap = gap if abs(gap) > rounding else 0.0
         if exact and gap < -ERRORS * error:
             reason = f"the bound is {-gap:.3g} nats per row above log p(x), which no bound can be"
-            advice = "The guide's density is not that of its draws: look for a point mass or a wrong change of variables"
+            advice = (
+                "The guide's density is not that of its draws: look for a point mass or a wrong change of variables"
+            )
             return Finding(self.name, "bad", gap, LOST[1], reason, advice)
         level: Level = grade(gap - 2 * error, LOST)
         kind = "" if exact else f" at least, by {measured.estimator}"

@@ -23,8 +23,11 @@ class ImportanceWeights(Check):
     def measure(self, case: Case) -> Evaluation:
         """k-hat of the rows, and of what they share."""
         found = case.evaluation
-        if found.shared is not None and not found.shared.sites:
-            raise ValueError("the guide draws all rows together, so that the weights do not split into rows")
+        if found.shared is not None and not found.shared.sites and not found.shared.khat <= KHAT_SHARED[0]:
+            raise ValueError(
+                f"the guide draws all rows together, so that the weights do not split into rows; those of all rows have "
+                f"k-hat {found.shared.khat:.2f}, which grows with their number and does not speak against single rows"
+            )
         return found
 
     def judge(self, measured: Evaluation) -> Finding:
@@ -36,7 +39,8 @@ class ImportanceWeights(Check):
         if shared is not None:
             value, threshold = shared.khat, KHAT_SHARED[1]
             levels.append(grade(shared.khat, KHAT_SHARED))
-            reasons.append(f"k-hat of {', '.join(shared.sites)} is {shared.khat:.2f}, with {measured.draws} draws")
+            what = ", ".join(shared.sites) or "all rows together"
+            reasons.append(f"k-hat of {what} is {shared.khat:.2f}, with {measured.draws} draws")
         if rows:
             level = grade(share, KHAT)
             if not levels or ORDER.index(level) < ORDER.index(levels[0]):

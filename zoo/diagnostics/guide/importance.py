@@ -122,9 +122,7 @@ class ImportanceMoments:
         )
 
 
-def importance_moments(
-    run: Pair, x: Any, *, draws: int = 1000, inner: int = 100, seed: int = 0
-) -> ImportanceMoments:
+def importance_moments(run: Pair, x: Any, *, draws: int = 1000, inner: int = 100, seed: int = 0) -> ImportanceMoments:
     r"""Correct the guide's mean and covariance of every row by Pareto-smoothed importance sampling.
 
     The k numbers of a row are those of all latent sites, one after the other, as the model sees them; a discrete site

@@ -34,7 +34,7 @@ class Comparison:
     Attributes:
         mean: the guide's mean less that of the chains.
         mean_se: the Monte Carlo standard error of that difference.
-        deviation: the guide's standard deviation less that of the chains: below 0 the guide is too sure.
+        deviation: the guide's standard deviation less that of the chains: below 0 the guide is too narrow.
         deviation_se: the Monte Carlo standard error of that difference.
         closed: whether the guide's moments are in closed form, not from draws.
     """
@@ -184,9 +184,7 @@ class MCMCSamples:
         )
 
 
-def nuts(
-    run: Pair, x: Any, *, chains: int = 4, draws: int = 500, warmup: int = 500, seed: int = 0
-) -> MCMCSamples:
+def nuts(run: Pair, x: Any, *, chains: int = 4, draws: int = 500, warmup: int = 500, seed: int = 0) -> MCMCSamples:
     """Sample the latent sites given the rows, at the fitted parameters, by Pyro's No-U-Turn sampler.
 
     The chains start in different places and run one after the other. Discrete sites beside continuous ones are summed

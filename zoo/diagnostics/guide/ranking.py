@@ -45,7 +45,9 @@ class Ranks:
     @staticmethod
     def joined(parts: "Sequence[Ranks]") -> "Ranks":
         """The ranks of all parts together."""
-        pit, first, likelihood = (torch.cat([getattr(p, name) for p in parts]) for name in ("pit", "first", "likelihood"))
+        pit, first, likelihood = (
+            torch.cat([getattr(p, name) for p in parts]) for name in ("pit", "first", "likelihood")
+        )
         hits = [part.hit for part in parts if part.hit is not None]
         return Ranks(parts[0].units, pit, first, likelihood, torch.cat(hits) if hits else None, parts[0].exact)
 
@@ -97,9 +99,7 @@ def _likelihood(source: Reader, found: Simulated, arguments: Arguments, values: 
     return torch.stack([terms[name] for name in found.data]).sum(0)
 
 
-def _of_rows(
-    source: Reader, found: Simulated, truth: dict[str, Tensor], arguments: Arguments, draws: int
-) -> Ranks:
+def _of_rows(source: Reader, found: Simulated, truth: dict[str, Tensor], arguments: Arguments, draws: int) -> Ranks:
     """The places of the truths of some rows."""
     sites = found.judged
     values = source.complete(arguments, source.draw(arguments, draws).values, draws)
@@ -126,9 +126,7 @@ def _of_rows(
     return Ranks(units, pit, normal_score(pit, 0.5 / (draws + 1)), likelihood, None, False)
 
 
-def _of_discrete(
-    source: Reader, latent: Latent, truth: Tensor, arguments: Arguments
-) -> tuple[Tensor, Tensor, Tensor]:
+def _of_discrete(source: Reader, latent: Latent, truth: Tensor, arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """Of a discrete site: probabilities, indicators of the truth, and u of these, :math:`F(y^-) + v P(y)`; (b, k).
 
     Raises:

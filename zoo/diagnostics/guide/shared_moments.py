@@ -102,9 +102,7 @@ class _Chunk:
     khat: Tensor  # (b,)
 
 
-def of_all_rows(
-    source: Reader, draws: int, inner: int, limit: float
-) -> tuple[tuple[Tensor, ...], SharedMoments]:
+def of_all_rows(source: Reader, draws: int, inner: int, limit: float) -> tuple[tuple[Tensor, ...], SharedMoments]:
     """The columns of ``ImportanceMoments`` for all rows, and the moments of the shared sites.
 
     Args:

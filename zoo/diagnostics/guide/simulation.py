@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
@@ -21,6 +20,9 @@ from zoo.infer.fitting import fit
 from zoo.infer.guard import UnboundedLikelihood
 from zoo.infer.run import Fit
 from zoo.posterior.engine import Reader, reading
+
+
+COVARIATES = "the model holds covariates of its rows"
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +60,7 @@ class Simulated:
         return len(self.tables) if self.shared else sum(len(table.x) for table in self.tables)
 
 
-def simulate(
-    run: Fit, simulations: int | None, usual: tuple[int, int], rows: int | None, seed: int
-) -> Simulated:
+def simulate(run: Fit, simulations: int | None, usual: tuple[int, int], rows: int | None, seed: int) -> Simulated:
     """Draw truths from the prior and data given them, at the fitted parameters.
 
     Args:
@@ -74,25 +74,29 @@ def simulate(
         ValueError: a discrete site that cannot be judged, no latent site, an unknown number of rows, or infinite data.
     """
     with reading(run, seed):
-        found = layout(run.model)
+        found, fits = _layout(run, rows)
         judged, shared = _judged(found, name_of(run.model)), bool(found.shared)
         count = simulations or usual[shared]
         source = Reader(run, torch.empty(0), found)
         if shared:
-            n = _rows(run, rows, "its rows share a site")
+            n = _rows(run, rows, "rows share a site")
             tables = [_table(source, n) for _ in range(count)]
+        elif fits:
+            tables = [_table(source, count)]
         else:
-            tables = _of_rows(source, count, rows)
+            n = _rows(run, rows, COVARIATES)
+            tables = [_table(source, n) for _ in range(-(-count // n))]
     return Simulated(tuple(tables), judged, found.data, shared)
 
 
-def _of_rows(source: Reader, count: int, rows: int | None) -> list[Table]:
-    """One data set of all simulated rows; several of the fitted size where the model holds covariates of its rows."""
+def _layout(run: Fit, rows: int | None) -> tuple[Layout, bool]:
+    """The sites of the model, and whether it generates any number of rows: not one with covariates of its own rows."""
     try:
-        return [_table(source, count)]
-    except (RuntimeError, IndexError) as error:
-        n = _rows(source.pair, rows, f"it does not generate {count} rows ({str(error).splitlines()[0]})")
-    return [_table(source, n) for _ in range(-(-count // n))]
+        return layout(run.model), True
+    except (RuntimeError, IndexError, ValueError):
+        n = _rows(run, rows, COVARIATES)
+        one = run.model(None, torch.zeros(1, dtype=torch.long), n)
+        return layout(run.model, one.reshape(1, -1).expand(n, -1)), False
 
 
 def _judged(found: Layout, model: str) -> tuple[Latent, ...]:
@@ -160,7 +164,7 @@ def refit(run: Fit, x: Tensor, build: Callable[[Any, Tensor], Any] | None, steps
     Raises:
         ValueError: the guide is no class that can be built anew.
     """
-    model = held_fixed(run)
+    model = held_fixed(run, x)
     guide = build(model, x) if build is not None else _fresh(run, model, x)
     module = unwrapped(guide)
     if isinstance(module, Module) and not any(p.requires_grad for p in module.parameters()):
@@ -170,12 +174,15 @@ def refit(run: Fit, x: Tensor, build: Callable[[Any, Tensor], Any] | None, steps
         return fit(model, guide, x, steps=steps, seed=seed, progress=False)
 
 
-def held_fixed(run: Fit) -> PyroCallable:
+def held_fixed(run: Fit, x: Tensor) -> PyroCallable:
     """The model with its parameters at their fitted values and out of reach of any optimizer."""
-    if isinstance(unwrapped(run.model), nn.Module) and run.model is unwrapped(run.model):
-        return copy.deepcopy(run.model).requires_grad_(False)  # type: ignore[attr-defined]
-    with run.scope():
-        values = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+    if isinstance(run.model, nn.Module):
+        return copy.deepcopy(run.model).requires_grad_(False)
+    with reading(run, 0):
+        nodes = poutine.trace(run.model).get_trace(x).nodes
+        values = {name: site["value"].detach().clone() for name, site in nodes.items() if site["type"] == "param"}
+    if not values:
+        return run.model
     return poutine.block(poutine.substitute(run.model, data=values), hide_types=["param"])
 
 
