@@ -1,8 +1,10 @@
 """Do units or components carry nothing?"""
 
 from collections.abc import Iterator
+from typing import Any
 
 import polars as pl
+import torch
 from torch import Tensor
 
 from zoo.base.callables import name_of, undecorated
@@ -25,8 +27,8 @@ class Collapse(Check):
         if not isinstance(model, Conjugate):
             raise ValueError(f"{name_of(case.run.model)} has no closed-form responsibilities")
         with reading(case.run, case.seed):
-            responsibilities: Tensor = model.posterior(case.x).probs
-            return responsibilities.sum(0)
+            posterior: Any = model.posterior(case.x)
+            return torch.as_tensor(posterior.probs).sum(0)
 
     def judge(self, measured: RateDistortion | Tensor) -> Finding:
         """Careful where one has collapsed, bad where all have."""

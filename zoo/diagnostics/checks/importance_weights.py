@@ -25,7 +25,7 @@ class ImportanceWeights(Check):
         found = case.evaluation
         if found.shared is not None and not found.shared.sites and not found.shared.khat <= KHAT_SHARED[0]:
             raise ValueError(
-                f"the guide draws all rows together, so that the weights do not split into rows; those of all rows have "
+                "the guide draws all rows together, so that the weights do not split into rows; those of all rows have "
                 f"k-hat {found.shared.khat:.2f}, which grows with their number and does not speak against single rows"
             )
         return found

@@ -1,6 +1,7 @@
 """How far are means, deviations and correlations from the exact ones?"""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,10 @@ class Posterior(Check):
             return Finding(self.name, "bad", float("nan"), float("nan"), reason, advice)
         if isinstance(measured, Tensor):
             value, limits = float(measured.quantile(MOST)), MISTAKEN
-            reason = f"on 95% of the rows the responsibilities are within {clean(value):.2g} of the exact ones (total variation)"
+            reason = (
+                f"on 95% of the rows the responsibilities are within {clean(value):.2g} of the exact ones "
+                "(total variation)"
+            )
             advice = "Train longer, or take MeanField or Exact, which have them in closed form"
         else:
             mean = float(measured.mean.quantile(MOST))
@@ -81,5 +85,7 @@ def _responsibilities(run: Fit, x: Tensor) -> Tensor:
     if not isinstance(guide, HasPosterior):
         raise ValueError(f"{name_of(run.guide)} does not offer its probabilities (a method posterior)")
     with reading(run, 0):
-        ours, exact = guide.posterior(x), model.posterior(x)
-        return 0.5 * (ours.probs - exact.probs).abs().sum(-1)
+        ours: Any = guide.posterior(x)
+        exact: Any = model.posterior(x)
+        apart: Tensor = (ours.probs - exact.probs).abs()
+        return 0.5 * apart.sum(-1)

@@ -26,8 +26,9 @@ PLAIN = 3.0  # standard errors from which on a bias or a spread is put into word
 class Calibration:
     r"""How simulated truths lie in the guide's posteriors: what :func:`sbc` returns.
 
-    For z ~ p(z), x ~ p(x | z) (of a model whose rows share sites, for these sites and whole data sets) the values u = Q(z | x), of the distribution function of every unit's q, are uniform if q
-    is the posterior. In the model's own gauge: the units are the model's factors as they are, not turned.
+    For z ~ p(z), x ~ p(x | z) the values u = Q(z | x), of the distribution function of every unit's q, are uniform if q
+    is the posterior; where rows share sites, z are these and x a whole data set. In the model's own coordinates: the
+    units are the model's factors as they are, not rotated.
 
     Attributes:
         units: what is judged: ``"z[0]"``, ``"z[1]"``, ...; of a discrete site every value, ``"component = 0"``, ...
@@ -167,8 +168,8 @@ def sbc(
     so that u is uniform whatever the number of draws, and bins of a histogram need not divide it. Beside the units,
     u of the likelihood log p(x | z) is tested: units alone are also uniform where q is the prior.
 
-    A guide with parameters of its own for every row (attribute ``count``) cannot be evaluated on other rows. A fresh one
-    of its class is then fitted to the simulated rows, the model held fixed: VSBC, in which every row is a replication.
+    A guide with parameters of its own for every row (attribute ``count``) cannot be evaluated on other rows. A fresh
+    one of its class is then fitted to the simulated rows, the model held fixed: VSBC, where every row is a replication.
 
     **Where rows share sites**, these are judged: every simulation draws the shared sites and a whole data set, to which
     a fresh guide is fitted. That costs ``simulations`` fits, so that their default number is small; with 50 of them a
@@ -179,7 +180,7 @@ def sbc(
     Args:
         run: a trained pair: what :func:`zoo.fit` or :func:`zoo.load` returned, or ``zoo.Fit(model, guide)``.
         simulations: simulated rows S, or data sets where rows share sites; at least 20. None takes 500 rows or 50 data
-            sets.
+            sets. Rows of a model with covariates are simulated by whole data sets, at most 5 unless more are asked for.
         draws: draws of q per simulation, for the ranks.
         rows: the number of rows of a simulated data set, where rows share sites or have covariates in the model; None
             takes the number that the run was fitted to.

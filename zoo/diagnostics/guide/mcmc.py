@@ -14,8 +14,8 @@ from zoo.base.checks import check_rows, check_whole
 from zoo.base.latent_sites import Latent, Layout, layout
 from zoo.base.protocols import Pair
 from zoo.base.random import seeded
-from zoo.diagnostics.guide.moments import own_moments
 from zoo.diagnostics.guide.mixing import mixing
+from zoo.diagnostics.guide.moments import own_moments
 from zoo.posterior.engine import reader, reading
 
 MOST = 2000  # latent numbers in all

@@ -155,9 +155,19 @@ def _shared(source: Reader, held: dict[str, Tensor], logs: Tensor, khat: float, 
     if not khat <= limit:
         for corrected in (mean, covariance, error):
             corrected.fill_(math.nan)
-    columns = [part.to(source.x) for part in (*own, mean, error, covariance)]
-    ess = float(1 / weight.square().sum())
-    return SharedMoments(khat, ess, *columns, limit=limit, draws=draws, units=units_of(found), log_weights=logs)
+    return SharedMoments(
+        khat=khat,
+        ess=float(1 / weight.square().sum()),
+        guide_mean=own[0].to(source.x),
+        guide_covariance=own[1].to(source.x),
+        mean=mean.to(source.x),
+        mean_se=error.to(source.x),
+        covariance=covariance.to(source.x),
+        limit=limit,
+        draws=draws,
+        units=units_of(found),
+        log_weights=logs,
+    )
 
 
 def _numbers(values: dict[str, Tensor], local: tuple[Latent, ...], like: Tensor) -> Tensor:
@@ -193,11 +203,11 @@ def _given(
         moments = (v * z).sum(1), (v.unsqueeze(-1) * outer).sum(1), z.mean(1), outer.mean(1)
         parts.append((log_mean(logs.movedim(1, 0))[0], *moments))
         khats += [psis_khat(own) for own in logs[: max(0, SHOWN - len(khats))]]
-    density, *moments_ = (torch.cat(column) for column in zip(*parts, strict=True))
+    density, mean, square, own, own_square = (torch.cat(column) for column in zip(*parts, strict=True))
     model = undecorated(source.pair.model)
     if isinstance(model, ConjugateGivenShared):
         density = model.log_marginal_given(arguments[0], held).double()
-    return _Chunk(density, *moments_, torch.stack(khats).median(0).values)
+    return _Chunk(density, mean, square, own, own_square, torch.stack(khats).median(0).values)
 
 
 def _groups(held: dict[str, Tensor], inner: int, numbers: int) -> Iterator[Tensor]:

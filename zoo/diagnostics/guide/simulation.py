@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
@@ -16,12 +17,13 @@ from zoo.base.checks import check_rows, check_whole
 from zoo.base.latent_sites import Latent, Layout, layout
 from zoo.base.module import Module
 from zoo.base.protocols import HoldsRows
+from zoo.base.random import seeded
 from zoo.infer.fitting import fit
 from zoo.infer.guard import UnboundedLikelihood
 from zoo.infer.run import Fit
 from zoo.posterior.engine import Reader, reading
 
-
+MOST_TABLES = 5  # of a model with covariates, unless more simulations are asked for
 COVARIATES = "the model holds covariates of its rows"
 
 
@@ -85,6 +87,7 @@ def simulate(run: Fit, simulations: int | None, usual: tuple[int, int], rows: in
             tables = [_table(source, count)]
         else:
             n = _rows(run, rows, COVARIATES)
+            count = simulations or min(usual[0], MOST_TABLES * n)
             tables = [_table(source, n) for _ in range(-(-count // n))]
     return Simulated(tuple(tables), judged, found.data, shared)
 
@@ -166,8 +169,7 @@ def refit(run: Fit, x: Tensor, build: Callable[[Any, Tensor], Any] | None, steps
     """
     model = held_fixed(run, x)
     guide = build(model, x) if build is not None else _fresh(run, model, x)
-    module = unwrapped(guide)
-    if isinstance(module, Module) and not any(p.requires_grad for p in module.parameters()):
+    if not _learns(guide, x):
         return Fit(model, guide, store={"params": {}, "constraints": {}})  # its E-step is in closed form
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnboundedLikelihood)  # of the model, which stays as it is
@@ -186,15 +188,23 @@ def held_fixed(run: Fit, x: Tensor) -> PyroCallable:
     return poutine.block(poutine.substitute(run.model, data=values), hide_types=["param"])
 
 
+def _learns(guide: PyroCallable, x: Tensor) -> bool:
+    """Whether a guide has parameters to be trained."""
+    if isinstance(unwrapped(guide), AutoGuide):
+        return True
+    with pyro.get_param_store().scope(), seeded(0), torch.no_grad():
+        nodes = poutine.trace(guide).get_trace(x).nodes
+    return any(site["type"] == "param" for site in nodes.values())
+
+
 def _fresh(run: Fit, model: PyroCallable, x: Tensor) -> PyroCallable:
     guide = unwrapped(run.guide)
     if isinstance(guide, Module):
         options = {key: value for key, value in guide.settings.items() if key not in ("model", "x")}
-        return type(guide)(model, x, **options) if "x" in guide.settings else type(guide)(model, **options)
+        build: Callable[..., PyroCallable] = type(guide)
+        return build(model, x, **options) if "x" in guide.settings else build(model, **options)
     if isinstance(guide, AutoGuide):
         return type(guide)(model, create_plates=guide.create_plates)
     if isinstance(guide, nn.Module):
-        raise ValueError(
-            f"sbc fits a fresh guide, and does not know how to build a {name_of(guide)}: pass build=lambda model, x: ..."
-        )
+        raise ValueError(f"sbc fits a fresh guide and cannot build a {name_of(guide)}: pass build=lambda model, x: ...")
     return run.guide  # a function: its parameters are made anew in the store of the fit

@@ -73,7 +73,7 @@ class Loo:
         return float(difference.sum()), float((len(difference) * difference.var(correction=0)).sqrt())
 
     def summary(self) -> dict[str, float]:
-        """elpd with its standard error, the effective number of parameters, and the number of rows not to be trusted."""
+        """elpd with its standard error, the effective number of parameters, the number of rows with a high k-hat."""
         return {"elpd": self.elpd, "se": self.se, "p_loo": self.p_loo, "high": float(len(self.high))}
 
     def frame(self) -> pl.DataFrame:
@@ -204,7 +204,7 @@ def _given(
 
 
 def _leave_out(density: Tensor, weights_of_all: Tensor | None) -> Loo:
-    """From log p(x_i | theta_s) (draws, n) and the log weights of theta (draws,); None: the draws are the posterior's."""
+    """From log p(x_i | theta_s) (draws, n) and the log weights of theta (draws,), None for draws of the posterior."""
     draws = len(density)
     whole = density.new_zeros(draws) if weights_of_all is None else weights_of_all
     weights, khat = psis_weights(whole.unsqueeze(1) - density)
