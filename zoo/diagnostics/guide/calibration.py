@@ -208,7 +208,7 @@ def sbc(
     parts = []
     for number, table in enumerate(found.tables):
         pair = refit(run, table.x, build, steps, (seed + 2 + number) % 2**32) if anew else run
-        parts.append(rank(pair, found, table, draws, (seed + 1 + number) % 2**32))
+        parts.append(rank(pair, found, table, draws, (seed + 1 + number) % 2**32, fresh=anew))
     return _tested(Ranks.joined(parts), found.simulations, draws, anew, name_of(run.guide))
 
 

@@ -168,7 +168,8 @@ def refit(run: Fit, x: Tensor, build: Callable[[Any, Tensor], Any] | None, steps
         ValueError: the guide is no class that can be built anew.
     """
     model = held_fixed(run, x)
-    guide = build(model, x) if build is not None else _fresh(run, model, x)
+    with seeded(seed):  # of what the guide's constructor draws
+        guide = build(model, x) if build is not None else _fresh(run, model, x)
     if not _learns(guide, x):
         return Fit(model, guide, store={"params": {}, "constraints": {}})  # its E-step is in closed form
     with warnings.catch_warnings():
@@ -204,7 +205,8 @@ def _fresh(run: Fit, model: PyroCallable, x: Tensor) -> PyroCallable:
         build: Callable[..., PyroCallable] = type(guide)
         return build(model, x, **options) if "x" in guide.settings else build(model, **options)
     if isinstance(guide, AutoGuide):
-        return type(guide)(model, create_plates=guide.create_plates)
+        plates = {} if guide.create_plates is None else {"create_plates": guide.create_plates}
+        return type(guide)(model, **plates)
     if isinstance(guide, nn.Module):
         raise ValueError(f"sbc fits a fresh guide and cannot build a {name_of(guide)}: pass build=lambda model, x: ...")
     return run.guide  # a function: its parameters are made anew in the store of the fit

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import polars as pl
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
@@ -47,10 +48,19 @@ class InformationCriteria:
         """Schwarz's criterion, in nats; mclust gives its negative."""
         return self.df * math.log(self.n) - 2 * self.log_likelihood
 
+    def summary(self) -> dict[str, float]:
+        """Log-likelihood, AIC and BIC in nats, the number of parameters and of rows."""
+        names = ("log_likelihood", "df", "n", "aic", "bic")
+        return {name: float(getattr(self, name)) for name in names}
+
+    def frame(self) -> pl.DataFrame:
+        """The summary as a table of one row."""
+        return pl.DataFrame([self.summary()])
+
     def __repr__(self) -> str:
         return (
-            f"Criteria of {self.n} rows, in nats: log-likelihood {self.log_likelihood:.4f} with {self.df} free "
-            f"parameters; AIC {self.aic:.4f}, BIC {self.bic:.4f}, less is better"
+            f"InformationCriteria of {self.n} rows, in nats: log-likelihood {self.log_likelihood:.4f} with {self.df} "
+            f"free parameters; AIC {self.aic:.4f}, BIC {self.bic:.4f}, less is better"
         )
 
 

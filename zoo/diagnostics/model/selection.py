@@ -154,29 +154,19 @@ class Selection:
             lines.append(line)
         return pl.DataFrame(lines, schema=kinds)
 
+    def summary(self) -> dict[str, float]:
+        """The value that every measure chooses, and the number of rows and values."""
+        chosen = {f"best_{by}": float(self.best(by).value) for by in self.measures}
+        return chosen | {"values": float(len(self.table)), "rows": float(self.n)}
+
     def __repr__(self) -> str:
         chosen = ", ".join(f"{by} chooses {self.best(by).value}" for by in self.measures)
-        head = (
-            f"Scan of {len(self.table)} values on {self.n} rows: {chosen}\n"
-            f"value  log-likelihood    df          AIC          BIC  held-out (se), {self.how}      below (se)  near  "
-            "seconds"
-        )
-        return "\n".join([head, *map(self._line, self.table)])
-
-    def _line(self, row: Candidate) -> str:
-        if row.best is None:
-            return f"{row.value:5d}  failed after {row.seconds:.2f} s: {row.error}"
-        held_out, below = "", ""
-        if row.log_p is not None:
-            held_out = f"{row.held_out:.4f} ({row.held_out_se:.2g})"
-            below = "{:.4f} ({:.2g})".format(*self.below(row.value))
-        wide = len(f"held-out (se), {self.how}")
-        text = (
-            f"{row.value:5d}  {_number(row.log_likelihood):>14}  {'' if row.df is None else row.df:>4}  "
-            f"{_number(row.aic):>11}  {_number(row.bic):>11}  {held_out:>{wide}}  {below:>14}  "
-            f"{row.near}/{row.starts}  {row.seconds:7.2f}"
-        )
-        return text if row.error is None else f"{text}  {row.error}"
+        head = f"Selection among {len(self.table)} values on {self.n} rows: {chosen}; held out: {self.how}"
+        table = self.frame()
+        table = table.select(own for own in table.columns if table[own].null_count() < len(table))
+        style = {"tbl_hide_dataframe_shape": True, "tbl_hide_column_data_types": True, "float_precision": 4}
+        with pl.Config(**style, tbl_rows=-1, tbl_cols=-1, tbl_width_chars=200, fmt_str_lengths=120):
+            return f"{head}\n{table}"
 
 
 def select_size(
@@ -393,7 +383,3 @@ def _brief(error: BaseException) -> str:
     """The first thing that an error says, and the first of the reasons it lists."""
     lines = str(error).splitlines() or [type(error).__name__]
     return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[1].strip()}"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
