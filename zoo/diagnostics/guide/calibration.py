@@ -8,8 +8,9 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from zoo.base.callables import name_of
+from zoo.base.callables import name_of, undecorated
 from zoo.base.checks import check_whole
+from zoo.base.protocols import HoldsRows
 from zoo.diagnostics.guide.ranking import Ranks, rank
 from zoo.diagnostics.guide.simulation import refit, simulate
 from zoo.diagnostics.guide.uniform import corrected, score_test, smooth_test, symmetry_test
@@ -204,7 +205,7 @@ def sbc(
         check_whole(simulations, "simulations", LEAST)
     check_whole(draws, "draws")
     found = simulate(run, simulations, SIMULATIONS, rows, seed)
-    anew = bool(found.shared) or build is not None or isinstance(getattr(run.guide, "count", None), int)
+    anew = bool(found.shared) or build is not None or isinstance(undecorated(run.guide), HoldsRows)
     parts = []
     for number, table in enumerate(found.tables):
         pair = refit(run, table.x, build, steps, (seed + 2 + number) % 2**32) if anew else run

@@ -117,7 +117,7 @@ def _judged(found: Layout, model: str) -> tuple[Latent, ...]:
     return judged
 
 
-def _rows(run: Any, rows: int | None, why: str) -> int:
+def _rows(run: Fit, rows: int | None, why: str) -> int:
     """The number of rows of a simulated data set.
 
     Raises:

@@ -11,11 +11,12 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
+from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
 from zoo.base.checks import check_rows, check_whole
-from zoo.base.protocols import Conjugate
+from zoo.base.protocols import Conjugate, HoldsRows
 from zoo.base.random import seeded
 from zoo.diagnostics.model.criteria import information_criteria, log_density
-from zoo.infer.fitting import Fit
+from zoo.infer.run import Fit
 from zoo.infer.starts import best_of, each_seed
 from zoo.posterior.evaluation import LEAST_DRAWS
 from zoo.posterior.evidence import log_evidence_bounds
@@ -164,7 +165,11 @@ class Selection:
         head = f"Selection among {len(self.table)} values on {self.n} rows: {chosen}; held out: {self.how}"
         table = self.frame()
         table = table.select(own for own in table.columns if table[own].null_count() < len(table))
-        style = {"tbl_hide_dataframe_shape": True, "tbl_hide_column_data_types": True, "float_precision": 4}
+        style: dict[str, Any] = {
+            "tbl_hide_dataframe_shape": True,
+            "tbl_hide_column_data_types": True,
+            "float_precision": 4,
+        }
         with pl.Config(**style, tbl_rows=-1, tbl_cols=-1, tbl_width_chars=200, fmt_str_lengths=120):
             return f"{head}\n{table}"
 
@@ -278,9 +283,9 @@ def _candidate(
     try:
         best, near, count = _fitted(build, value, x, seeds, options, bool(parts) or apart is not None)
         row = replace(row, best=best, near=near, starts=count)
-        model = best.model if isinstance(best, Fit) else best
+        model: Any = best.model if isinstance(best, Fit) else best
         if isinstance(model, Conjugate):
-            found = information_criteria(model, x)
+            found = information_criteria(best.model if isinstance(best, Fit) else best, x)
             likelihood = found.log_likelihood
             row = replace(row, log_likelihood=likelihood, df=found.df, aic=found.aic, bic=found.bic)
     except FAILURES as error:
@@ -330,10 +335,10 @@ def _score(best: Any, x: Tensor, draws: int, seed: int) -> Tensor:
     Raises:
         ValueError: a row without a finite one; a mean over it would compare nothing.
     """
-    model = best.model if isinstance(best, Fit) else best
+    model: Any = best.model if isinstance(best, Fit) else best
     x = check_rows(x, model)
     if isinstance(model, Conjugate):
-        log_p = log_density(model, x)
+        log_p = log_density(best.model if isinstance(best, Fit) else best, x)
     else:
         log_p = log_evidence_bounds(best, x, draws=(draws,), seed=seed)[f"IWAE-{draws}"].values.double().cpu()
     wrong = (~log_p.isfinite()).nonzero().flatten().tolist()
@@ -344,15 +349,15 @@ def _score(best: Any, x: Tensor, draws: int, seed: int) -> Tensor:
     return log_p
 
 
-def _refuse_bound_to_rows(guide: Any) -> None:
+def _refuse_bound_to_rows(guide: PyroCallable) -> None:
     """A guide with parameters for every row says nothing of others.
 
     Raises:
         TypeError: this is one.
     """
-    if isinstance(getattr(guide, "count", None), int) or isinstance(guide, AutoGuide):
+    if isinstance(undecorated(guide), HoldsRows) or isinstance(unwrapped(guide), AutoGuide):
         raise TypeError(
-            f"{type(guide).__name__} has parameters for the rows it is fitted to alone, none for those held out: build "
+            f"{name_of(guide)} has parameters for the rows it is fitted to alone, none for those held out: build "
             "Amortized or Exact, or any guide that computes q(z | x) from the row"
         )
 
