@@ -36,6 +36,10 @@ MOST_COMBINATIONS = 1000  # of the values of sites that are summed out, per row
 OURS = ("zoo", "guides")  # packages whose modules promise that draws broadcast on the left
 
 
+class PointEstimate(ValueError):  # noqa: N818 - it reads as what it says
+    """A guide puts a point mass on a site, so that it has no density there."""
+
+
 @dataclass(frozen=True)
 class Densities:
     """Log densities of draws, in nats.
@@ -117,10 +121,12 @@ class Reader:
             points: whether point masses will do, where no density is asked for.
 
         Raises:
-            ValueError: the guide puts a point mass on a site, so that it has no density.
+            PointEstimate: the guide puts a point mass on a site, so that it has no density.
+            ValueError: a guide of the user's fails on these rows.
         """
-        traces = self._run("guide", arguments, draws, held or {})
-        sites, log_q = self._read(traces, draws, len(arguments[0]))
+        with asking(self.pair.guide, arguments):
+            traces = self._run("guide", arguments, draws, held or {})
+            sites, log_q = self._read(traces, draws, len(arguments[0]))
         values = {latent.name: sites[latent.name] for latent in self.layout.latents if latent.name in sites}
         if not points:
             self._refuse_points(traces, values, draws, held or {}, arguments)
@@ -368,11 +374,35 @@ class Reader:
             values = self._read(self._run("guide", arguments, 2, {}), 2, len(arguments[0]), densities=False)[0]
         for name in suspects:
             if bool((values[name] == values[name][:1]).all()):
-                raise ValueError(
+                raise PointEstimate(
                     f"the guide {name_of(self.pair.guide)} puts a point mass on '{name}': it has no density there, and "
                     "there is no bound. Take a guide with a spread, such as MeanField or AutoNormal (for "
                     "AutoLaplaceApproximation the Gaussian that it stands for, guide.laplace_approximation(x))"
                 )
+
+
+@contextmanager
+def asking(guide: PyroCallable, arguments: Arguments) -> Iterator[None]:
+    """A block that calls a guide; where one of the user's fails on these rows, the error explains what it must serve.
+
+    Raises:
+        ValueError: names the guide and the number of rows.
+    """
+    try:
+        yield
+    except (RuntimeError, IndexError, ValueError) as error:
+        if _ours(guide):
+            raise
+        raise ValueError(
+            f"the guide {name_of(guide)} fails on {len(arguments[0])} rows ({str(error).splitlines()[0]}). A guide "
+            "with parameters for every row serves the rows it was fitted to and must pick those numbered by index, as "
+            "in loc[index]; MeanField, FullRank and Amortized do"
+        ) from error
+
+
+def _ours(function: PyroCallable) -> bool:
+    inner = unwrapped(function)
+    return isinstance(inner, Module) and type(inner).__module__.split(".")[0] in OURS
 
 
 @contextmanager
@@ -403,8 +433,7 @@ def _broadcasts(function: PyroCallable, found: Layout, arguments: Arguments) -> 
     Our own modules promise it. Any other callable is run for two draws together, and again for each of them alone at
     the same values: all its log densities must be equal.
     """
-    inner = unwrapped(function)
-    if isinstance(inner, Module) and type(inner).__module__.split(".")[0] in OURS:
+    if _ours(function):
         return True
     dim = -1 - found.nesting
     with seeded(0):

@@ -11,11 +11,12 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
+from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
 from zoo.base.checks import check_rows, check_whole
-from zoo.base.protocols import Conjugate
+from zoo.base.protocols import Conjugate, HoldsRows
 from zoo.base.random import seeded
 from zoo.diagnostics.model.criteria import information_criteria, log_density
-from zoo.infer.fitting import Fit
+from zoo.infer.run import Fit
 from zoo.infer.starts import best_of, each_seed
 from zoo.posterior.evaluation import LEAST_DRAWS
 from zoo.posterior.evidence import log_evidence_bounds
@@ -154,29 +155,23 @@ class Selection:
             lines.append(line)
         return pl.DataFrame(lines, schema=kinds)
 
+    def summary(self) -> dict[str, float]:
+        """The value that every measure chooses, and the number of rows and values."""
+        chosen = {f"best_{by}": float(self.best(by).value) for by in self.measures}
+        return chosen | {"values": float(len(self.table)), "rows": float(self.n)}
+
     def __repr__(self) -> str:
         chosen = ", ".join(f"{by} chooses {self.best(by).value}" for by in self.measures)
-        head = (
-            f"Scan of {len(self.table)} values on {self.n} rows: {chosen}\n"
-            f"value  log-likelihood    df          AIC          BIC  held-out (se), {self.how}      below (se)  near  "
-            "seconds"
-        )
-        return "\n".join([head, *map(self._line, self.table)])
-
-    def _line(self, row: Candidate) -> str:
-        if row.best is None:
-            return f"{row.value:5d}  failed after {row.seconds:.2f} s: {row.error}"
-        held_out, below = "", ""
-        if row.log_p is not None:
-            held_out = f"{row.held_out:.4f} ({row.held_out_se:.2g})"
-            below = "{:.4f} ({:.2g})".format(*self.below(row.value))
-        wide = len(f"held-out (se), {self.how}")
-        text = (
-            f"{row.value:5d}  {_number(row.log_likelihood):>14}  {'' if row.df is None else row.df:>4}  "
-            f"{_number(row.aic):>11}  {_number(row.bic):>11}  {held_out:>{wide}}  {below:>14}  "
-            f"{row.near}/{row.starts}  {row.seconds:7.2f}"
-        )
-        return text if row.error is None else f"{text}  {row.error}"
+        head = f"Selection among {len(self.table)} values on {self.n} rows: {chosen}; held out: {self.how}"
+        table = self.frame()
+        table = table.select(own for own in table.columns if table[own].null_count() < len(table))
+        style: dict[str, Any] = {
+            "tbl_hide_dataframe_shape": True,
+            "tbl_hide_column_data_types": True,
+            "float_precision": 4,
+        }
+        with pl.Config(**style, tbl_rows=-1, tbl_cols=-1, tbl_width_chars=200, fmt_str_lengths=120):
+            return f"{head}\n{table}"
 
 
 def select_size(
@@ -288,9 +283,9 @@ def _candidate(
     try:
         best, near, count = _fitted(build, value, x, seeds, options, bool(parts) or apart is not None)
         row = replace(row, best=best, near=near, starts=count)
-        model = best.model if isinstance(best, Fit) else best
+        model: Any = best.model if isinstance(best, Fit) else best
         if isinstance(model, Conjugate):
-            found = information_criteria(model, x)
+            found = information_criteria(best.model if isinstance(best, Fit) else best, x)
             likelihood = found.log_likelihood
             row = replace(row, log_likelihood=likelihood, df=found.df, aic=found.aic, bic=found.bic)
     except FAILURES as error:
@@ -340,10 +335,10 @@ def _score(best: Any, x: Tensor, draws: int, seed: int) -> Tensor:
     Raises:
         ValueError: a row without a finite one; a mean over it would compare nothing.
     """
-    model = best.model if isinstance(best, Fit) else best
+    model: Any = best.model if isinstance(best, Fit) else best
     x = check_rows(x, model)
     if isinstance(model, Conjugate):
-        log_p = log_density(model, x)
+        log_p = log_density(best.model if isinstance(best, Fit) else best, x)
     else:
         log_p = log_evidence_bounds(best, x, draws=(draws,), seed=seed)[f"IWAE-{draws}"].values.double().cpu()
     wrong = (~log_p.isfinite()).nonzero().flatten().tolist()
@@ -354,15 +349,15 @@ def _score(best: Any, x: Tensor, draws: int, seed: int) -> Tensor:
     return log_p
 
 
-def _refuse_bound_to_rows(guide: Any) -> None:
+def _refuse_bound_to_rows(guide: PyroCallable) -> None:
     """A guide with parameters for every row says nothing of others.
 
     Raises:
         TypeError: this is one.
     """
-    if isinstance(getattr(guide, "count", None), int) or isinstance(guide, AutoGuide):
+    if isinstance(undecorated(guide), HoldsRows) or isinstance(unwrapped(guide), AutoGuide):
         raise TypeError(
-            f"{type(guide).__name__} has parameters for the rows it is fitted to alone, none for those held out: build "
+            f"{name_of(guide)} has parameters for the rows it is fitted to alone, none for those held out: build "
             "Amortized or Exact, or any guide that computes q(z | x) from the row"
         )
 
@@ -393,7 +388,3 @@ def _brief(error: BaseException) -> str:
     """The first thing that an error says, and the first of the reasons it lists."""
     lines = str(error).splitlines() or [type(error).__name__]
     return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[1].strip()}"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
