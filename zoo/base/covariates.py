@@ -25,7 +25,7 @@ def row_buffers(model: PyroCallable, x: Tensor | None = None) -> dict[str, int]:
 
     Args:
         model: any Pyro callable with the signature ``(x=None, index=None, size=None)``.
-        x: the data (n, d); None lets the model generate.
+        x: the data (n, d), for a model that cannot generate.
     """
     module = unwrapped(model)
     if not isinstance(module, nn.Module) or type(module).__module__.split(".")[0] in OURS:
@@ -34,13 +34,17 @@ def row_buffers(model: PyroCallable, x: Tensor | None = None) -> dict[str, int]:
     held = {name: value for name, value in held.items() if len(value) > 1}
     if not held:
         return {}
-    before = _outcome(model, x)
+    before = _outcome(model, None)
+    if before is not None:
+        x = None  # rows that the model generates show it as well, and have no missing entries
+    elif x is None or (before := _outcome(model, x)) is None:
+        return {}
     found = {}
     for name, value in held.items():
         own, others = value.clone(), value.clone()
         own[0], others[1:] = _odd(value), _odd(value)
         used = not _same(before, _outcome(with_buffers(model, {name: own}), x))
-        if before is not None and used and _same(before, _outcome(with_buffers(model, {name: others}), x)):
+        if used and _same(before, _outcome(with_buffers(model, {name: others}), x)):
             found[name] = len(value)
     return found
 
@@ -54,14 +58,15 @@ def check_row_buffers(model: PyroCallable, n: int, x: Tensor | None = None) -> N
         x: the data (n, d); None where the model generates.
 
     Raises:
-        ValueError: a buffer holds covariates of another number of rows; the message names it.
+        ValueError: buffers hold covariates of another number of rows; the message names them.
     """
-    for name, held in row_buffers(model, x).items():
-        if held != n:
-            raise ValueError(
-                f"the model {name_of(model)} holds '{name}' for {held} rows, and this is about {n}: pass "
-                f"run.given({name}=...) with one entry for each of the {n} rows in place of run"
-            )
+    found = row_buffers(model, x)
+    if wrong := next((held for held in found.values() if held != n), None):
+        names, given = ", ".join(f"'{name}'" for name in found), ", ".join(f"{name}=..." for name in found)
+        raise ValueError(
+            f"the model {name_of(model)} holds {names} for {wrong} rows, and this is about {n}: pass "
+            f"run.given({given}) in place of run, with one entry for each of the {n} rows"
+        )
 
 
 def check_buffers(model: PyroCallable, buffers: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -15,7 +16,7 @@ from zoo.posterior.engine import Arguments, Reader, Values
 
 
 def stand_in(run: Pair, x: Any = None) -> Reader:
-    """A reader for what needs no rows; its rows are ``x``, or as many generated ones as the guide knows.
+    """A reader for what needs no rows; its rows are ``x``, or two that are generated, to stand in for the data.
 
     Call it inside :func:`zoo.posterior.engine.reading`.
 
@@ -27,17 +28,18 @@ def stand_in(run: Pair, x: Any = None) -> Reader:
         return Reader(run, x, layout(run.model, x))
     found = layout(run.model)
     index = torch.zeros(1, dtype=torch.long)
-    with poutine.block():
-        trace = poutine.trace(run.model).get_trace(None, index, 1)
-    names = data_sites(trace)
+    rows = []
+    for _ in range(2):
+        with poutine.block():
+            trace = poutine.trace(run.model).get_trace(None, index, 1)
+        names = data_sites(trace)
+        rows.append([trace.nodes[name]["value"].reshape(1, -1) for name in names])
     if not names:
         raise ValueError(
             f"the model {name_of(run.model)} returns none of its sites when it is called without x, and has no site "
             "'x': end it with return pyro.sample(...) of the rows (of several data sites, with a tuple of them)"
         )
-    row = torch.cat([trace.nodes[name]["value"].reshape(1, -1) for name in names], 1)
-    source = Reader(run, row, found)
-    return Reader(run, row.expand(_known_rows(run, found.plate), -1), found) if source.joint_only else source
+    return Reader(run, torch.cat([torch.cat(row, 1) for row in rows]), found)
 
 
 def shared_draws(source: Reader, draws: int, *, given: bool) -> dict[str, Tensor]:
@@ -51,35 +53,38 @@ def shared_draws(source: Reader, draws: int, *, given: bool) -> dict[str, Tensor
     Raises:
         ValueError: the guide needs the rows for the shared sites, and they are not given.
     """
-    names = [latent.name for latent in source.layout.shared]
-    if not names:
+    if not source.layout.shared:
         return {}
     if given:
-        drawn = source.draw((source.x,), draws, points=True)
-        return _shared(source, drawn.values, draws)
-    sites = ", ".join(f"'{name}'" for name in names)
+        return _shared(source, (source.x,), draws)
+    sites = ", ".join(f"'{latent.name}'" for latent in source.layout.shared)
     guide = name_of(source.pair.guide)
     way_out = "pass x, the rows that the pair was fitted to, or prior=True where there is such an argument"
     try:
-        drawn = source.draw(_arguments(source, 0.0), draws, points=True)
+        values = _shared(source, _arguments(source, 0), draws)
+        stream = pyro.util.get_rng_state()
+        again = [_from(stream, source, row, draws) for row in range(2)]
     except Exception as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"the guide {guide} gives no draws of {sites} without rows ({why}): {way_out}") from error
-    values = _shared(source, drawn.values, draws)
-    if not source.joint_only:
-        other = source.draw(_arguments(source, 1.0), draws, values, points=True)
-        for name, log_q in drawn.log_q.shared.items():
-            if name in other.log_q.shared and not torch.allclose(log_q, other.log_q.shared[name]):
-                raise ValueError(f"the guide {guide} draws {sites} given the rows, by its site '{name}': {way_out}")
+    if any(not torch.equal(again[0][name], again[1][name]) for name in values):
+        raise ValueError(f"the guide {guide} draws {sites} given the rows: {way_out}")
     return values
 
 
-def _shared(source: Reader, values: Values, draws: int) -> dict[str, Tensor]:
-    """The shared sites among the values.
+def _from(stream: Any, source: Reader, row: int, draws: int) -> dict[str, Tensor]:
+    """The draws that a random stream gives with one of the rows that stand in for the data."""
+    pyro.util.set_rng_state(stream)
+    return _shared(source, _arguments(source, row), draws)
+
+
+def _shared(source: Reader, arguments: Arguments, draws: int) -> dict[str, Tensor]:
+    """The shared sites as the guide draws them.
 
     Raises:
         ValueError: the guide leaves one out.
     """
+    values = source.draw(arguments, draws, points=True).values
     for latent in source.layout.shared:
         if latent.name not in values:
             raise ValueError(
@@ -88,12 +93,12 @@ def _shared(source: Reader, values: Values, draws: int) -> dict[str, Tensor]:
     return {latent.name: values[latent.name] for latent in source.layout.shared}
 
 
-def _arguments(source: Reader, shift: float) -> Arguments:
+def _arguments(source: Reader, row: int) -> Arguments:
     """The guide's arguments for a row that stands in for the data."""
+    x, known = source.x[row : row + 1], _known_rows(source.pair, source.layout.plate)
     if source.joint_only:
-        return (source.x,)
-    known = _known_rows(source.pair, source.layout.plate)
-    return source.x + shift, torch.zeros(1, dtype=torch.long, device=source.x.device), known
+        return (x.expand(known, -1),)
+    return x, torch.zeros(1, dtype=torch.long, device=x.device), known
 
 
 def _known_rows(run: Pair, plate: str) -> int:

@@ -165,7 +165,9 @@ def generate(run: Pair, size: int, *, prior: bool = False, x: Any = None, seed: 
     data = {name: sites[name][0].reshape(size, -1) for name in source.layout.data}
     found = {name: closed_moments(densities[name], 1, size) for name in data}
     means = {name: pair[0][0] for name, pair in found.items() if pair is not None}
-    local, shared = ({own.name: sites[own.name][0] for own in kind} for kind in (source.layout.local, source.layout.shared))
+    local, shared = (
+        {own.name: sites[own.name][0] for own in kind} for kind in (source.layout.local, source.layout.shared)
+    )
     return Generated(data, means, local, shared)
 
 
