@@ -9,6 +9,7 @@ draw: our own modules promise it, and any other callable is asked (see :func:`_b
 """
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ from zoo.base.random import seeded
 Arguments = tuple[Any, ...]
 Values = Mapping[str, Tensor]
 MOST_COMBINATIONS = 1000  # of the values of sites that are summed out, per row
+MISMATCH = re.compile(r"Shape mismatch inside plate\('.*?'\) at site (\S+) dim -1, (\d+) vs (\d+)")  # Pyro's
 OURS = ("zoo", "guides")  # packages whose modules promise that draws broadcast on the left
 
 
@@ -198,11 +200,11 @@ class Reader:
         placed = {name: self._placed(self._latent(name), value) for name, value in held.items()}
         if self._broadcast[role]:
             wide = spread(poutine.condition(function, placed), draws, -1 - self.layout.nesting)
-            return [poutine.trace(wide).get_trace(*arguments)]
+            return [traced(wide, arguments)]
         return [
-            poutine.trace(
-                poutine.condition(function, {k: _natural(v[i], self._latent(k)) for k, v in placed.items()})
-            ).get_trace(*arguments)
+            traced(
+                poutine.condition(function, {k: _natural(v[i], self._latent(k)) for k, v in placed.items()}), arguments
+            )
             for i in range(draws)
         ]
 
@@ -312,6 +314,7 @@ class Reader:
             sizes[plate.dim] = plate.size
         if latent.local:
             sizes[-1] = count
+            check_row_count(latent.name, wide.shape[nesting], count)
         order = [nesting] * latent.local + [nesting + 1 + plate.dim for plate in latent.plates]
         rest = [d for d in range(1, nesting + 1) if d not in order]
         ends = range(nesting + 1, nesting + 1 + latent.event_dim)
@@ -386,6 +389,35 @@ def reading(pair: Pair, seed: int) -> Iterator[None]:
         yield
 
 
+def traced(function: PyroCallable, arguments: Arguments) -> poutine.Trace:
+    """A trace of model or guide.
+
+    Raises:
+        ValueError: a site has another number of rows than were asked for.
+    """
+    try:
+        return poutine.trace(function).get_trace(*arguments)
+    except ValueError as error:
+        found = MISMATCH.search(str(error))
+        if found is not None and arguments[0] is not None:
+            check_row_count(found[1], int(found[3]), int(found[2]))
+        raise
+
+
+def check_row_count(site: str, given: int, count: int) -> None:
+    """Refuse a site with values for another number of rows than were asked for.
+
+    Raises:
+        ValueError: names the site.
+    """
+    if given not in (1, count):
+        raise ValueError(
+            f"site '{site}' has values for {given} rows where it was called with {count}: a guide with parameters for "
+            "every row takes the rows that it was fitted to, in their order, and must pick by index those of the rows "
+            "it is called with (loc if index is None else loc[index])"
+        )
+
+
 def reader(pair: Pair, x: Tensor) -> Reader:
     """A :class:`Reader` of the rows ``x`` (n, d), to be used inside :func:`reading`.
 
@@ -407,7 +439,7 @@ def _broadcasts(function: PyroCallable, found: Layout, arguments: Arguments) -> 
         return True
     dim = -1 - found.nesting
     with seeded(0):
-        alone = poutine.trace(function).get_trace(*arguments)
+        alone = traced(function, arguments)
         try:
             together = poutine.trace(spread(function, 2, dim)).get_trace(*arguments)
             together.compute_log_prob()

@@ -4,13 +4,12 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from torch import Tensor
 from torch.distributions import Distribution
 
 from zoo.base.callables import name_of
 from zoo.base.latent_sites import Latent
-from zoo.posterior.engine import Arguments, Reader
+from zoo.posterior.engine import Arguments, Reader, check_row_count, traced
 
 
 def row_weights(source: Reader, arguments: Arguments, draws: int, task: str = "evaluate") -> Tensor:
@@ -77,15 +76,17 @@ def real_site(source: Reader, task: str) -> Latent:
     Raises:
         ValueError: the model has several latent sites, or one that is shared by all rows, discrete or constrained.
     """
+    refuse_shared(source, task)
     found = source.layout.latents
     if len(found) != 1:
         names = ", ".join(f"'{latent.name}'" for latent in found)
-        raise ValueError(f"{task} needs a model with one latent site, this one has {len(found)} ({names})")
+        raise ValueError(
+            f"{task} needs a model with one latent site, and this one has {len(found)} ({names}); zoo.evaluate and "
+            "zoo.log_evidence_bounds without AIS take several"
+        )
     latent = found[0]
     kind = (
-        "shared by all rows"
-        if not latent.local
-        else "discrete"
+        "discrete"
         if latent.cardinality is not None
         else f"constrained to {latent.support}"
         if latent.transform is not None
@@ -102,7 +103,7 @@ def conditional(source: Reader, latent: Latent, arguments: Arguments) -> Distrib
     Raises:
         ValueError: the guide draws the site together with something else, or puts a point mass on it.
     """
-    nodes = poutine.trace(source.pair.guide).get_trace(*arguments).nodes
+    nodes = traced(source.pair.guide, arguments).nodes
     site = nodes.get(latent.name)
     if site is not None and isinstance(site["fn"], dist.Delta):
         site = nodes.get(f"{latent.name}_unconstrained", site)  # AutoNormal's
@@ -111,6 +112,7 @@ def conditional(source: Reader, latent: Latent, arguments: Arguments) -> Distrib
             f"the guide {name_of(source.pair.guide)} has no density of its own for '{latent.name}' of a row: take one "
             "of zoo's guides or AutoNormal"
         )
+    check_row_count(latent.name, site["fn"].batch_shape[-1], len(arguments[0]))
     return site["fn"]
 
 
