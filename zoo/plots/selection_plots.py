@@ -95,7 +95,7 @@ def bounds(found: Bounds, *, ax: Axes | None = None) -> Axes:
         place,
         heights,
         [2 * rung.mean_se for rung in rungs],
-        label=f"{'total' if found.shared else 'mean over the rows'}, 2 se",
+        label=f"{what}, 2 se",
         **style,
     )
     weighted = [i for i, rung in enumerate(rungs) if rung.name != "AIS"]
