@@ -9,7 +9,6 @@ draw: our own modules promise it, and any other callable is asked (see :func:`_b
 """
 
 import itertools
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,8 +34,11 @@ from zoo.base.random import seeded
 Arguments = tuple[Any, ...]
 Values = Mapping[str, Tensor]
 MOST_COMBINATIONS = 1000  # of the values of sites that are summed out, per row
-MISMATCH = re.compile(r"Shape mismatch inside plate\('.*?'\) at site (\S+) dim -1, (\d+) vs (\d+)")  # Pyro's
 OURS = ("zoo", "guides")  # packages whose modules promise that draws broadcast on the left
+
+
+class PointEstimate(ValueError):  # noqa: N818 - it reads as what it says
+    """A guide puts a point mass on a site, so that it has no density there."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +128,12 @@ class Reader:
             points: whether point masses will do, where no density is asked for.
 
         Raises:
-            ValueError: the guide puts a point mass on a site, so that it has no density.
+            PointEstimate: the guide puts a point mass on a site, so that it has no density.
+            ValueError: a guide of the user's fails on these rows.
         """
-        traces = self._run("guide", arguments, draws, held or {})
-        sites, log_q = self._read(traces, draws, len(arguments[0]))
+        with asking(self.pair.guide, arguments):
+            traces = self._run("guide", arguments, draws, held or {})
+            sites, log_q = self._read(traces, draws, len(arguments[0]))
         values = {latent.name: sites[latent.name] for latent in self.layout.latents if latent.name in sites}
         if not points:
             self._refuse_points(traces, values, draws, held or {}, arguments)
@@ -200,11 +204,11 @@ class Reader:
         placed = {name: self._placed(self._latent(name), value) for name, value in held.items()}
         if self._broadcast[role]:
             wide = spread(poutine.condition(function, placed), draws, -1 - self.layout.nesting)
-            return [traced(wide, arguments)]
+            return [poutine.trace(wide).get_trace(*arguments)]
         return [
-            traced(
-                poutine.condition(function, {k: _natural(v[i], self._latent(k)) for k, v in placed.items()}), arguments
-            )
+            poutine.trace(
+                poutine.condition(function, {k: _natural(v[i], self._latent(k)) for k, v in placed.items()})
+            ).get_trace(*arguments)
             for i in range(draws)
         ]
 
@@ -314,7 +318,6 @@ class Reader:
             sizes[plate.dim] = plate.size
         if latent.local:
             sizes[-1] = count
-            check_row_count(latent.name, wide.shape[nesting], count)
         order = [nesting] * latent.local + [nesting + 1 + plate.dim for plate in latent.plates]
         rest = [d for d in range(1, nesting + 1) if d not in order]
         ends = range(nesting + 1, nesting + 1 + latent.event_dim)
@@ -365,11 +368,35 @@ class Reader:
             values = self._read(self._run("guide", arguments, 2, {}), 2, len(arguments[0]), densities=False)[0]
         for name in suspects:
             if bool((values[name] == values[name][:1]).all()):
-                raise ValueError(
+                raise PointEstimate(
                     f"the guide {name_of(self.pair.guide)} puts a point mass on '{name}': it has no density there, and "
                     "there is no bound. Take a guide with a spread, such as MeanField or AutoNormal (for "
                     "AutoLaplaceApproximation the Gaussian that it stands for, guide.laplace_approximation(x))"
                 )
+
+
+@contextmanager
+def asking(guide: PyroCallable, arguments: Arguments) -> Iterator[None]:
+    """A block that calls a guide; where one of the user's fails on these rows, the error explains what it must serve.
+
+    Raises:
+        ValueError: names the guide and the number of rows.
+    """
+    try:
+        yield
+    except (RuntimeError, IndexError, ValueError) as error:
+        if _ours(guide):
+            raise
+        raise ValueError(
+            f"the guide {name_of(guide)} fails on {len(arguments[0])} rows ({str(error).splitlines()[0]}). A guide "
+            "with parameters for every row serves the rows it was fitted to and must pick those numbered by index, as "
+            "in loc[index]; MeanField, FullRank and Amortized do"
+        ) from error
+
+
+def _ours(function: PyroCallable) -> bool:
+    inner = unwrapped(function)
+    return isinstance(inner, Module) and type(inner).__module__.split(".")[0] in OURS
 
 
 @contextmanager
@@ -389,35 +416,6 @@ def reading(pair: Pair, seed: int) -> Iterator[None]:
         yield
 
 
-def traced(function: PyroCallable, arguments: Arguments) -> poutine.Trace:
-    """A trace of model or guide.
-
-    Raises:
-        ValueError: a site has another number of rows than were asked for.
-    """
-    try:
-        return poutine.trace(function).get_trace(*arguments)
-    except ValueError as error:
-        found = MISMATCH.search(str(error))
-        if found is not None and arguments[0] is not None:
-            check_row_count(found[1], int(found[3]), int(found[2]))
-        raise
-
-
-def check_row_count(site: str, given: int, count: int) -> None:
-    """Refuse a site with values for another number of rows than were asked for.
-
-    Raises:
-        ValueError: names the site.
-    """
-    if given not in (1, count):
-        raise ValueError(
-            f"site '{site}' has values for {given} rows where it was called with {count}: a guide with parameters for "
-            "every row takes the rows that it was fitted to, in their order, and must pick by index those of the rows "
-            "it is called with (loc if index is None else loc[index])"
-        )
-
-
 def reader(pair: Pair, x: Tensor) -> Reader:
     """A :class:`Reader` of the rows ``x`` (n, d), to be used inside :func:`reading`.
 
@@ -434,12 +432,11 @@ def _broadcasts(function: PyroCallable, found: Layout, arguments: Arguments) -> 
     Our own modules promise it. Any other callable is run for two draws together, and again for each of them alone at
     the same values: all its log densities must be equal.
     """
-    inner = unwrapped(function)
-    if isinstance(inner, Module) and type(inner).__module__.split(".")[0] in OURS:
+    if _ours(function):
         return True
     dim = -1 - found.nesting
     with seeded(0):
-        alone = traced(function, arguments)
+        alone = poutine.trace(function).get_trace(*arguments)
         try:
             together = poutine.trace(spread(function, 2, dim)).get_trace(*arguments)
             together.compute_log_prob()

@@ -15,6 +15,7 @@ from zoo.base.checks import check_rows, check_whole
 from zoo.base.latent_sites import Latent
 from zoo.base.memory import rows_at_once
 from zoo.base.protocols import Conjugate, Pair
+from zoo.base.random import seeded
 from zoo.posterior.annealing import AIS, anneal
 from zoo.posterior.engine import Arguments, Reader, reader, reading
 from zoo.posterior.evaluation import LEAST_DRAWS, all_rows
@@ -185,8 +186,9 @@ def log_evidence_bounds(
     with reading(run, seed):
         source = reader(run, x)
         latent = None if ais is None else real_site(source, "AIS")
-        _, first = next(iter(source.chunks(1)))
-        joint = source.draw(first, 2).joint
+        _, first = next(iter(source.chunks(rows_at_once(400 * x.shape[1]))))
+        with seeded(0):
+            joint = source.draw(first, 2).joint
         if ais is not None:
             refuse_joint(source, joint, "AIS")
         if source.layout.shared or joint is not None:

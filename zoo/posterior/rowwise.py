@@ -4,12 +4,13 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from torch import Tensor
 from torch.distributions import Distribution
 
 from zoo.base.callables import name_of
 from zoo.base.latent_sites import Latent
-from zoo.posterior.engine import Arguments, Reader, check_row_count, traced
+from zoo.posterior.engine import Arguments, Reader, asking
 
 
 def row_weights(source: Reader, arguments: Arguments, draws: int, task: str = "evaluate") -> Tensor:
@@ -103,7 +104,8 @@ def conditional(source: Reader, latent: Latent, arguments: Arguments) -> Distrib
     Raises:
         ValueError: the guide draws the site together with something else, or puts a point mass on it.
     """
-    nodes = traced(source.pair.guide, arguments).nodes
+    with asking(source.pair.guide, arguments):
+        nodes = poutine.trace(source.pair.guide).get_trace(*arguments).nodes
     site = nodes.get(latent.name)
     if site is not None and isinstance(site["fn"], dist.Delta):
         site = nodes.get(f"{latent.name}_unconstrained", site)  # AutoNormal's
@@ -112,7 +114,10 @@ def conditional(source: Reader, latent: Latent, arguments: Arguments) -> Distrib
             f"the guide {name_of(source.pair.guide)} has no density of its own for '{latent.name}' of a row: take one "
             "of zoo's guides or AutoNormal"
         )
-    check_row_count(latent.name, site["fn"].batch_shape[-1], len(arguments[0]))
+    batch = site["fn"].batch_shape
+    with asking(source.pair.guide, arguments):
+        if batch and batch[-1] not in (1, len(arguments[0])):
+            raise ValueError(f"it draws '{latent.name}' for {batch[-1]} rows")
     return site["fn"]
 
 
