@@ -395,6 +395,7 @@ def test_results_have_tables(x):
         zoo.traverse(run, 0),
         zoo.factors.interpolate(run, 0, 1, x=x),
         zoo.factors.intervene(run, x, {0: 1.0}),
+        zoo.impute(run, torch.where(x > 1, torch.nan, x), draws=5),
     ):
         assert found.frame().height > 0
         assert all(isinstance(value, float) for value in found.summary().values())
