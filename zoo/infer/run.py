@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zoo.base.callables import PyroCallable, name_of, undecorated
 from zoo.base.checks import check_rows, check_whole
+from zoo.base.covariates import check_buffers, holding, with_buffers
 from zoo.posterior.engine import reader, reading
 
 Store = Mapping[str, Mapping[str, Any]]  # Pyro's parameters and their constraints, by name
@@ -155,6 +156,30 @@ class Fit:
             source = reader(self, x)
             drawn = source.draw((x,), draws, points=True)
             return source.complete((x,), drawn.values, draws)
+
+    def given(self, **buffers: Any) -> "Fit":
+        """The pair with other covariates in its model, as for new rows; its parameters are shared with this one.
+
+        A model holds covariates in buffers with an entry for every row, which ``forward`` picks by ``index``::
+
+            zoo.evaluate(run.given(batch=batch), x)
+            zoo.generate(run.given(batch=batch), len(batch))
+
+        Args:
+            **buffers: by the buffer's name, its values for the rows at hand (n, ...).
+
+        Returns:
+            a pair whose model is a copy with these buffers; a guide that holds the model is a copy that holds the new
+            one.
+
+        Raises:
+            TypeError: the model is a function, which has no buffers.
+            ValueError: no such buffer, entries of another shape, or buffers with different numbers of rows; the message
+                names the buffer.
+        """
+        values = check_buffers(self.model, buffers)
+        model = with_buffers(self.model, values)
+        return replace(self, model=model, guide=holding(self.guide, self.model, model))
 
     def save(self, path: str | Path) -> Path:
         """Write the run to a folder that holds none yet; :func:`zoo.load` brings it back."""

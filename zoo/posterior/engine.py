@@ -24,6 +24,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from zoo.base.callables import PyroCallable, mode, name_of, unwrapped
+from zoo.base.covariates import check_row_buffers
 from zoo.base.latent_sites import Latent, Layout, Plate, layout
 from zoo.base.module import Module
 from zoo.base.plates import spread
@@ -105,10 +106,16 @@ class Reader:
         guide = unwrapped(self.pair.guide)
         return isinstance(guide, AutoGuide) and guide.create_plates is None
 
-    def chunks(self, count: int) -> Iterator[tuple[Tensor, Arguments]]:
-        """Row numbers (b,) of at most ``count`` rows at a time, and the arguments of model and guide for them."""
+    def chunks(self, count: int, wanted: Tensor | None = None) -> Iterator[tuple[Tensor, Arguments]]:
+        """Row numbers (b,) of at most ``count`` rows at a time, and the arguments of model and guide for them.
+
+        ``wanted`` are the numbers of the rows that are needed, None for all; a guide that knows its rows only all
+        together takes all of them.
+        """
         n = len(self.x)
-        for index in torch.arange(n, device=self.x.device).split(n if self.joint_only else max(1, count)):
+        every = torch.arange(n, device=self.x.device)
+        needed = every if wanted is None or self.joint_only else wanted
+        for index in needed.split(n if self.joint_only else max(1, count)):
             yield index, (self.x,) if len(index) == n else (self.x[index], index, n)
 
     def draw(self, arguments: Arguments, draws: int, held: Values | None = None, *, points: bool = False) -> Drawn:
@@ -423,7 +430,12 @@ def reading(pair: Pair, seed: int) -> Iterator[None]:
 
 
 def reader(pair: Pair, x: Tensor) -> Reader:
-    """A :class:`Reader` of the rows ``x`` (n, d), to be used inside :func:`reading`."""
+    """A :class:`Reader` of the rows ``x`` (n, d), to be used inside :func:`reading`.
+
+    Raises:
+        ValueError: the model holds covariates of another number of rows.
+    """
+    check_row_buffers(pair.model, len(x), x)
     return Reader(pair, x, layout(pair.model, x))
 
 

@@ -77,15 +77,17 @@ def real_site(source: Reader, task: str) -> Latent:
     Raises:
         ValueError: the model has several latent sites, or one that is shared by all rows, discrete or constrained.
     """
+    refuse_shared(source, task)
     found = source.layout.latents
     if len(found) != 1:
         names = ", ".join(f"'{latent.name}'" for latent in found)
-        raise ValueError(f"{task} needs a model with one latent site, this one has {len(found)} ({names})")
+        raise ValueError(
+            f"{task} needs a model with one latent site, and this one has {len(found)} ({names}); zoo.evaluate and "
+            "zoo.log_evidence_bounds without AIS take several"
+        )
     latent = found[0]
     kind = (
-        "shared by all rows"
-        if not latent.local
-        else "discrete"
+        "discrete"
         if latent.cardinality is not None
         else f"constrained to {latent.support}"
         if latent.transform is not None
