@@ -174,10 +174,7 @@ class CompiledELBO(Trace_ELBO):
             with seeded(0):
                 graph = make_fx(evaluate)(*inputs)
         except Exception as error:
-            why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            if "tracing tensor" in why:
-                why = "a number is taken out of a tensor (.item(), float(), a branch), which a graph would freeze"
-            raise _refusal(model, guide, why) from error
+            raise _refusal(model, guide, _reason(error)) from error
         if [t._version for t in inputs] != versions or watch.changed():
             raise _refusal(model, guide, "it changes its own parameters, buffers or attributes when it runs")
         values = _lift(graph, inputs)
@@ -228,6 +225,14 @@ class CompiledELBO(Trace_ELBO):
                         log_r = _compute_log_r(model_trace, guide_trace) if log_r is None else log_r
                         surrogate = surrogate - (log_r.sum_to(site["cond_indep_stack"]) * score).sum()
         return torch.as_tensor(loss) / self.num_particles, torch.as_tensor(surrogate) / self.num_particles
+
+
+def _reason(error: Exception) -> str:
+    """Why a capture failed, in the words of the error or, where these are of torch's tracing, in plain ones."""
+    why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "tracing tensor" in why:
+        return "a number is taken out of a tensor (.item(), float(), a branch), which a graph would freeze"
+    return why
 
 
 def _compile(graph: fx.GraphModule, values: list[Tensor]) -> Callable[..., Any]:
