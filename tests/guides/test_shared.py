@@ -466,3 +466,29 @@ def test_a_default_fit_recovers_the_slope_of_a_covariate(family):
     model = Groups()
     zoo.fit(model, FAMILIES[family](model, x), x, progress=False)
     torch.testing.assert_close(model.slope[0].detach(), x[group[:, 0] == 1].mean(0), rtol=0, atol=0.1)
+
+
+def test_refining_runs_the_model_in_evaluation_mode(x):
+    """Dropout is off and batch normalisation keeps its statistics, whatever the mode of the model."""
+
+    class Noisy(Module):
+        def __init__(self):
+            super().__init__()
+            parts = torch.nn.Linear(K, D), torch.nn.Dropout(0.5), torch.nn.Linear(D, D)
+            self.decoder = torch.nn.Sequential(*parts).double()
+            self.norm = torch.nn.BatchNorm1d(D).double()
+
+        def forward(self, x=None, index=None, size=None):
+            with rows(x, index, size):
+                z = pyro.sample("z", dist.Normal(zeros(K), 1.0).to_event(1))
+                out = self.decoder(z)
+                out = self.norm(out.reshape(-1, D)).reshape(out.shape)
+                return pyro.sample("x", dist.Normal(out, 0.5).to_event(1), obs=x)
+
+    model = Noisy().train()
+    guide = SemiAmortized(model, x, (4,), steps=3)
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    first, second = guide.posterior(x), guide.posterior(x)
+    assert torch.equal(first.mean, second.mean)
+    assert all(part.training for part in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
