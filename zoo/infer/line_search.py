@@ -171,7 +171,8 @@ class LineSearchSVI(SVI):
         with seeded(self.optim.seed), poutine.trace(param_only=True) as capture:
             loss = float(self.loss_and_grads(self.model, self.guide, *args, **kwargs))
         found = {site["value"].unconstrained() for site in capture.trace.nodes.values()}
-        self._params = ordered({*self._params, *found})
+        if not found <= set(self._params):
+            self._params = ordered({*self._params, *found})
         return self._point(loss)
 
     def _point(self, loss: float) -> Point:
