@@ -22,7 +22,7 @@ from zoo.infer.fitting import Fit
 @pytest.fixture(autouse=True)
 def few_inner_draws(monkeypatch):
     """Which numbers stand in the file is not the question here."""
-    monkeypatch.setattr(pieces, "INNER", 25)
+    monkeypatch.setattr(pieces, "INNER", 30)
 
 
 class Both(zoo.base.Module):
