@@ -131,7 +131,9 @@ def assess(training: Training) -> Convergence:
         why = "the learning rate fell to zero over a fixed number of steps, which flattens any curve"
         return Convergence(False, found.left, f"{gained}, but {why}")
     if training.schedule == "settling" and training.annealed is None:
-        return Convergence(False, found.left, f"{gained}, but it had not settled when the learning rate began to fall")
+        return Convergence(
+            False, found.left, f"{gained}, but it had not settled before the learning rate fell or training ended"
+        )
     return Convergence(found.settled, found.left, gained)
 
 
