@@ -115,7 +115,7 @@ def diagnose(
     - collapse: units or components that carry nothing.
     - floor: variances at the floor, where a likelihood has no maximum.
 
-    What cannot be asked of a model or guide is reported as unknown, with the reason, and caps the verdict.
+    A check that cannot be made is reported as unknown, with the reason, and caps the verdict.
 
     Args:
         run: a trained pair: what :func:`zoo.fit` or :func:`zoo.load` returned, or ``zoo.Fit(model, guide)``.

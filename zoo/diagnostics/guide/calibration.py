@@ -1,4 +1,4 @@
-"""Does q(z | x) hold the truth as often as it says? Simulated truths among draws of the guide."""
+"""Do intervals of q(z | x) hold the truth as often as they promise? Simulated truths among draws of the guide."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class Calibration:
         likelihood_p_value: of their uniformity. It sees what units alone cannot: a q that ignores x, or wrong
             dependence between units.
         bias: the mean of the truth less q's mean, in standard deviations of q (k,); for a discrete site how much more
-            often the value comes than q says (a share).
+            often the value comes than q predicts (a share).
         spread: the standard deviation of the truth about q, in standard deviations of q (k,): above 1 where q is too
             narrow. For a discrete site the standardised score of the recalibration's slope: far below 0 where q is too
             sure, far above where it is not sure enough.
@@ -118,7 +118,7 @@ class Calibration:
         if self.likelihood_p_value * (len(self.units) + 1) < DOUBT:
             return (
                 "every unit is calibrated, but the guide's draws do not explain x as the truth does: q ignores a part "
-                "of what x says, or the units depend on each other otherwise than in q"
+                "of what x tells, or the units depend on each other otherwise than in q"
             )
         return f"calibrated, as far as {self.simulations} simulations show"
 
@@ -173,8 +173,8 @@ def sbc(
     one of its class is then fitted to the simulated rows, the model held fixed: VSBC, where every row is a replication.
 
     **Where rows share sites**, these are judged: every simulation draws the shared sites and a whole data set, to which
-    a fresh guide is fitted. That costs ``simulations`` fits, so that their default number is small; with 50 of them a
-    guide two thirds too narrow is noticed, not one 10% too narrow.
+    a fresh guide is fitted. That costs ``simulations`` fits, so that their default number is small: 50 of them
+    nearly always show a guide half as wide as the posterior, hardly ever one 10% too narrow.
 
     A discrete site is judged by its probabilities: whether each value comes as often as q says.
 

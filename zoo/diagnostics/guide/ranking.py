@@ -56,7 +56,7 @@ def rank(run: Fit, found: Simulated, table: Table, draws: int, seed: int, *, fre
     """The places of the truths of one data set among draws of the guide.
 
     Args:
-        run: the pair whose guide is asked.
+        run: the pair whose guide is drawn from.
         found: what was simulated.
         table: one of its data sets.
         draws: draws of the guide.
@@ -178,7 +178,7 @@ def _parameters(
     answers: list[tuple[Tensor, Tensor]] = []
     for latent in judged:
         if latent.name not in there:
-            continue  # what needs its density says so later
+            continue  # what needs its density refuses it later
         batch = there[latent.name]["fn"].batch_shape
         if len(batch) and batch[-1] not in (1, count):
             raise ValueError(f"it draws '{latent.name}' for {batch[-1]} rows where there are {count}")

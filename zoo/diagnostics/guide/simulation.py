@@ -121,7 +121,7 @@ def _rows(run: Fit, rows: int | None, why: str) -> int:
     """The number of rows of a simulated data set.
 
     Raises:
-        ValueError: nobody has said it.
+        ValueError: it is not known.
     """
     if rows is not None:
         return check_whole(rows, "rows", 2)

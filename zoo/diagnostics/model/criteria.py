@@ -84,7 +84,7 @@ def information_criteria(model: PyroCallable, x: Any) -> InformationCriteria:
 
     Raises:
         TypeError: the model has no ``log_marginal``, as a VAE has none.
-        ValueError: nobody has fitted the model, it has no parameter to count, or the rows are not fit for it.
+        ValueError: the model has not been fitted, it has no parameter to count, or the rows are not fit for it.
 
     References:
         Akaike (1974), A new look at the statistical model identification, IEEE Trans. Automatic Control 19; Schwarz

@@ -294,7 +294,7 @@ def _asked(own: Mapping[str, Statistic], d: int) -> dict[str, Statistic]:
 
 
 def _value(name: str, statistic: Statistic, table: Tensor) -> Tensor:
-    """What a statistic says of a table, in float64."""
+    """The value of a statistic of a table, in float64."""
     try:
         return torch.as_tensor(statistic(table)).detach().to(table.device, torch.float64)
     except (TypeError, RuntimeError) as error:

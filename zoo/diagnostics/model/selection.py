@@ -122,7 +122,7 @@ class Selection:
     def below(self, value: int) -> tuple[float, float]:
         """How far the held-out log p(x) of a value is below the best one, in nats per row, with its standard error.
 
-        The error is that of the rows' differences, as all values have been asked about the same rows: most often much
+        The error is that of the rows' differences, as all values are evaluated on the same rows: most often much
         smaller than that of either. A simpler model within one or two of them is hardly worse.
         """
         log_p, top = self[value].log_p, self.best("held_out").log_p
@@ -190,7 +190,7 @@ def select_size(
     r"""Fit a model for every number of factors or components, and compare them.
 
     A conjugate model is fitted by :func:`zoo.em` from several starts, and has likelihood, AIC and BIC. Where ``build``
-    returns a model with a guide, both are fitted by :func:`zoo.fit`. Either is asked about rows that it has not seen:
+    returns a model with a guide, both are fitted by :func:`zoo.fit`. Either is evaluated on rows that it has not seen:
     by K-fold cross-validation, where every row is held out once and the models are fitted anew without it (all values
     with the same folds), or on ``held_out`` rows. Their log p(x) is exact for a conjugate model, and the
     importance-weighted bound of ``draws`` draws from the guide for any other.
@@ -262,7 +262,7 @@ def select_size(
 
 
 class _Lenient:
-    """Lets missing entries pass: every model is asked itself about them when it is fitted."""
+    """Lets missing entries pass: every model checks them itself when it is fitted."""
 
     missing = True
 
@@ -350,7 +350,7 @@ def _score(best: Any, x: Tensor, draws: int, seed: int) -> Tensor:
 
 
 def _refuse_bound_to_rows(guide: PyroCallable) -> None:
-    """A guide with parameters for every row says nothing of others.
+    """Refuse a guide with parameters for every row: it has none for others.
 
     Raises:
         TypeError: this is one.
@@ -385,6 +385,6 @@ def _error(values: Tensor) -> float:
 
 
 def _brief(error: BaseException) -> str:
-    """The first thing that an error says, and the first of the reasons it lists."""
+    """The first line of an error, and the first of the reasons it lists."""
     lines = str(error).splitlines() or [type(error).__name__]
     return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[1].strip()}"
