@@ -68,7 +68,7 @@ def latent(
         columns = ()
     data = check_rows(x, undecorated(run.model))
     marks, names = classes(labels, label_names, len(data))
-    if (components := _components(run)) is not None:
+    if (components := _components(run, data)) is not None:
         shares = _responsibilities(run, data, components, draws, seed)
         return _mixture(unwrapped(run.model), data, shares, marks, names, columns, new_axes(ax))
     factor_site(run, "latent", decoding=False)
@@ -119,7 +119,7 @@ def responsibilities(run: Pair, x: Any, *, draws: int = 200, seed: int = 0, ax: 
         ValueError: the model has no discrete ``component`` per row.
     """
     data = check_rows(x, undecorated(run.model))
-    components = _components(run)
+    components = _components(run, data)
     if components is None:
         name = name_of(run.model)
         raise ValueError(f"{name} has no discrete component per row, and no responsibilities: look at zoo.plots.latent")
@@ -205,10 +205,10 @@ def ellipses(model: Any, ax: Axes, dims: tuple[int, int] = (0, 1), sds: Sequence
     return ax
 
 
-def _components(run: Pair) -> int | None:
+def _components(run: Pair, x: Tensor) -> int | None:
     """The number of components of a mixture; None for a model without a discrete site ``component`` per row."""
     with run.scope():
-        found = {site.name: site for site in layout(run.model).local}
+        found = {site.name: site for site in layout(run.model, x).local}
     return found["component"].cardinality if "component" in found else None
 
 
