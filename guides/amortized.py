@@ -1,4 +1,3 @@
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -7,28 +6,33 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.nn.functional import softplus
 
+from guides.encoder import encode, flatten_last, positive, resolved
 from guides.gaussian import sample_factorised, sample_joint, shaped, width
-from guides.sites import CannotServe, Sites, only
-from zoo.base.checks import check_rows, check_whole, incomplete
+from guides.shared import Shared, shared_part
+from guides.sites import CannotServe, Sites, check_data, discrete, only, require_local
+from zoo.base.callables import PyroCallable
+from zoo.base.checks import check_whole, incomplete
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
 from zoo.networks.convolution import check_image, image_encoder
-from zoo.networks.perceptron import Activation, activation_class, activation_name, mlp, reset
+from zoo.networks.perceptron import Activation, mlp, reset
 from zoo.networks.standardize import Standardize
 from zoo.networks.user_module import check_network
 
 Covariance = Literal["diag", "low_rank", "full"]
 WHITENED = 1000  # columns up to which the root of their correlations is cheap
-ONE = math.log(math.e - 1)  # softplus(ONE) = 1
 
 
 class Amortized(Module):
     r"""An inference network: the posterior's parameters of every row are a function of the row, with shared weights.
 
-    .. math:: q(z_n \mid x_n) = N(m_\phi(x_n), S_\phi(x_n)), \quad
+    .. math:: q(\theta) \prod_n q(z_n \mid x_n)\, q(c_n \mid x_n), \quad
+              q(z_n \mid x_n) = N(m_\phi(x_n), S_\phi(x_n)), \quad
               q(c_n \mid x_n) = \mathrm{Cat}(\mathrm{softmax}\, l_\phi(x_n))
+
+    Continuous sites z are Gaussian on the real line, carried to their support by ``biject_to``; sites :math:`\theta`
+    that all rows share have a Gaussian of their own, see :class:`guides.shared.SharedPart`.
 
     The network sees columns of mean 0 and variance 1 (by the statistics of ``x``; columns that all lie in [0, 1], as
     pixels do, as they are), and starts at the standard normal.
@@ -36,7 +40,9 @@ class Amortized(Module):
     (Lucas et al. 2019), which sees up to a thousand columns also uncorrelated, so that all its weights are learned at
     one pace; with hidden layers mean and covariance both follow x.
 
-    Missing entries (NaN) enter as their column's mean, and a masked network also sees which entries are missing.
+    Missing entries (NaN) enter as their column's mean, and a masked network also sees which entries are missing. The
+    network sees ``x`` alone: a covariate per row that the model holds is known to q only as far as ``x`` shows it
+    (``MeanField``, ``FullRank`` and ``SemiAmortized`` follow the model).
 
     Args:
         model: any Pyro model with the signature ``(x=None, index=None, size=None)``.
@@ -53,15 +59,17 @@ class Amortized(Module):
             (..., outputs): means, covariance, logits, as the attribute ``outputs`` counts them. The covariance then
             follows x whatever ``hidden`` is. It keeps the weights it comes with, and 0 is the standard normal; the
             network options above have no effect on it.
+        shared: the covariance among the sites that all rows share: ``"mean_field"`` or ``"full_rank"``.
 
     Attributes:
         outputs: the width of what the network gives for one row.
 
     Raises:
-        CannotServe: the model has a site that all rows share, or ``covariance`` asks for correlations of a model
-            whose sites are all discrete.
-        ValueError: ``covariance`` is none of the three, a width or the rank is no whole number of at least 1, there is
-            no such activation, ``image`` does not fit the columns, or ``network`` gives another width.
+        CannotServe: all sites of the model are shared by all rows, or ``covariance`` asks for correlations of a model
+            whose sites are all discrete; see also :meth:`guides.sites.Sites.of`.
+        ValueError: ``covariance`` or ``shared`` is none of its names, a width or the rank is no whole number of at
+            least 1, there is no such activation, ``image`` does not fit the columns, or ``network`` gives another
+            width.
 
     References:
         Kingma and Welling (2014), Auto-Encoding Variational Bayes, arXiv 1312.6114; Lucas, Tucker, Grosse and
@@ -72,7 +80,7 @@ class Amortized(Module):
 
     def __init__(
         self,
-        model: Any,
+        model: PyroCallable,
         x: Any,
         hidden: Sequence[int] = (64, 64),
         covariance: Covariance = "diag",
@@ -84,14 +92,14 @@ class Amortized(Module):
         gated: bool = False,
         image: Sequence[int] | None = None,
         network: nn.Module | None = None,
+        shared: Shared = "mean_field",
     ) -> None:
         super().__init__()
-        x = check_rows(x, model)
+        x = check_data(x, model)
         if covariance not in get_args(Covariance):
             raise ValueError(f"covariance must be one of {', '.join(get_args(Covariance))}; got {covariance!r}")
         self.sites = Sites.of("Amortized", model, x)
-        for latent in self.sites.shared:
-            raise CannotServe("Amortized", model, latent.name, "is shared by all rows", "Use MeanField or FullRank.")
+        require_local("Amortized", model, self.sites)
         if covariance != "diag" and not self.sites.local:
             site = self.sites.discrete[0].name
             why = f"is discrete and has no {covariance} covariance"
@@ -108,11 +116,7 @@ class Amortized(Module):
         self.columns = Standardize(self.data_dim, whiten=self.linear and self.data_dim <= WHITENED, pixels=True)
         self.masked = incomplete(x) if masked is None else bool(masked)
         self.own = network is not None
-        activation_class(activation)
-        self.__dict__["_resolved"] = {  # what ``settings`` records: the data will not be there
-            "masked": self.masked,
-            "activation": activation_name(activation),
-        }
+        self.__dict__["_resolved"] = resolved(self.masked, activation)
         options = activation, normalize, gated
         inputs = self.data_dim * (1 + self.masked)
         if network is not None:
@@ -125,6 +129,7 @@ class Amortized(Module):
             self.encoder = mlp(inputs, hidden, self.outputs, *options)
         if self.linear and spread:
             self.spread = nn.Parameter(torch.zeros(spread))
+        self.shared = shared_part(self.sites.shared, x, shared)
         self.to(x)
         self.initialize(x)
 
@@ -136,12 +141,11 @@ class Amortized(Module):
         """
         self.columns.place(like(x, self))
         if self.own:
+            if self.shared is not None:
+                self.shared.reset_parameters()
             return
         reset(self)
-        encoder: Any = self.encoder
-        last = encoder[-1]
-        last.weight.mul_(0.1)  # nearly the prior for every row, not exactly: ties would not break
-        last.bias.zero_()
+        flatten_last(self.encoder)  # nearly the prior for every row
         if self.linear and self.split[1]:
             self.spread.normal_(0.0, 0.01)
 
@@ -151,12 +155,8 @@ class Amortized(Module):
         Raises:
             ValueError: ``x`` has another width than the network.
         """
-        if x.shape[-1] != self.data_dim:
-            raise ValueError(f"x has {x.shape[-1]} columns, the network of Amortized was built for {self.data_dim}")
         k, spread, levels = self.split
-        columns = self.columns(x)
-        out = self.encoder(torch.cat([columns, x.isnan().to(columns)], -1) if self.masked else columns)
-        out = out.to(x)  # whatever mixed precision made of the products
+        out = encode("Amortized", self.encoder, self.columns, self.masked, x)
         if self.linear:
             loc, logits = out.split([k, levels], -1)
             return loc, self.spread if spread else out[..., :0], logits
@@ -166,28 +166,30 @@ class Amortized(Module):
         """Standard deviations (..., k) for ``"diag"``, else a Cholesky factor (..., k, k)."""
         k = self.split[0]
         if self.covariance == "diag":
-            return softplus(raw + ONE)
+            return positive(raw)
         if self.covariance == "low_rank":
             factor = raw[..., k:].unflatten(-1, (k, self.rank))
-            diagonal = softplus(raw[..., :k] + ONE).square()
+            diagonal = positive(raw[..., :k]).square()
             return torch.linalg.cholesky(factor @ factor.mT + torch.diag_embed(diagonal))
         row, column = torch.tril_indices(k, k, -1, device=raw.device)
         lower = raw.new_zeros(*raw.shape[:-1], k, k)
         lower[..., row, column] = raw[..., k:]
-        return lower + torch.diag_embed(softplus(raw[..., :k] + ONE))
+        return lower + torch.diag_embed(positive(raw[..., :k]))
 
     def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> None:
         """Sample every latent site given the rows ``x``."""
         if x is None:
             raise ValueError("Amortized reads the rows: pass x")
         loc, raw, logits = self.encode(x)
-        with rows(x, index, size):
+        if self.shared is not None:
+            self.shared()
+        with rows(x, index, size, name=self.sites.plate):
             if self.sites.local:
                 sample = sample_factorised if self.covariance == "diag" else sample_joint
                 sample(self.sites.local, loc, self._scale(raw))
             levels = [latent.cardinality or 0 for latent in self.sites.discrete]
             for latent, own in zip(self.sites.discrete, logits.split(levels, -1), strict=True):
-                pyro.sample(latent.name, dist.Categorical(logits=own))
+                pyro.sample(latent.name, discrete(latent, own))
 
     def posterior(self, x: Tensor, index: Tensor | None = None) -> Distribution:
         """q of the model's one local site given the rows ``x``, a distribution with batch shape (n,).
@@ -198,7 +200,7 @@ class Amortized(Module):
         latent = only(self.sites)
         loc, raw, logits = self.encode(like(x, self))
         if latent.cardinality is not None:
-            return dist.Categorical(logits=logits)
+            return discrete(latent, logits)
         if self.covariance == "diag":
             return shaped(dist.Normal(loc, self._scale(raw)).to_event(1), latent)
         return shaped(dist.MultivariateNormal(loc, scale_tril=self._scale(raw)), latent)

@@ -1,11 +1,10 @@
-from typing import Any
-
 import pyro
 import pyro.distributions as dist
 from torch import Tensor
 from torch.distributions import Distribution
 
-from guides.sites import CannotServe, Sites
+from guides.sites import CannotServe, Sites, closed_posterior
+from zoo.base.callables import PyroCallable, undecorated
 from zoo.base.latent_sites import Latent
 from zoo.base.module import Module
 from zoo.base.plates import rows
@@ -30,29 +29,32 @@ class Exact(Module):
 
     tight = True  # log p(x, z) - log q(z | x) = log p(x) for every draw
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: PyroCallable) -> None:
         super().__init__()
         sites = Sites.of("Exact", model, None)
         found = sites.local + sites.shared + sites.discrete
-        if not isinstance(model, Conjugate):
+        if not isinstance(undecorated(model), Conjugate):
             instead = "Use MeanField or Amortized." if sites.discrete else "Use Amortized, MeanField or FullRank."
             raise CannotServe("Exact", model, found[0].name, "has no closed-form posterior", instead)
         if len(found) != 1:
             why = f"is one of {len(found)}, and the posterior covers one"
             raise CannotServe("Exact", model, found[1].name, why, "Use MeanField.")
         self.site: Latent = found[0]
+        self.plate = sites.plate
         self.__dict__["model"] = model  # held, not owned: its parameters stay the model's
 
     def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> None:
         """Sample the latent site from the exact posterior given the rows ``x``."""
         if x is None:
             raise ValueError("Exact conditions on the rows: pass x")
-        posterior = self.model.posterior(x)
+        posterior = self.posterior(x, index)
         if isinstance(posterior, dist.Categorical):
             posterior = PathwiseCategorical(logits=posterior.logits)
-        with rows(x, index, size):
+        with rows(x, index, size, name=self.plate):
             pyro.sample(self.site.name, posterior)
 
     def posterior(self, x: Tensor, index: Tensor | None = None) -> Distribution:
         """The model's posterior given the rows ``x``, a distribution with batch shape (n,)."""
-        return self.model.posterior(x)
+        found = closed_posterior(self.model, x, index)
+        assert found is not None  # the constructor has seen to it
+        return found

@@ -10,20 +10,20 @@ from pyro.distributions.transforms import ConditionalAffineAutoregressive, Condi
 from pyro.nn import ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.nn.functional import softplus
 
-from guides.gaussian import shaped, width
-from guides.sites import CannotServe, Sites, only
-from zoo.base.checks import check_rows, check_whole, incomplete
-from zoo.base.latent_sites import Latent
+from guides.encoder import encode, flatten_last, positive, resolved
+from guides.gaussian import shaped, unshaped, width
+from guides.shared import Shared, shared_part
+from guides.sites import CannotServe, Sites, check_data, only, require_local, summed_out
+from zoo.base.callables import PyroCallable
+from zoo.base.checks import check_whole, incomplete
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
 from zoo.distributions.bent import Bent
-from zoo.networks.perceptron import Activation, activation_class, activation_name, mlp, reset
+from zoo.networks.perceptron import Activation, activation_class, mlp, reset
 from zoo.networks.standardize import Standardize
 
 Kind = Literal["iaf", "spline"]
-ONE = math.log(math.e - 1)  # softplus(ONE) = 1
 LEAST_SLOPE = 1e-3  # what Pyro's splines add to every slope
 
 
@@ -44,8 +44,8 @@ class Flow(Module):
     a masked network also sees which entries are missing.
 
     Args:
-        model: any Pyro model with the signature ``(x=None, index=None, size=None)`` whose latent sites are continuous
-            and local to the rows.
+        model: any Pyro model with the signature ``(x=None, index=None, size=None)`` whose latent sites are
+            continuous.
         x: data (n, d) that show the width, the dtype and the units of the columns.
         hidden: widths of the hidden layers of the encoder, and of the networks of the transforms; these have a layer of
             64 for ``hidden=()``, and none that is narrower than the site.
@@ -57,11 +57,13 @@ class Flow(Module):
         bound: where splines end and the identity begins.
         masked: give the network the pattern of missing entries as d further inputs. None: where ``x`` has some.
         activation: of the hidden layers, see :func:`zoo.networks.perceptron.mlp`.
+        shared: the covariance among the sites that all rows share, which are Gaussian and not transformed by a flow:
+            ``"mean_field"`` or ``"full_rank"``.
 
     Raises:
-        CannotServe: the model has a discrete site, or one that all rows share.
-        ValueError: ``transform`` is none of the two, a number is no whole one of at least 1 (``bins``: 2), ``bound`` is
-            not positive, or there is no such activation.
+        CannotServe: the model has a discrete site, or none with a value per row.
+        ValueError: ``transform`` or ``shared`` is none of its two names, a number is no whole one of at least 1
+            (``bins``: 2), ``bound`` is not positive, or there is no such activation.
 
     References:
         Kingma, Salimans, Jozefowicz, Chen, Sutskever and Welling (2016), Improved variational inference with inverse
@@ -71,7 +73,7 @@ class Flow(Module):
 
     def __init__(
         self,
-        model: Any,
+        model: PyroCallable,
         x: Any,
         hidden: Sequence[int] = (64, 64),
         transform: Kind = "iaf",
@@ -82,9 +84,10 @@ class Flow(Module):
         bound: float = 4.0,
         masked: bool | None = None,
         activation: Activation = "silu",
+        shared: Shared = "mean_field",
     ) -> None:
         super().__init__()
-        x = check_rows(x, model)
+        x = check_data(x, model)
         if transform not in get_args(Kind):
             raise ValueError(f"transform must be one of {', '.join(get_args(Kind))}; got {transform!r}")
         check_whole(length, "length")
@@ -92,19 +95,15 @@ class Flow(Module):
         check_whole(bins, "bins", 2)
         if not 0 < bound < math.inf:
             raise ValueError(f"bound must be a positive number, got {bound!r}")
-        activation_class(activation)
         self.sites = Sites.of("Flow", model, x)
-        for latent in self.sites.shared:
-            raise CannotServe("Flow", model, latent.name, "is shared by all rows", "Use MeanField or FullRank.")
         for latent in self.sites.discrete:
-            why = "is discrete, and a flow bends real numbers"
-            raise CannotServe("Flow", model, latent.name, why, "Use Amortized or MeanField.")
+            why = "is discrete, and a flow transforms real numbers"
+            instead = f"Use Amortized or MeanField. {summed_out('Flow', model, latent)}."
+            raise CannotServe("Flow", model, latent.name, why, instead)
+        require_local("Flow", model, self.sites)
         self.data_dim = x.shape[1]
         self.masked = incomplete(x) if masked is None else bool(masked)
-        self.__dict__["_resolved"] = {  # what ``settings`` records: the data will not be there
-            "masked": self.masked,
-            "activation": activation_name(activation),
-        }
+        self.__dict__["_resolved"] = resolved(self.masked, activation)
         k = width(self.sites.local)
         self.split = [k, k, context]
         self.columns = Standardize(self.data_dim, pixels=True)
@@ -120,6 +119,7 @@ class Flow(Module):
             ]
             self.flows.append(nn.ModuleList(steps))
             before += own
+        self.shared = shared_part(self.sites.shared, x, shared)
         self.to(x)
         self.initialize(x)
 
@@ -129,9 +129,7 @@ class Flow(Module):
         self.columns.place(like(x, self))
         reset(self)
         for network in (self.encoder, *(step.nn.layers for flow in self.flows for step in flow)):  # type: ignore[attr-defined]
-            last: Any = network[-1]
-            last.weight.mul_(0.1)  # nearly the prior for every row, not exactly: ties would not break
-            last.bias.zero_()
+            flatten_last(network)  # nearly the prior for every row
         for flow in self.flows:
             for step in flow:  # type: ignore[attr-defined]
                 if isinstance(step, ConditionalSplineAutoregressive):
@@ -145,12 +143,9 @@ class Flow(Module):
         Raises:
             ValueError: ``x`` has another width than the network.
         """
-        if x.shape[-1] != self.data_dim:
-            raise ValueError(f"x has {x.shape[-1]} columns, the network of Flow was built for {self.data_dim}")
-        columns = self.columns(x)
-        out = self.encoder(torch.cat([columns, x.isnan().to(columns)], -1) if self.masked else columns)
+        out = encode("Flow", self.encoder, self.columns, self.masked, x)
         loc, raw, context = out.split(self.split, -1)
-        return loc, softplus(raw + ONE), context
+        return loc, positive(raw), context
 
     def _site(self, number: int, loc: Tensor, scale: Tensor, context: Tensor) -> dist.TorchDistribution:
         """q of a site given its context, which holds the sites before it."""
@@ -167,12 +162,14 @@ class Flow(Module):
             raise ValueError("Flow reads the rows: pass x")
         loc, scale, context = self.encode(x)
         sizes = [latent.width for latent in self.sites.local]
-        with rows(x, index, size):
+        if self.shared is not None:
+            self.shared()
+        with rows(x, index, size, name=self.sites.plate):
             for number, (m, s) in enumerate(zip(loc.split(sizes, -1), scale.split(sizes, -1), strict=True)):
                 latent = self.sites.local[number]
                 value = pyro.sample(latent.name, self._site(number, m, s, context))
                 if number < len(sizes) - 1:
-                    real = _real(value, latent)
+                    real = unshaped(value, latent)
                     context = torch.cat([context.expand(*real.shape[:-1], context.shape[-1]), real], -1)
 
     def posterior(self, x: Tensor, index: Tensor | None = None) -> Distribution:
@@ -214,11 +211,3 @@ def _step(
     if kind == "iaf":
         return ConditionalAffineAutoregressive(network)
     return ConditionalSplineAutoregressive(width, network, count_bins=bins, bound=bound, order="linear")
-
-
-def _real(value: Tensor, latent: Latent) -> Tensor:
-    """The draws of a site as real vectors (..., k)."""
-    transform = latent.transform
-    real = value if transform is None else transform.inv(value)
-    event = latent.shape if transform is None else torch.Size(transform.inverse_shape(latent.shape))
-    return real.reshape(*real.shape[: real.ndim - len(event)], latent.width)

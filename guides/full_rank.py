@@ -7,8 +7,20 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints, transform_to
 
 from guides.gaussian import sample_joint, shaped, width
-from guides.sites import CannotServe, Sites, check_closed_form, check_count, closed_posterior, only, pick, put
-from zoo.base.checks import check_rows
+from guides.shared import shared_part
+from guides.sites import (
+    CannotServe,
+    Sites,
+    check_closed_form,
+    check_count,
+    check_data,
+    closed_posterior,
+    only,
+    pick,
+    put,
+    summed_out,
+)
+from zoo.base.callables import PyroCallable
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
 
@@ -16,10 +28,11 @@ from zoo.base.plates import rows
 class FullRank(Module):
     r"""A Gaussian with a full covariance for every row, with parameters of its own.
 
-    .. math:: q(z) = \prod_n N(z_n \mid m_n, L_n L_n^T)
+    .. math:: q(\theta) \prod_n q(z_n), \quad q(z) = \prod_n N(z_n \mid m_n, L_n L_n^T)
 
     All continuous sites of a row share one covariance; constrained ones are Gaussian on the real line, carried to
-    their support by ``biject_to``. Sites that all rows share get a full covariance among themselves.
+    their support by ``biject_to``. Sites :math:`\theta` that all rows share have a full covariance among themselves,
+    also across plates such as that of the features; see :class:`guides.shared.SharedPart`.
 
     Args:
         model: any Pyro model with the signature ``(x=None, index=None, size=None)``.
@@ -33,21 +46,17 @@ class FullRank(Module):
 
     gaussian = True  # Gaussian sites (in unconstrained coordinates) and categorical ones alone
 
-    def __init__(self, model: Any, x: Any, closed_form: bool = False) -> None:
+    def __init__(self, model: PyroCallable, x: Any, closed_form: bool = False) -> None:
         super().__init__()
-        x = check_rows(x, model)
+        x = check_data(x, model)
         self.sites = Sites.of("FullRank", model, x)
         self.__dict__["model"] = model  # looked at, not owned
         for latent in self.sites.discrete:
-            raise CannotServe(
-                "FullRank",
-                model,
-                latent.name,
-                "is discrete and has no covariance",
-                "Use MeanField, Amortized or Exact.",
-            )
+            why = "is discrete and has no covariance"
+            instead = f"Use MeanField, Amortized or Exact. {summed_out('FullRank', model, latent)}."
+            raise CannotServe("FullRank", model, latent.name, why, instead)
         self.count = n = len(x)
-        k, shared = width(self.sites.local), width(self.sites.shared)
+        k = width(self.sites.local)
         if k:
             self.loc = PyroParam(x.new_zeros(n, k))  # (n, k)
             root = torch.eye(k).to(x).repeat(n, 1, 1)
@@ -56,18 +65,21 @@ class FullRank(Module):
         self.closed_form = closed_form
         if closed_form:
             self.requires_grad_(False)
-        if shared:
-            self.shared_loc = PyroParam(x.new_zeros(shared))
-            self.shared_scale_tril = PyroParam(0.1 * torch.eye(shared).to(x), constraints.lower_cholesky)
+        self.shared = shared_part(self.sites.shared, x, "full_rank")
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Start at the posterior for the model's current parameters, where the model is conjugate."""
+        """Start at the posterior for the model's current parameters, where the model is conjugate.
+
+        The shared part takes a new start from the running random stream.
+        """
+        if self.shared is not None:
+            self.shared.reset_parameters()
         self._e_step(like(x, self), None)
 
     @torch.no_grad()
     def _e_step(self, x: Tensor, index: Tensor | None) -> None:
-        posterior = closed_posterior(self.model, x)
+        posterior = closed_posterior(self.model, x, index)
         if isinstance(posterior, dist.MultivariateNormal) and len(self.sites.local) == 1:
             put(self.loc, posterior.mean, index)
             root = transform_to(constraints.lower_cholesky).inv(posterior.scale_tril)
@@ -78,9 +90,9 @@ class FullRank(Module):
         check_count("FullRank", self.count, x, index)
         if self.closed_form and x is not None:
             self._e_step(x, index)
-        if self.sites.shared:
-            sample_joint(self.sites.shared, self.shared_loc, self.shared_scale_tril)
-        with rows(x, index, self.count):
+        if self.shared is not None:
+            self.shared()
+        with rows(x, index, self.count, name=self.sites.plate):
             if self.sites.local:
                 sample_joint(self.sites.local, pick(self.loc, index), pick(self.scale_tril, index))
 

@@ -38,7 +38,7 @@ def sample_joint(latents: Sequence[Latent], loc: Tensor, scale_tril: Tensor) -> 
         mean = loc[..., start:end] + shift
         value = pyro.sample(latent.name, shaped(dist.MultivariateNormal(mean, scale_tril=own), latent))
         if end < loc.shape[-1]:
-            real = _unshaped(value, latent)
+            real = unshaped(value, latent)
             step = torch.linalg.solve_triangular(own, (real - mean).unsqueeze(-1), upper=False).squeeze(-1)
             whitened = torch.cat([whitened.expand(*step.shape[:-1], start), step], -1)
         start = end
@@ -63,7 +63,8 @@ def shaped(base: dist.TorchDistribution, latent: Latent) -> dist.TorchDistributi
     return dist.TransformedDistribution(base, steps) if steps else base
 
 
-def _unshaped(value: Tensor, latent: Latent) -> Tensor:
+def unshaped(value: Tensor, latent: Latent) -> Tensor:
+    """The draws of a site as real vectors (..., k): the inverse of :func:`shaped`."""
     for step in reversed(_transforms(latent)):
         value = step.inv(value)
     return value

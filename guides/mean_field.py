@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from guides.gaussian import sample_factorised, shaped, width
-from guides.sites import Sites, check_closed_form, check_count, closed_posterior, only, pick, put
-from zoo.base.checks import check_rows
+from guides.shared import Shared, shared_part
+from guides.sites import Sites, check_closed_form, check_count, check_data, closed_posterior, discrete, only, pick, put
+from zoo.base.callables import PyroCallable
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
 
@@ -17,10 +18,12 @@ from zoo.base.plates import rows
 class MeanField(Module):
     r"""Fully factorised guide with parameters of its own for every row: classical variational EM.
 
-    .. math:: q(z) = \prod_n \prod_k N(z_{nk} \mid m_{nk}, s_{nk}^2), \quad q(c) = \prod_n \mathrm{Cat}(c_n \mid \pi_n)
+    .. math:: q(\theta) \prod_n q(z_n)\, q(c_n), \quad
+              q(z_n) = \prod_k N(z_{nk} \mid m_{nk}, s_{nk}^2), \quad q(c_n) = \mathrm{Cat}(c_n \mid \pi_n)
 
     Continuous sites are Gaussian on the real line, carried to their support by ``biject_to``; discrete ones are
-    categorical. Sites that all rows share get one factorised Gaussian.
+    categorical. Sites :math:`\theta` that all rows share have a Gaussian of their own, factorised too unless ``shared``
+    says otherwise; see :class:`guides.shared.SharedPart`.
 
     Args:
         model: any Pyro model with the signature ``(x=None, index=None, size=None)``.
@@ -28,9 +31,12 @@ class MeanField(Module):
         closed_form: take the inference step of variational EM in closed form at every call, instead of learning q by
             gradients; for :class:`zoo.base.Conjugate` models only. None: so for a categorical posterior, whose
             gradient vanishes wherever an assignment is nearly certain, and by gradients otherwise.
+        shared: the covariance among the sites that all rows share: ``"mean_field"`` or ``"full_rank"``.
 
     Raises:
-        CannotServe: the model has a discrete site shared by all rows, or no closed form where one is asked for.
+        CannotServe: the model has a discrete site shared by all rows, a site of the rows in a further plate, or no
+            closed form where one is asked for.
+        ValueError: ``shared`` is none of the two.
 
     References:
         Bishop (2006), Pattern Recognition and Machine Learning, ch. 10; Neal and Hinton (1998).
@@ -38,13 +44,15 @@ class MeanField(Module):
 
     gaussian = True  # Gaussian sites (in unconstrained coordinates) and categorical ones alone
 
-    def __init__(self, model: Any, x: Any, closed_form: bool | None = None) -> None:
+    def __init__(
+        self, model: PyroCallable, x: Any, closed_form: bool | None = None, *, shared: Shared = "mean_field"
+    ) -> None:
         super().__init__()
-        x = check_rows(x, model)
+        x = check_data(x, model)
         self.sites = Sites.of("MeanField", model, x)
         self.__dict__["model"] = model  # looked at, not owned
         self.count = n = len(x)
-        k, shared = width(self.sites.local), width(self.sites.shared)
+        k = width(self.sites.local)
         if k:
             self.loc = PyroParam(x.new_zeros(n, k))  # (n, k)
             self.scale = PyroParam(x.new_ones(n, k), constraints.positive)  # (n, k)
@@ -54,13 +62,16 @@ class MeanField(Module):
         self.closed_form = conjugate and bool(self.sites.discrete) if closed_form is None else closed_form
         if self.closed_form:
             self.requires_grad_(False)
-        if shared:
-            self.shared_loc = PyroParam(x.new_zeros(shared))
-            self.shared_scale = PyroParam(x.new_full((shared,), 0.1), constraints.positive)
+        self.shared = shared_part(self.sites.shared, x, shared)
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Start at the best q for the model's current parameters, where the model is conjugate."""
+        """Start at the best q for the model's current parameters, where the model is conjugate.
+
+        The shared part takes a new start from the running random stream.
+        """
+        if self.shared is not None:
+            self.shared.reset_parameters()
         self._e_step(like(x, self), None)
 
     @torch.no_grad()
@@ -69,7 +80,7 @@ class MeanField(Module):
 
         For a Gaussian posterior N(m, P^-1) that is :math:`N(m_k, 1 / P_{kk})`, for a categorical one the posterior.
         """
-        posterior = closed_posterior(self.model, x)
+        posterior = closed_posterior(self.model, x, index)
         if isinstance(posterior, dist.Categorical) and len(self.sites.discrete) == 1:
             put(getattr(self, f"{self.sites.discrete[0].attribute}_logits"), posterior.logits, index)
         elif isinstance(posterior, dist.MultivariateNormal) and len(self.sites.local) == 1:
@@ -82,15 +93,15 @@ class MeanField(Module):
         check_count("MeanField", self.count, x, index)
         if self.closed_form and x is not None:
             self._e_step(x, index)
-        if self.sites.shared:
-            sample_factorised(self.sites.shared, self.shared_loc, self.shared_scale)
-        with rows(x, index, self.count):
+        if self.shared is not None:
+            self.shared()
+        with rows(x, index, self.count, name=self.sites.plate):
             if self.sites.local:
                 loc, scale = pick(self.loc, index), pick(self.scale, index)
                 sample_factorised(self.sites.local, loc, scale)
             for latent in self.sites.discrete:
                 logits = pick(getattr(self, f"{latent.attribute}_logits"), index)
-                pyro.sample(latent.name, dist.Categorical(logits=logits))
+                pyro.sample(latent.name, discrete(latent, logits))
 
     def posterior(self, x: Tensor | None = None, index: Tensor | None = None) -> Distribution:
         """q of the model's one local site, a distribution with batch shape (n,).
@@ -103,5 +114,5 @@ class MeanField(Module):
             self._e_step(like(x, self), index)
         latent = only(self.sites)
         if latent.cardinality is not None:
-            return dist.Categorical(logits=pick(getattr(self, f"{latent.attribute}_logits"), index))
+            return discrete(latent, pick(getattr(self, f"{latent.attribute}_logits"), index))
         return shaped(dist.Normal(pick(self.loc, index), pick(self.scale, index)).to_event(1), latent)

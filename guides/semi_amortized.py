@@ -7,17 +7,21 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.block_messenger import BlockMessenger
 from torch import Tensor
 from torch.distributions import Distribution
 
 from guides.amortized import Amortized
+from guides.encoder import resolved
 from guides.gaussian import sample_factorised, shaped, width
-from guides.sites import CannotServe, Sites, only
-from zoo.base.checks import check_rows, check_whole
+from guides.shared import Shared
+from guides.sites import CannotServe, Sites, check_data, only, require_local
+from zoo.base.callables import PyroCallable, handlers, mode, name_of
+from zoo.base.checks import check_whole
 from zoo.base.latent_sites import Latent
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
-from zoo.networks.perceptron import Activation, activation_name
+from zoo.networks.perceptron import Activation
 
 MOST = 10.0  # times, that a step may change a precision
 GROWTH = 1.5  # of a row's rate after a step that raised its bound
@@ -37,7 +41,8 @@ class SemiAmortized(Module):
     refined q is never worse than the proposed one, as far as the rule for L is exact. The expectation in L is taken by
     a rule without noise: the P points :math:`m + s \odot u` of a two-level orthogonal design, P the next power of 2
     above the width of z. It is exact where log p(x, z) is quadratic in z, the KL from a Gaussian prior included. The
-    guide is a function of the rows, without draws of its own; refining costs T + 1 passes, forward and back, of P draws
+    guide is a function of the rows, without draws of its own; the model is in evaluation mode (no dropout, batch
+    normalisation as it stands) while it refines. Refining costs T + 1 passes, forward and back, of P draws
     per row through the model.
 
     The network learns to propose: it ascends the bound of the proposal itself, by the noise-free gradient with which
@@ -48,9 +53,16 @@ class SemiAmortized(Module):
     0.0001 as it is done here. The gradients are thus not the slope of the loss, no line search may follow them
     (``smooth`` is False), and fits take Adam.
 
+    Sites :math:`\theta` that all rows share have a Gaussian of their own (:class:`guides.shared.SharedPart`), and rows
+    are refined at its centre: L is then the row's bound given :math:`\theta = T(m)`, with m the mean of
+    :math:`q(\theta)` in real coordinates and T the map to the supports. So :math:`q(\theta) \prod_n q(z_n \mid x_n)` is
+    a product, a row is refined once whatever the number of draws, and the model need not broadcast over draws of
+    :math:`\theta`. The loss averages over :math:`q(\theta)` all the same. Of its optimum the refined q misses what the
+    spread of :math:`q(\theta)` contributes, which shrinks as 1 / n.
+
     Args:
-        model: any Pyro model with the signature ``(x=None, index=None, size=None)`` whose latent sites are continuous
-            and local to the rows. It is held, not owned: its parameters stay the model's.
+        model: any Pyro model with the signature ``(x=None, index=None, size=None)`` whose latent sites are continuous.
+            It is held, not owned: its parameters stay the model's. It is called with the row numbers of a minibatch.
         x: data (n, d) that show the width, the dtype and the units of the columns.
         hidden: widths of the hidden layers of the network; ``hidden=()`` is the linear one.
         steps: the number of refining steps T; 0 leaves the proposal, which is ``Amortized``.
@@ -58,13 +70,15 @@ class SemiAmortized(Module):
             posterior is an uncorrelated Gaussian, and overshoots where it is correlated.
         masked: give the network the pattern of missing entries as d further inputs. None: where ``x`` has some.
         activation: of the hidden layers, see :func:`zoo.networks.perceptron.mlp`.
+        shared: the covariance among the sites that all rows share: ``"mean_field"`` or ``"full_rank"``.
 
     Attributes:
-        proposal: the network, a guide :class:`guides.Amortized`.
+        proposal: the network (with the part for the shared sites), a guide :class:`guides.Amortized`.
 
     Raises:
-        CannotServe: the model has a discrete site, or one that all rows share.
-        ValueError: ``steps`` is no whole number, or ``rate`` not in (0, 1]; otherwise as ``Amortized``.
+        CannotServe: the model has a discrete site, or none with a value per row.
+        ValueError: ``steps`` is no whole number, or ``rate`` not in (0, 1]; sites of the model are hidden by
+            ``poutine.block``, so that its density is not there to climb; otherwise as ``Amortized``.
 
     References:
         Kim, Wiseman, Miller, Sontag and Rush (2018), Semi-amortized variational autoencoders, ICML; Marino, Yue and
@@ -78,7 +92,7 @@ class SemiAmortized(Module):
 
     def __init__(
         self,
-        model: Any,
+        model: PyroCallable,
         x: Any,
         hidden: Sequence[int] = (64, 64),
         steps: int = 5,
@@ -86,27 +100,30 @@ class SemiAmortized(Module):
         *,
         masked: bool | None = None,
         activation: Activation = "silu",
+        shared: Shared = "mean_field",
     ) -> None:
         super().__init__()
-        x = check_rows(x, model)
+        x = check_data(x, model)
         self.steps = check_whole(steps, "steps", 0)
         if not 0 < rate <= 1:
             raise ValueError(f"rate must be in (0, 1], got {rate!r}")
         self.rate = float(rate)
         self.sites = Sites.of("SemiAmortized", model, x)
-        for latent in self.sites.shared:
-            why = "is shared by all rows"
-            raise CannotServe("SemiAmortized", model, latent.name, why, "Use MeanField or FullRank.")
         for latent in self.sites.discrete:
             why = "is discrete, and has no gradient to refine it by"
             raise CannotServe("SemiAmortized", model, latent.name, why, "Use Amortized or MeanField.")
+        if any(isinstance(handler, BlockMessenger) for handler in handlers(model)[0]):
+            raise ValueError(
+                f"SemiAmortized climbs log p(x, z) of {name_of(model)}, of which poutine.block hides a part: use "
+                "Amortized or Flow on the blocked model"
+            )
+        require_local("SemiAmortized", model, self.sites)
         self.__dict__["model"] = model  # held, not owned: its parameters stay the model's
-        self.proposal = Amortized(model, x, hidden, masked=masked, activation=activation)
-        self.__dict__["_resolved"] = {  # what ``settings`` records: the data will not be there
-            "masked": self.proposal.masked,
-            "activation": activation_name(activation),
-        }
+        self.proposal = Amortized(model, x, hidden, masked=masked, activation=activation, shared=shared)
+        self.__dict__["_resolved"] = resolved(self.proposal.masked, activation)
+        self.total = len(x)
         self.register_buffer("points", _design(width(self.sites.local)).to(x), persistent=False)  # (p, k)
+        self.together = self._broadcasts(x)  # whether the model takes all points in one run
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
@@ -137,7 +154,14 @@ class SemiAmortized(Module):
         self, loc: Tensor, scale: Tensor, x: Tensor, index: Tensor | None = None, size: int | None = None
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Refined mean and scales, and the slopes of the rows' bounds where it started; each (n, k)."""
-        best = loc.detach(), scale.detach()
+        with mode(False, self.model):
+            return self._ascend(loc.detach(), scale.detach(), x, index, size)
+
+    def _ascend(
+        self, loc: Tensor, scale: Tensor, x: Tensor, index: Tensor | None, size: int | None
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """The steps of :meth:`_refine`."""
+        best = loc, scale
         rate = torch.full_like(loc[:, :1], self.rate)
         bound, slopes = start = self._climb(*best, x, index, size)
         for _ in range(self.steps):
@@ -157,7 +181,7 @@ class SemiAmortized(Module):
     def _climb(
         self, loc: Tensor, scale: Tensor, x: Tensor, index: Tensor | None, size: int | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The bound of every row (n,), up to a constant, and its slopes in mean and scales (n, k)."""
+        """The bound of every row (n,) at the centre of the shared sites, up to a constant, and its slopes (n, k)."""
         with torch.enable_grad():
             m, s = loc.detach().requires_grad_(), scale.detach().requires_grad_()
             z = m + s * self.points.unsqueeze(1)  # (p, n, k)
@@ -167,17 +191,42 @@ class SemiAmortized(Module):
 
     def _log_joint(self, z: Tensor, x: Tensor, index: Tensor | None, size: int | None) -> Tensor:
         """log p(x, z) of real draws (p, n, k), on the scale of real numbers: (p, n)."""
-        values, total = {}, z.new_zeros(z.shape[:-1])
+        if self.together:
+            return self._score(z, x, index, size)
+        return torch.cat([self._score(point, x, index, size) for point in z])
+
+    def _score(self, z: Tensor, x: Tensor, index: Tensor | None, size: int | None) -> Tensor:
+        """The same from one run of the model: (p, n) for draws (p, n, k), (1, n) for one of them (n, k)."""
+        nesting = self.sites.nesting
+        values: dict[str, Tensor] = {} if self.proposal.shared is None else self.proposal.shared.centre()
+        values = {name: value.detach() for name, value in values.items()}
+        total = z.new_zeros(z.shape[:-1])
         for latent, real in zip(self.sites.local, z.split([s.width for s in self.sites.local], -1), strict=True):
-            values[latent.name], volume = _placed(real, latent)
+            value, volume = _placed(real, latent)
+            if z.ndim > 2:  # left of all plates of the model
+                value = value.reshape(len(value), *(1,) * (nesting - 1), *value.shape[1:])
+            values[latent.name] = value
             total = total + volume
         with _unnoticed():
             trace = poutine.trace(poutine.condition(self.model, values)).get_trace(x, index, size)
             trace.compute_log_prob()
         for site in trace.nodes.values():
-            if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample":
-                total = total + scale_and_mask(site["unscaled_log_prob"], 1.0, site["mask"])
+            if site["type"] == "sample" and any(f.name == self.sites.plate for f in site["cond_indep_stack"]):
+                log_prob = scale_and_mask(site["unscaled_log_prob"], 1.0, site["mask"])
+                wide = log_prob.reshape((1,) * (nesting + 1 - log_prob.ndim) + log_prob.shape)
+                total = total + (wide.flatten(1, -2).sum(1) if nesting > 1 else wide)
         return total
+
+    def _broadcasts(self, x: Tensor) -> bool:
+        """Whether the model scores several draws in one run as it does one by one; tried on one row."""
+        arguments = x[:1], torch.zeros(1, dtype=torch.long, device=x.device), len(x)
+        z = torch.linspace(-1.0, 1.0, 2 * self.points.shape[1]).to(x).reshape(2, 1, -1)
+        with torch.no_grad(), mode(False, self.model), pyro.validation_enabled(False):
+            apart = torch.cat([self._score(point, *arguments) for point in z])
+            try:
+                return torch.allclose(self._score(z, *arguments), apart, rtol=1e-4, atol=1e-4, equal_nan=True)
+            except Exception:  # whatever it is: draws one by one have not raised it
+                return False
 
     def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> None:
         """Sample every latent site given the rows ``x``."""
@@ -189,13 +238,15 @@ class SemiAmortized(Module):
             (m, s), slopes = self._refine(loc, scale, x, index, size)
             climb = (loc * slopes[0] + scale * slopes[1]).sum(-1)  # its gradient is that of the proposal's bound
             loc, scale = m, s
-        with rows(x, index, size):
+        if self.proposal.shared is not None:
+            self.proposal.shared()
+        with rows(x, index, size, name=self.sites.plate):
             sample_factorised(self.sites.local, loc, scale)
             if climb is not None and climb.requires_grad:
                 pyro.factor("proposal", climb.detach() - climb, has_rsample=True)  # the loss has minus the bound
 
     def posterior(self, x: Tensor, index: Tensor | None = None) -> Distribution:
-        """The refined q of the model's one local site given the rows ``x``, with batch shape (n,).
+        """The refined q of the model's one local site given the rows ``x`` of numbers ``index``, with batch (n,).
 
         Raises:
             ValueError: the model has several local sites, or ``x`` another width than the network.
@@ -204,7 +255,8 @@ class SemiAmortized(Module):
         x = like(x, self)
         loc, scale = self.propose(x)
         if self.steps:
-            loc, scale = self.refine(loc, scale, x)
+            size = None if index is None else max(self.total, len(index))
+            loc, scale = self.refine(loc, scale, x, index, size)
         return shaped(dist.Normal(loc, scale).to_event(1), latent)
 
 

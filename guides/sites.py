@@ -1,14 +1,21 @@
 """What a guide learns about a model before it serves it, and how it says that it cannot."""
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import torch
-from torch import Tensor
-from torch.distributions import Distribution
+from pyro import poutine
+from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
 
-from zoo.base.latent_sites import Latent, latents
+from zoo.base.callables import PyroCallable, modules, name_of, undecorated, unwrapped
+from zoo.base.checks import check_rows
+from zoo.base.latent_sites import Latent, layout
 from zoo.base.protocols import Conjugate
+from zoo.base.random import seeded
 
 
 class CannotServe(ValueError):  # noqa: N818 - it reads as what it says
@@ -18,9 +25,9 @@ class CannotServe(ValueError):  # noqa: N818 - it reads as what it says
         site: the latent site in question.
     """
 
-    def __init__(self, guide: str, model: Any, site: str, why: str, instead: str) -> None:
+    def __init__(self, guide: str, model: PyroCallable, site: str, why: str, instead: str) -> None:
         self.site = site
-        super().__init__(f"{guide} cannot serve {type(model).__name__}: its latent site '{site}' {why}. {instead}")
+        super().__init__(f"{guide} cannot serve {name_of(model)}: its latent site '{site}' {why}. {instead}")
 
 
 @dataclass(frozen=True)
@@ -29,32 +36,75 @@ class Sites:
 
     Attributes:
         local: continuous sites with one value per row.
-        shared: continuous sites that all rows share.
+        shared: continuous sites that all rows share, in plates of their own or in none.
         discrete: discrete sites with one value per row.
+        plate: the name of the plate of the rows.
+        nesting: the depth of the model's plates.
     """
 
     local: tuple[Latent, ...]
     shared: tuple[Latent, ...]
     discrete: tuple[Latent, ...]
+    plate: str = "rows"
+    nesting: int = 1
 
     @classmethod
-    def of(cls, guide: str, model: Any, x: Tensor | None) -> "Sites":
+    def of(cls, guide: str, model: PyroCallable, x: Tensor | None) -> "Sites":
         """Trace the model once.
 
         Raises:
-            CannotServe: the model has no latent site, or a discrete one that all rows share.
-            ValueError: a site stands in a plate other than ``rows`` (see :func:`zoo.base.latents`).
+            CannotServe: a discrete site is a vector or shared by all rows, or a site of the rows stands in a further
+                plate.
+            ValueError: the model has no latent site.
         """
-        found = latents(model, x)
+        seen = layout(model, x)
+        found = seen.latents
         if not found:
-            raise ValueError(f"{guide} cannot serve {type(model).__name__}: it has no latent site, nothing to infer")
+            raise ValueError(f"{guide} cannot serve {name_of(model)}: it has no latent site, nothing to infer")
         for latent in found:
-            if latent.cardinality is not None and (not latent.local or len(latent.shape)):
-                where = "is discrete and shared by all rows" if not latent.local else "is a discrete vector"
-                raise CannotServe(guide, model, latent.name, where, "Sum it out of the model instead.")
+            _check_family(guide, model, latent)
         discrete = tuple(latent for latent in found if latent.cardinality is not None)
         smooth = [latent for latent in found if latent.cardinality is None]
-        return cls(tuple(s for s in smooth if s.local), tuple(s for s in smooth if not s.local), discrete)
+        local, shared = (tuple(s for s in smooth if s.local is kind) for kind in (True, False))
+        return cls(local, shared, discrete, seen.plate, seen.nesting)
+
+
+def _check_family(guide: str, model: PyroCallable, latent: Latent) -> None:
+    """Raise :class:`CannotServe` for a site that no guide of this package has a family for."""
+    elsewhere = "Sum it out of the model instead."
+    if latent.cardinality is not None and not latent.local:
+        raise CannotServe(guide, model, latent.name, "is discrete and shared by all rows", elsewhere)
+    if latent.cardinality is not None and len(latent.shape):
+        raise CannotServe(guide, model, latent.name, "is a discrete vector", elsewhere)
+    if latent.local and latent.plates:
+        own = latent.plates[-1]
+        why = f"stands in plate '{own.name}' inside the rows, and {guide} draws one vector per row"
+        instead = (
+            f"Make '{own.name}' an event dimension of size {own.size} of the site (.to_event), or use AutoNormal of "
+            "pyro.infer.autoguide, which keeps the plate."
+        )
+        raise CannotServe(guide, model, latent.name, why, instead)
+
+
+def check_data(x: Any, model: PyroCallable) -> Tensor:
+    """The rows (n, d) in the dtype and on the device of the model's parameters, or as they are where it has none.
+
+    The parameters of a plain function are those of the modules it refers to, or those it makes by ``pyro.param``.
+
+    Raises:
+        TypeError, ValueError: as :func:`zoo.base.checks.check_rows`.
+    """
+    module = unwrapped(model)
+    x = check_rows(x, module)
+    if isinstance(module, nn.Module):
+        return x
+    owned = [parameter for own in modules(model) for parameter in own.parameters()]
+    if not owned:
+        arguments = x[:1], torch.zeros(1, dtype=torch.long, device=x.device), len(x)
+        with pyro.get_param_store().scope(), seeded(0), torch.no_grad(), poutine.block():
+            nodes = poutine.trace(model, param_only=True).get_trace(*arguments).nodes
+        owned = [site["value"] for site in nodes.values() if site["type"] == "param"]
+    return x.to(owned[0]) if owned and owned[0].is_floating_point() else x
 
 
 def check_count(guide: str, held: int, x: Tensor | None, index: Tensor | None) -> None:
@@ -78,7 +128,7 @@ def only(sites: Sites) -> Latent:
     """The one local site of a model.
 
     Raises:
-        ValueError: the model has several; draws from the guide hold them all.
+        ValueError: the model has several, or none; draws from the guide hold all sites.
     """
     local = sites.local + sites.discrete
     if len(local) != 1:
@@ -86,23 +136,57 @@ def only(sites: Sites) -> Latent:
     return local[0]
 
 
-def check_closed_form(guide: str, model: Any, sites: Sites, asked: bool | None) -> bool:
+def require_local(guide: str, model: PyroCallable, sites: Sites) -> None:
+    """Raise where an inference network would have nothing to infer.
+
+    Raises:
+        CannotServe: all latent sites are shared.
+    """
+    if not sites.local and not sites.discrete:
+        why = "is shared by all rows, and no site has a value per row for the network to infer"
+        raise CannotServe(guide, model, sites.shared[0].name, why, "Use MeanField or FullRank.")
+
+
+def summed_out(guide: str, model: PyroCallable, latent: Latent) -> str:
+    """How a guide for continuous sites serves a model with the discrete site ``latent``: by summing it out."""
+    return (
+        f"Or sum it out: build {guide} on pyro.poutine.block({name_of(model)}, hide=['{latent.name}']) and train it "
+        "against config_enumerate of the model with TraceEnum_ELBO"
+    )
+
+
+def discrete(latent: Latent, logits: Tensor) -> dist.TorchDistribution:
+    """q of a discrete site given the logits of its values (..., cardinality)."""
+    if latent.support is constraints.boolean or isinstance(latent.support, type(constraints.boolean)):
+        return dist.Bernoulli(logits=logits[..., 1] - logits[..., 0])  # whose values are floating point
+    return dist.Categorical(logits=logits)
+
+
+def check_closed_form(guide: str, model: PyroCallable, sites: Sites, asked: bool | None) -> bool:
     """Whether the inference step has a closed form: one local site of a conjugate model.
 
     Raises:
         CannotServe: it has none, and one is asked for.
     """
     found = sites.local + sites.discrete + sites.shared
-    closed = isinstance(model, Conjugate) and len(found) == 1 and found[0].local
+    closed = isinstance(undecorated(model), Conjugate) and len(found) == 1 and found[0].local
     if asked and not closed:
         why = "has no closed-form posterior of its own"
         raise CannotServe(guide, model, found[0].name, why, f"Use {guide} with closed_form=False, or Amortized.")
     return closed
 
 
-def closed_posterior(model: Any, x: Tensor) -> Distribution | None:
-    """The posterior of a conjugate model at its current parameters, None for other models."""
-    return model.posterior(x) if isinstance(model, Conjugate) else None
+def closed_posterior(model: PyroCallable, x: Tensor, index: Tensor | None) -> Distribution | None:
+    """The posterior of a conjugate model at its current parameters, None for other models.
+
+    A ``posterior`` that takes ``index`` is given the row numbers of a minibatch: the model may hold covariates.
+    """
+    inner = undecorated(model)
+    if not isinstance(inner, Conjugate):
+        return None
+    if index is not None and "index" in inspect.signature(inner.posterior).parameters:
+        return inner.posterior(x, index=index)  # type: ignore[call-arg]
+    return inner.posterior(x)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from user_models import BatchDecoder, BayesianFactors, MixtureOfFactorAnalysers,
 import zoo
 import zoo.report
 from guides import Amortized, CannotServe, Exact, Flow, FullRank, MeanField, SemiAmortized
+from zoo.base import seeded
 
 matplotlib.use("Agg")
 
@@ -45,14 +46,15 @@ FACTOR_GUIDES = {
 
 
 @pytest.fixture(scope="module", params=FACTOR_GUIDES)
-def fitted(request, x):
-    torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def fitted(family, x):
+    with pyro.get_param_store().scope(), seeded(0):
         model = BayesianFactors()
-        guide = FACTOR_GUIDES[request.param](model, x)
-        run = zoo.fit(model, guide, x, steps=1500, progress=False)
-    return run
+        return zoo.fit(model, FACTOR_GUIDES[family](model, x), x, steps=1500, progress=False)
 
 
 def test_factors_evaluate(fitted, x):
@@ -90,26 +92,11 @@ def test_factors_export(fitted, x):
     assert elpd == pytest.approx(ours.elpd, abs=5 * max(ours.se, 1.0) / 5)
 
 
-def test_factors_save_and_load(fitted, x, tmp_path):
+def test_factors_save_and_load(fitted, family, x, tmp_path):
     fitted.save(tmp_path / "run")
-    own = (
-        {}
-        if not isinstance(fitted.guide, AutoNormal)
-        else {"guide": AutoNormal(fitted.model, create_plates=rows_plate)}
-    )
-    if own:
-        own["guide"](x)
-        pyro.clear_param_store()
     model = BayesianFactors()
-    if not own:
-        family = next(
-            build
-            for name, build in FACTOR_GUIDES.items()
-            if type(fitted.guide) is type(build(model, x))
-            and getattr(fitted.guide, "settings", None) == getattr(build(model, x), "settings", None)
-        )
-        own = {"guide": family(model, x)}
-    back = zoo.load(tmp_path / "run", model=model, **own)
+    guide = FACTOR_GUIDES[family](model, x)
+    back = zoo.load(tmp_path / "run", model=model, guide=guide)
     ours, theirs = fitted.sample(x, 5), back.sample(x, 5)
     for name in ours:
         assert torch.equal(ours[name], theirs[name])

@@ -9,7 +9,7 @@ from zoo.base import Conjugate
 from zoo.diagnostics import diagnose, importance_moments, loo, nuts, predictive_check, sbc, select_size
 from zoo.export import to_arviz, write_arviz
 from zoo.factors import generate, impute, reconstruct, traverse
-from zoo.infer import IWAE, AnnealedELBO, Fit, best_of, em, fit, load
+from zoo.infer import IWAE, AnnealedELBO, Fit, best_of, em, fit, load, plan
 from zoo.models import GMM, PPCA, VAE, FactorAnalysis
 from zoo.posterior import evaluate, log_evidence_bounds
 
@@ -37,6 +37,7 @@ __all__ = [
     "log_evidence_bounds",
     "loo",
     "nuts",
+    "plan",
     "predictive_check",
     "reconstruct",
     "sbc",

@@ -1,4 +1,4 @@
-"""Canonical gauges against brute force, and comparisons that do not see the gauge against planted answers."""
+"""Canonical rotations against brute force, and comparisons that do not depend on them against planted answers."""
 
 import math
 
@@ -65,7 +65,7 @@ def criterion(loadings):
     return squares.var(0, correction=0).sum()
 
 
-# --- the canonical gauge -------------------------------------------------------------------------
+# --- canonical coordinates -----------------------------------------------------------------------
 
 
 @rotations
@@ -74,19 +74,19 @@ def test_likelihood_stays_and_factors_follow(cls, d, k, rotation, untouched):
     model, x = random_linear(cls, d, k), 2 * torch.randn(7, d).double()
     before = model.weight.detach().clone()
     with untouched():
-        plain, gauge = to_canonical(model, rotation), canonical_transform(model, rotation)
+        plain, change = to_canonical(model, rotation), canonical_transform(model, rotation)
     close(plain.log_marginal(x), model.log_marginal(x))
-    close(gauge.rotation @ gauge.rotation.T, torch.eye(k).double())
-    close(gauge.factors(model.posterior(x).mean), plain.posterior(x).mean)
+    close(change.rotation @ change.rotation.T, torch.eye(k).double())
+    close(change.factors(model.posterior(x).mean), plain.posterior(x).mean)
     draws = model.posterior(x).sample((3,))
-    assert gauge.factors(draws).shape == draws.shape
-    close(draws @ model.weight.T, gauge.factors(draws) @ plain.weight.T)
+    assert change.factors(draws).shape == draws.shape
+    close(draws @ model.weight.T, change.factors(draws) @ plain.weight.T)
     assert torch.equal(model.weight, before)  # the model itself is as it was
 
 
 @rotations
 @linear
-def test_canonical_does_not_depend_on_the_gauge_it_came_from(cls, d, k, rotation):
+def test_canonical_does_not_depend_on_the_rotation_it_came_from(cls, d, k, rotation):
     model = random_linear(cls, d, k)
     plain = to_canonical(model, rotation)
     close(to_canonical(plain, rotation).weight, plain.weight)
@@ -171,12 +171,12 @@ def test_a_column_without_factors_and_a_factor_without_columns():
 @covariances
 def test_components_are_ordered_by_weight(kind):
     model, x = random_mixture(kind), torch.randn(9, 3).double()
-    plain, gauge = to_canonical(model, "varimax"), canonical_transform(model)
+    plain, change = to_canonical(model, "varimax"), canonical_transform(model)
     assert (plain.weight.diff() <= 0).all()
     close(plain.log_marginal(x), model.log_marginal(x))
-    close(gauge.factors(model.posterior(x).probs), plain.posterior(x).probs)
+    close(change.factors(model.posterior(x).probs), plain.posterior(x).probs)
     labels = model.posterior(x).sample((5,))
-    close(plain.posterior(x).log_prob(gauge.factors(labels)), model.posterior(x).log_prob(labels))
+    close(plain.posterior(x).log_prob(change.factors(labels)), model.posterior(x).log_prob(labels))
     again = to_canonical(plain)
     assert torch.equal(again.mean, plain.mean)
     shuffled = Alignment(order=torch.randperm(4)).apply(model)
@@ -212,7 +212,7 @@ def build(name):
 
 
 @pytest.mark.parametrize("name", ["iris", "holzinger", "faithful"])
-def test_fits_agree_once_the_gauge_is_gone(name):
+def test_fits_agree_once_they_are_canonical(name):
     x = zoo.data.load(name, dtype=torch.float64).x
     first, second, third = (build(name) for _ in range(3))
     zoo.em(first, x)
@@ -241,7 +241,7 @@ def test_align_undoes_a_rotation_and_a_shift_shows_in_posterior_deviations():
     close(posterior_difference(other, model, x), expected)
 
 
-# --- comparisons free of the gauge ---------------------------------------------------------------
+# --- comparisons that do not depend on the coordinates -------------------------------------------
 
 
 def test_covariance_is_that_of_generated_rows():
@@ -262,11 +262,12 @@ def test_rotated_loadings_span_the_same_space():
     assert angles.max() < 1e-12  # rounding, 1e-16, times the condition number
 
 
+@pytest.mark.parametrize("other", [0.7, 1.3])  # below 45 degrees, and above
 @pytest.mark.parametrize("size", [1e-12, 1e-9, 1e-4, 0.3, 1.2, math.pi / 2 - 1e-9, math.pi / 2])
-def test_planted_angles_are_found(size):
+def test_planted_angles_are_found(size, other):
     frame = orthogonal(7)
     a = frame[:, :2]
-    both = torch.tensor([size, 0.7], dtype=torch.float64)
+    both = torch.tensor([size, other], dtype=torch.float64)
     b = a * both.cos() + frame[:, 3:5] * both.sin()
     angles = principal_angles(a @ orthogonal(2), b @ orthogonal(2))
     expected = both.sort(descending=True).values
@@ -314,7 +315,7 @@ def test_concentric_components_are_told_apart_by_their_spread():
     assert match_components(model, Alignment(order=torch.tensor([2, 0, 1])).apply(model)).tolist() == [2, 0, 1]
 
 
-# --- what has no gauge ---------------------------------------------------------------------------
+# --- models without known symmetries -------------------------------------------------------------
 
 
 class Stretched(PPCA):
@@ -326,7 +327,7 @@ class Stretched(PPCA):
 
 
 class Extended(GMM):
-    """One parameter more than gauges know of."""
+    """One parameter more than a renumbering knows of."""
 
     def __init__(self):
         super().__init__(3, 2)
@@ -334,7 +335,7 @@ class Extended(GMM):
 
 
 @pytest.mark.parametrize("model", [VAE(3, 2), Stretched(3, 2), Extended(), torch.nn.Linear(2, 2)], ids=repr)
-def test_models_without_a_gauge_are_refused(model):
+def test_models_without_known_symmetries_are_refused(model):
     for call in (
         to_canonical,
         canonical_transform,
@@ -342,7 +343,7 @@ def test_models_without_a_gauge_are_refused(model):
         lambda m: align(m, m),
         lambda m: Alignment(torch.eye(2)).apply(m),
     ):
-        with pytest.raises(TypeError, match=f"{type(model).__name__} has no gauge that is known here"):
+        with pytest.raises(TypeError, match=f"the symmetries of {type(model).__name__} are not known"):
             call(model)
 
 
@@ -350,7 +351,7 @@ def test_what_does_not_go_together_is_named():
     factors, mixture = random_linear(PPCA, 3, 2), random_mixture("full")
     with pytest.raises(ValueError, match="rotation must be one of principal, varimax; got 'promax'"):
         to_canonical(factors, "promax")
-    with pytest.raises(TypeError, match="PPCA and GMM have no gauge in common"):
+    with pytest.raises(TypeError, match="PPCA and GMM have no symmetry in common"):
         align(factors, mixture)
     with pytest.raises(ValueError, match="factors and columns must agree"):
         align(factors, random_linear(PPCA, 3, 1))
@@ -358,7 +359,7 @@ def test_what_does_not_go_together_is_named():
         align(mixture, random_mixture("full", k=2))
     with pytest.raises(TypeError, match="PPCA has no components to match"):
         match_components(factors, mixture)
-    with pytest.raises(TypeError, match="does not go with GMM"):
+    with pytest.raises(TypeError, match="does not fit GMM"):
         canonical_transform(factors).apply(mixture)
-    with pytest.raises(ValueError, match="one of 2 factors or components, the model has 1"):
+    with pytest.raises(ValueError, match="the alignment is of 2 factors or components, the model has 1"):
         canonical_transform(factors).apply(random_linear(PPCA, 3, 1))

@@ -67,7 +67,7 @@ def test_fit_writes_a_whole_run(zoo_command, tmp_path):
         "latent.png",
     }
     settings = json.loads((tmp_path / "run" / "settings.json").read_text())
-    assert settings["fit"]["seed"] == 3
+    assert settings["training"]["seed"] == 3
     assert {"torch", "pyro-ppl", "latent-zoo"} <= set(settings["versions"])
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     run = zoo.load(tmp_path / "run")

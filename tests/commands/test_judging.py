@@ -38,8 +38,9 @@ def test_findings_as_json(folder):
         "level": "good",
         "value": pytest.approx(0.0, abs=1e-9),
         "threshold": 0.01,
-        "reason": "in 100 steps EM, going on from the fitted model gains nothing",
+        "reason": "EM, continued for 100 steps from the fitted model, gains nothing",
         "advice": "",
+        "below": False,
     }
 
 

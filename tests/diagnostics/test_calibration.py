@@ -17,11 +17,7 @@ from guides import Amortized, Exact, FullRank, MeanField
 from zoo.base.plates import rows
 from zoo.diagnostics import sbc
 from zoo.diagnostics.guide.uniform import corrected, ecdf_band, score_test, smooth_test, symmetry_test
-
-
-def still(model, guide, x):
-    """A run of one step that moves nothing: model and guide as they are."""
-    return zoo.fit(model, guide, x, steps=1, optim=pyro.optim.Adam({"lr": 0.0}), progress=False)
+from zoo.posterior.inference_gaps import gaps
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +66,7 @@ def powered(model, power, more=0.0):
 
 def test_the_exact_posterior_is_calibrated(model, iris, untouched):
     """The level holds: over 30 repetitions the p-values are those of a uniform law (100 are slow, below)."""
-    run = still(model, Exact(model), iris)
+    run = zoo.Fit(model, Exact(model))
     with untouched():
         found = [sbc(run, seed=seed) for seed in range(30)]
     p = torch.tensor([one.p_value for one in found])
@@ -94,7 +90,7 @@ def test_the_exact_posterior_is_calibrated(model, iris, untouched):
 
 @pytest.mark.parametrize("by_ranks", [False, True], ids=["closed form", "ranks"])
 def test_a_guide_too_narrow(by_ranks, model, iris):
-    found = sbc(still(model, off(model, 0.8, by_ranks=by_ranks), iris))
+    found = sbc(zoo.Fit(model, off(model, 0.8, by_ranks=by_ranks)))
     assert found.exact != by_ranks
     assert found.p_value < 0.001
     assert (found.p_values < 0.001).all()
@@ -109,7 +105,7 @@ def test_a_guide_too_narrow(by_ranks, model, iris):
 
 @pytest.mark.parametrize("by_ranks", [False, True], ids=["closed form", "ranks"])
 def test_a_guide_with_a_bias(by_ranks, model, iris):
-    found = sbc(still(model, off(model, shift=0.5, by_ranks=by_ranks), iris))
+    found = sbc(zoo.Fit(model, off(model, shift=0.5, by_ranks=by_ranks)))
     assert found.p_value < 0.001
     assert (found.symmetry < 0.001).all()
     assert all("below q's mean" in words and "too" not in words for words in found.verdicts)
@@ -121,21 +117,21 @@ def test_a_guide_with_a_bias(by_ranks, model, iris):
 @pytest.mark.parametrize("by_ranks", [False, True], ids=["closed form", "ranks"])
 def test_power_and_level_over_many_repetitions(by_ranks, model, iris):
     for options, least in (({}, 97), ({"times": 0.8}, 100), ({"shift": 0.5}, 100), ({"times": 1.25}, 100)):
-        run = still(model, off(model, **options, by_ranks=by_ranks), iris)
+        run = zoo.Fit(model, off(model, **options, by_ranks=by_ranks))
         p = torch.tensor([sbc(run, seed=1000 + seed).p_value for seed in range(100)])
         assert ((p < 0.001) if options else (p > 0.01)).sum() >= least
 
 
 @pytest.mark.slow
 def test_the_level_of_responsibilities_over_many_repetitions(mixture, iris):
-    run = still(mixture, Exact(mixture), iris)
+    run = zoo.Fit(mixture, Exact(mixture))
     p = torch.stack([sbc(run, seed=1000 + seed).p_values for seed in range(100)])
     assert (3 * p.min(1).values > 0.01).sum() >= 97
     assert (p[:, 0].mean() - 0.5).abs() < 5 / 1200**0.5
 
 
 def test_a_guide_too_wide(model, iris):
-    found = sbc(still(model, off(model, 1.25), iris))
+    found = sbc(zoo.Fit(model, off(model, 1.25)))
     assert found.p_value < 0.001
     assert all("too wide" in words for words in found.verdicts)
 
@@ -147,7 +143,7 @@ def test_a_guide_that_ignores_its_rows(model, iris):
         with rows(x, index, size):
             pyro.sample("z", dist.Normal(x.new_zeros(len(x), 2), 1.0).to_event(1))
 
-    found = sbc(still(model, guide, iris))
+    found = sbc(zoo.Fit(model, guide))
     assert (found.p_values > 0.001).all()
     assert found.likelihood_p_value < 1e-6
     assert found.p_value < 1e-6
@@ -163,7 +159,7 @@ def test_a_guide_of_its_own_rows_is_fitted_anew(family, model, iris, untouched):
     turned.mean, turned.scale = model.mean, model.scale
     turned.least.copy_(model.least)
     turned.requires_grad_(False)
-    run = still(turned, family(turned, iris), iris)
+    run = zoo.Fit(turned, family(turned, iris))
     before = {name: p.clone() for name, p in (*turned.named_parameters(), *run.guide.named_parameters())}
     with untouched():
         found = sbc(run, simulations=300)
@@ -182,24 +178,24 @@ def test_a_guide_of_its_own_rows_is_fitted_anew(family, model, iris, untouched):
 
 
 def test_responsibilities(mixture, iris):
-    exact = [sbc(still(mixture, Exact(mixture), iris), seed=seed) for seed in range(4)]
+    exact = [sbc(zoo.Fit(mixture, Exact(mixture)), seed=seed) for seed in range(4)]
     assert all(one.p_value > 0.01 for one in exact)
     assert all(one.p_values[1] == 1 for one in exact)  # the irises of one species stand apart: nothing is uncertain
-    found = sbc(still(mixture, powered(mixture, 4.0), iris), simulations=1000)
+    found = sbc(zoo.Fit(mixture, powered(mixture, 4.0)), simulations=1000)
     assert found.units == ("component = 0", "component = 1", "component = 2")
     assert found.p_value < 0.001
     assert "too sure" in found.verdict
     assert found.coverage is None
     assert "coverage_0.9" not in found.summary()
-    assert "not sure enough" in sbc(still(mixture, powered(mixture, 0.3), iris), simulations=1000).verdict
-    favoured = sbc(still(mixture, powered(mixture, 1.0, 3.0), iris))
+    assert "not sure enough" in sbc(zoo.Fit(mixture, powered(mixture, 0.3)), simulations=1000).verdict
+    favoured = sbc(zoo.Fit(mixture, powered(mixture, 1.0, 3.0)))
     assert "component = 2 taken too often" in favoured.verdict
     assert favoured.p_value < 0.001
 
 
 @pytest.mark.parametrize("closed_form", [True, False])
 def test_a_mixture_with_a_guide_of_its_own_rows(closed_form, mixture, iris):
-    found = sbc(still(mixture, MeanField(mixture, iris, closed_form=closed_form), iris), simulations=300)
+    found = sbc(zoo.Fit(mixture, MeanField(mixture, iris, closed_form=closed_form)), simulations=300)
     assert found.refitted
     assert found.p_value > 0.01
 
@@ -221,14 +217,14 @@ def test_several_sites_and_supports():
             pyro.sample("b", dist.Exponential(torch.ones(())))
 
     model = Pair()
-    found = sbc(still(model, guide, model(size=50)))
+    found = sbc(zoo.Fit(model, guide))
     assert found.units == ("a[0]", "a[1]", "b[0]")
     assert not found.exact
     assert (found.p_values > 0.001).all()
 
 
 def test_refusals(model, iris, untouched):
-    exact = still(model, Exact(model), iris)
+    exact = zoo.Fit(model, Exact(model))
     with untouched():
         for given, message in [
             ({"simulations": 19}, "simulations must be a whole number of at least 20"),
@@ -247,32 +243,128 @@ def test_refusals(model, iris, untouched):
         with rows(x, index, size) as chosen:
             pyro.sample("z", dist.Normal(loc[chosen], 1.0).to_event(1))
 
-    run = still(free, own, iris)
+    run = zoo.Fit(free, own)
     for simulations in (150, 1000):  # as many rows as it was fitted to, and more
         with pytest.raises(ValueError, match="own holds parameters of the rows"):
             sbc(run, simulations=simulations)
     broken = zoo.PPCA(4, 2).double()
     broken.initialize(iris)
-    bad = still(broken, Exact(broken), iris)
+    bad = zoo.Fit(broken, Exact(broken))
     with torch.no_grad():
         broken.mean.fill_(math.inf)
     with pytest.raises(ValueError, match="what the model simulates holds"):
         sbc(bad)
 
 
-def test_shared_and_mixed_sites_are_refused():
-    class Shared(PyroModule):
-        def forward(self, x=None, index=None, size=None):
-            mean = pyro.sample("mean", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            with rows(x, index, size):
-                return pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+def level(x=None, index=None, size=None):
+    """theta ~ N(0, 9) shared, x_n | theta ~ N(theta, 1): a posterior in closed form."""
+    theta = pyro.sample("theta", dist.Normal(torch.zeros((), dtype=torch.float64), 3.0))
+    with rows(x, index, size):
+        return pyro.sample("y", dist.Normal(theta.unsqueeze(-1), 1.0).to_event(1), obs=x)
 
-    def guide(x, index=None, size=None):
-        pyro.sample("mean", dist.Normal(torch.zeros(2), 1.0).to_event(1))
 
-    with pytest.raises(ValueError, match="'mean' is shared by all rows"):
-        sbc(zoo.infer.run.Fit(Shared(), guide))
+def of_level(times):
+    """Its posterior with ``times`` the deviation: a guide without parameters."""
 
+    def guide(x=None, index=None, size=None):
+        variance = 1 / (1 / 9 + len(x))
+        pyro.sample("theta", dist.Normal(variance * x.sum(), times * variance**0.5))
+
+    return guide
+
+
+def test_shared_sites_by_whole_data_sets(untouched):
+    run = zoo.Fit(level, of_level(1.0))
+    with untouched():
+        right, wrong = (sbc(zoo.Fit(level, of_level(t)), simulations=100, rows=15) for t in (1.0, 0.4))
+    assert right.units == ("theta[0]",)
+    assert right.refitted
+    assert right.pit.shape == (100, 1)
+    assert right.p_value > 0.01
+    assert wrong.p_value < 0.001
+    assert "theta[0] too narrow" in wrong.verdict
+    assert wrong.frame()["unit"].to_list() == ["theta[0]"]
+    with pytest.raises(ValueError, match="rows share a site, and the run does not record their size: pass rows="):
+        sbc(run)
+
+
+def test_a_fresh_autoguide_for_every_data_set(untouched):
+    x = 1.0 + torch.randn(15, 1, dtype=torch.float64)
+    run = zoo.fit(level, AutoNormal(level), x, steps=50, progress=False)
+    with untouched():
+        found = sbc(run, simulations=20, steps=100)
+    assert found.simulations == 20  # of the recorded number of rows
+    assert found.pit.isfinite().all()
+    assert "a fresh AutoNormal" in repr(found)
+
+
+def one_factor(x=None, index=None, size=None):
+    """A function of the user's with a parameter in the store, one factor and a data site of another name."""
+    weight = pyro.param("weight", torch.ones(3, 1, dtype=torch.float64))
+    with rows(x, index, size):
+        z = pyro.sample("z", dist.Normal(torch.zeros(1, dtype=torch.float64), 1.0).to_event(1))
+        return pyro.sample("obs", dist.Normal(z @ weight.T, 1.0).to_event(1), obs=x)
+
+
+def test_a_function_model_is_held_at_its_fitted_parameters():
+    """With weights of 3, not the 1 that they start from: a fresh mean field is exact for the single factor."""
+    x = torch.randn(30, 3, dtype=torch.float64)
+    weight = torch.full((3, 1), 3.0, dtype=torch.float64)
+    store = {"params": {"weight": weight}, "constraints": {"weight": torch.distributions.constraints.real}}
+    run = zoo.Fit(one_factor, MeanField(one_factor, x), store=store)
+    found = sbc(run, simulations=200, steps=1500)
+    assert found.refitted
+    assert found.p_value > 0.01
+    assert torch.equal(run.store["params"]["weight"], weight)
+
+
+def test_covariates_are_simulated_by_whole_data_sets():
+    covariate = torch.arange(30, dtype=torch.float64).unsqueeze(1)
+
+    def model(x=None, index=None, size=None):
+        shift = covariate if index is None else covariate[index]
+        with rows(x, index, size):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1, dtype=torch.float64), 1.0).to_event(1))
+            return pyro.sample("x", dist.Normal(z + shift, 1.0).to_event(1), obs=x)
+
+    def guide(x=None, index=None, size=None):
+        shift = covariate if index is None else covariate[index]
+        with rows(x, index, size):
+            pyro.sample("z", dist.Normal((x - shift) / 2, 0.5**0.5).to_event(1))
+
+    run = zoo.Fit(model, guide)
+    found = sbc(run, simulations=300, rows=30, build=lambda model, x: guide)
+    assert found.simulations == 300
+    assert found.p_value > 0.01
+    with pytest.raises(ValueError, match="the model holds covariates of its rows.*pass rows="):
+        sbc(run)
+
+
+def test_a_guide_with_rows_of_its_own_is_explained(iris):
+    """No shape dump of Pyro's, whether it fails or answers for all its rows whatever it is asked."""
+    model = zoo.PPCA(4, 2).double()
+
+    def fails(x=None, index=None, size=None):
+        loc = pyro.param("loc", torch.zeros(150, 2, dtype=torch.float64))
+        with rows(x, index, size):
+            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+    def answers(x=None, index=None, size=None):
+        loc = pyro.param("loc", torch.zeros(150, 2, dtype=torch.float64))
+        with rows(x, index, 150):
+            pyro.sample("z", dist.Normal(loc if index is None else loc[index], 1.0).to_event(1))
+
+    for guide in (fails, answers):
+        run = zoo.Fit(model, guide)
+        with pytest.raises(ValueError, match=f"guide {guide.__name__} holds parameters of the rows .* pass build="):
+            sbc(run)
+        for ask in (gaps, zoo.evaluate, zoo.importance_moments):
+            with pytest.raises(ValueError, match=r"fails on 50 rows .*pick those numbered by index") as caught:
+                ask(run, iris[:50])
+            assert "Trace Shapes" not in str(caught.value)
+
+
+def test_mixed_sites_are_refused():
     class Mixed(PyroModule):
         def forward(self, x=None, index=None, size=None):
             with rows(x, index, size):
@@ -282,14 +374,14 @@ def test_shared_and_mixed_sites_are_refused():
                 return pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
 
     with pytest.raises(ValueError, match="'c' is discrete and not alone"):
-        sbc(zoo.infer.run.Fit(Mixed(), guide))
+        sbc(zoo.Fit(Mixed(), lambda x=None, index=None, size=None: None))
 
 
 def test_deep_model(some):
     """A guide that is not fitted at all is told from one that is right."""
     model = zoo.VAE(4, 2, hidden=(8,)).double()
     model.initialize(some)
-    found = sbc(still(model, Amortized(model, some, hidden=()), some))
+    found = sbc(zoo.Fit(model, Amortized(model, some, hidden=())))
     assert found.p_value < 0.001
 
 

@@ -16,11 +16,6 @@ from zoo.base.plates import rows
 from zoo.diagnostics import importance_moments, posterior_error
 
 
-def still(model, guide, x):
-    """A run of one step that moves nothing: model and guide as they are."""
-    return zoo.fit(model, guide, x, steps=1, optim=pyro.optim.Adam({"lr": 0.0}), progress=False)
-
-
 @pytest.fixture(scope="module")
 def model(iris):
     model = zoo.FactorAnalysis(4, 2).double()
@@ -34,11 +29,11 @@ def off(model, x, times=1.0, shift=0.0):
     """A full-rank guide with ``times`` the posterior's deviations, its means off by ``shift`` deviations."""
     guide, posterior = FullRank(model, x), model.posterior(x)
     guide.loc, guide.scale_tril = posterior.mean + shift * posterior.stddev, times * posterior.scale_tril
-    return still(model, guide, x)
+    return zoo.Fit(model, guide)
 
 
 def test_the_exact_guide_is_at_the_floor(model, iris, untouched):
-    run = still(model, Exact(model), iris)
+    run = zoo.Fit(model, Exact(model))
     with untouched():
         found = importance_moments(run, iris)
     assert (found.khat == -math.inf).all()
@@ -115,7 +110,7 @@ def test_responsibilities_are_corrected(some):
     guide = MeanField(model, some, closed_form=False)
     share = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
     guide.component_logits = share.log().expand(60, 3).clone()
-    found = importance_moments(still(model, guide, some), some, draws=4000)
+    found = importance_moments(zoo.Fit(model, guide), some, draws=4000)
     torch.testing.assert_close(found.guide_mean, share.expand(60, 3))
     probs = model.posterior(some).probs.detach()
     assert ((found.mean - probs).abs() <= 5 * found.mean_se + 1e-8).all()
@@ -127,7 +122,7 @@ def test_a_guide_without_closed_form(some):
     """A flow's own moments come from its draws."""
     model = zoo.PPCA(4, 2).double()
     model.initialize(some)
-    run = still(model, Flow(model, some), some)
+    run = zoo.Fit(model, Flow(model, some))
     found = importance_moments(run, some, draws=1000)
     z = run.sample(some, 1000, seed=1)["z"]
     error = (2 / 1000) ** 0.5 * z.std(0)  # of a difference of two means
@@ -151,19 +146,18 @@ def test_importance_refuses(model, some):
         importance_moments(run, some[:59])
     free = zoo.PPCA(4, 2).double()
     with pytest.raises(ValueError, match="point mass on 'z'"):
-        importance_moments(still(free, AutoDelta(free), some), some)
+        importance_moments(zoo.Fit(free, AutoDelta(free)), some)
 
 
 def test_weights_that_are_no_numbers_name_their_row(some):
     def guide(x, index=None, size=None):
         scale = torch.ones(len(x), 2).double()
-        scale[7] = pyro.param("seven", torch.tensor(1.0).double())
+        scale[7] = math.nan
         with rows(x, index, size):
             pyro.sample("z", dist.Normal(0.0, scale).to_event(1))
 
     model = zoo.PPCA(4, 2).double()
-    run = still(model, guide, some)
-    run.store["params"]["seven"] = torch.tensor(math.nan).double()
+    run = zoo.Fit(model, guide)
     with pytest.raises(ValueError, match="log weights of row 7 hold NaN"):
         importance_moments(run, some)
 
@@ -176,7 +170,7 @@ def test_posterior_error_by_brute_force(family, some, untouched):
     with torch.no_grad():
         for parameter in guide.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    run = still(model, guide, some)
+    run = zoo.Fit(model, guide)
     with untouched():
         found = posterior_error(run, some)
     with torch.no_grad():
@@ -201,7 +195,7 @@ def test_posterior_error_of_what_is_known(model, some):
     assert found.correlation.abs().max() < 1e-8
     assert found.summary()["shift"] == pytest.approx(0.3)
     assert "off by 0.3 posterior standard deviations" in repr(found)
-    exact = posterior_error(still(model, Exact(model), some), some)
+    exact = posterior_error(zoo.Fit(model, Exact(model)), some)
     assert exact.kl.abs().max() < 1e-8
 
 
@@ -210,18 +204,18 @@ def test_posterior_error_with_missing_entries(some):
     x[::3, 1] = math.nan
     model = zoo.PPCA(4, 2).double()
     model.initialize(x)
-    found = posterior_error(still(model, Exact(model), x), x)
+    found = posterior_error(zoo.Fit(model, Exact(model)), x)
     assert found.kl.abs().max() < 1e-8
 
 
 def test_posterior_error_refuses(some):
     deep = zoo.VAE(4, 2, hidden=(8,)).double()
     with pytest.raises(ValueError, match="VAE has no closed-form posterior: zoo.importance_moments"):
-        posterior_error(still(deep, Amortized(deep, some), some), some)
+        posterior_error(zoo.Fit(deep, Amortized(deep, some)), some)
     mixture = zoo.GMM(4, 2).double()
     mixture.initialize(some)
     with pytest.raises(ValueError, match="posterior_error needs .* 'component' is discrete"):
-        posterior_error(still(mixture, Exact(mixture), some), some)
+        posterior_error(zoo.Fit(mixture, Exact(mixture)), some)
     linear = zoo.PPCA(4, 2).double()
     with pytest.raises(ValueError, match="guide Flow is a .* zoo.evaluate gives its KL"):
-        posterior_error(still(linear, Flow(linear, some), some), some)
+        posterior_error(zoo.Fit(linear, Flow(linear, some)), some)

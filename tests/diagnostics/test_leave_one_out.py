@@ -15,16 +15,10 @@ from zoo.base.module import Module
 from zoo.base.plates import rows
 from zoo.compat.container import load
 from zoo.diagnostics.model.leave_one_out import _leave_out, loo
-from zoo.infer.run import Fit
 
 PRIOR = 3.0  # standard deviation of theta
 N = 25
 DRAWS = 1000
-
-
-def made(model, guide):
-    """A run that nobody has trained."""
-    return Fit(model, guide)
 
 
 def normal(noise):
@@ -84,7 +78,7 @@ def around(x, noise, wide=1.0, shift=0.0):
 
 
 def test_the_exact_posterior_gives_the_closed_form(x):
-    found = loo(made(normal(1.0), around(x, 1.0)), x, draws=DRAWS)
+    found = loo(zoo.Fit(normal(1.0), around(x, 1.0)), x, draws=DRAWS)
     known = left_out(x, 1.0)
     assert (found.pointwise - known).abs().max() < tolerance(x, 1.0)
     mean, variance = posterior(x, 1.0)
@@ -99,7 +93,7 @@ def test_the_exact_posterior_gives_the_closed_form(x):
 
 def test_weights_mend_a_guide_that_is_not_the_posterior(x):
     """The guide is too wide and beside the mark by a standard deviation: without the correction it shows."""
-    run = made(normal(1.0), around(x, 1.0, wide=1.5, shift=1.0))
+    run = zoo.Fit(normal(1.0), around(x, 1.0, wide=1.5, shift=1.0))
     known = left_out(x, 1.0)
     mended, plain = loo(run, x, draws=DRAWS), loo(run, x, draws=DRAWS, correct=False)
     assert (mended.pointwise - known).abs().max() < 2 * tolerance(x, 1.0)  # half of the draws are of use
@@ -108,7 +102,7 @@ def test_weights_mend_a_guide_that_is_not_the_posterior(x):
 
 
 def test_a_guide_too_narrow_is_named(x):
-    found = loo(made(normal(1.0), around(x, 1.0, wide=0.4)), x, draws=DRAWS)
+    found = loo(zoo.Fit(normal(1.0), around(x, 1.0, wide=0.4)), x, draws=DRAWS)
     assert len(found.high) > 0
     assert "do not trust it" in repr(found)
 
@@ -122,14 +116,14 @@ def test_local_sites_are_integrated_out(x):
         with rows(x, index, size):
             pyro.sample("z", dist.Normal((theta + x[:, 0] / 0.25) / 5, (1 / 5) ** 0.5))
 
-    found = loo(made(nested, guide), x, draws=400, inner=3)
+    found = loo(zoo.Fit(nested, guide), x, draws=400, inner=3)
     assert (found.pointwise - left_out(x, 1.25)).abs().max() < tolerance(x, 1.25, 400)
     assert found.high == []
 
 
 def test_as_arviz_does_with_draws_of_the_posterior(x):
     """ArviZ's own PSIS-LOO of the exported marginal log-likelihood."""
-    run = made(normal(1.0), around(x, 1.0))
+    run = zoo.Fit(normal(1.0), around(x, 1.0))
     idata = zoo.to_arviz(run, x, draws=200)
     density = torch.as_tensor(np.asarray(idata["log_likelihood"]["x"]))[0]
     found = _leave_out(density, None)
@@ -185,17 +179,17 @@ def test_constrained_sites_of_autoguides(family):
 
 
 def test_two_models_on_the_same_rows(x):
-    right = loo(made(normal(1.0), around(x, 1.0)), x, draws=200)
-    wrong = loo(made(normal(9.0), around(x, 9.0)), x, draws=200)
+    right = loo(zoo.Fit(normal(1.0), around(x, 1.0)), x, draws=200)
+    wrong = loo(zoo.Fit(normal(9.0), around(x, 9.0)), x, draws=200)
     difference, error = right.compare(wrong)
     assert difference == pytest.approx(right.elpd - wrong.elpd, abs=1e-9)
     assert difference > 2 * error > 0
     with pytest.raises(ValueError, match="compared on 25 and 24 rows"):
-        right.compare(loo(made(normal(1.0), around(x, 1.0)), x[1:], draws=200))
+        right.compare(loo(zoo.Fit(normal(1.0), around(x, 1.0)), x[1:], draws=200))
 
 
 def test_it_leaves_no_trace(x, untouched):
-    run = made(normal(1.0), around(x, 1.0))
+    run = zoo.Fit(normal(1.0), around(x, 1.0))
     with untouched():
         first, again = loo(run, x, draws=50), loo(run, x, draws=50)
     assert torch.equal(first.pointwise, again.pointwise)
@@ -205,18 +199,18 @@ def test_it_leaves_no_trace(x, untouched):
 def test_point_estimates_are_refused(iris, model):
     built = model().double()
     with pytest.raises(ValueError, match=r"point estimates.*zoo\.select_size\(\.\.\., folds=5\).*zoo\.evaluate"):
-        loo(made(built, guides.Exact(built)), iris)
+        loo(zoo.Fit(built, guides.Exact(built)), iris)
 
 
 def test_other_refusals(x, iris):
     vae = zoo.VAE(4, 1).double()
     with pytest.raises(ValueError, match="parameters of VAE are point estimates"):
-        loo(made(vae, guides.Amortized(vae, iris)), iris)
-    run = made(normal(1.0), around(x, 1.0))
+        loo(zoo.Fit(vae, guides.Amortized(vae, iris)), iris)
+    run = zoo.Fit(normal(1.0), around(x, 1.0))
     with pytest.raises(ValueError, match="draws must be at least 25"):
         loo(run, x, draws=10)
-    with pytest.raises(ValueError, match="guide has no site 'theta'"):
-        loo(made(normal(1.0), lambda x=None, index=None, size=None: None), x, draws=25)
+    with pytest.raises(ValueError, match="guide <lambda> has no site 'theta'"):
+        loo(zoo.Fit(normal(1.0), lambda x=None, index=None, size=None: None), x, draws=25)
     model = Means()
     y = torch.randn(10, 2, dtype=torch.float64)
     point = zoo.fit(model, AutoDelta(model), y, steps=2, progress=False)

@@ -11,12 +11,6 @@ from guides import Amortized, Exact, Flow, FullRank
 from zoo.base.plates import rows
 from zoo.diagnostics import nuts
 from zoo.diagnostics.guide.mixing import mixing
-from zoo.infer.run import Fit
-
-
-def still(model, guide, x):
-    """A run of one step that moves nothing: model and guide as they are."""
-    return zoo.fit(model, guide, x, steps=1, optim=pyro.optim.Adam({"lr": 0.0}), progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +30,7 @@ def few(model):
 
 @pytest.fixture(scope="module")
 def sampled(model, few):
-    return nuts(still(model, Exact(model), few), few, chains=2, draws=100, warmup=60, seed=1)
+    return nuts(zoo.Fit(model, Exact(model)), few, chains=2, draws=100, warmup=60, seed=1)
 
 
 def within(difference, error):
@@ -51,7 +45,7 @@ def test_the_exact_posterior(sampled, model, few):
     assert ((sampled.mean["z"] - posterior.mean).abs() < 5 * sampled.mean_se["z"]).all()
     assert ((sampled.deviation["z"] - posterior.stddev).abs() < 5 * sampled.deviation_se["z"]).all()
     assert sampled.rhat["z"].max() < 1.1  # the chains agree, as far as so few draws show
-    compared = sampled.compare(still(model, Exact(model), few))
+    compared = sampled.compare(zoo.Fit(model, Exact(model)))
     assert compared.closed
     assert within(compared.mean, compared.mean_se)
     assert within(compared.deviation, compared.deviation_se)
@@ -64,7 +58,7 @@ def test_a_guide_that_is_off_by_a_known_amount(sampled, model, few):
     guide, posterior = FullRank(model, few), model.posterior(few)
     with torch.no_grad():
         guide.loc, guide.scale_tril = posterior.mean + 0.7 * posterior.stddev, 0.5 * posterior.scale_tril
-    compared = sampled.compare(still(model, guide, few))
+    compared = sampled.compare(zoo.Fit(model, guide))
     assert within({"z": compared.mean["z"] - 0.7}, {"z": compared.mean_se["z"] + 0.7 * sampled_error(sampled)})
     assert within({"z": compared.deviation["z"] + 0.5}, compared.deviation_se)
 
@@ -75,7 +69,7 @@ def sampled_error(sampled):
 
 
 def test_a_guide_without_closed_form(sampled, model, few):
-    flow = still(model, Flow(model, few), few)
+    flow = zoo.Fit(model, Flow(model, few))
     compared = sampled.compare(flow, draws=2000)
     assert not compared.closed
     z = flow.sample(few, 2000, seed=3)["z"]
@@ -85,7 +79,7 @@ def test_a_guide_without_closed_form(sampled, model, few):
 
 
 def test_the_same_seed_gives_the_same_draws_and_no_trace(model, few, untouched):
-    run = still(model, Exact(model), few)
+    run = zoo.Fit(model, Exact(model))
     with untouched():
         one, two = (nuts(run, few[:1], chains=2, draws=20, warmup=20, seed=5) for _ in range(2))
     assert torch.equal(one.samples["z"], two.samples["z"])
@@ -112,7 +106,7 @@ def test_discrete_sites_are_summed_out_and_shared_ones_sampled():
             pyro.sample("z", dist.Normal(torch.zeros(len(x), dtype=torch.float64), 1.0))
 
     x = torch.tensor([[1.5], [-0.5]], dtype=torch.float64)
-    run = Fit(Mixed(), guide)
+    run = zoo.Fit(Mixed(), guide)
     found = nuts(run, x, chains=2, draws=40, warmup=40)
     assert set(found.samples) == {"mean", "z"}
     assert found.samples["mean"].shape == (2, 40)
@@ -129,7 +123,7 @@ def test_discrete_sites_are_summed_out_and_shared_ones_sampled():
 
 
 def test_refusals(model, iris, some):
-    run = still(model, Exact(model), iris)
+    run = zoo.Fit(model, Exact(model))
     for given, message in [
         ({"chains": 1}, "chains must be a whole number of at least 2"),
         ({"draws": 0}, "draws must be a whole number of at least 20"),
@@ -141,16 +135,16 @@ def test_refusals(model, iris, some):
         nuts(run, iris.repeat(7, 1))
     mixture = zoo.GMM(4, 2).double()
     with pytest.raises(ValueError, match="GMM has no continuous latent site"):
-        nuts(still(mixture, Exact(mixture), some), some)
+        nuts(zoo.Fit(mixture, Exact(mixture)), some)
 
 
 def test_comparison_refuses_another_model(sampled, few):
     other = zoo.FactorAnalysis(4, 1).double()
     with pytest.raises(ValueError, match=r"site 'z' has shape \(3, 1\), the chains' \(3, 2\)"):
-        sampled.compare(still(other, Amortized(other, few), few))
+        sampled.compare(zoo.Fit(other, Amortized(other, few)))
     mixture = zoo.GMM(4, 2).double()
     with pytest.raises(ValueError, match="has no site 'z'"):
-        sampled.compare(still(mixture, Exact(mixture), few))
+        sampled.compare(zoo.Fit(mixture, Exact(mixture)))
 
 
 def test_mixing_of_chains_that_agree_and_of_those_that_do_not():
@@ -174,7 +168,7 @@ def test_four_chains_on_the_irises(iris):
     torch.manual_seed(1)
     model.initialize(iris)
     zoo.em(model, iris)
-    run = still(model, Exact(model), iris)
+    run = zoo.Fit(model, Exact(model))
     found = nuts(run, iris)
     assert found.divergences == 0
     assert found.rhat["z"].max() < 1.05

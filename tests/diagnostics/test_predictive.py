@@ -15,13 +15,8 @@ import zoo
 from zoo.base.plates import rows
 from zoo.data import Dataset
 from zoo.diagnostics.model import predictive
-from zoo.diagnostics.model.predictive import PredictiveCheck, column_quantiles, correlation, predictive_check
-from zoo.infer.run import Fit
-
-
-def made(model, guide):
-    """A run that nobody has trained."""
-    return Fit(model, guide)
+from zoo.diagnostics.model.predictive import PredictiveCheck, predictive_check
+from zoo.diagnostics.model.statistics import column_quantiles, correlation
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +31,7 @@ def factors():
         z = torch.randn(80, 1, generator=generator, dtype=torch.float64)
         noise = torch.randn(80, 3, generator=generator, dtype=torch.float64)
         x = z @ model.weight.T + model.mean + model.scale * noise
-    return made(model, guides.Exact(model)), x
+    return zoo.Fit(model, guides.Exact(model)), x
 
 
 def test_statistics_of_a_table():
@@ -159,14 +154,14 @@ def test_two_lumps_are_no_gaussian(faithful):
     data = Dataset(faithful, None, (), ("eruptions", "waiting"), "faithful", "", "")
     model = zoo.GMM(2, 1).double()
     zoo.em(model, faithful)
-    wrong = predictive_check(made(model, guides.Exact(model)), data, draws=100)
+    wrong = predictive_check(zoo.Fit(model, guides.Exact(model)), data, draws=100)
     assert {"excess kurtosis of eruptions", "excess kurtosis of waiting"} <= {wrong.names[i] for i in wrong.outside}
     assert not {"mean of waiting", "correlation of eruptions, waiting"} & {wrong.names[i] for i in wrong.outside}
     middle = (wrong.points > 0.4) & (wrong.points < 0.5)
     assert (wrong.marginal[middle] > wrong.band[1][middle]).all()  # the gap between the lumps
     better = zoo.GMM(2, 2).double()
     zoo.em(better, faithful)
-    right = predictive_check(made(better, guides.Exact(better)), data, draws=100)
+    right = predictive_check(zoo.Fit(better, guides.Exact(better)), data, draws=100)
     assert "excess kurtosis of eruptions" not in {right.names[i] for i in right.outside}
     assert (right.tail > 0.05).double().mean() > 0.9
 
@@ -185,7 +180,7 @@ def level_model(x=None, index=None, size=None):
 def test_shared_sites_come_from_the_guide(given):
     """The mean of a replicate varies with theta ~ q = N(2, 1/4) and the noise of its 30 rows, not with the prior."""
     x = torch.full((30, 1), 2.0, dtype=torch.float64) + torch.linspace(-1, 1, 30).double().unsqueeze(1)
-    found = predictive_check(made(level_model, level_guide), x, draws=200, given=given)
+    found = predictive_check(zoo.Fit(level_model, level_guide), x, draws=200, given=given)
     means = found.replicates[:, found.statistics.index("mean")]
     sd = (0.25 + 1 / 30) ** 0.5
     assert abs(means.mean() - 2.0) < 5 * sd / 200**0.5

@@ -76,7 +76,7 @@ def test_a_failed_value_is_a_row(found):
     failed = found.table[3]
     assert "latent_dim must be below data_dim=4" in failed.error
     assert (failed.best, failed.bic, failed.held_out) == (None, None, None)
-    assert "failed after" in repr(found)
+    assert "latent_dim must be below" in repr(found)
     assert found.frame()["error"].to_list()[3] == failed.error
 
 

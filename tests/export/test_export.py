@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import TraceEnum_ELBO
-from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoLaplaceApproximation, AutoMultivariateNormal, AutoNormal
 from torch import Tensor
 
 import guides
@@ -16,6 +16,7 @@ from zoo.compat import container
 from zoo.data import Dataset
 from zoo.export import elpd, pieces, to_arviz, variables
 from zoo.infer.fitting import Fit
+from zoo.posterior.engine import reader, reading
 from zoo.posterior.psis import psis_khat, psis_weights
 
 
@@ -46,6 +47,17 @@ def run(data):
 def mixture(data):
     model = zoo.GMM(4, 2, "tied")
     return zoo.fit(model, guides.MeanField(model, data.x), data.x, steps=30, progress=False)
+
+
+def trained(model, guide, x, steps=5) -> Fit:
+    """A pair trained in an SVI of the user's own."""
+    pyro.clear_param_store()
+    svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), pyro.infer.Trace_ELBO())
+    for _ in range(steps):
+        svi.step(x)
+    run = Fit(model, guide)
+    pyro.clear_param_store()
+    return run
 
 
 def plain(x=None, index=None, size=None):
@@ -84,7 +96,6 @@ def test_groups_dims_and_coords(run, data):
     assert groups(idata) == {
         "posterior",
         "posterior_predictive",
-        "log_likelihood",
         "observed_data",
         "prior",
         "prior_predictive",
@@ -94,7 +105,6 @@ def test_groups_dims_and_coords(run, data):
     assert idata["posterior"]["z"].dims == ("chain", "draw", "row", "factor")
     assert idata["posterior"]["z"].shape == (1, 7, 30, 2)
     assert idata["posterior_predictive"]["x"].dims == ("chain", "draw", "row", "column")
-    assert idata["log_likelihood"]["x"].dims == ("chain", "draw", "row")
     assert list(idata["observed_data"]["column"].values) == ["a", "b", "c", "d"]
     np.testing.assert_array_equal(idata["observed_data"]["x"].values, data.x.numpy())
     constant = idata["constant_data"]
@@ -120,13 +130,15 @@ def test_predictions_follow_the_draws(run, data):
     assert abs(residual.var() - 1) < 5 * np.sqrt(2 / residual.size)
 
 
-def test_log_likelihood_is_the_marginal(run, data):
-    density = to_arviz(run, data, draws=3)["log_likelihood"]
-    expected = run.model.log_marginal(data.x).detach().numpy()
-    for draw in density["x"].values[0]:
-        np.testing.assert_array_equal(draw, expected)
-    assert "held-out" in density["x"].attrs["note"]
-    assert "held-out" in density.attrs["note"]
+def test_log_marginal_of_point_estimates(run, data):
+    idata = to_arviz(run, data, draws=3)
+    log_marginal = idata["constant_data"]["log_marginal"]
+    assert log_marginal.dims == ("row",)
+    np.testing.assert_array_equal(log_marginal.values, run.model.log_marginal(data.x).detach().numpy())
+    assert log_marginal.attrs["kind"] == "log p(x_i) in closed form, nats"
+    assert "log_likelihood" not in groups(idata)
+    assert "held-out" in idata["posterior"].attrs["log_likelihood"]
+    assert "log_marginal_se" not in idata["constant_data"]
 
 
 def linear_joint(model, x, z):
@@ -232,9 +244,11 @@ def test_mixture(mixture, data):
 )
 def test_mixture_dims_with_as_many_components_as_columns(covariance, dims, data):
     model = zoo.GMM(4, 4, covariance)
-    found = zoo.base.latents(model, data.x)
-    assert variables.parameters(model, data.x, found)["scale"].dims == dims
-    assert variables.parameters(model, data.x, found)["weight"].dims == ("component",)
+    run = Fit(model, guides.MeanField(model, data.x))
+    with reading(run, 0):
+        found = variables.parameters(model, reader(run, data.x))
+    assert found["scale"].dims == dims
+    assert found["weight"].dims == ("component",)
 
 
 def test_discrete_site_summed_out_of_the_guide_comes_from_the_model(data):
@@ -255,12 +269,15 @@ def test_deep_model_gets_an_importance_weighted_estimate(data):
     guide = guides.Amortized(model, data.x, hidden=(8,))
     run = zoo.fit(model, guide, data.x, steps=100, progress=False)
     idata = to_arviz(run, data, draws=50)
-    density = idata["log_likelihood"]["x"]
+    density = idata["constant_data"]["log_marginal"]
     assert density.attrs["draws"] == 50
-    assert "K = 50" in density.attrs["kind"]
-    assert set(idata["constant_data"].data_vars) == {"label"}  # no network weights
-    bound = -run.losses[-10:].mean().item()
-    assert density.values[0, 0].mean() > bound - 0.5
+    assert "50 draws" in density.attrs["kind"]
+    assert set(idata["constant_data"].data_vars) == {"label", "log_marginal", "log_marginal_se"}  # no network weights
+    found = zoo.evaluate(run, data.x, draws=500)
+    error = idata["constant_data"]["log_marginal_se"].values
+    assert (
+        np.abs(density.values - found.log_marginal.numpy()) < 6 * np.hypot(error, found.log_marginal_se.numpy())
+    ).all()
 
 
 def brute_force(x: Tensor) -> Tensor:
@@ -281,27 +298,47 @@ def test_plain_function_with_autoguide(data):
     assert idata["posterior"]["z"].shape == (1, 20, 30, 2)
     assert idata["constant_data"]["noise_scale"].shape == ()
     run = zoo.fit(frozen, AutoNormal(frozen), data.x, steps=200, progress=False)
-    estimate = to_arviz(run, data.x, draws=40)["log_likelihood"]["x"].values[0, 0]
+    estimate = to_arviz(run, data.x, draws=40)["constant_data"]["log_marginal"].values
     # the posterior is factorised, so the fitted guide is nearly exact and its weights nearly constant
     assert np.abs(estimate - brute_force(data.x).numpy()).max() < 0.1
 
 
-@pytest.mark.parametrize("auto", [AutoMultivariateNormal, AutoDelta])
-def test_guides_without_a_density_per_row_leave_log_likelihood_out(auto, data):
-    run = zoo.fit(plain, auto(plain), data.x, steps=5, progress=False)
+@pytest.mark.parametrize("auto", [AutoDelta, AutoLaplaceApproximation])
+def test_point_masses_have_no_densities(auto, data):
+    run = trained(plain, auto(plain), data.x)
     idata = to_arviz(run, data.x, draws=5)
-    assert "log_likelihood" not in groups(idata)
-    assert "sample_stats" not in groups(idata)
+    assert {"log_likelihood", "sample_stats"}.isdisjoint(groups(idata))
+    assert "log_marginal" not in idata["constant_data"]
+    assert "elbo" not in idata.attrs
     for group in ("log_likelihood", "sample_stats"):
-        assert "no density of its own per row for 'z'" in idata["posterior"].attrs[group]
+        assert "point mass on 'z'" in idata["posterior"].attrs[group]
+    run = trained(hierarchical, auto(hierarchical), data.x)  # no draws of parameters, whatever their number
+    assert "log_likelihood" not in groups(to_arviz(run, data.x, draws=5))
 
 
-def test_autoguides_on_our_models(data):
+def test_a_guide_that_draws_all_rows_together(data):
+    run = trained(plain, AutoMultivariateNormal(plain), data.x)
+    idata = to_arviz(run, data.x, draws=30)
+    stats = idata["sample_stats"]
+    assert stats["lp"].dims == stats["log_q"].dims == ("chain", "draw")
+    assert idata.attrs["elbo"] == pytest.approx(float(stats["log_weight"].mean()))
+    z = torch.tensor(idata["posterior"]["z"].values[0])
+    scale = float(idata["constant_data"]["noise_scale"])
+    mean = torch.cat([z, z], -1)
+    lp = dist.Normal(mean, scale).log_prob(data.x).sum((-1, -2)) + dist.Normal(0.0, 1.0).log_prob(z).sum((-1, -2))
+    np.testing.assert_allclose(stats["lp"].values[0], lp, rtol=1e-5)
+    with run.scope():
+        log_q = run.guide.get_posterior().log_prob(z.flatten(1)).detach()
+    np.testing.assert_allclose(stats["log_q"].values[0], log_q, rtol=1e-4)
+    assert "log_likelihood" not in groups(idata)
+    assert "log_marginal" not in idata["constant_data"]
     model = zoo.PPCA(4, 2)
-    run = zoo.fit(model, AutoMultivariateNormal(model), data.x, steps=5, progress=False)
-    idata = to_arviz(run, data.x, draws=5)
-    assert "log_likelihood" in groups(idata)
+    idata = to_arviz(trained(model, AutoMultivariateNormal(model), data.x), data.x, draws=5)
+    assert idata.attrs["log_marginal"] == pytest.approx(model.log_marginal(data.x).double().sum().item())
+    assert idata.attrs["log_marginal_se"] == 0
+    np.testing.assert_array_equal(idata["constant_data"]["log_marginal"], model.log_marginal(data.x).detach())
     assert idata["constant_data"]["scale"].dims == ()
+    assert "needs 25 draws" in idata["sample_stats"].attrs["note"]
 
 
 def test_shared_sites(data):
@@ -312,7 +349,11 @@ def test_shared_sites(data):
     expected = dist.Normal(torch.tensor(centre.values[0])[:, None], 1.0).to_event(1).log_prob(data.x)
     np.testing.assert_allclose(idata["log_likelihood"]["x"].values[0], expected, rtol=1e-5)
     assert "note" not in idata["log_likelihood"]["x"].attrs  # here LOO has its meaning
-    assert "'centre' is shared by all rows" in idata["posterior"].attrs["sample_stats"]
+    stats = idata["sample_stats"]
+    prior = dist.Normal(0.0, 3.0).log_prob(torch.tensor(centre.values[0])).sum(-1)
+    np.testing.assert_allclose(stats["lp"].values[0], expected.sum(-1) + prior, rtol=1e-5)
+    assert stats["log_q"].dims == ("chain", "draw")
+    assert set(stats.data_vars) == {"lp", "log_q", "log_weight"}
     assert idata["prior"]["centre"].shape == (1, 6, 4)
     spread = idata["prior_predictive"]["x"].values[0] - idata["prior"]["centre"].values[0][:, None]
     assert abs(spread.var() - 1) < 5 * np.sqrt(2 / spread.size)
@@ -329,6 +370,9 @@ def test_shared_and_local_sites(data):
     expected = dist.MultivariateNormal(centre, covariance).log_prob(data.x).numpy()
     assert np.abs(density.values[0] - expected).mean() < 0.1
     assert density.attrs["draws"] == pieces.INNER
+    stats = to_arviz(run, data.x, draws=30)["sample_stats"]
+    assert stats["log_weight_shared"].dims == ("chain", "draw")
+    assert stats["khat"].dims == ("row",)
 
 
 def test_round_trip(run, mixture, data, tmp_path):

@@ -385,7 +385,7 @@ def test_impute_without_holes_is_the_data(run, x):
 
 
 def test_impute_does_not_depend_on_the_rows_around(run, x, monkeypatch):
-    monkeypatch.setattr("zoo.factors.generation.BUDGET", 1)  # row by row
+    monkeypatch.setattr("zoo.base.memory.NUMBERS", 1)  # row by row
     gaps = holes(x)[:6]
     found = zoo.impute(run, gaps, draws=3000)
     exact = run.model.impute(gaps)
@@ -410,7 +410,7 @@ def test_probe_finds_the_labels_in_the_factors_sooner(labelled, untouched):
     run, x, labels = labelled
     with untouched():
         found = zoo.factors.probe(run, x, labels, sizes=(4, 40), repeats=40, seed=1)
-    table = found.table()
+    table = found.frame()
     assert table["labelled"].to_list() == [4, 40]
     assert table["difference"][0] > 5 * table["difference_se"][0]
     # two normals at +-2 around their mean, one deviation: z can tell 1 - Phi(-2) = 0.977 of them, less what noise hides

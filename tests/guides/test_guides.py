@@ -96,9 +96,9 @@ def test_the_joint_density_is_the_dense_gaussians(kind):
     volume = values["tau"].log() + simplex_volume(share)  # d tau / d log tau = tau
     expected = MultivariateNormal(guide.loc, scale_tril=root).log_prob(real) - volume
     close(densities["tau"] + densities["share"] + densities["z"], expected)
-    root = guide.shared_scale_tril if full else torch.diag(guide.shared_scale)
+    root = guide.shared.scale_tril if full else torch.diag(guide.shared.scale)
     real = torch.cat([values["level"].log().reshape(1), values["slope"]])
-    expected = MultivariateNormal(guide.shared_loc, scale_tril=root).log_prob(real) - values["level"].log()
+    expected = MultivariateNormal(guide.shared.loc, scale_tril=root).log_prob(real) - values["level"].log()
     close(densities["level"] + densities["slope"], expected)
 
 
@@ -288,12 +288,12 @@ def test_a_shared_site_is_learned(kind):
     precision = torch.eye(2) + 20 * model.design.T @ model.design
     mean = torch.linalg.solve(precision, model.design.T @ x.sum(0))
     # L-BFGS stops at 1e-9 of the bound: its square root in the parameters, with room for curvature.
-    close(guide.shared_loc.detach(), mean, 1e-3)
+    close(guide.shared.loc.detach(), mean, 1e-3)
     if kind is FullRank:
-        root = guide.shared_scale_tril.detach()
+        root = guide.shared.scale_tril.detach()
         close(root @ root.T, precision.inverse(), 1e-3)
     else:
-        close(guide.shared_scale.detach().square(), 1 / precision.diagonal(), 1e-3)
+        close(guide.shared.scale.detach().square(), 1 / precision.diagonal(), 1e-3)
 
 
 # --- refusals ------------------------------------------------------------------------------------
@@ -318,13 +318,14 @@ class Counts(Module):
 
 
 class Plated(Module):
-    """A latent site in a plate of its own."""
+    """A latent site of the rows in a further plate."""
 
     def forward(self, x=None, index=None, size=None):
-        with pyro.plate("columns", 4):
-            m = pyro.sample("m", dist.Normal(zeros(), 1.0))
         with rows(x, index, size):
-            return pyro.sample("x", dist.Normal(m, 1.0).to_event(1), obs=x)
+            with pyro.plate("views", 3, dim=-2):
+                z = pyro.sample("z", dist.Normal(zeros(), 1.0))
+            mean = z.sum(-2).unsqueeze(-1).expand(*z.shape[:-2], z.shape[-1], 4)
+            return pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
 
 
 class Plain(Module):
@@ -352,9 +353,9 @@ REFUSALS = {
     ),
     "Exact of a VAE": (lambda x: Exact(VAE(4, 2).double()), "z", "no closed-form posterior", "Use Amortized"),
     "Exact of two sites": (lambda x: Exact(Pair(4, 2).double()), "level", "is one of 2", "Use MeanField"),
-    "Amortized of a shared site": (
-        lambda x: Amortized(Story(), x[:, :2]),
-        "level",
+    "Amortized of shared sites alone": (
+        lambda x: Amortized(Regression(), x[:, :3]),
+        "m",
         "shared by all rows",
         "Use MeanField",
     ),
@@ -394,7 +395,7 @@ def test_a_refusal_names_site_reason_and_way_out(case, some):
 def test_models_that_no_guide_serves(kind, some):
     with pytest.raises(ValueError, match=r"'c' \(Poisson\) is discrete without finite support"):
         kind(Counts(), some)
-    with pytest.raises(ValueError, match=r"'m' stands in plate 'columns'.*to_event"):
+    with pytest.raises(CannotServe, match=r"'z' stands in plate 'views' inside the rows.*to_event.*AutoNormal"):
         kind(Plated(), some)
     with pytest.raises(ValueError, match="has no latent site"):
         kind(Plain(), some)

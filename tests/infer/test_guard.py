@@ -1,5 +1,7 @@
 """What a fit keeps on its way: early stopping, the last good parameters, checkpoints, batches that are transformed."""
 
+import os
+
 import pyro
 import pytest
 import torch
@@ -7,8 +9,9 @@ from pyro.infer import Trace_ELBO
 
 import zoo
 from guides import Amortized, Exact, MeanField
-from zoo.infer.guard import Diverged, Guard, UnboundedLikelihood
+from zoo.infer.guard import Diverged, UnboundedLikelihood
 from zoo.infer.optim.fused import Fused
+from zoo.infer.running import copied, put_back
 
 
 def pair(x, hidden=(16,)):
@@ -100,7 +103,7 @@ def test_a_guide_of_the_rows_of_x_has_no_held_out_bound(some):
 def test_held_out_rows_are_taken_in_chunks(some, monkeypatch):
     model = zoo.PPCA(4, 2).double()
     whole = zoo.fit(model, Exact(model), some, steps=1, optim=adam(), validation=some).validation[0, 1].item()
-    monkeypatch.setattr("zoo.infer.guard.CHUNK", 4 * 7)
+    monkeypatch.setattr("zoo.infer.watchers.CHUNK", 4 * 7)
     other = zoo.PPCA(4, 2).double()
     chunked = zoo.fit(other, Exact(other), some, steps=1, optim=adam(), validation=some).validation[0, 1].item()
     assert chunked == pytest.approx(whole, abs=1e-9)
@@ -214,15 +217,15 @@ def test_what_others_put_beside_a_checkpoint_stays(some, tmp_path):
 def test_a_checkpoint_that_cannot_be_replaced_leaves_the_old_one(some, tmp_path, monkeypatch):
     model, guide = pair(some)
     run = zoo.fit(model, guide, some, steps=3, checkpoint=tmp_path / "run")
-    replace = zoo.infer.storage.checkpoint.os.replace
+    move = os.replace
 
     def fail(source, target):
         if str(target).endswith("run"):
             monkeypatch.undo()
             raise OSError("no space left")
-        replace(source, target)
+        move(source, target)
 
-    monkeypatch.setattr(zoo.infer.storage.checkpoint.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="no space"):
         zoo.infer.storage.checkpoint.replace(run, tmp_path / "run")
     assert len(zoo.load(tmp_path / "run").losses) == 3
@@ -267,14 +270,13 @@ def test_mixed_precision_keeps_the_parameters_type(some):
     assert run.losses[-20:].mean() == pytest.approx(plain.losses[-20:].mean(), abs=0.5)
 
 
-def test_the_guard_copies_what_the_store_holds():
+def test_copies_hold_what_the_store_holds():
     with pyro.get_param_store().scope():
         loose = pyro.param("loose", torch.ones(3))
-        guard = Guard(None, None, 10, None, None)
-        guard.good(guard.copy())
+        copy = copied()
         with torch.no_grad():
             loose.fill_(torch.nan)
-        guard.restore("good")
+        put_back(copy)
         assert torch.equal(loose, torch.ones(3))
 
 

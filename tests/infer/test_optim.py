@@ -1,4 +1,4 @@
-"""Fused against Pyro's optimizers and plain torch; L-BFGS in Pyro's own SVI; the schedules."""
+"""Fused against Pyro's optimizers and plain torch; L-BFGS as a step of SVI; the schedules."""
 
 import copy
 import math
@@ -14,10 +14,11 @@ import zoo
 from guides import Exact, MeanField
 from zoo import PPCA
 from zoo.base.schedules import cosine
+from zoo.infer.line_search import LineSearchSVI
 from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.optim.fused import Fused
 from zoo.infer.optim.lbfgs import LBFGS
-from zoo.infer.optim.settling import Settling
+from zoo.infer.settling import Settling
 
 
 @pytest.fixture(autouse=True)
@@ -149,26 +150,46 @@ def play(settling, losses):
     return factors
 
 
-def test_settling_holds_while_the_bound_rises_and_anneals_when_it_does_not():
+def test_settling_holds_while_the_bound_rises_and_halves_the_rate_when_it_does_not():
     noise = torch.randn(4000, generator=torch.Generator().manual_seed(0)).tolist()
     plateau = 600
     losses = [0.1 * max(plateau - step, 0) + noise[step] for step in range(4000)]
-    factors = play(Settling(4000, window=100), losses)
-    first = next(step for step, factor in enumerate(factors) if factor < 1)
+    settling = Settling(4000, window=100)
+    factors = play(settling, losses)
+    first = next(step for step, factor in enumerate(factors) if factor < 1) - 1
+    assert settling.annealed == first
     assert (
         plateau < first <= plateau + 301
     )  # two windows without a gain are needed to see it, and the first may straddle
+    assert factors[first + settling.length] == pytest.approx(0.5)
     assert all(a >= b for a, b in pairwise(factors))
-    assert len(factors) < 4000
-    assert factors[-1] < 0.01
+    assert len(factors) == first + 6 * settling.length
+    assert factors[-1] == pytest.approx(1 / 64, rel=0.01)
 
 
-def test_settling_anneals_before_the_budget_ends():
-    losses = [-float(step) for step in range(1000)]  # never settles
-    factors = play(Settling(1000, window=100), losses)
-    assert len(factors) == 1000
-    assert factors[300] == 1.0
-    assert factors[-1] < 1e-3
+def test_settling_goes_on_while_lower_rates_raise_the_bound():
+    """Where the cost of a rate is ten times as high, three more halvings are needed until no gain is seen."""
+    noise = torch.randn(20_000, generator=torch.Generator().manual_seed(0)).mul(0.01).tolist()
+    counts = []
+    for cost in (1.0, 10.0):
+        settling = Settling(20_000, window=100)
+        steps = 0
+        while not (steps and settling.settled(steps - 1, cost * settling(steps - 1) + noise[steps - 1])):
+            steps += 1
+        counts.append((steps - settling.start) / settling.length)
+    assert counts[0] >= 6
+    assert counts[1] >= counts[0] + 2
+
+
+def test_settling_lowers_the_rate_before_the_budget_ends_and_does_not_call_it_settled():
+    losses = [-float(step) for step in range(2000)]  # never settles
+    settling = Settling(2000, window=100)
+    factors = play(settling, losses)
+    assert len(factors) == 2000
+    assert factors[400] == 1.0
+    assert factors[-1] < 0.02
+    assert settling.forced
+    assert settling.annealed is None
 
 
 def test_settling_with_a_fixed_budget_is_one_cosine():
@@ -192,33 +213,32 @@ class Noted(Trace_ELBO):
         return self.values[-1]
 
 
-def test_lbfgs_in_plain_svi_reaches_ems_optimum(iris):
+def test_a_line_search_in_a_loop_of_ones_own_reaches_ems_optimum(iris):
     reference = zoo.em(PPCA(4, 2).double(), iris)[-1].item()
     model = PPCA(4, 2).double()
     model.initialize(iris)
-    optim, noted = LBFGS(), Noted()
-    svi = SVI(model, Exact(model), optim, optim.watch(noted))
+    svi = LineSearchSVI(model, Exact(model), LBFGS(), Noted())
     losses = [svi.step(iris) for _ in range(60)]
     assert -losses[-1] / 150 == pytest.approx(reference / 150, abs=1e-6)
     assert (torch.tensor(losses).diff() <= 1e-9).all()  # every line search ends lower
     assert losses[0] - losses[-1] > 10
 
 
-def test_lbfgs_evaluates_about_once_per_iteration(iris):
+def test_a_line_search_evaluates_about_once_per_iteration(iris):
     model = PPCA(4, 2).double()
     model.initialize(iris)
-    optim, noted = LBFGS(), Noted()
-    svi = SVI(model, Exact(model), optim, optim.watch(noted))
+    noted = Noted()
+    svi = LineSearchSVI(model, Exact(model), LBFGS(), noted)
     for _ in range(25):
         svi.step(iris)
-    assert optim.evaluations == len(noted.values)
+    assert svi.evaluations == len(noted.values)
     assert 25 < len(noted.values) <= 40  # most first trials of the line search are accepted, and none is made twice
 
 
-def test_lbfgs_sees_the_same_draws_at_every_evaluation(pair, some, untouched):
+def test_a_line_search_sees_the_same_draws_at_every_evaluation(pair, some, untouched):
     model, guide = pair
-    optim, noted = LBFGS(), Noted()
-    svi = SVI(model, guide, optim, optim.watch(noted))
+    noted = Noted()
+    svi = LineSearchSVI(model, guide, LBFGS(), noted)
     before = torch.get_rng_state()
     losses = [svi.step(some) for _ in range(10)]
     assert len(noted.streams) > 10
@@ -228,40 +248,41 @@ def test_lbfgs_sees_the_same_draws_at_every_evaluation(pair, some, untouched):
     assert svi.evaluate_loss(some) == svi.evaluate_loss(some)
 
 
-def test_lbfgs_wants_a_loss_it_can_watch(pair, some):
+def test_a_plain_svi_cannot_search_a_line(pair, some):
     svi = SVI(*pair, LBFGS(), Trace_ELBO())
-    with pytest.raises(RuntimeError, match=r"optim\.watch\(Trace_ELBO\(\)\)"):
+    with pytest.raises(RuntimeError, match=r"use zoo\.infer\.LineSearchSVI"):
         svi.step(some)
 
 
-def test_lbfgs_notices_other_data(iris):
+def test_a_line_search_notices_other_data(iris):
     model = PPCA(4, 2).double()
     model.initialize(iris)
-    optim = LBFGS()
-    svi = SVI(model, Exact(model), optim, optim.watch(Trace_ELBO()))
+    svi = LineSearchSVI(model, Exact(model), LBFGS(), Trace_ELBO())
     for rows in (iris[:50], iris[50:], iris[50:].clone(), iris[:50]):
         expected = -model.log_marginal(rows).sum().item()
         assert svi.step(rows) == pytest.approx(expected, rel=1e-8)
 
 
-def test_lbfgs_lets_late_parameters_join(pair, some):
+def test_a_line_search_notices_parameters_that_others_move(iris):
+    model = PPCA(4, 2).double()
+    model.initialize(iris)
+    svi = LineSearchSVI(model, Exact(model), LBFGS(), Trace_ELBO())
+    for _ in range(3):
+        svi.step(iris)
+        with torch.no_grad():
+            model.weight.mul_(1.1)
+        expected = -model.log_marginal(iris).sum().item()
+        assert svi.step(iris) == pytest.approx(expected, rel=1e-8)
+
+
+def test_late_parameters_join(pair, some):
     model, guide = pair
-    optim = LBFGS(late=model.parameters(), since=5)
-    loss = optim.watch(QuadratureELBO())
-    svi = SVI(model, guide, optim, loss)
+    svi = LineSearchSVI(model, guide, LBFGS(), QuadratureELBO(), late=model.parameters(), since=5)
     start = [p.detach().clone() for p in model.parameters()]
     losses = [svi.step(some) for _ in range(5)]
     assert all(torch.equal(p, old) for p, old in zip(model.parameters(), start, strict=True))
     assert losses[-1] < losses[0] - 0.1  # the E-step
-    for p in (*model.parameters(), *guide.parameters()):
-        p.grad = None
-    QuadratureELBO().loss_and_grads(model, guide, some)
-    slopes = [p.grad.clone() for p in (*model.parameters(), *guide.parameters())]
-    for p in (*model.parameters(), *guide.parameters()):
-        p.grad = None
-    loss.loss_and_grads(model, guide, some)
-    for p, slope in zip((*model.parameters(), *guide.parameters()), slopes, strict=True):
-        torch.testing.assert_close(p.grad, slope)  # nothing of the steps before has piled up
+    assert all(p.grad is None for p in (*model.parameters(), *guide.parameters()))  # nothing has piled up
     more = [svi.step(some) for _ in range(20)]
     assert not any(torch.equal(p, old) for p, old in zip(model.parameters(), start, strict=True))
     assert more[-1] < losses[-1] - 0.1

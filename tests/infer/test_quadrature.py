@@ -193,9 +193,9 @@ def test_a_site_that_all_rows_share(kind, some):
     guide = kind(model, some)
     jitter(guide)
     q = (
-        dist.Normal(guide.shared_loc, guide.shared_scale).to_event(1)
+        dist.Normal(guide.shared.loc, guide.shared.scale).to_event(1)
         if kind is MeanField
-        else (dist.MultivariateNormal(guide.shared_loc, scale_tril=guide.shared_scale_tril))
+        else (dist.MultivariateNormal(guide.shared.loc, scale_tril=guide.shared.scale_tril))
     )
     prior = dist.Normal(torch.zeros(4).double(), 2.0).to_event(1)
     expected = prior.log_prob(q.mean) - q.variance.sum() / (2 * 4) + q.entropy()  # E log p of a quadratic

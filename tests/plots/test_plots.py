@@ -382,3 +382,10 @@ def test_a_square_is_refused_where_there_is_none(run):
 def test_a_mixture_has_no_manifold(data):
     with pytest.raises(ValueError, match="manifold needs factors.*GMM has none"):
         plots.manifold(mixture(data), column=0)
+
+
+def test_a_pair_without_a_record_of_its_training_has_no_losses(run):
+    with pytest.raises(ValueError, match="no record of its training, and so no losses to draw"):
+        plots.loss(zoo.Fit(run.model, run.guide))
+    ax = plots.latent(zoo.Fit(run.model, run.guide, store=run.store), torch.zeros(5, run.model.data_dim).double())
+    assert ax.collections

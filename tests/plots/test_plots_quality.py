@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from zoo import plots
 from zoo.diagnostics.guide.calibration import Calibration
 from zoo.diagnostics.guide.importance import ImportanceMoments
-from zoo.posterior.evaluation import Evaluation
+from zoo.posterior.evaluation import Evaluation, SharedTerm
 
 
 def words(ax: Axes) -> list[str]:
@@ -72,6 +72,36 @@ def test_row_gaps_with_errors(evaluation):
     np.testing.assert_allclose(bars[0], [[0, 0.38], [0, 0.42]], rtol=1e-5)
     with pytest.raises(ValueError, match="the gap of row 1 is nan"):
         plots.row_gaps(replace(evaluation, elbo=torch.tensor([0.0, math.nan, 0.0])))
+
+
+@pytest.fixture
+def together(evaluation):
+    """The same rows, which share two sites."""
+    shared = SharedTerm(("weight", "scale"), -2.0, 0.1, -10.0, 0.3, -8.5, 0.4, 0.31)
+    return replace(evaluation, estimator="IS-500", shared=shared)
+
+
+def test_row_gaps_given_what_rows_share(together):
+    ax = plots.row_gaps(together)
+    drawn = np.concatenate([points.get_offsets() for points in ax.collections])
+    np.testing.assert_allclose(sorted(drawn[:, 1]), [0.1, 0.2, 0.4], rtol=1e-6)
+    assert words(ax)[-1] == "all rows: 1.5 (se 0.5)"
+    assert ax.get_ylabel() == "gap, nats\n(given weight, scale)"
+
+
+def test_row_gaps_refuses_rows_without_gaps(together):
+    unknown = replace(together, khat=torch.full((3,), math.nan))
+    with pytest.raises(ValueError, match="no gap of their own.*found.shared.gap, is 1.5 nats"):
+        plots.row_gaps(unknown)
+    ax = plots.khat(unknown)
+    assert not ax.collections  # and nothing at the floor
+    assert words(ax)[-1] == "weight, scale: 0.31"
+
+
+def test_khat_of_what_rows_share(together):
+    ax = plots.khat(together)
+    assert words(ax)[-1] == "weight, scale: 0.31"
+    assert ax.lines[-1].get_ydata()[0] == pytest.approx(0.31)
 
 
 def test_khat(evaluation):

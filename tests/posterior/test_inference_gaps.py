@@ -2,12 +2,12 @@
 
 import math
 import re
-import sys
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import config_enumerate
 from pyro.infer.autoguide import AutoNormal
 
 import zoo
@@ -212,7 +212,7 @@ def test_cut_into_chunks(monkeypatch):
     model, x = frozen(zoo.PPCA)
     run = still(model, MeanField(model, x), x)
     whole = gaps(run, x)
-    monkeypatch.setattr(sys.modules["zoo.posterior.inference_gaps"], "BUDGET", 7 * 1000)
+    monkeypatch.setattr("zoo.base.memory.NUMBERS", 4 * 7 * 1000)
     cut = gaps(run, x)
     torch.testing.assert_close(cut.approximation, whole.approximation, rtol=0, atol=1e-7)
     torch.testing.assert_close(cut.elbo, whole.elbo, rtol=0, atol=1e-9)
@@ -273,3 +273,63 @@ def test_summary_and_repr():
     plain = gaps(still(Plain(model), MeanField(model, x), x), x, steps=1, draws=25)
     assert "(IWAE-25)" in repr(plain)
     assert "diag family at least" in repr(plain)
+
+
+def by_index(x=None, index=None, size=None):
+    """A guide of a user's own, with parameters for each of 30 rows."""
+    loc = pyro.param("loc", torch.zeros(30, 3, dtype=torch.float64))
+    with rows(x, index, 30):
+        pyro.sample("z", dist.Normal(loc if index is None else loc[index], 1.0).to_event(1))
+
+
+def without_index(x=None, index=None, size=None):
+    """The same without a look at the row numbers."""
+    loc = pyro.param("loc", torch.zeros(30, 3, dtype=torch.float64))
+    with rows(x, index, size):
+        pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+
+def test_a_guide_of_the_users_own_serves_its_rows(monkeypatch):
+    model, _ = frozen(zoo.PPCA)
+    x = model(size=30)
+    run = still(model, by_index, x)
+    whole = gaps(run, x)
+    monkeypatch.setattr("zoo.base.memory.NUMBERS", 4 * 7 * 1000)  # seven rows at a time
+    torch.testing.assert_close(gaps(run, x).elbo, whole.elbo, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("call", [gaps, zoo.posterior.rate_distortion, zoo.evaluate, zoo.reconstruct])
+@pytest.mark.parametrize("guide", [by_index, without_index])
+def test_other_rows_are_a_named_error(call, guide):
+    model, _ = frozen(zoo.PPCA)
+    x = model(size=30)
+    run = still(model, guide, x)
+    with pytest.raises(
+        ValueError, match=rf"the guide {guide.__name__} fails on 20 rows .* pick those numbered by index"
+    ):
+        call(run, x[:20])
+
+
+@pytest.mark.parametrize("call", [gaps, zoo.posterior.rate_distortion])
+def test_shared_sites_are_refused_by_name(call):
+    def model(x=None, index=None, size=None):
+        mean = pyro.sample("mean", dist.Normal(torch.zeros((), dtype=torch.float64), 10.0))
+        with rows(x, index, size):
+            return pyro.sample("x", dist.Normal(mean.unsqueeze(-1), 1.0).to_event(1), obs=x)
+
+    x = torch.randn(20, 1, dtype=torch.float64)
+    guide = AutoNormal(model)
+    guide(x)
+    run = zoo.Fit(model, guide)
+    pyro.clear_param_store()
+    with pytest.raises(ValueError, match=r"'mean' is shared by all rows.*does not split into rows.*zoo.evaluate"):
+        call(run, x)
+
+
+def test_a_model_behind_config_enumerate_keeps_its_closed_form():
+    model, x = frozen(zoo.PPCA)
+    run = still(model, MeanField(model, x), x)
+    wrapped = gaps(zoo.Fit(config_enumerate(model), run.guide), x)
+    assert wrapped.closed
+    torch.testing.assert_close(wrapped.approximation, gaps(run, x).approximation)
+    assert wrapped.frame().height == len(x)

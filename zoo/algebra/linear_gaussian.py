@@ -19,6 +19,7 @@ from torch.distributions import Distribution
 from zoo.algebra import missing_linear
 from zoo.algebra.missing import Imputation, Incomplete, column_moments
 from zoo.base.checks import incomplete
+from zoo.base.independent import without_event_dims
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,9 +106,7 @@ def gaussian_moments(q: Distribution) -> tuple[Tensor, Tensor]:
     Raises:
         TypeError: ``q`` is no Gaussian.
     """
-    base = q
-    while isinstance(base, torch.distributions.Independent):
-        base = base.base_dist
+    base = without_event_dims(q)
     if isinstance(base, torch.distributions.Normal):
         return q.mean, torch.diag_embed(q.variance)
     if isinstance(base, torch.distributions.MultivariateNormal | torch.distributions.LowRankMultivariateNormal):

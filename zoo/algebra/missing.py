@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import polars
 import torch
 from torch import Tensor
 
@@ -25,6 +26,30 @@ class Imputation:
 
     mean: Tensor
     variance: Tensor
+
+    @property
+    def missing(self) -> Tensor:
+        """Which entries were missing (n, d): those with a variance."""
+        return self.variance > 0
+
+    def summary(self) -> dict[str, float]:
+        """The numbers of rows and of missing entries, and the root mean conditional variance of these."""
+        count = int(self.missing.sum())
+        sd = float(self.variance.double().sum() / count) ** 0.5 if count else 0.0
+        return {"rows": float(len(self.mean)), "missing": float(count), "sd": sd}
+
+    def frame(self) -> polars.DataFrame:
+        """A row per missing entry: its row and column, counted from 0, mean and standard deviation."""
+        row, column = self.missing.cpu().nonzero(as_tuple=True)
+        mean, variance = (value.detach().cpu().double()[row, column] for value in (self.mean, self.variance))
+        return polars.DataFrame(
+            {"row": row.numpy(), "column": column.numpy(), "mean": mean.numpy(), "sd": variance.sqrt().numpy()}
+        )
+
+    def __repr__(self) -> str:
+        found = self.summary()
+        n, d = self.mean.shape
+        return f"Imputation of {found['missing']:.0f} entries of {n} rows x {d} columns: root mean sd {found['sd']:.4g}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,19 +7,20 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]  # comes with scikit-learn
+from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from zoo.algebra.linear_gaussian import Moments
 from zoo.alignment.canonical import canonical_rotation, canonical_transform, to_canonical
 from zoo.alignment.matching import procrustes
-from zoo.alignment.symmetry import Factors
+from zoo.alignment.symmetry import Factors, model_of
 from zoo.alignment.varimax import Rotation
+from zoo.base.callables import PyroCallable
 from zoo.base.checks import check_rows, check_whole, incomplete
 from zoo.data.dataset import column_names
 from zoo.infer.expectation_maximisation import em
-from zoo.infer.fitting import Fit
+from zoo.infer.run import Fit
 
 Basis = Literal["fit", "own"]
 # EM ends this near the maximum, in nats over all rows: a distance of 1.4% of a standard error, as a quadratic
@@ -36,11 +37,11 @@ class Loadings:
     """Loadings and their bootstrap replicates: what :func:`bootstrap_loadings` returns.
 
     Attributes:
-        estimate: the loadings of the fit in its canonical gauge (d, k), in float64.
+        estimate: the loadings of the fit in its canonical rotation (d, k), in float64.
         replicates: those of the fits to the samples, in the same coordinates (draws, d, k).
         standardised: whether they are correlations of columns and factors, and not in the units of the columns.
-        level: what the intervals hold of the replicates.
-        rotation: the canonical gauge.
+        level: the share of the replicates that the intervals hold.
+        rotation: the canonical rotation.
         basis: ``"fit"`` or ``"own"``: whose coordinates the replicates are in.
         columns: the names of the d columns.
         failed: the number of samples to which no model could be fitted; they are left out.
@@ -75,7 +76,7 @@ class Loadings:
     def __repr__(self) -> str:
         d, k = self.estimate.shape
         failed = f", {self.failed} more failed" if self.failed else ""
-        turned = "aligned to the fit" if self.basis == "fit" else f"each in its own {self.rotation} gauge"
+        turned = "aligned to the fit" if self.basis == "fit" else f"each in its own {self.rotation} rotation"
         return (
             f"Loadings of {d} columns on {k} factor{'s' * (k != 1)} ({self.rotation}) by {len(self.replicates)} "
             f"bootstrap samples {turned}{failed}: the {100 * self.level:g}% intervals of {int(self.sure.sum())} of "
@@ -84,7 +85,7 @@ class Loadings:
 
 
 def bootstrap_loadings(
-    run: Any,
+    run: PyroCallable | Fit,
     x: Any,
     *,
     draws: int = 200,
@@ -94,7 +95,7 @@ def bootstrap_loadings(
     standardised: bool = True,
     seed: int = 0,
 ) -> Loadings:
-    r"""Fit the model anew to samples of n rows with replacement, and see how far its loadings move.
+    r"""Fits the model again to samples of n rows with replacement, and measures how far its loadings move.
 
     Every sample has its maximum of the likelihood, sought from the fit at hand so that all are the same maximum: by the
     eigenvalues of the sample's covariance where the rows are complete, by :func:`zoo.em` where entries are missing or
@@ -108,7 +109,7 @@ def bootstrap_loadings(
     - ``basis="fit"``: every replicate is turned to where it is nearest to the fit (:func:`zoo.alignment.align`). The
       factors are the fitted ones, their direction is taken as given, and the intervals are of the loadings on them:
       the narrower ones.
-    - ``basis="own"``: every replicate has the canonical gauge of its own, with factors in the order and with the signs
+    - ``basis="own"``: every replicate is in its own canonical rotation, with factors in the order and with the signs
       that suit the fit. The intervals are those of the canonical loadings, wide where two factors explain about the
       same and either could come first.
 
@@ -149,7 +150,7 @@ def bootstrap_loadings(
         raise ValueError(f"draws must be at least {least} for intervals that hold {100 * level:g}%, got {draws}")
     if basis not in get_args(Basis):
         raise ValueError(f"basis must be one of {', '.join(get_args(Basis))}; got {basis!r}")
-    model = copy.deepcopy(run.model if isinstance(run, Fit) else run)
+    model = copy.deepcopy(model_of(run))
     if canonical_transform(model, rotation).rotation is None:
         raise TypeError(
             f"{type(model).__name__} has components, not factors with loadings: take PPCA or FactorAnalysis"
@@ -259,7 +260,7 @@ def _loadings(weight: Tensor, noise: Tensor, standardised: bool) -> Tensor:
 
 @torch.no_grad()
 def _own(model: Any, reference: Any, rotation: Rotation) -> Tensor:
-    """The weight (d, k) in the model's canonical gauge, its columns in the order and with the signs of the reference.
+    """The weight (d, k) in the model's canonical rotation, with the order and the signs of the reference's columns.
 
     These are the ones of largest correlations with it, in units of its noise (Hungarian method).
     """

@@ -1,26 +1,32 @@
-r"""Rotations, signs and labels mean nothing: one canonical choice of them, and comparisons that do not see them.
+r"""Rotations, signs and labels are not identified: one canonical choice of them.
 
 With factors :math:`z \sim N(0, I)` the likelihood of a linear-Gaussian model is the same for W and for W R with any
 orthogonal R, and that of a mixture for any numbering of its components. Two fits of one model may agree in every
-prediction and in no parameter: compare them after :func:`to_canonical`, after :func:`align`, or by what has no gauge
-(:func:`covariance`, :func:`principal_angles`).
+prediction and in no parameter: compare them after :func:`to_canonical`, after :func:`align`, or by quantities that do
+not depend on the rotation (:func:`covariance`, :func:`principal_angles`).
 
-A model is known here by its shape, not by its class. Linear-Gaussian is what has ``weight`` (d, k), ``mean`` (d,),
-``noise`` (d,) and the log marginal that goes with them; a Gaussian mixture is what has ``components`` (their number
+A model is recognised by its structure, not by its class. Linear-Gaussian is one with ``weight`` (d, k), ``mean`` (d,),
+``noise`` (d,) and the log marginal that goes with them; a Gaussian mixture is one with ``components`` (their number
 k), ``weight`` (k,), ``mean`` (k, d), and ``scale`` in the form that ``covariance`` names.
 """
 
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from zoo.alignment.symmetry import Alignment, Factors, factors_of, mixture_of, unknown
+from zoo.alignment.symmetry import Alignment, Factors, Fitted, factors_of, mixture_of, unknown
 from zoo.alignment.varimax import Rotation, varimax_rotation
+from zoo.base.callables import PyroCallable
+from zoo.infer.run import Fit
 
 
-def canonical_transform(model: Any, rotation: Rotation = "principal") -> Alignment:
-    """The map to the canonical gauge that :func:`to_canonical` applies; use it on draws and posterior means.
+def canonical_transform(model: PyroCallable | Fit, rotation: Rotation = "principal") -> Alignment:
+    """The transform that :func:`to_canonical` applies; use it on draws and posterior means.
+
+    Args:
+        model: a linear-Gaussian model or a Gaussian mixture, or a :class:`zoo.Fit` of one.
+        rotation: of factors, see :func:`to_canonical`.
 
     Raises:
         TypeError: the model is neither linear-Gaussian nor a Gaussian mixture.
@@ -38,14 +44,14 @@ def canonical_transform(model: Any, rotation: Rotation = "principal") -> Alignme
     return Alignment(order=torch.tensor(order, device=mixture.weight.device))
 
 
-def to_canonical(model: Any, rotation: Rotation = "principal") -> Any:
-    r"""A copy of the model in a gauge that depends on its likelihood alone; the likelihood is unchanged.
+def to_canonical(fitted: Fitted, rotation: Rotation = "principal") -> Fitted:
+    r"""A copy of a model, or of a run, in coordinates that depend on its likelihood alone; the likelihood is unchanged.
 
     Factors, ``"principal"``: the basis in which :math:`W^T \Psi^{-1} W` is diagonal with decreasing entries, so that
     the posterior covariance is diagonal, factors of most signal first. It is unique where the entries differ.
 
     Factors, ``"varimax"``: the basis that maximises Kaiser's criterion, the variance within the columns of the squared
-    loadings after every row was scaled to length 1, found by his plane rotations from the principal basis (where the
+    loadings after every row was scaled to length 1, found by plane rotations from the principal basis (where the
     criterion has several maxima, always the same one); factors by decreasing sum of squares.
 
     Both: every factor's loading of largest size is positive. Sums of squares and sizes are taken in standard
@@ -54,12 +60,16 @@ def to_canonical(model: Any, rotation: Rotation = "principal") -> Any:
     Mixtures: components by decreasing weight; among weights that agree to six digits by their means, first column
     first. ``rotation`` does not matter.
 
+    Of a run the guide is transformed together with the model, so that loadings, latent maps, exports and reports all
+    show the same factors, and its bound is unchanged: :meth:`zoo.alignment.Alignment.apply` says how.
+
     Args:
-        model: a linear-Gaussian model (PPCA, FactorAnalysis) or a Gaussian mixture (GMM).
+        fitted: a linear-Gaussian model (PPCA, FactorAnalysis) or a Gaussian mixture (GMM), or a :class:`zoo.Fit` of
+            one.
         rotation: of factors.
 
     Raises:
-        TypeError: the model is neither. The factors of a network have no such gauge: turning them changes what the
+        TypeError: the model is neither. The factors of a network have no such symmetry: rotating them changes what the
             network computes.
         ValueError: ``rotation`` is neither of the two.
 
@@ -74,7 +84,7 @@ def to_canonical(model: Any, rotation: Rotation = "principal") -> Any:
     >>> torch.allclose(covariance(plain), covariance(model), atol=1e-5)
     True
     """
-    return canonical_transform(model, rotation).apply(model)
+    return canonical_transform(fitted, rotation).apply(fitted)
 
 
 # --- algebra -------------------------------------------------------------------------------------

@@ -3,11 +3,21 @@
 from typing import Any
 
 import torch
-from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]  # comes with scikit-learn
+from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 from torch import Tensor
 
-from zoo.alignment.symmetry import Alignment, Mixture, check_same_shape, factors_of, mixture_of, unknown
+from zoo.alignment.symmetry import (
+    Alignment,
+    Mixture,
+    check_same_shape,
+    factors_of,
+    mixture_of,
+    model_of,
+    unknown,
+)
+from zoo.base.callables import PyroCallable, name_of
 from zoo.base.checks import check_rows
+from zoo.infer.run import Fit
 
 
 def principal_angles(a: Tensor, b: Tensor) -> Tensor:
@@ -34,6 +44,8 @@ def principal_angles(a: Tensor, b: Tensor) -> Tensor:
         raise ValueError(f"a has {len(first)} rows, b {len(second)}: take loadings of the same columns")
     if first.shape[1] < second.shape[1]:
         first, second = second, first
+    # scipy.linalg.subspace_angles takes sines or cosines by the wrong angle where some are below 45 degrees and some
+    # above: of (1.2, 1e-9) it makes (1.2, 1.5e-8).
     cross = first.T @ second
     sines = torch.linalg.svdvals(second - first @ cross)
     cosines = torch.linalg.svdvals(cross)
@@ -56,14 +68,14 @@ def procrustes(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return rotation, a @ rotation
 
 
-def match_components(a: Any, b: Any, x: Any = None) -> Tensor:
+def match_components(a: PyroCallable | Fit, b: PyroCallable | Fit, x: Any = None) -> Tensor:
     """The numbering of the components of ``a`` that fits those of ``b`` best.
 
-    The sum over pairs is least (Hungarian method) of the Bhattacharyya distance of the two Gaussians, which does not
-    depend on the units of the columns; or, given rows ``x``, the rows on which their responsibilities overlap are most.
+    By the Hungarian method, it minimises the sum over pairs of the Bhattacharyya distance of the two Gaussians, which
+    does not depend on the units of the columns; or, given rows ``x``, maximises the overlap of their responsibilities.
 
     Args:
-        a: a Gaussian mixture.
+        a: a Gaussian mixture, or a :class:`zoo.Fit` of one.
         b: another one, with as many components.
         x: rows (n, d), or None.
 
@@ -74,13 +86,14 @@ def match_components(a: Any, b: Any, x: Any = None) -> Tensor:
         TypeError: a model is no Gaussian mixture.
         ValueError: numbers of components or columns differ.
     """
-    first, second = mixture_of(a), mixture_of(b)
+    models = [model_of(each) for each in (a, b)]
+    first, second = (mixture_of(model) for model in models)
     if first is None or second is None:
-        raise TypeError(f"{type(a if first is None else b).__name__} has no components to match: take a mixture")
+        raise TypeError(f"{name_of(models[first is not None])} has no components to match: take a mixture")
     check_same_shape(first.mean, second.mean, "components")
     if x is not None:
         with torch.no_grad():
-            shares = [model.posterior(check_rows(x, model)).probs.double() for model in (a, b)]
+            shares = [model.posterior(check_rows(x, model)).probs.double() for model in models]
         cost = -shares[0].T @ shares[1].to(shares[0].device)
     else:
         cost = torch.stack([_bhattacharyya(first, second, j) for j in range(len(second.weight))], 1)
@@ -90,33 +103,38 @@ def match_components(a: Any, b: Any, x: Any = None) -> Tensor:
     return order.to(first.weight.device)
 
 
-def align(model: Any, reference: Any) -> Alignment:
-    r"""The gauge that brings ``model`` nearest to ``reference``: ``align(model, reference).apply(model)``.
+def align(fitted: PyroCallable | Fit, reference: PyroCallable | Fit) -> Alignment:
+    r"""The alignment that brings a fit nearest to another: ``align(fitted, reference).apply(fitted)`` is the copy.
 
     Factors: :func:`procrustes` of the two weights, every row in units of the reference's noise
     (:math:`\Psi^{-1/2} W`), so that the units of the columns do not matter. Components: :func:`match_components`.
+
+    Args:
+        fitted: a linear-Gaussian model or a Gaussian mixture, or a :class:`zoo.Fit` of one.
+        reference: another one of the same shape.
 
     Raises:
         TypeError: the models are not both linear-Gaussian or both Gaussian mixtures.
         ValueError: their shapes differ.
     """
-    own, other = factors_of(model), factors_of(reference)
+    own, other = factors_of(fitted), factors_of(reference)
     if own is None or other is None:
         if own is not None or other is not None:
-            raise TypeError(f"{type(model).__name__} and {type(reference).__name__} have no gauge in common")
-        if mixture_of(model) is None:
-            raise unknown(model)
-        return Alignment(order=match_components(model, reference))
+            names = " and ".join(name_of(model_of(each)) for each in (fitted, reference))
+            raise TypeError(f"{names} have no symmetry in common: align two models of one kind")
+        if mixture_of(fitted) is None:
+            raise unknown(fitted)
+        return Alignment(order=match_components(fitted, reference))
     check_same_shape(own.weight, other.weight, "factors")
     unit = other.noise.sqrt().unsqueeze(1)
     return Alignment(rotation=procrustes(own.weight / unit, other.weight.to(own.weight) / unit.to(own.weight))[0])
 
 
-def posterior_difference(model: Any, reference: Any, x: Any) -> Tensor:
-    """How far apart the exact posterior means of two models are on the rows ``x``, after :func:`align`.
+def posterior_difference(fitted: PyroCallable | Fit, reference: PyroCallable | Fit, x: Any) -> Tensor:
+    """The difference of the exact posterior means of two models on the rows ``x``, after :func:`align`.
 
     Args:
-        model: a linear-Gaussian model or a Gaussian mixture.
+        fitted: a linear-Gaussian model or a Gaussian mixture, or a :class:`zoo.Fit` of one, whose model is taken.
         reference: another one of the same shape.
         x: rows (n, d).
 
@@ -128,12 +146,13 @@ def posterior_difference(model: Any, reference: Any, x: Any) -> Tensor:
         TypeError: the models are not both linear-Gaussian or both Gaussian mixtures.
         ValueError: their shapes differ, or the rows are not fit for them.
     """
-    gauge = align(model, reference)
+    alignment = align(fitted, reference)
     with torch.no_grad():
-        own, other = (each.posterior(check_rows(x, each)) for each in (model, reference))
-        if gauge.rotation is None:
-            return gauge.factors(own.probs.double()) - other.probs.double()
-        return (gauge.factors(own.mean.double()) - other.mean.double()) / other.stddev.double()
+        models = [model_of(each) for each in (fitted, reference)]
+        own, other = (model.posterior(check_rows(x, model)) for model in models)
+        if alignment.rotation is None:
+            return alignment.factors(own.probs.double()) - other.probs.double()
+        return (alignment.factors(own.mean.double()) - other.mean.double()) / other.stddev.double()
 
 
 def _basis(matrix: Tensor, name: str) -> Tensor:

@@ -1,19 +1,27 @@
 """The symmetries of the likelihood: rotations of factors and numberings of components."""
 
 import copy
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from zoo.algebra import linear_gaussian
-from zoo.base.protocols import Conjugate
+from zoo.alignment.coordinates import NewCoordinates, turn
+from zoo.base.callables import PyroCallable, handlers, name_of, undecorated
+from zoo.base.latent_sites import Latent, latents
+from zoo.base.protocols import Conjugate, TightGuide
+from zoo.infer.run import Fit
+
+Fitted = TypeVar("Fitted", bound=PyroCallable | Fit)  # a model, or a pair of model and guide
 
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
-    """A change of latent coordinates that the likelihood does not see: a rotation of factors, or a renumbering.
+    """A change of latent coordinates that leaves the likelihood unchanged: a rotation of factors, or a renumbering.
 
     Attributes:
         rotation: orthogonal (k, k); the new factors are ``z @ rotation`` and the new weight ``weight @ rotation``.
@@ -25,50 +33,93 @@ class Alignment:
     order: Tensor | None = None
 
     def factors(self, z: Tensor) -> Tensor:
-        """What a guide says of the old latent variable, said of the new one.
+        """Transforms draws or posterior means into the new coordinates.
 
         Args:
             z: factors (..., k): draws, posterior means; for a mixture labels (...) of an integer type, or
                 responsibilities (..., k).
         """
         if self.rotation is not None:
-            return (z.to(self.rotation) @ self.rotation).to(z)
+            return turn(z, self.rotation)
         assert self.order is not None
         order = self.order.to(z.device)
         return z[..., order] if z.is_floating_point() else order.argsort()[z]
 
-    def apply(self, model: Any) -> Any:
-        """A copy of ``model`` in the new coordinates; its likelihood is the same.
+    def apply(self, fitted: Fitted) -> Fitted:
+        """A copy of a model, or of a run, in the new coordinates; likelihood and bound are unchanged.
+
+        Of a run both halves are copied: the model's parameters are transformed, and the guide is put behind a handler
+        (:class:`zoo.alignment.coordinates.NewCoordinates`) that transforms its draws and its density, whatever the
+        guide is. A guide that is the model's own posterior, as ``Exact``, becomes that of the new model.
+        To keep a run in a folder, save it before: its canonical coordinates follow from it again after ``zoo.load``.
+
+        Args:
+            fitted: a linear-Gaussian model, a Gaussian mixture, or a :class:`zoo.Fit` of one.
 
         Raises:
-            TypeError: a model without this kind of gauge.
+            TypeError: the symmetries of the model are not known, or are not of this kind.
             ValueError: a model with another number of factors or components.
         """
+        if isinstance(fitted, Fit):
+            changed: Any = self._of_run(fitted)
+            return changed
+        model = fitted
         factors, mixture = factors_of(model), mixture_of(model)
         if factors is None and mixture is None:
             raise unknown(model)
-        gauge = self.order if self.rotation is None else self.rotation
-        if gauge is None or (factors is None) != (self.rotation is None):
+        change = self.order if self.rotation is None else self.rotation
+        if change is None or (factors is None) != (self.rotation is None):
             raise TypeError(
-                f"this gauge does not go with {type(model).__name__}: factors turn, components change places"
+                f"this alignment does not fit {name_of(model)}: factors are rotated, components are renumbered"
             )
-        number = len(mixture.weight) if mixture is not None else model.weight.shape[1]
-        if len(gauge) != number:
-            raise ValueError(f"the gauge is one of {len(gauge)} factors or components, the model has {number}")
-        changed = copy.deepcopy(model)
+        found, inner = handlers(model)
+        changed = copy.deepcopy(inner)
+        number = len(mixture.weight) if mixture is not None else changed.weight.shape[1]
+        if len(change) != number:
+            raise ValueError(f"the alignment is of {len(change)} factors or components, the model has {number}")
         with torch.no_grad():
             if self.rotation is not None:
-                changed.weight = (model.weight.to(self.rotation) @ self.rotation).to(model.weight)
+                changed.weight = turn(changed.weight, self.rotation)
             else:
-                for name in ("weight", "mean") if model.covariance == "tied" else ("weight", "mean", "scale"):
-                    setattr(changed, name, getattr(model, name)[self.order])
+                for name in ("weight", "mean") if changed.covariance == "tied" else ("weight", "mean", "scale"):
+                    setattr(changed, name, getattr(changed, name)[self.order])
+        for handler in reversed(found):
+            changed = handler(changed)
         return changed
 
+    def _of_run(self, run: Fit) -> Fit:
+        with run.scope():
+            model = self.apply(run.model)
+            old, site = undecorated(run.model), concerned_site(self, latents(run.model))
+        guide = run.guide
+        if isinstance(guide, TightGuide) and guide.tight and vars(guide).get("model") is old:
+            return dataclasses.replace(run, model=model, guide=copy.deepcopy(guide, {id(old): undecorated(model)}))
+        if isinstance(guide, nn.Module):
+            guide = copy.deepcopy(guide)
+        return dataclasses.replace(run, model=model, guide=NewCoordinates(site, self.rotation, self.order)(guide))
 
-# --- comparisons free of the gauge ---------------------------------------------------------------
+
+def concerned_site(change: Alignment, found: Sequence[Latent]) -> str:
+    """The name of the latent site that an alignment transforms.
+
+    Raises:
+        TypeError: no site, or several, could be meant.
+    """
+    local = [site for site in found if site.local]
+    if change.rotation is not None:
+        meant = [s.name for s in local if s.cardinality is None and s.shape == change.rotation.shape[:1]]
+    else:
+        assert change.order is not None
+        meant = [s.name for s in local if s.cardinality == len(change.order)]
+    if len(meant) != 1:
+        raise TypeError(f"an alignment transforms one latent site, and {len(meant)} sites of the model fit it")
+    return meant[0]
 
 
-def covariance(model: Any) -> Tensor:
+# --- comparisons that do not depend on the coordinates -------------------------------------------
+
+
+def covariance(model: PyroCallable | Fit) -> Tensor:
     r"""The covariance (d, d) of a row under the model, in float64.
 
     :math:`W W^T + \Psi`; for a mixture the spread of the means plus the mean of the spreads.
@@ -106,36 +157,38 @@ class Mixture:
     covariance: Tensor
 
 
-def factors_of(model: Any) -> Factors | None:
-    """What a linear-Gaussian model consists of; None for any other."""
-    if not (isinstance(model, nn.Module) and isinstance(model, Conjugate)):
+def factors_of(model: PyroCallable | Fit) -> Factors | None:
+    """What a linear-Gaussian model (or that of a run) consists of; None for any other."""
+    own = model_of(model)
+    if not (isinstance(own, nn.Module) and isinstance(own, Conjugate)):
         return None
-    parts = [getattr(model, name, None) for name in ("weight", "mean", "noise")]
+    parts = [getattr(own, name, None) for name in ("weight", "mean", "noise")]
     if not all(isinstance(part, Tensor) for part in parts) or [p.ndim for p in parts if p is not None] != [2, 1, 1]:
         return None
-    model = copy.deepcopy(model).double()
+    precise: Any = copy.deepcopy(own).double()
     with torch.no_grad():
-        weight, mean, noise = model.weight.clone(), model.mean, model.noise.clone()
+        weight, mean, noise = precise.weight.clone(), precise.mean, precise.noise.clone()
         if not len(weight) == len(mean) == len(noise):
             return None
         # Names alone do not make z ~ N(0, I): the model's own density must be the one that rotations leave alone.
         probes = mean + torch.cat([torch.zeros_like(mean).unsqueeze(0), weight.T])
         known = linear_gaussian.log_marginal(probes, weight, mean, noise)
-        if not torch.allclose(model.log_marginal(probes), known, rtol=1e-6, atol=1e-6):
+        if not torch.allclose(precise.log_marginal(probes), known, rtol=1e-6, atol=1e-6):
             return None
     return Factors(weight, noise)
 
 
-def mixture_of(model: Any) -> Mixture | None:
-    """What a Gaussian mixture consists of; None for any other model."""
-    k, kind = getattr(model, "components", None), getattr(model, "covariance", None)
-    if not (isinstance(model, nn.Module) and isinstance(k, int) and isinstance(kind, str)):
+def mixture_of(model: PyroCallable | Fit) -> Mixture | None:
+    """What a Gaussian mixture (or that of a run) consists of; None for any other model."""
+    own = model_of(model)
+    k, kind = getattr(own, "components", None), getattr(own, "covariance", None)
+    if not (isinstance(own, nn.Module) and isinstance(k, int) and isinstance(kind, str)):
         return None
-    names = {name.removesuffix("_unconstrained") for name, _ in model.named_parameters()}
+    names = {name.removesuffix("_unconstrained") for name, _ in own.named_parameters()}
     if names != {"weight", "mean", "scale"}:  # another parameter would have to be renumbered too
         return None
     with torch.no_grad():
-        weight, mean, scale = (getattr(model, name).double().clone() for name in ("weight", "mean", "scale"))
+        weight, mean, scale = (getattr(own, name).double().clone() for name in ("weight", "mean", "scale"))
     if weight.shape != (k,) or mean.ndim != 2 or len(mean) != k:
         return None
     d = mean.shape[1]
@@ -146,11 +199,16 @@ def mixture_of(model: Any) -> Mixture | None:
     return None
 
 
-def unknown(model: Any) -> TypeError:
+def model_of(fitted: PyroCallable | Fit) -> Any:
+    """The model of a run, or the model itself, behind handlers that change no density."""
+    return undecorated(fitted.model if isinstance(fitted, Fit) else fitted)
+
+
+def unknown(fitted: PyroCallable | Fit) -> TypeError:
     return TypeError(
-        f"{type(model).__name__} has no gauge that is known here: it is neither linear-Gaussian (weight, mean, noise), "
-        "whose factors may be turned, nor a Gaussian mixture, whose components may be renumbered. Compare such models "
-        "by their bounds (zoo.evaluate) or their predictions"
+        f"the symmetries of {name_of(model_of(fitted))} are not known: it is neither linear-Gaussian (weight, mean, "
+        "noise), whose factors can be rotated, nor a Gaussian mixture, whose components can be renumbered. Compare "
+        "such models by their bounds (zoo.evaluate) or their predictions"
     )
 
 

@@ -54,17 +54,30 @@ def undecorated(function: PyroCallable) -> PyroCallable:
 
 def modules(*functions: PyroCallable) -> list[nn.Module]:
     """The modules whose state Pyro callables use: themselves, or for a plain function those it refers to by name."""
-    found: dict[int, nn.Module] = {}
-    for function in functions:
-        inner = unwrapped(function)
-        if isinstance(inner, nn.Module):
-            found[id(inner)] = inner
-        elif inspect.isfunction(inner):
-            names = inspect.getclosurevars(inner)
-            for value in (*names.nonlocals.values(), *names.globals.values()):
-                if isinstance(value, nn.Module):
-                    found[id(value)] = value
+    found = {id(module): module for function in functions for module in held_modules(function).values()}
     return list(found.values())
+
+
+def held_modules(function: PyroCallable) -> dict[str, nn.Module]:
+    """The modules of :func:`modules` by the prefix of their parameters' names: none for a module itself.
+
+    >>> def guide(x=None, index=None, size=None):
+    ...     return network(x)
+    >>> network = nn.Linear(2, 1)
+    >>> held_modules(guide)
+    {'network.': Linear(in_features=2, out_features=1, bias=True)}
+    >>> held_modules(network)
+    {'': Linear(in_features=2, out_features=1, bias=True)}
+    """
+    inner = unwrapped(function)
+    if isinstance(inner, nn.Module):
+        return {"": inner}
+    if not inspect.isfunction(inner):
+        return {}
+    names = inspect.getclosurevars(inner)
+    referred = {**names.globals, **names.nonlocals}
+    found = {id(value): (name, value) for name, value in referred.items() if isinstance(value, nn.Module)}
+    return {f"{name}.": value for name, value in found.values()}
 
 
 @contextmanager

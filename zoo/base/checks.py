@@ -23,8 +23,8 @@ def check_rows(x: Any, model: PyroCallable | None = None, *, least: int = 1, nam
     """``x`` as a finite tensor (n, d) of the model's dtype and device.
 
     NaN stands for an entry that is missing at random, and passes where the model says that it knows what to do with it:
-    by the class attribute ``missing = True``. ``model.check`` refuses columns in which too little is observed. Of a model
-    behind Pyro handlers (``config_enumerate``) the model itself is asked.
+    by the class attribute ``missing = True``. ``model.check`` refuses columns in which too little is observed. Where
+    Pyro handlers (``config_enumerate``) stand around a model, the model behind them is asked.
 
     Raises:
         TypeError: ``x`` holds no numbers.

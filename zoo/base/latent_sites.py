@@ -1,5 +1,6 @@
 """The sites of a model, found by running it once: latent and data, per row and shared, in plates of the user's own."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,14 +109,14 @@ def layout(model: PyroCallable, x: Tensor | None = None) -> Layout:
     Args:
         model: any Pyro callable with the signature ``(x=None, index=None, size=None)``.
         x: the data (n, d). The model is called as on a minibatch, with row 0 of n, so that covariates which it holds
-            for all rows are picked by ``index``. None lets the model generate one row; the data site is then the one
-            whose value the model returns, or the one named ``x``.
+            for all rows are picked by ``index``. None lets the model generate row 0; the data sites are then those
+            whose values the model returns (one, a tuple or a dict), or the one named ``x``.
 
     Raises:
         ValueError: a data site has no values of its own for every row, a latent site is discrete without finite
             support, or a plate is iterated over one by one.
     """
-    arguments: tuple[Any, ...] = (None, None, 1)
+    arguments: tuple[Any, ...] = (None, torch.zeros(1, dtype=torch.long), 1)
     if x is not None:
         module = unwrapped(model)
         row = like(x[:1], module) if isinstance(module, nn.Module) else x[:1]
@@ -142,8 +143,8 @@ def latents(model: PyroCallable, x: Tensor | None = None) -> tuple[Latent, ...]:
 def data_sites(trace: poutine.Trace) -> tuple[str, ...]:
     """The names of the data sites in a trace of a model.
 
-    They are the observed ones; where nothing is observed (the model generates), the site whose value the model
-    returns, else the one named ``x``.
+    They are the observed ones; where nothing is observed (the model generates), the sites whose values the model
+    returns (one, a tuple or a dict of them), else the one named ``x``.
     """
     sites = {
         name: site
@@ -154,7 +155,9 @@ def data_sites(trace: poutine.Trace) -> tuple[str, ...]:
     if observed:
         return observed
     returned = trace.nodes["_RETURN"]["value"] if "_RETURN" in trace.nodes else None
-    same = tuple(name for name, site in sites.items() if returned is not None and site["value"] is returned)
+    values = returned.values() if isinstance(returned, dict) else returned
+    values = list(values) if isinstance(values, Iterable) and not isinstance(values, Tensor) else [returned]
+    same = tuple(name for name, site in sites.items() if any(site["value"] is value for value in values))
     return same or tuple(name for name in sites if name == "x")
 
 

@@ -1,43 +1,25 @@
 """Modules whose parameters belong to one instance, and which record how they were built."""
 
+import functools
+import hashlib
 import inspect
 import itertools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
+import numpy as np
 import pyro
 import torch
 from pyro.nn import PyroModule
 from pyro.params.param_store import param_with_module_name
 from torch import Tensor, nn
 
+from zoo.base.callables import PyroCallable, modules, unwrapped
+
 _numbers = itertools.count()
 
 
-class _Recorded(type(PyroModule)):  # type: ignore[misc]
-    """Records how an instance was built, so that a saved run can build it again."""
-
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        module = super().__call__(*args, **kwargs)
-        build: Any = type(module).__init__
-        bound = inspect.signature(build).bind(module, *args, **kwargs)
-        bound.apply_defaults()
-        given = {key: _describe(key, value) for key, value in list(bound.arguments.items())[1:]}
-        module.__dict__["settings"] = given | module.__dict__.get("_resolved", {})
-        if hasattr(module, "initialize"):
-            module.__dict__["_drawn"] = {k: p.detach().clone() for k, p in module.named_parameters()}
-        return module
-
-
-def _describe(name: str, value: Any) -> Any:
-    """A constructor's argument without its data: tensors by shape, modules by class."""
-    if name == "x" or isinstance(value, Tensor):
-        return {"tensor": list(torch.as_tensor(getattr(value, "x", value)).shape)}
-    if isinstance(value, nn.Module):
-        return {"module": f"{type(value).__module__}:{type(value).__qualname__}"}
-    return list(value) if isinstance(value, tuple) else value
-
-
-class Module(PyroModule, metaclass=_Recorded):
+class Module(PyroModule):
     """A ``PyroModule`` whose parameters belong to this instance alone.
 
     Pyro's parameter store knows a parameter by its name, and two unnamed modules (or two instances of one
@@ -45,11 +27,14 @@ class Module(PyroModule, metaclass=_Recorded):
     other instance has; copies and unpickled ones take a new one. A parameter with ``requires_grad=False`` stays
     out of the store, so that no optimizer moves it.
 
-    Attributes:
-        settings: the constructor's arguments (tensors by shape, modules by class), JSON-able for our classes.
+    The arguments of the constructor are recorded (:attr:`settings`), so that a saved run can build the module again,
+    and so is a fingerprint of the parameters that it drew (:attr:`fresh`).
     """
 
-    settings: dict[str, Any]
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in cls.__dict__:
+            cls.__init__ = _recorded(cls.__dict__["__init__"])  # type: ignore[method-assign]
 
     def __init__(self) -> None:
         super().__init__(_root(self))
@@ -76,26 +61,88 @@ class Module(PyroModule, metaclass=_Recorded):
         return super().__getattr__(name)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments (tensors by shape, modules by class), JSON-able for our classes.
+
+        What a constructor works out for itself, as from its data, it leaves in ``self.__dict__["_resolved"]``, and that
+        takes the place of the argument.
+        """
+        return self.__dict__.get("_given", {}) | self.__dict__.get("_resolved", {})
+
+    @property
     def fresh(self) -> bool:
-        """Whether the parameters are still those that the constructor drew (False where it draws none)."""
+        """Whether the parameters are still those that the constructor drew, up to their dtype and device.
+
+        False for a class without ``initialize``, which has no start on the data, and wherever a parameter is frozen.
+        """
         drawn = self.__dict__.get("_drawn")
-        if drawn is None:
-            return False
-        now = dict(self.named_parameters())
-        return now.keys() == drawn.keys() and all(
-            p.requires_grad and p.shape == drawn[k].shape and torch.equal(p.detach(), drawn[k].to(p))
-            for k, p in now.items()
-        )
+        return drawn is not None and all(p.requires_grad for p in self.parameters()) and drawn == _fingerprint(self)
+
+    def keep(self) -> None:
+        """Declare the current parameters a start of their own, which no fit redraws: ``fresh`` is False from now on."""
+        self.__dict__.pop("_drawn", None)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What ``.to``, ``.double`` and ``.cuda`` call: a change of dtype or device leaves ``fresh`` as it was."""
+        fresh = self.fresh
+        super()._apply(fn, recurse)
+        if fresh:
+            self.__dict__["_drawn"] = _fingerprint(self)
+        return self
+
+
+def _recorded(init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that leaves a record of its arguments and of the parameters it drew; its signature stays.
+
+    Of a constructor that calls that of its base class, the outer one alone leaves a record.
+    """
+
+    @functools.wraps(init)
+    def recording(self: Module, *args: Any, **kwargs: Any) -> None:
+        if "_given" in self.__dict__:
+            return init(self, *args, **kwargs)
+        self.__dict__["_given"] = {}
+        init(self, *args, **kwargs)
+        bound = inspect.signature(init).bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        given = list(bound.arguments.items())[1:]
+        self.__dict__["_given"] = {name: _described(name, value) for name, value in given}
+        if hasattr(self, "initialize"):
+            self.__dict__["_drawn"] = _fingerprint(self)
+        return None
+
+    return recording
+
+
+def _described(name: str, value: Any) -> Any:
+    """A constructor's argument without its data: tensors by shape, modules by class, whatever handlers are around."""
+    value = unwrapped(value) if callable(value) else value
+    if name == "x" or isinstance(value, Tensor):
+        return {"tensor": list(np.shape(getattr(value, "x", value)))}  # a Dataset has its table as x
+    if isinstance(value, nn.Module):
+        return {"module": f"{type(value).__module__}:{type(value).__qualname__}"}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _fingerprint(module: nn.Module) -> str:
+    """A hash of the names, shapes and bytes of all parameters: it detects any change without keeping a copy."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, parameter in module.named_parameters():
+        found.update(f"{name} {tuple(parameter.shape)} ".encode())
+        if not parameter.is_meta:  # which has no values
+            values = parameter.detach().cpu().contiguous().reshape(-1)
+            found.update(values.view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _root(module: Module) -> str:
     return f"{type(module).__name__}_{next(_numbers)}"
 
 
-def like(x: Any, module: nn.Module) -> Tensor:
-    """``x`` as a tensor of the module's dtype and device (as it is where the module has no parameters yet)."""
+def like(x: Any, function: PyroCallable) -> Tensor:
+    """``x`` as a tensor of the dtype and device of a callable's parameters (as it is where there are none yet)."""
     x = torch.as_tensor(x)
-    parameter = next(module.parameters(), None)
+    parameter = next((p for module in modules(function) for p in module.parameters()), None)
     if parameter is None:
         return x if x.is_floating_point() else x.to(torch.get_default_dtype())
     return x.to(parameter)

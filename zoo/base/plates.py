@@ -9,13 +9,16 @@ from torch import Tensor
 
 
 @contextmanager
-def rows(x: Tensor | None, index: Tensor | None = None, size: int | None = None) -> Iterator[Tensor]:
+def rows(
+    x: Tensor | None, index: Tensor | None = None, size: int | None = None, *, name: str = "rows"
+) -> Iterator[Tensor]:
     """The plate ``rows`` (dim -1) over independent observations; yields the row numbers.
 
     Args:
         x: the rows at hand (b, d), or None to generate ``size`` rows.
         index: the row numbers (b,) of a minibatch; then log densities are scaled by size / b.
         size: the full number of rows.
+        name: of the plate; a guide gives it the name that it has in the model.
 
     Raises:
         ValueError: neither ``x`` nor ``size`` is given, or ``index`` without ``size``.
@@ -26,7 +29,7 @@ def rows(x: Tensor | None, index: Tensor | None = None, size: int | None = None)
         if index is not None:
             raise ValueError("index is given without size: pass size, the full number of rows")
         size = x.shape[-2]
-    with pyro.plate("rows", size, subsample=index, dim=-1) as numbers:
+    with pyro.plate(name, size, subsample=index, dim=-1) as numbers:
         yield numbers
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from zoo.base.callables import PyroCallable
+from zoo.base.callables import PyroCallable, undecorated
 
 
 class Pair(Protocol):
@@ -255,3 +255,20 @@ class TightGuide(Protocol):
     def tight(self) -> bool:
         """Whether it is."""
         ...
+
+
+def declares(function: PyroCallable, name: str) -> bool:
+    """Whether a model or guide declares a property of its density: ``quadratic``, ``gaussian`` or ``tight``.
+
+    A subclass with a ``forward`` of its own has another density: what its parent declares does not hold for it, and it
+    declares the property anew where it has it.
+    """
+    inner = undecorated(function)
+    if name in vars(inner):
+        return bool(vars(inner)[name])
+    for owner in type(inner).__mro__:
+        if name in vars(owner):
+            return bool(getattr(inner, name))
+        if "forward" in vars(owner):
+            return False
+    return False

@@ -8,6 +8,8 @@ from typing import Any
 import polars as pl
 import xarray as xr
 
+from zoo.base.atomic import new_file
+
 
 class Rows:
     """The rows in a folder: ``rows.jsonl`` as they come, ``table.csv``, ``table.md`` and ``table.nc`` at the end.
@@ -32,7 +34,8 @@ class Rows:
                 self._rows.append(json.loads(line))
             except json.JSONDecodeError as error:
                 if number == len(lines) - 1:  # cut off while it was written: that cell runs again
-                    self._log.write_text("".join(lines[:-1]), encoding="utf-8")
+                    with new_file(self._log, replace=True) as partial:
+                        partial.write_text("".join(lines[:-1]), encoding="utf-8")
                     break
                 raise ValueError(f"{self._log}, line {number + 1}, is damaged ({error}): remove it") from None
 
@@ -48,8 +51,11 @@ class Rows:
     def write(self, markdown: Callable[[pl.DataFrame], str]) -> pl.DataFrame:
         """Write the tables and return them as one."""
         table = pl.DataFrame(self._rows, infer_schema_length=None)
-        table.write_csv(self.folder / "table.csv")
-        (self.folder / "table.md").write_text(markdown(table), encoding="utf-8")
-        columns = {name: ("run", table[name].to_numpy()) for name in table.columns}
-        xr.Dataset(columns).to_netcdf(self.folder / "table.nc", engine="h5netcdf")
+        columns = xr.Dataset({name: ("run", table[name].to_numpy()) for name in table.columns})
+        with new_file(self.folder / "table.csv", replace=True) as partial:
+            table.write_csv(partial)
+        with new_file(self.folder / "table.md", replace=True) as partial:
+            partial.write_text(markdown(table), encoding="utf-8")
+        with new_file(self.folder / "table.nc", replace=True) as partial:
+            columns.to_netcdf(partial, engine="h5netcdf")
         return table

@@ -12,8 +12,8 @@ import typer
 from zoo import data
 from zoo.commands.console import fail, out
 from zoo.diagnostics.diagnosis import Diagnosis, diagnose
-from zoo.infer.fitting import Fit
 from zoo.infer.loading import load
+from zoo.infer.run import Fit
 
 RUN = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, as zoo fit --out or Fit.save wrote it.")]
 DATA = Annotated[
@@ -26,12 +26,15 @@ def diagnose_(
     folder: RUN,
     source: DATA = None,
     draws: Annotated[int, typer.Option(help="Draws of the guide per row.")] = 500,
-    simulations: Annotated[int, typer.Option(help="Simulated rows of the calibration.")] = 500,
+    simulations: Annotated[
+        int | None,
+        typer.Option(help="Simulations of the calibration; by default 500 rows, none where rows share sites."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="End with status 1 where a finding is bad.")] = False,
 ) -> None:
-    """Ask of a run whether its posterior can be trusted, check by check, with thresholds and reasons."""
+    """Check whether the posterior of a run can be trusted, with thresholds and reasons."""
     try:
         run, table = _read(folder, source)
         found = diagnose(run, table, draws=draws, simulations=simulations, seed=seed)
@@ -66,16 +69,16 @@ def report_(
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    """What ``zoo fit`` noted beside the run, if it was that."""
+    """What ``zoo fit`` recorded beside the run, if anything."""
     file = folder / "results.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _read(folder: Path, source: str | None) -> tuple[Fit, data.Dataset]:
-    """A run and its rows, as they were when ``zoo fit`` was through with them.
+    """A run and its rows, prepared as ``zoo fit`` prepared them.
 
     Raises:
-        ValueError: nobody knows what rows the run was fitted to.
+        ValueError: the rows that the run was fitted to are not recorded.
     """
     run = load(folder)
     how = _record(folder).get("table", {})
@@ -105,7 +108,7 @@ def _show(found: Diagnosis) -> None:
 
 
 def _plain(found: Diagnosis) -> dict[str, Any]:
-    """The findings as JSON can hold them: what is no number is null."""
+    """The findings for JSON: numbers that are not finite become null."""
 
     def number(value: float) -> float | None:
         return value if math.isfinite(value) else None

@@ -16,6 +16,7 @@ from rich.table import Table
 
 import guides
 from zoo import data, plots
+from zoo.base.atomic import new_folder
 from zoo.base.module import Module
 from zoo.base.protocols import Conjugate
 from zoo.commands import judging, registry, selecting
@@ -23,7 +24,7 @@ from zoo.commands.console import err, fail, out, words
 from zoo.export.convert import to_arviz
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.fitting import Fit, fit
-from zoo.infer.storage.checkpoint import new_folder, write
+from zoo.infer.storage.checkpoint import write
 from zoo.posterior.evaluation import LEAST_DRAWS, evaluate
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)

@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from zoo import data, plots
+from zoo.base.atomic import new_file
 from zoo.base.protocols import Conjugate
 from zoo.commands import registry
 from zoo.commands.console import err, fail, out, words
@@ -55,8 +56,8 @@ def select_(
         )
         _show(found, f"{model_class.__name__} on {table.name} ({len(table)} rows x {len(table.columns)} columns)", size)
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            found.frame().write_csv(folder / "selection.csv")
+            with new_file(folder / "selection.csv", replace=True) as partial:
+                found.frame().write_csv(partial)
             plots.save(plots.selection(found), folder / "selection.png")
             out.print(f"selection written to {folder}", highlight=False, soft_wrap=True)
     except (ValueError, TypeError, OSError) as error:

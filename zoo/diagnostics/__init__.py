@@ -1,6 +1,7 @@
 """Whether a fit can be believed: its q compared with the posterior, its p with the data."""
 
-from zoo.diagnostics.diagnosis import Diagnosis, Finding, diagnose
+from zoo.diagnostics.checks.check import Check, Finding
+from zoo.diagnostics.diagnosis import Diagnosis, diagnose
 from zoo.diagnostics.guide.calibration import Calibration, sbc
 from zoo.diagnostics.guide.exact import PosteriorError, posterior_error
 from zoo.diagnostics.guide.importance import ImportanceMoments, importance_moments
@@ -13,6 +14,7 @@ from zoo.diagnostics.model.selection import Candidate, Selection, select_size
 __all__ = [
     "Calibration",
     "Candidate",
+    "Check",
     "Comparison",
     "Diagnosis",
     "Finding",

@@ -6,23 +6,24 @@ from typing import Any
 from torch import Tensor, nn
 
 from zoo.alignment.matching import align
-from zoo.alignment.symmetry import Alignment
-from zoo.base.latent_sites import Latent, latents
+from zoo.alignment.symmetry import Alignment, concerned_site
+from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
+from zoo.base.latent_sites import Latent
+from zoo.base.protocols import Pair
 from zoo.export.variables import parameters
-from zoo.infer.fitting import Fit
-from zoo.posterior.engine import reading
+from zoo.posterior.engine import reader, reading
 
-Turn = Callable[[Latent, Tensor], Tensor]  # draws of a latent site to the same draws in other coordinates
-INDEPENDENT = "independent draws from a guide, one chain: R-hat and effective sample size say nothing here"
+Transform = Callable[[Latent, Tensor], Tensor]  # draws of a latent site to the same draws in other coordinates
+INDEPENDENT = "independent draws from a guide, one chain: R-hat and effective sample size carry no information"
 SEEDS = (
     "one chain per run, each of independent draws from that run's guide: R-hat compares the runs, not a sampler's "
-    "progress. Near 1, all seeds have come to the same optimum and the same guide, be it right or wrong: the distance "
+    "progress. Near 1, all seeds have reached the same optimum and the same guide, be it right or wrong: the distance "
     "from the true posterior is in sample_stats (khat) and in zoo.evaluate. The effective sample size only counts draws"
 )
 Shape = list[tuple[Any, ...]]
 
 
-def check(runs: Sequence[Fit], x: Sequence[Tensor]) -> None:
+def check(runs: Sequence[Pair], x: Sequence[Tensor]) -> None:
     """Refuse runs that are no chains of one model.
 
     Args:
@@ -38,13 +39,13 @@ def check(runs: Sequence[Fit], x: Sequence[Tensor]) -> None:
         for earlier in range(number):
             for what in ("model", "guide"):
                 mine, other = getattr(run, what), getattr(runs[earlier], what)
-                if mine is other and isinstance(mine, nn.Module):
+                if mine is other and isinstance(unwrapped(mine), nn.Module):
                     raise ValueError(
                         f"runs {earlier} and {number} hold the same {what}, which the later fit has trained further: "
                         "build a new model and guide for every seed"
                     )
         for what in ("model", "guide"):
-            mine, other = title(getattr(run, what)), title(getattr(runs[0], what))
+            mine, other = name_of(getattr(run, what)), name_of(getattr(runs[0], what))
             if mine != other:
                 raise ValueError(
                     f"run {number} has the {what} {mine}, run 0 {other}: chains are fits of one model by one kind of "
@@ -56,34 +57,35 @@ def check(runs: Sequence[Fit], x: Sequence[Tensor]) -> None:
             )
 
 
-def alignment(runs: Sequence[Fit], x: Tensor) -> tuple[list[Any], list[Turn], str]:
+def alignment(runs: Sequence[Pair], x: Tensor) -> tuple[list[PyroCallable], list[Transform], str]:
     """Models and draws in the coordinates of the first run.
 
-    Rotations of factors are those of :func:`zoo.alignment.align`, and so are numbers of components. A model that
-    has no gauge known there (a network, a model of the user's) is taken as it is.
+    Rotations of factors are those of :func:`zoo.alignment.align`, and so are the numbers of components. A model whose
+    symmetries are not known there (a network, a model of the user's) is left as it is.
 
     Returns:
         models whose parameters compare, what to apply to each run's draws, and what was done, in words.
     """
-    models: list[Any] = [runs[0].model]
-    turns: list[Turn] = [unchanged]
+    models: list[PyroCallable] = [runs[0].model]
+    transforms: list[Transform] = [unchanged]
     try:
         with reading(runs[0], 0):
-            found = latents(runs[0].model, x)
+            found = reader(runs[0], x).layout.latents
         for run in runs[1:]:
+            model = undecorated(run.model)
             with run.scope():
-                gauge = align(run.model, runs[0].model)
-                models.append(gauge.apply(run.model))
-            turns.append(_turn(gauge, found))
+                change = align(model, undecorated(runs[0].model))
+                models.append(change.apply(model))
+            transforms.append(_transform(change, found))
     except TypeError:
         words = (
-            f"none: {title(runs[0].model)} has no gauge that is known (zoo.alignment), so the latent sites of two "
-            "chains may differ where the models agree: R-hat of the data's predictions means something, that of the "
-            "latent sites need not"
+            f"none: {name_of(runs[0].model)} has no rotation or numbering known to zoo.alignment, so the latent sites "
+            "of two chains may differ where the models agree: R-hat is meaningful for the data's predictions, and not "
+            "necessarily for the latent sites"
         )
         return [run.model for run in runs], [unchanged] * len(runs), words
-    rotated = "rotation and sign of the factors" if gauge.rotation is not None else "numbers of the components"
-    return models, turns, f"{rotated} of every chain are aligned to chain 0 (zoo.alignment.align)"
+    rotated = "rotation and sign of the factors" if change.rotation is not None else "numbers of the components"
+    return models, transforms, f"{rotated} of every chain are aligned to chain 0 (zoo.alignment.align)"
 
 
 def unchanged(site: Latent, value: Tensor) -> Tensor:
@@ -91,31 +93,19 @@ def unchanged(site: Latent, value: Tensor) -> Tensor:
     return value
 
 
-def title(thing: Any) -> str:
-    """The name of a function, or of an object's class."""
-    return str(getattr(thing, "__name__", type(thing).__name__))
-
-
-def _turn(gauge: Alignment, found: Sequence[Latent]) -> Turn:
-    """The gauge on draws of the one site that it concerns.
+def _transform(change: Alignment, found: Sequence[Latent]) -> Transform:
+    """The alignment on draws of the one site that it concerns.
 
     Raises:
         TypeError: no site, or several, could be meant.
     """
-    local = [site for site in found if site.local]
-    if gauge.rotation is not None:
-        meant = [s.name for s in local if s.cardinality is None and s.shape == gauge.rotation.shape[:1]]
-    else:
-        assert gauge.order is not None
-        meant = [s.name for s in local if s.cardinality == len(gauge.order)]
-    if len(meant) != 1:
-        raise TypeError("a gauge concerns one latent site")
-    return lambda site, value: gauge.factors(value) if site.name == meant[0] else value
+    name = concerned_site(change, found)
+    return lambda site, value: change.factors(value) if site.name == name else value
 
 
-def _shape(run: Fit, x: Tensor) -> Shape:
+def _shape(run: Pair, x: Tensor) -> Shape:
     with reading(run, 0):
-        found = latents(run.model, x)
-        held = parameters(run.model, x[:1], found)
-    sites: Shape = [(site.name, site.shape, site.local, site.cardinality) for site in found]
+        source = reader(run, x)
+        held = parameters(run.model, source)
+    sites: Shape = [(own.name, own.shape, own.local, own.cardinality) for own in source.layout.latents]
     return sites + [(name, each.values.shape) for name, each in held.items()]

@@ -7,7 +7,7 @@ import numpy as np
 
 from zoo.compat.container import assemble
 from zoo.export.layout import ORDER, place, prepare
-from zoo.infer.fitting import Fit
+from zoo.infer.run import Fit
 
 LARGEST = 4 * 2**30  # bytes of predictive draws
 
@@ -27,38 +27,47 @@ def to_arviz(
 
     Groups, with named dimensions (d the data's columns, k the factors):
 
-    - ``posterior``: every latent site; ``z`` (chain, draw, row, factor), ``component`` (chain, draw, row),
-      sites that all rows share (chain, draw, ...). The draws are independent: R-hat and effective sample
-      size of a single run say nothing.
-    - ``posterior_predictive``: ``x`` (chain, draw, row, column) from the model at the posterior draws.
+    - ``posterior``: every latent site; ``z`` (chain, draw, row, factor), ``component`` (chain, draw, row), sites that
+      all rows share (chain, draw, ...). A plate of the model's own is a dimension of its name, as ``features`` in
+      ``weight`` (chain, draw, features, weight_dim_0). Discrete sites that the guide leaves out are drawn from the
+      model, given the others and x. The draws are independent: R-hat and effective sample size of a single run carry
+      no information.
+    - ``posterior_predictive``: the data sites, as ``x`` (chain, draw, row, column), from the model at the posterior
+      draws.
     - ``prior``, ``prior_predictive``: the same from the model alone, at its fitted parameters.
-    - ``observed_data``: ``x`` (row, column).
-    - ``sample_stats``, in nats: ``lp`` = log p(x_i, z_i), ``log_q`` = log q(z_i | x_i) and ``log_weight``, their
-      difference, (chain, draw, row); ``khat`` (row), a coordinate beside them as it has no draws, from 25 draws on: see
-      :func:`zoo.posterior.psis_khat`. Absent where the guide has no density of its own per row (Pyro's joint
-      autoguides, ``AutoDelta``), or a site is shared.
-    - ``log_likelihood``: ``x`` (chain, draw, row) in nats, the *marginal* log p(x_i) with the row's own
-      latent sites integrated out: in closed form where the model has ``log_marginal``, else estimated by
-      importance weighting from the guide (Burda et al. 2016), with the number of draws in the attribute
-      ``draws``. Under point-estimated parameters it is the same for every draw, and LOO and WAIC only
-      restate the in-sample density (``az.loo`` of 0.x says k-hat = inf, that of 1.x raises): the attribute
-      ``note`` says so, and :func:`zoo.export.elpd` of held-out rows is what to give ``az.compare``. Absent where the
-      guide has no density per row and the model no ``log_marginal``.
+    - ``observed_data``: the data sites, as ``x`` (row, column).
+    - ``sample_stats``, in nats. Where no site is shared by all rows: ``lp`` = log p(x_i, z_i), ``log_q`` =
+      log q(z_i | x_i) and ``log_weight``, their difference, (chain, draw, row). With shared sites, and under guides
+      that draw all rows together (Pyro's joint autoguides), the same of everything at once (chain, draw), and
+      ``log_weight_shared`` with the rows' own sites integrated out. ``khat`` (row), a coordinate beside them as it has
+      no draws, from 25 draws on: see :func:`zoo.posterior.psis_khat`. Absent where the guide puts a point mass on a
+      site (``AutoDelta``, ``AutoLaplaceApproximation``), as it has no density.
+    - ``log_likelihood``: log p(x_i | shared sites) (chain, draw, row) in nats, with the row's own sites integrated out:
+      in closed form where the model has ``log_marginal_given``, else by importance weighting from the guide (Burda et
+      al. 2016), with the number of draws in the attribute ``draws``. ``az.loo`` and ``az.compare`` work on it; they
+      take the guide's draws for the posterior's, as ``zoo.loo(..., correct=False)`` does. Present only with draws of
+      the parameters: without shared sites, or under a point mass, ``az.loo`` finds no group to read.
     - ``constant_data``: the model's point-estimated parameters (``weight``, ``mean``, ``scale``; ``noise``
-      variances where the model has them; no network weights) and ``label``.
+      variances where the model has them; no network weights), ``label``, and where no site is shared ``log_marginal``
+      (row), log p(x_i) at these parameters in nats: in closed form where the model has ``log_marginal``, else by
+      importance weighting, with its standard error ``log_marginal_se``. To compare such models by ``az.compare``, give
+      it :func:`zoo.export.elpd` of held-out rows.
 
-    Why a group is absent says an attribute of ``posterior`` of the group's name.
+    An attribute of ``posterior`` with the name of an absent group says why it is absent.
 
     Several runs of one model, as from several seeds, become one chain each. Rotation and sign of their factors, or the
     numbers of their components, are aligned to the first run by :func:`zoo.alignment.align`, in ``posterior``,
-    ``prior`` and ``constant_data``; the attribute ``alignment`` says so, or that the model has no such gauge and is
-    taken as it is. R-hat then asks whether the seeds agree: near 1 they have come to one optimum and one guide, which
-    may still be far from the posterior. A parameter has one value per run and no draws, so the parameters stand in
-    ``constant_data`` with the dimension ``chain`` in front, as does ``khat`` in ``sample_stats``; in ``posterior``,
-    repeated over the draws, they would have a standard deviation of 0 and an infinite R-hat.
+    ``prior`` and ``constant_data``; the attribute ``alignment`` says so, or that no alignment of the model is known.
+    R-hat then measures whether the seeds agree: near 1 they have reached one optimum and one guide, which may still be
+    far from the posterior. A parameter has one value per run and no draws, so the parameters are in ``constant_data``
+    with the dimension ``chain`` in front, as is ``khat`` in ``sample_stats``; in ``posterior``, repeated over the
+    draws, they would have a standard deviation of 0 and an infinite R-hat.
 
     Attributes of the object and of every group: package and version, model, guide, seed, settings (JSON; a list for
-    several runs), versions of torch and Pyro. The caller's random streams and Pyro's global store are left alone.
+    several runs), versions of torch and Pyro. With shared sites the object and ``sample_stats`` also have ``elbo`` and
+    ``log_marginal``, the bound and log p(X) of all rows in nats, their standard errors ``elbo_se`` and
+    ``log_marginal_se``, and ``khat`` of the weights of the shared sites (lists for several runs). The caller's random
+    streams and Pyro's global store are left alone.
 
     Args:
         run: from :func:`zoo.fit`; model and guide may be any Pyro callables. Or a sequence of runs.
@@ -87,6 +96,7 @@ def to_arviz(
             "file with zoo.write_arviz"
         )
     arrays: dict[str, dict[str, np.ndarray]] = {}
+    bounds: dict[int, dict[str, float]] = {}
     for chain, piece in export.pieces():
         if not arrays:
             first, blanks = piece, export.empty(piece)
@@ -94,10 +104,13 @@ def to_arviz(
         for group, held in piece.groups.items():
             for name, each in held.items():
                 arrays[group][name][place(each, chain, piece.rows)] = each.values
-    groups: dict[str, dict[str, Any]] = {
-        group: {name: first.groups[group][name]._replace(values=array) for name, array in held.items()}
-        for group, held in arrays.items()
-    }
-    groups["constant_data"] = dict(export.constants)
+        bounds[chain] = piece.bounds
+    groups: dict[str, dict[str, Any]] = {"constant_data": dict(export.constants)}
+    for group, made in arrays.items():
+        own = {name: first.groups[group][name]._replace(values=array) for name, array in made.items()}
+        groups[group] = groups.get(group, {}) | own
     datasets = {g: export.dataset(g, groups[g], groups[g].values(), first) for g in ORDER if groups.get(g)}
-    return assemble(datasets, export.attrs)
+    found = export.attributes(list(bounds.values()))
+    if "sample_stats" in datasets:
+        datasets["sample_stats"].attrs.update(found)
+    return assemble(datasets, {**export.attrs, **found})

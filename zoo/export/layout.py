@@ -12,15 +12,15 @@ import torch
 import xarray
 from torch import Tensor
 
+from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
 from zoo.base.checks import check_rows, check_whole
-from zoo.base.latent_sites import latents
 from zoo.base.module import Module
 from zoo.data.dataset import Dataset
-from zoo.export.chains import INDEPENDENT, SEEDS, Turn, alignment, check, title, unchanged
-from zoo.export.pieces import Piece, Source, rows_per_piece
+from zoo.export.chains import INDEPENDENT, SEEDS, Transform, alignment, check, unchanged
+from zoo.export.pieces import Chain, Piece, rows_per_piece
 from zoo.export.variables import Variable, check_names, names, parameters
-from zoo.infer.fitting import Fit
-from zoo.posterior.engine import reading
+from zoo.infer.run import Fit
+from zoo.posterior.engine import reader, reading
 
 ORDER = (
     "posterior",
@@ -39,12 +39,12 @@ BESIDE = ("khat",)  # coordinates: numbers without draws beside those with, whic
 
 @dataclass(frozen=True)
 class Export:
-    """The runs, ready to be read piece by piece.
+    """The runs, ready to be exported piece by piece.
 
     Attributes:
         runs: one per chain.
         x: the rows (n, d), as each run's model takes them.
-        turns: applied to each run's draws.
+        transforms: applied to each run's draws.
         draws: the number of draws.
         seed: of the draws.
         count: rows per piece.
@@ -56,7 +56,7 @@ class Export:
 
     runs: Sequence[Fit]
     x: Sequence[Tensor]
-    turns: Sequence[Turn]
+    transforms: Sequence[Transform]
     draws: int
     seed: int
     count: int
@@ -73,18 +73,30 @@ class Export:
     def pieces(self) -> Iterator[tuple[int, Piece]]:
         """All pieces, with the number of their chain."""
         n = len(self.x[0])
-        for chain, (run, x, turn) in enumerate(zip(self.runs, self.x, self.turns, strict=True)):
-            source = Source(run, x, self.draws, self.seed, chain, turn)
+        for number, (run, x, transform) in enumerate(zip(self.runs, self.x, self.transforms, strict=True)):
+            chain = Chain(run, x, self.draws, self.seed, number, transform)
             for start in range(0, n, self.count):
-                piece = source.piece(slice(start, min(start + self.count, n)))
-                if chain:
+                piece = chain.piece(slice(start, min(start + self.count, n)))
+                if number:
                     piece.groups.pop("observed_data")
-                if len(self.runs) > 1 and "sample_stats" in piece.groups:  # k-hat too has a value for every chain
-                    piece.groups["sample_stats"] = _chained(piece.groups["sample_stats"])
-                yield chain, piece
+                if len(self.runs) > 1:  # what has no draws has a value for every chain
+                    for group in ("sample_stats", "constant_data"):
+                        if group in piece.groups:
+                            piece.groups[group] = _chained(piece.groups[group])
+                yield number, piece
+
+    def attributes(self, bounds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+        """The bounds of all rows as attributes: numbers of a single run, lists of several.
+
+        Args:
+            bounds: of the last piece of every chain.
+        """
+        if len(bounds) == 1:
+            return dict(bounds[0])
+        return {name: [own[name] for own in bounds] for name in bounds[0]}
 
     def empty(self, piece: Piece) -> "dict[str, dict[str, Blank]]":
-        """What a first piece's variables are over all chains and rows, by group and name."""
+        """Size and type of a first piece's variables over all chains and rows, by group and name."""
         sizes = {"chain": len(self.runs), "row": len(self.x[0])}
         return {
             group: {
@@ -139,51 +151,73 @@ def prepare(
     if rows_at_once is not None:
         check_whole(rows_at_once, "rows_at_once")
     fits = [runs] if isinstance(runs, Fit) else list(runs)
-    data = [check_rows(x, run.model) for run in fits]
+    data = [check_rows(x, undecorated(run.model)) for run in fits]
     check(fits, data)
-    n, d = data[0].shape
-    several = len(fits) > 1
-    if columns is None:
-        columns = getattr(x, "columns", None) if isinstance(x, Dataset) else [f"x{j}" for j in range(d)]
+    n, several = len(data[0]), len(fits) > 1
+    coords = _coordinates(x, len(fits), draws, data[0].shape, rows, columns)
+    models: Sequence[PyroCallable] = [run.model for run in fits]
+    transforms: Sequence[Transform] = [unchanged]
+    words = ""
+    if several:
+        models, transforms, words = alignment(fits, data[0])
+    constants: dict[str, Variable] = {}
+    counts = []
+    for number, (run, model) in enumerate(zip(fits, models, strict=True)):
+        with reading(run, seed):
+            source = reader(run, data[number])
+            check_names(source.layout)
+            counts.append(rows_per_piece(source, draws, rows_at_once))
+            for name, each in parameters(model, source).items():
+                constants[name] = _beside(constants[name], each) if number else _chain(each) if several else each
     if labels is None and isinstance(x, Dataset) and x.labels is not None:
         codes = x.labels.cpu().numpy()
         labels = np.array(x.label_names)[codes] if x.label_names else codes
-    coords: dict[str, np.ndarray] = {
-        "chain": np.arange(len(fits)),
-        "draw": np.arange(draws),
-        "row": names(rows, n, "rows") if rows is not None else np.arange(n),
-        "column": names(columns, d, "columns"),
-    }
-    coords["column_other"] = coords["column"]
-    models, turns, words = alignment(fits, data[0]) if several else ([fits[0].model], [unchanged], "")
-    constants: dict[str, Variable] = {}
-    for number, (run, model) in enumerate(zip(fits, models, strict=True)):
-        with reading(run, seed):
-            found = latents(run.model, data[number])
-            check_names(found)
-            for name, each in parameters(model, data[number][:1], found).items():
-                constants[name] = _beside(constants[name], each) if number else _chain(each) if several else each
     if labels is not None:
         given = labels.cpu().numpy() if isinstance(labels, Tensor) else labels
         constants["label"] = Variable(("row",), names(given, n, "labels"), {})
+    notes: dict[str, dict[str, Any]] = {"posterior": {"note": SEEDS if several else INDEPENDENT}}
+    if several:
+        for group in ("posterior", "prior", "constant_data"):
+            notes.setdefault(group, {})["alignment"] = words
+    return Export(fits, data, transforms, draws, seed, max(counts), coords, constants, _provenance(fits, seed), notes)
+
+
+def _coordinates(
+    x: Any,
+    chains: int,
+    draws: int,
+    shape: torch.Size,
+    rows: Sequence[Any] | None,
+    columns: Sequence[str] | None,
+) -> dict[str, np.ndarray]:
+    """The names along the dimensions that every export has."""
+    n, d = shape
+    if columns is None:
+        columns = getattr(x, "columns", None) if isinstance(x, Dataset) else [f"x{j}" for j in range(d)]
+    column = names(columns, d, "columns")
+    return {
+        "chain": np.arange(chains),
+        "draw": np.arange(draws),
+        "row": names(rows, n, "rows") if rows is not None else np.arange(n),
+        "column": column,
+        "column_other": column,
+    }
+
+
+def _provenance(fits: Sequence[Fit], seed: int) -> dict[str, Any]:
+    """The attributes of the object: what made it."""
     settings = [{"fit": run.settings, "model": _settings(run.model), "guide": _settings(run.guide)} for run in fits]
-    attrs = {
+    return {
         "creation_library": "latent-zoo",
         "creation_library_version": _version("latent-zoo"),
         "inference_library": "pyro",
         "inference_library_version": pyro.__version__,
         "torch_version": str(torch.__version__),
-        "model": title(fits[0].model),
-        "guide": title(fits[0].guide),
+        "model": name_of(fits[0].model),
+        "guide": name_of(fits[0].guide),
         "seed": seed,
-        "settings": json.dumps(settings if several else settings[0], default=str),
+        "settings": json.dumps(settings if len(fits) > 1 else settings[0], default=str),
     }
-    notes: dict[str, dict[str, Any]] = {"posterior": {"note": SEEDS if several else INDEPENDENT}}
-    if several:
-        for group in ("posterior", "prior", "constant_data"):
-            notes.setdefault(group, {})["alignment"] = words
-    count = max(rows_per_piece(run, data[0], found, draws, rows_at_once) for run in fits)
-    return Export(fits, data, turns, draws, seed, count, coords, constants, attrs, notes)
 
 
 def place(variable: Variable, chain: int, rows: slice) -> tuple[slice, ...]:
@@ -204,8 +238,9 @@ def _beside(before: Variable, now: Variable) -> Variable:
     return before._replace(values=np.concatenate([before.values, now.values[None]]))
 
 
-def _settings(thing: Any) -> Any:
-    return thing.settings if isinstance(thing, Module) else {}
+def _settings(function: PyroCallable) -> dict[str, Any]:
+    inner = unwrapped(function)
+    return inner.settings if isinstance(inner, Module) else {}
 
 
 def _version(package: str) -> str:

@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor
 from torch.distributions import constraints
 
-from zoo.base.latent_sites import Latent
+from zoo.base.callables import PyroCallable, unwrapped
+from zoo.base.latent_sites import Latent, Layout
+from zoo.posterior.engine import Reader
 
 RESERVED = ("chain", "draw", "row", "column", "column_other", "factor")
 
@@ -36,26 +39,33 @@ class Variable(NamedTuple):
 Groups = dict[str, dict[str, Variable]]
 
 
-def check_names(found: Sequence[Latent]) -> None:
-    """Refuse latent sites that cannot stand beside the dimensions.
+def check_names(found: Layout) -> None:
+    """Refuse latent sites and plates that cannot stand beside the dimensions.
 
     Raises:
-        ValueError: a site bears the name of a dimension.
+        ValueError: a site or one of its plates bears the name of a dimension.
     """
-    if clash := [latent.name for latent in found if latent.name in RESERVED]:
-        raise ValueError(f"latent site '{clash[0]}' bears the name of a dimension: rename it")
+    sites = {latent.name for latent in found.latents} | set(found.data)
+    plates = {plate.name for latent in found.latents for plate in latent.plates}
+    if clash := sorted((sites | plates) & set(RESERVED)):
+        kind = "latent site" if clash[0] in sites else "plate"
+        raise ValueError(f"{kind} '{clash[0]}' bears the name of a dimension: rename it")
 
 
 def latent(site: Latent, value: Tensor) -> Variable:
-    """Draws of a latent site, (draws, n, ...) or shared (draws, ...), as one chain."""
+    """Draws of a latent site, (draws, n, ...) or shared (draws, ...), as one chain.
+
+    The dimensions are ``row`` of a local site, then the plates that it stands in, by their names, then its event.
+    """
     local = ("row",) if site.local else ()
-    event = tuple(f"{site.name}_dim_{i}" for i in range(len(site.shape)))
-    if site.name == "z" and site.local and len(site.shape) == 1:
+    event = tuple(f"{site.name}_dim_{i}" for i in range(site.event_dim))
+    if site.name == "z" and site.local and len(site.shape) == 1 and not site.plates:
         event = ("factor",)
     array = numpy(value)
     if site.cardinality is not None:
         array = array.astype(np.int64)
-    return Variable(("chain", "draw", *local, *event), array[None], {})
+    plates = tuple(plate.name for plate in site.plates)
+    return Variable(("chain", "draw", *local, *plates, *event), array[None], {})
 
 
 def predicted(name: str, value: Tensor, d: int) -> Variable:
@@ -68,22 +78,27 @@ def observed(name: str, value: Tensor, d: int) -> Variable:
     return Variable(("row", *_columns(name, value.shape[1:], d)), numpy(value), {})
 
 
-def per_draw(value: Tensor, **attrs: Any) -> Variable:
+def per_row(value: Tensor, **attrs: Any) -> Variable:
     """One number per draw and row (draws, n), as one chain."""
     return Variable(("chain", "draw", "row"), numpy(value)[None], attrs)
 
 
-def parameters(model: Any, x: Tensor, found: Sequence[Latent]) -> dict[str, Variable]:
-    """The model's parameters by name, without the weights of networks; read within the run's scope.
+def per_draw(value: Tensor, **attrs: Any) -> Variable:
+    """One number per draw (draws,), as one chain."""
+    return Variable(("chain", "draw"), numpy(value)[None], attrs)
+
+
+def parameters(model: PyroCallable, source: Reader) -> dict[str, Variable]:
+    """A model's parameters by name, without the weights of networks; call it inside ``reading``.
 
     Args:
-        model: any Pyro callable.
-        x: some rows (b, d), for a callable that has to be run to show its parameters.
-        found: its latent sites.
+        model: that of the pair, or a copy of it in other latent coordinates.
+        source: the pair and its rows.
     """
+    inner, x, found = unwrapped(model), source.x, source.layout.latents
     values: dict[str, tuple[Tensor, Any]] = {}
-    if isinstance(model, PyroModule):
-        for prefix, module in model.named_modules():
+    if isinstance(inner, PyroModule):
+        for prefix, module in inner.named_modules():
             if not isinstance(module, PyroModule):
                 continue
             own = {k: c[0] for k, c in module._pyro_params.items()}
@@ -92,17 +107,18 @@ def parameters(model: Any, x: Tensor, found: Sequence[Latent]) -> dict[str, Vari
                 value = getattr(module, name)
                 if isinstance(value, Tensor):
                     values[f"{prefix}.{name}" if prefix else name] = (value, own.get(name, constraints.real))
-        if isinstance(noise := getattr(model, "noise", None), Tensor):
+        if isinstance(noise := getattr(inner, "noise", None), Tensor):
             values.setdefault("noise", (noise, constraints.positive))
     else:
-        for name, site in poutine.trace(model).get_trace(x).nodes.items():
+        first = torch.zeros(1, dtype=torch.long, device=x.device)
+        for name, site in poutine.trace(model).get_trace(x[:1], first, len(x)).nodes.items():
             if site["type"] == "param" and "$$$" not in name:
                 values[name] = (site["value"], site["kwargs"].get("constraint", constraints.real))
     sizes = {"column": x.shape[1]}
     for each in found:
         if each.name == "component" and each.cardinality is not None:
             sizes = {"component": each.cardinality, **sizes}
-        if each.name == "z" and each.local and len(each.shape) == 1:
+        if each.name == "z" and each.local and len(each.shape) == 1 and not each.plates:
             sizes["factor"] = each.shape[0]
     return {k: Variable(_dims(k, v.shape, c, sizes), numpy(v), {}) for k, (v, c) in values.items()}
 

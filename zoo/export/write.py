@@ -1,21 +1,31 @@
 """Fitted runs as an ArviZ file, written some rows at a time."""
 
-import os
-import shutil
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5netcdf  # type: ignore[import-untyped]
 import numpy as np
 import xarray
 
+from zoo.base.atomic import new_file
 from zoo.export.layout import BESIDE, ORDER, Blank, Export, place, prepare
 from zoo.export.pieces import Piece
-from zoo.infer.fitting import Fit
+from zoo.infer.run import Fit
 
-Put = Callable[[str, str, tuple[slice, ...], np.ndarray], None]  # group, name, where, values
+
+class Sink(NamedTuple):
+    """A file that is being written.
+
+    Attributes:
+        put: takes group, name of the variable, place in it, and values.
+        describe: takes attributes of the object and of ``sample_stats``.
+    """
+
+    put: Callable[[str, str, tuple[slice, ...], np.ndarray], None]
+    describe: Callable[[Mapping[str, Any]], None]
 
 
 def write_arviz(
@@ -67,46 +77,35 @@ def write_arviz(
         raise FileExistsError(f"path '{path}' exists: remove it, or take another name")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"path lies in the folder '{path.parent}', which does not exist: create it first")
-    sink = _netcdf
+    opened = _netcdf
     if path.suffix == ".zarr":
         _zarr_module()
-        sink = _zarr
+        opened = _zarr
     export = prepare(run, x, draws, seed, rows, columns, labels, rows_at_once)
     pieces = export.pieces()
     number, first = next(pieces)
-    with _complete(path) as partial, sink(partial, export, first) as put:
-        _write(put, number, first)
-        for chain, piece in pieces:
-            _write(put, chain, piece)
+    bounds = {}
+    with new_file(path) as partial, opened(partial, export, first) as sink:
+        for chain, piece in itertools.chain([(number, first)], pieces):
+            _write(sink, chain, piece)
+            bounds[chain] = piece.bounds
+        sink.describe(export.attributes(list(bounds.values())))
     return path
 
 
-def _write(put: Put, chain: int, piece: Piece) -> None:
+def _write(sink: Sink, chain: int, piece: Piece) -> None:
     for group, held in piece.groups.items():
         for name, each in held.items():
-            put(group, name, place(each, chain, piece.rows), each.values)
-
-
-@contextmanager
-def _complete(path: Path) -> Iterator[Path]:
-    """A name beside ``path`` that becomes ``path`` at the end, and of which nothing is left otherwise."""
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        yield partial
-        os.rename(partial, path)
-    except BaseException:
-        shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
-        raise
+            sink.put(group, name, place(each, chain, piece.rows), each.values)
 
 
 def _skeleton(export: Export, first: Piece) -> tuple[dict[str, xarray.Dataset], dict[str, dict[str, Blank]]]:
     """Every group with its coordinates and attributes, the small ones whole; and the large variables to come."""
     blanks = export.empty(first)
     whole: Mapping[str, Any] = {"constant_data": export.constants} if export.constants else {}
-    shapes = {
-        **{g: list(held.values()) for g, held in blanks.items()},
-        **{g: list(v.values()) for g, v in whole.items()},
-    }
+    shapes: dict[str, list[Any]] = {g: list(held.values()) for g, held in blanks.items()}
+    for group, held in whole.items():
+        shapes[group] = [*shapes.get(group, []), *held.values()]
     groups = {g: export.dataset(g, whole.get(g, {}), shapes[g], first) for g in ORDER if g in shapes}
     return groups, blanks
 
@@ -118,7 +117,7 @@ def _attributes(name: str, held: Mapping[str, Blank]) -> dict[str, Any]:
 
 
 @contextmanager
-def _netcdf(path: Path, export: Export, first: Piece) -> Iterator[Put]:
+def _netcdf(path: Path, export: Export, first: Piece) -> Iterator[Sink]:
     """xarray lays the file out as it would for the whole; h5netcdf then takes the large variables piece by piece."""
     groups, blanks = _skeleton(export, first)
     xarray.Dataset(attrs=export.attrs).to_netcdf(path, engine="h5netcdf")
@@ -133,11 +132,16 @@ def _netcdf(path: Path, export: Export, first: Piece) -> Iterator[Put]:
         def put(group: str, name: str, where: tuple[slice, ...], values: np.ndarray) -> None:
             file[group].variables[name][where] = values
 
-        yield put
+        def describe(attrs: Mapping[str, Any]) -> None:
+            file.attrs.update(attrs)
+            if "sample_stats" in file.groups:
+                file["sample_stats"].attrs.update(attrs)
+
+        yield Sink(put, describe)
 
 
 @contextmanager
-def _zarr(path: Path, export: Export, first: Piece) -> Iterator[Put]:
+def _zarr(path: Path, export: Export, first: Piece) -> Iterator[Sink]:
     """The same in Zarr; a chunk of a large variable is what one piece writes."""
     zarr = _zarr_module()
     groups, blanks = _skeleton(export, first)
@@ -162,7 +166,12 @@ def _zarr(path: Path, export: Export, first: Piece) -> Iterator[Put]:
     def put(group: str, name: str, where: tuple[slice, ...], values: np.ndarray) -> None:
         root[group][name][where] = values
 
-    yield put
+    def describe(attrs: Mapping[str, Any]) -> None:
+        root.attrs.update(attrs)
+        if "sample_stats" in root:
+            root["sample_stats"].attrs.update(attrs)
+
+    yield Sink(put, describe)
     zarr.consolidate_metadata(path, zarr_format=2)
 
 

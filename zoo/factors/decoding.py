@@ -1,69 +1,142 @@
 """From rows to factors and back: posterior means, and p(x | z) of any model."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from pyro import poutine
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributions import Distribution
 
+from zoo.base.callables import name_of, undecorated, unwrapped
 from zoo.base.checks import check_rows, check_whole
-from zoo.base.latent_sites import Latent, latents
+from zoo.base.covariates import check_row_buffers, row_buffers
+from zoo.base.latent_sites import Latent, layout
+from zoo.base.memory import rows_at_once
 from zoo.base.module import like
-from zoo.base.random import seeded
-from zoo.infer.run import Fit
+from zoo.base.protocols import Decoding, HasPosterior, Pair
+from zoo.factors.drawing import likelihoods, shared_draws, stand_in
+from zoo.posterior.engine import reader, reading
 
 
-def factor_site(run: Fit, task: str) -> Latent:
+def factor_site(run: Pair, task: str, *, decoding: bool = True) -> Latent:
     """The model's one latent site with a real vector per row: its factors.
 
     Args:
-        run: a fit.
+        run: a trained pair.
         task: what needs it, for the message.
+        decoding: whether p(x | z) is needed, for which other sites of the rows are in the way.
 
     Raises:
-        ValueError: the model has no such site, or others beside it (which only a model with a method ``decode`` may).
+        ValueError: the model has no such site, several, or others per row beside it (which only a model with a method
+            ``decode`` may).
     """
     with run.scope():
-        found = latents(run.model)
-    name = type(run.model).__name__
-    local = [latent for latent in found if latent.local and latent.cardinality is None]
+        found = layout(run.model)
+    name = name_of(run.model)
+    factors = [latent for latent in found.local if latent.cardinality is None]
     need = f"{task} needs factors, one latent site with a real vector per row, and {name}"
-    if not local:
+    if not factors:
         kind = ", ".join(
-            f"'{latent.name}' is {'shared by all rows' if latent.cardinality is None else 'discrete'}"
-            for latent in found
+            f"'{latent.name}' is {'discrete' if latent.local else 'shared by all rows'}" for latent in found.latents
         )
         raise ValueError(
             f"{need} has none ({kind or 'it has no latent site'}): zoo.generate, zoo.reconstruct and zoo.impute "
             "serve such models"
         )
-    if len(local) > 1 or (len(found) > 1 and not hasattr(run.model, "decode")):
-        names = ", ".join(f"'{latent.name}'" for latent in found)
+    own = isinstance(undecorated(run.model), Decoding)
+    if len(factors) > 1 or (decoding and len(found.local) > 1 and not own):
+        names = ", ".join(f"'{latent.name}'" for latent in found.local)
         raise ValueError(
             f"{need} has the sites {names}: give it a method decode(z) that returns p(x | z) for the factors alone"
         )
-    if local[0].transform is not None:
+    if factors[0].transform is not None:
         raise ValueError(
-            f"{need} constrains '{local[0].name}' to {local[0].support}, where 0 and straight lines mean little: draw "
-            "from run.sample(x), and move the draws yourself"
+            f"{need} constrains '{factors[0].name}' to {factors[0].support}, where 0 and straight lines mean little: "
+            "draw from run.sample(x), and move the draws yourself"
         )
-    return local[0]
+    return factors[0]
+
+
+class Averaged(Distribution):
+    r"""p(x | z) with the shared sites averaged over their draws, :math:`\frac1S \sum_s p(x \mid z, \theta_s)`.
+
+    Args:
+        parts: the distributions of one or several runs of the model, S draws of the shared sites before the
+            dimensions on the left of the factors.
+        draws: S.
+        left: those dimensions.
+        count: the number of rows.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 (torch's own form)
+
+    def __init__(self, parts: Sequence[Distribution], draws: int, left: torch.Size, count: int) -> None:
+        self.parts, self.draws = list(parts), draws
+        super().__init__(torch.Size((*left, count)), parts[0].event_shape, validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        """That of its parts."""
+        return self.parts[0].support
+
+    def _stacked(self, of: Callable[[Distribution], Tensor], event: torch.Size) -> Tensor:
+        values = [of(part).reshape(-1, self.batch_shape[-1], *event) for part in self.parts]
+        return torch.cat(values).reshape(self.draws, *self.batch_shape, *event)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean (..., n, d)."""
+        return self._stacked(lambda part: part.mean, self.event_shape).mean(0)
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of every entry (..., n, d): of the noise and of the mean over the draws."""
+        between = self._stacked(lambda part: part.mean, self.event_shape).var(0, correction=0)
+        return self._stacked(lambda part: part.variance, self.event_shape).mean(0) + between
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws (*sample_shape, ..., n, d), each at a draw of the shared sites of its own."""
+        found = []
+        for _ in range(math.prod(sample_shape)):
+            values = self._stacked(lambda part: part.sample(), self.event_shape)
+            chosen = torch.randint(self.draws, self.batch_shape, device=values.device)
+            chosen = chosen.reshape(1, *chosen.shape, *(1 for _ in self.event_shape))
+            found.append(values.gather(0, chosen.expand(1, *values.shape[1:])).squeeze(0))
+        return torch.stack(found).reshape(*sample_shape, *self.batch_shape, *self.event_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The log density of rows (..., n, d): (..., n)."""
+        wide = value.expand(self.draws, *self.batch_shape, *self.event_shape)
+        wide = wide.reshape(-1, self.batch_shape[-1], *self.event_shape)
+        each = wide.split(len(wide) // len(self.parts))
+        shaped = {id(part): own for part, own in zip(self.parts, each, strict=True)}
+        log_p = self._stacked(
+            lambda part: part.log_prob(shaped[id(part)].reshape(*part.batch_shape, *self.event_shape)), torch.Size()
+        )
+        return log_p.logsumexp(0) - math.log(self.draws)
 
 
 @torch.no_grad()
-def decode(run: Fit, z: Any) -> Any:
+def decode(
+    run: Pair, z: Any, *, rows: Sequence[int] | None = None, x: Any = None, draws: int = 200, seed: int = 0
+) -> Distribution:
     """p(x | z) for factors: a distribution with batch (..., n), event (d,).
 
     By the model's own method ``decode`` where it has one; otherwise the model is run with its site held at ``z``, and
-    the distribution of its site ``x`` read off.
+    the distribution of its data site read off, averaged over draws from the guide of the sites that all rows share.
 
     Args:
-        run: from :func:`zoo.fit`.
+        run: a trained pair.
         z: factors (..., n, k).
+        rows: the numbers of the n rows, where the model holds covariates; None: 0 to n - 1, and all of them.
+        x: the rows that the guide was fitted to, where it needs them to draw the shared sites.
+        draws: of the shared sites.
+        seed: of these draws.
 
     Raises:
-        ValueError: the model has no factors (see :func:`factor_site`), or ``z`` another width.
+        ValueError: the model has no factors (see :func:`factor_site`) or several data sites, ``z`` another width, or
+            the model covariates of another number of rows.
 
     >>> import torch, guides, zoo
     >>> x = zoo.data.load("iris").x
@@ -73,38 +146,58 @@ def decode(run: Fit, z: Any) -> Any:
     torch.Size([5, 4])
     """
     latent = factor_site(run, "decode")
-    z = like(z, run.model)
+    z = placed(z, run)
     k = latent.shape.numel()
     if z.ndim < 2 or z.shape[-1] != k:
         raise ValueError(f"z has shape {tuple(z.shape)}: pass one row of factors per row of x, (n, {k})")
     shaped = z.reshape(*z.shape[:-1], *latent.shape)
+    left, n = z.shape[:-2], z.shape[-2]
+    with reading(run, seed):
+        held = row_buffers(run.model)
+        model = undecorated(run.model)
+        if isinstance(model, Decoding) and not held:
+            return model.decode(shaped)
+        index = None if rows is None or not held else torch.tensor(list(rows), device=z.device)
+        if index is None:
+            check_row_buffers(run.model, n)
+        size = n if index is None else next(iter(held.values()))
+        source = stand_in(run, x)
+        if len(source.layout.data) != 1:
+            names = ", ".join(f"'{name}'" for name in source.layout.data)
+            raise ValueError(f"decode needs a model with one data site, {name_of(run.model)} has {names}")
+        count = check_whole(draws, "draws") if source.layout.shared else 1
+        values = shared_draws(source, count, given=x is not None)
+        inner = math.prod(left)
+        values = {name: value.repeat_interleave(inner, 0) for name, value in values.items()}
+        values[latent.name] = shaped.expand(count, *shaped.shape).reshape(count * inner, n, *latent.shape)
+        _, densities = likelihoods(source, (None, index, size), values, count * inner)
+    return Averaged(densities[source.layout.data[0]], count, left, n)
+
+
+def decoded_mean(run: Pair, z: Tensor, rows: Sequence[int] | None, x: Any, draws: int, seed: int) -> Tensor:
+    """The means of p(x | z) of factors (s, m, k) of m rows: (s, m, d)."""
     with run.scope():
-        if hasattr(run.model, "decode"):
-            return run.model.decode(shaped)
-        return likelihood(run.model, {latent.name: shaped}, z.shape[-2])
+        shared = len(layout(run.model).shared) > 0
+    width = getattr(unwrapped(run.model), "data_dim", 1000)
+    count = rows_at_once(len(z) * draws * width) if shared and rows is not None else z.shape[1]
+    parts = []
+    for piece in torch.arange(z.shape[1]).split(max(1, count)):
+        some = None if rows is None else [rows[i] for i in piece.tolist()]
+        parts.append(decode(run, z[:, piece], rows=some, x=x, draws=draws, seed=seed).mean)
+    return torch.cat(parts, 1)
 
 
-def likelihood(model: Any, values: Mapping[str, Tensor], size: int) -> Any:
-    """p(x | all latent sites) of ``size`` rows, with the sites held at ``values``; event (d,).
-
-    Values may have further dimensions on the left. The caller's random stream is left alone.
-
-    Raises:
-        ValueError: the model has no site ``x``.
-    """
-    with seeded(0), poutine.block():
-        trace = poutine.trace(poutine.condition(model, data=dict(values))).get_trace(size=size)
-    if "x" not in trace.nodes:
-        raise ValueError(f"{type(model).__name__} has no site 'x': name the rows so in the model")
-    return trace.nodes["x"]["fn"]
+def placed(z: Any, run: Pair) -> Tensor:
+    """``z`` as a tensor of the model's dtype and device."""
+    module = unwrapped(run.model)
+    return like(z, module if isinstance(module, nn.Module) else nn.Module())
 
 
-@torch.no_grad()
-def encode(run: Fit, x: Any, *, draws: int = 200, seed: int = 0) -> Tensor:
+def encode(run: Pair, x: Any, *, draws: int = 200, seed: int = 0) -> Tensor:
     """The posterior means of the factors under the guide, (n, k).
 
     Args:
-        run: from :func:`zoo.fit`.
+        run: a trained pair.
         x: rows (n, d) or a :class:`zoo.data.Dataset`; a guide with parameters for every row takes those it was fitted
             to.
         draws: to average, where the guide has no closed form of its mean.
@@ -113,29 +206,42 @@ def encode(run: Fit, x: Any, *, draws: int = 200, seed: int = 0) -> Tensor:
     Raises:
         ValueError: the model has no factors, or rows that are not fit for model or guide.
     """
-    latent = factor_site(run, "encode")
-    x = check_rows(x, run.model)
+    latent = factor_site(run, "encode", decoding=False)
+    x = check_rows(x, undecorated(run.model))
     check_whole(draws, "draws")
-    with run.scope():
-        mean = _closed_mean(run, x)
-    if mean is None or mean.shape != (len(x), *latent.shape):
-        mean = run.sample(x, draws, seed=seed)[latent.name].mean(0)
+    with reading(run, seed):
+        source = reader(run, x)
+        q = closed_posterior(run, x)
+        mean = None if q is None else _mean(q)
+        if mean is None or mean.shape != (len(x), *latent.shape):
+            held: dict[str, Tensor] = {}
+            parts = []
+            for _, arguments in source.chunks(rows_at_once(draws * x.shape[1])):
+                values = source.draw(arguments, draws, held, points=True).values
+                if latent.name not in values:
+                    raise ValueError(f"the guide {name_of(run.guide)} has no site '{latent.name}': add it to the guide")
+                held = {own.name: values[own.name] for own in source.layout.shared if own.name in values}
+                parts.append(values[latent.name].mean(0))
+            mean = torch.cat(parts)
     return mean.detach().reshape(len(x), -1).clone()  # a guide may hand out its own parameter
 
 
-def closed_posterior(run: Fit, x: Tensor) -> Any:
-    """The guide's distribution given the rows, or None where it has none in closed form. Call it in ``run.scope()``."""
-    if not hasattr(run.guide, "posterior"):
+def closed_posterior(run: Pair, x: Tensor) -> Distribution | None:
+    """The guide's distribution given the rows, or None where it has none in closed form.
+
+    Call it inside :func:`zoo.posterior.engine.reading`.
+    """
+    guide = undecorated(run.guide)
+    if not isinstance(guide, HasPosterior):
         return None
     try:
-        return run.guide.posterior(x)
+        return guide.posterior(x)
     except (ValueError, NotImplementedError):
         return None
 
 
-def _closed_mean(run: Fit, x: Tensor) -> Tensor | None:
-    q = closed_posterior(run, x)
+def _mean(q: Distribution) -> Tensor | None:
     try:
-        return None if q is None else q.mean
+        return q.mean
     except NotImplementedError:
         return None

@@ -1,40 +1,75 @@
 """New rows, and old rows as the model sees them."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import polars
 import torch
-from pyro import poutine
 from torch import Tensor
 
+from zoo.base.callables import undecorated
 from zoo.base.checks import check_rows, check_whole
-from zoo.base.latent_sites import latents
-from zoo.base.plates import spread
+from zoo.base.covariates import check_row_buffers
+from zoo.base.memory import rows_at_once
+from zoo.base.protocols import Pair
 from zoo.data.dataset import column_names
-from zoo.factors.decoding import likelihood
-from zoo.infer.run import Fit
-from zoo.posterior.draws import whole
-from zoo.posterior.engine import Arguments, reading
-
-BUDGET = 2**24  # numbers per array and chunk; bounds the memory
+from zoo.factors.drawing import closed_moments, likelihoods, moments, shared_draws, stand_in
+from zoo.factors.tables import columns_of, frame_of, only_site
+from zoo.posterior.engine import Arguments, Reader, reader, reading
 
 
 @dataclass(frozen=True, eq=False)
 class Reconstruction:
-    r"""The rows as the model would draw them again from the factors that the guide gives them.
+    r"""The rows as the model would draw them again from the latents that the guide gives them.
 
-    Under :math:`\tilde x \sim \int p(\tilde x \mid z)\, q(z \mid x)\, dz`:
+    Under :math:`\tilde x \sim \int p(\tilde x \mid z, \theta)\, q(z, \theta \mid x)\, dz\, d\theta`:
 
     Attributes:
-        mean: :math:`E\, \tilde x` (n, d).
-        variance: the variance of every entry (n, d): of the factors and of the noise.
+        means: :math:`E\, \tilde x` of every data site (n, d), by name.
+        variances: the variance of every entry (n, d), by the site's name: of the latents and of the noise.
         columns: the names of the d columns; empty where no data set has named them.
     """
 
-    mean: Tensor
-    variance: Tensor
+    means: dict[str, Tensor]
+    variances: dict[str, Tensor]
     columns: tuple[str, ...] = ()
+
+    @property
+    def mean(self) -> Tensor:
+        """The means of the one data site (n, d).
+
+        Raises:
+            ValueError: the model has several data sites.
+        """
+        return only_site(self.means, "means")
+
+    @property
+    def variance(self) -> Tensor:
+        """The variances of the one data site (n, d).
+
+        Raises:
+            ValueError: the model has several data sites.
+        """
+        return only_site(self.variances, "variances")
+
+    def summary(self) -> dict[str, float]:
+        """The number of rows, and of every data site the root mean variance of its entries."""
+        rows = float(len(next(iter(self.means.values()))))
+        return {"rows": rows} | {f"{name}_sd": float(v.double().mean().sqrt()) for name, v in self.variances.items()}
+
+    def frame(self) -> polars.DataFrame:
+        """A row per row of the data: mean and standard deviation of every entry."""
+        columns: dict[str, list[float]] = {}
+        for name, mean in self.means.items():
+            found = columns_of(name, mean, self.columns)
+            sds = columns_of(name, self.variances[name].sqrt(), self.columns)
+            columns |= found | {f"{title}_sd": values for title, values in sds.items()}
+        return frame_of(columns)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name} {tuple(mean.shape)}" for name, mean in self.means.items())
+        sds = ", ".join(f"{float(v.double().mean().sqrt()):.4g}" for v in self.variances.values())
+        return f"Reconstruction of {shapes}: root mean predictive variance {sds}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,26 +77,77 @@ class Generated:
     r"""Draws from the model.
 
     Attributes:
-        x: the rows (n, d).
-        mean: :math:`E[x \mid \text{latents}]` (n, d): the same rows without their noise.
-        latents: what every latent site was drawn as, by name.
+        data: the rows (n, d), by the data site's name.
+        means: :math:`E[x \mid \text{latents}]` (n, d), the same rows without their noise, by the data site's name;
+            sites whose distribution has no mean in closed form are left out.
+        latents: the latent sites of the rows (n, ...), by name.
+        shared: the latent sites that all rows share (...), by name.
     """
 
-    x: Tensor
-    mean: Tensor
+    data: dict[str, Tensor]
+    means: dict[str, Tensor]
     latents: dict[str, Tensor]
+    shared: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def x(self) -> Tensor:
+        """The rows of the one data site (n, d).
+
+        Raises:
+            ValueError: the model has several data sites.
+        """
+        return only_site(self.data, "data")
+
+    @property
+    def mean(self) -> Tensor:
+        """The means of the one data site (n, d).
+
+        Raises:
+            ValueError: the model has several data sites, or its distribution no mean in closed form.
+        """
+        if not self.means:
+            raise ValueError(f"the data site '{next(iter(self.data))}' has no mean in closed form: average draws of it")
+        return only_site(self.means, "means")
+
+    def summary(self) -> dict[str, float]:
+        """The number of rows, and mean and standard deviation over all entries of every data site."""
+        table = {"rows": float(len(next(iter(self.data.values()))))}
+        for name, x in self.data.items():
+            table |= {f"{name}_mean": float(x.double().mean()), f"{name}_sd": float(x.double().std())}
+        return table
+
+    def frame(self) -> polars.DataFrame:
+        """A row per row: its data and its own latents."""
+        columns: dict[str, list[float]] = {}
+        for name, value in (*self.data.items(), *self.latents.items()):
+            columns |= columns_of(name, value)
+        return frame_of(columns)
+
+    def __repr__(self) -> str:
+        data = ", ".join(f"{name} {tuple(x.shape)}" for name, x in self.data.items())
+        latents = ", ".join(f"{name} {tuple(value.shape)}" for name, value in (self.latents | self.shared).items())
+        return f"Generated {data} from {latents or 'no latent site'}"
 
 
-def generate(run: Fit, size: int, seed: int = 0) -> Generated:
-    """Rows drawn from the model: latents from the prior, then the rows given them.
+def generate(run: Pair, size: int, *, prior: bool = False, x: Any = None, seed: int = 0) -> Generated:
+    r"""Rows drawn from the model: latents first, then the rows given them.
+
+    The latents of the rows are drawn from the prior. Sites :math:`\theta` that all rows share are drawn from the guide,
+    one draw for all the rows, so that the rows are a data set from the posterior predictive distribution,
+
+    .. math:: \theta \sim q(\theta), \qquad z_n \sim p(z \mid \theta), \qquad x_n \sim p(x \mid z_n, \theta)
 
     Args:
-        run: from :func:`zoo.fit`; any model will do.
+        run: a trained pair; any model will do. Covariates are those that the model holds, for ``size`` rows:
+            ``run.given(batch=...)`` replaces them.
         size: the number of rows.
+        prior: draw the shared sites from the prior as well.
+        x: the rows that the guide was fitted to, where it needs them to draw the shared sites.
         seed: of the draws; the caller's random stream is left alone.
 
     Raises:
-        ValueError: ``size`` is no whole number of at least 1.
+        ValueError: ``size`` is no whole number of at least 1, the model holds covariates of another number of rows, its
+            data sites cannot be told from its latent ones, or the guide does not draw the shared sites without rows.
 
     >>> import guides, zoo
     >>> x = zoo.data.load("iris").x
@@ -72,19 +158,29 @@ def generate(run: Fit, size: int, seed: int = 0) -> Generated:
     """
     check_whole(size, "size")
     with reading(run, seed):
-        found = latents(run.model)
-        nodes = poutine.trace(run.model).get_trace(size=size).nodes
-    site = nodes["x"]
-    return Generated(site["value"], site["fn"].mean, {latent.name: nodes[latent.name]["value"] for latent in found})
+        check_row_buffers(run.model, size)
+        source = stand_in(run, x)
+        held = {} if prior else shared_draws(source, 1, given=x is not None)
+        sites, densities = likelihoods(source, (None, None, size), held, 1)
+    data = {name: sites[name][0].reshape(size, -1) for name in source.layout.data}
+    found = {name: closed_moments(densities[name], 1, size) for name in data}
+    means = {name: pair[0][0] for name, pair in found.items() if pair is not None}
+    local, shared = (
+        {own.name: sites[own.name][0] for own in kind} for kind in (source.layout.local, source.layout.shared)
+    )
+    return Generated(data, means, local, shared)
 
 
-def reconstruct(run: Fit, x: Any, *, draws: int = 200, seed: int = 0) -> Reconstruction:
+def reconstruct(run: Pair, x: Any, *, draws: int = 200, seed: int = 0) -> Reconstruction:
     r"""The mean and the variance of the rows drawn again, over draws of the latents from the guide.
 
-    .. math:: E\, \tilde x = E_q\, \mu(z), \qquad \mathrm{Var}\, \tilde x = E_q\, \sigma^2(z) + \mathrm{Var}_q\, \mu(z)
+    .. math:: E\, \tilde x = E_q\, \mu(z, \theta), \qquad
+              \mathrm{Var}\, \tilde x = E_q\, \sigma^2(z, \theta) + \mathrm{Var}_q\, \mu(z, \theta)
+
+    with :math:`\theta` the sites that all rows share, where there are some.
 
     Args:
-        run: from :func:`zoo.fit`; any model will do.
+        run: a trained pair; any model will do. Covariates are those that the model holds (see ``run.given``).
         x: rows (n, d) or a :class:`zoo.data.Dataset`; a guide with parameters for every row takes those it was fitted
             to. Missing entries (NaN), where the model knows them, are drawn like the others.
         draws: per row, at least 2.
@@ -94,48 +190,33 @@ def reconstruct(run: Fit, x: Any, *, draws: int = 200, seed: int = 0) -> Reconst
         ValueError: too few draws, or rows that are not fit for model or guide.
     """
     check_whole(draws, "draws", 2)
-    names, x = column_names(x), check_rows(x, run.model)
-    means, variances = [], []
+    names, x = column_names(x), check_rows(x, undecorated(run.model))
+    parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
     with reading(run, seed):
-        for _, arguments, trace in guide_traces(run, x, draws):
-            density = given_draws(run, trace, len(arguments[0]))
-            mean, variance = total(density.mean, density.variance)
-            means.append(mean)
-            variances.append(variance)
-    return Reconstruction(torch.cat(means), torch.cat(variances), names)
+        source = reader(run, x)
+        held: dict[str, Tensor] = {}
+        for _, arguments in source.chunks(rows_at_once(draws * x.shape[1])):
+            values = guide_draws(source, arguments, draws, held)
+            sites, densities = likelihoods(source, arguments, values, draws)
+            for name, found in densities.items():
+                parts.setdefault(name, []).append(total(*moments(found, sites[name])))
+    means = {name: torch.cat([mean for mean, _ in found]) for name, found in parts.items()}
+    variances = {name: torch.cat([variance for _, variance in found]) for name, found in parts.items()}
+    return Reconstruction(means, variances, names)
 
 
-def guide_traces(
-    run: Fit, x: Tensor, draws: int, needed: Tensor | None = None
-) -> Iterator[tuple[Tensor, Arguments, Any]]:
-    """Traces of the guide inside a plate of draws, some rows at a time.
+def guide_draws(source: Reader, arguments: Arguments, draws: int, held: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Draws of all latent sites for some rows, point masses included; discrete ones that the guide leaves out too.
 
     Args:
-        run: a fit.
-        x: rows (n, d).
-        draws: per row.
-        needed: the numbers of the rows wanted; None: all. (A guide that knows its rows only together takes all.)
-
-    Yields:
-        the numbers of the rows (b,), the arguments that model and guide take for them, and the trace.
+        source: the pair and its rows.
+        arguments: of model and guide, for the rows.
+        draws: their number.
+        held: the shared sites at the draws taken with the first rows; filled in when it is empty.
     """
-    n = len(x)
-    every = torch.arange(n, device=x.device)
-    wanted = every if needed is None or whole(run.guide) else needed
-    for index in wanted.split(n if whole(run.guide) else max(1, BUDGET // (draws * x.shape[1]))):
-        arguments: Arguments = (x,) if len(index) == n else (x[index], index, n)
-        yield index, arguments, poutine.trace(spread(run.guide, draws)).get_trace(*arguments)
-
-
-def given_draws(run: Fit, trace: Any, size: int) -> Any:
-    """p(x | latents) of ``size`` rows for the latents in a trace of the guide: batch (draws, size)."""
-    values = {latent.name: trace.nodes[latent.name]["value"] for latent in latents(run.model) if latent.name in trace}
-    if not values:
-        raise ValueError(
-            "the guide draws none of the model's latent sites (were they summed out in the fit?): take a guide that "
-            "covers them, such as Exact"
-        )
-    return likelihood(run.model, values, size)
+    drawn = source.draw(arguments, draws, held, points=True).values
+    held.update({own.name: drawn[own.name] for own in source.layout.shared if own.name in drawn})
+    return source.complete(arguments, drawn, draws)
 
 
 def total(mean: Tensor, variance: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -1,34 +1,36 @@
 """Missing entries of rows, by any guide that takes rows with missing entries."""
 
-from dataclasses import replace
 from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from zoo.algebra.missing import Imputation, marginal_root
+from zoo.base.callables import name_of, undecorated
 from zoo.base.checks import check_rows, check_whole
-from zoo.factors.generation import BUDGET, given_draws, guide_traces, total
-from zoo.infer.run import Fit
+from zoo.base.memory import rows_at_once
+from zoo.base.protocols import Pair
+from zoo.factors.drawing import likelihoods
+from zoo.factors.generation import guide_draws, total
 from zoo.posterior.engine import reader, reading
-from zoo.posterior.rowwise import row_weights
+from zoo.posterior.rowwise import row_draws
 
 
-def impute(run: Fit, x: Any, *, draws: int = 1000, seed: int = 0, weighted: bool = False) -> Imputation:
+def impute(run: Pair, x: Any, *, draws: int = 1000, seed: int = 0, weighted: bool = False) -> Imputation:
     r"""The missing entries (NaN) of rows: mean and variance given the observed ones, over draws from the guide.
 
     .. math:: E[x_m \mid x_o] = E_q\, E[x_m \mid x_o, z], \qquad
               \mathrm{Var}[x_m \mid x_o] = E_q \mathrm{Var}[x_m \mid x_o, z] + \mathrm{Var}_q\, E[x_m \mid x_o, z]
 
-    where q(z | x_o) is the guide's. Where the columns are correlated given z, the observed ones tell of the missing
-    ones beyond z; a Gaussian's conditional moments are used. A guide that is not the posterior gives another answer
-    than the model's: ``weighted`` corrects it by self-normalised importance weights
-    :math:`p(x_o, z) / q(z \mid x_o)`, and the k-hat of :func:`zoo.evaluate` tells whether they can.
+    where q(z | x_o) is the guide's; sites that all rows share are averaged over along with z. Where the columns are
+    correlated given z, the observed ones are informative about the missing ones beyond z; a Gaussian's conditional
+    moments are used. A guide that is not the posterior gives another answer than the model's: ``weighted`` corrects it
+    by self-normalised importance weights :math:`p(x_o, z) / q(z \mid x_o)`; the k-hat of :func:`zoo.evaluate` shows
+    whether they can.
 
     Args:
-        run: from :func:`zoo.fit`; any model that accepts missing entries.
+        run: a trained pair; any model with one data site that accepts missing entries.
         x: rows (n, d) or a :class:`zoo.data.Dataset`; a guide with parameters for every row takes those it was fitted
             to.
         draws: per row, at least 2.
@@ -39,29 +41,45 @@ def impute(run: Fit, x: Any, *, draws: int = 1000, seed: int = 0, weighted: bool
         mean and variance (n, d): observed entries as they are, with variance 0.
 
     Raises:
-        ValueError: too few draws, or rows that are not fit for model or guide.
+        ValueError: too few draws, rows that are not fit for model or guide, several data sites, or ``weighted`` where
+            a row has no weights of its own (shared sites, a guide that draws all rows together, a point mass).
         TypeError: the columns depend on each other given z, and not as a Gaussian.
 
     References:
         Mattei and Frellsen (2019), MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets, ICML.
     """
     check_whole(draws, "draws", 2)
-    x = check_rows(x, run.model)
+    x = check_rows(x, undecorated(run.model))
     mean, variance, missing = x.clone(), torch.zeros_like(x), x.isnan()
     needed = missing.any(1).nonzero().squeeze(1)
     if not len(needed):
         return Imputation(mean, variance)
     with reading(run, seed):
-        for index, arguments, trace in guide_traces(run, x, draws, needed):
-            weights = None
-            if weighted:  # of the very same draws
-                same = replace(run, guide=poutine.replay(run.guide, trace=trace))
-                weights = row_weights(reader(same, x), arguments, draws, "impute").softmax(0)  # (s, b)
-            density = given_draws(run, trace, len(arguments[0]))
-            found = total(*conditional_moments(density, arguments[0]), weights)
+        source = reader(run, x)
+        if len(source.layout.data) != 1:
+            names = ", ".join(f"'{name}'" for name in source.layout.data)
+            raise ValueError(f"impute needs a model with one data site, {name_of(run.model)} has {names}")
+        held: dict[str, Tensor] = {}
+        for index, arguments in source.chunks(rows_at_once(draws * x.shape[1]), needed):
+            if weighted:
+                drawn, log_weights = row_draws(source, arguments, draws, "impute(weighted=True)")
+                values, weights = source.complete(arguments, drawn, draws), log_weights.softmax(0)  # (s, b)
+            else:
+                values, weights = guide_draws(source, arguments, draws, held), None
+            _, densities = likelihoods(source, arguments, values, draws)
+            parts = [_moments(part, arguments[0]) for part in densities[source.layout.data[0]]]
+            means, variances = (torch.cat(each) for each in zip(*parts, strict=True))
+            found = total(means, variances, weights)
             mean[index] = torch.where(missing[index], found[0], x[index])
             variance[index] = torch.where(missing[index], found[1], 0.0)
     return Imputation(mean, variance)
+
+
+def _moments(density: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of :func:`conditional_moments`, with the draws of one run of the model leading: (s, b, d)."""
+    if len(density.batch_shape) == 1:
+        density = density.expand((1, *density.batch_shape))
+    return tuple(each.reshape(-1, *x.shape) for each in conditional_moments(density, x))  # type: ignore[return-value]
 
 
 def conditional_moments(density: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,7 +130,7 @@ def _full(density: Any, observed: Tensor, offset: Tensor) -> tuple[Tensor, Tenso
     both = ~observed.unsqueeze(-2) & observed.unsqueeze(-1)  # rows observed, columns missing (n, d, d)
     tril = density.scale_tril.expand(*offset.shape[:-1], d, d)
     shifts, variances = [], []
-    count = max(1, BUDGET // (n * d * d))  # draws at a time
+    count = rows_at_once(n * d * d)  # draws at a time
     for some, residual in zip(tril.split(count), offset.split(count), strict=True):
         covariance = some @ some.mT
         root = marginal_root(covariance, observed)

@@ -9,10 +9,11 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from zoo.base.callables import undecorated
 from zoo.base.checks import check_rows, check_whole
+from zoo.base.protocols import Pair
 from zoo.data.dataset import Dataset
 from zoo.factors.decoding import encode, factor_site
-from zoo.infer.run import Fit
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +34,13 @@ class Probe:
     held_out: int
     most_common: float
 
-    def table(self) -> pl.DataFrame:
+    def summary(self) -> dict[str, float]:
+        """Mean accuracy on factors and on rows at the most labelled rows, and what guessing would reach."""
+        most = max(range(len(self.sizes)), key=lambda i: self.sizes[i])
+        found = {"labelled": float(self.sizes[most]), "z": float(self.z[:, most].mean())}
+        return found | {"x": float(self.x[:, most].mean()), "most_common": self.most_common}
+
+    def frame(self) -> pl.DataFrame:
         """One line per size: mean accuracy and standard error over the repeats, of z, of x and of their difference.
 
         Every repeat has the same rows for both, so the error of the difference is that of pairs.
@@ -47,14 +54,14 @@ class Probe:
     def __repr__(self) -> str:
         lines = [
             f"{line['labelled']:>8}   {line['z']:.3f} ({line['z_se']:.3f})   {line['x']:.3f} ({line['x_se']:.3f})"
-            for line in self.table().iter_rows(named=True)
+            for line in self.frame().iter_rows(named=True)
         ]
         head = f"Accuracy on {self.held_out} held-out rows (standard error over {len(self.z)} repeats)"
         return "\n".join([head, "labelled   on z            on x", *lines])
 
 
 def probe(
-    run: Fit,
+    run: Pair,
     x: Any,
     labels: Any = None,
     *,
@@ -74,7 +81,7 @@ def probe(
     Bengio 2003, Machine Learning 52).
 
     Args:
-        run: from :func:`zoo.fit`.
+        run: a trained pair.
         x: rows (n, d) or a :class:`zoo.data.Dataset`, whose labels are then taken.
         labels: n labels; None takes the data set's.
         sizes: growing numbers of labelled rows, each at least the number of classes.
@@ -87,12 +94,12 @@ def probe(
         ValueError: labels of another length than the rows or of one class, sizes below the number of classes or above
             the rows that are not held out, or an argument out of its range.
     """
-    factor_site(run, "probe")
+    factor_site(run, "probe", decoding=False)
     if labels is None and isinstance(x, Dataset):
         labels = x.labels
     if labels is None:
         raise ValueError("labels is None and x brings none: pass one label per row")
-    rows = check_rows(x, run.model)
+    rows = check_rows(x, undecorated(run.model))
     classes, codes = _classes(labels, len(rows))
     check_whole(repeats, "repeats", 2)
     count = round(held_out * len(rows)) if 0 < held_out < 1 else 0

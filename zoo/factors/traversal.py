@@ -5,14 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import polars
 import torch
 from torch import Tensor
 
+from zoo.base.callables import undecorated
 from zoo.base.checks import check_rows, check_whole
-from zoo.base.module import like
+from zoo.base.protocols import Pair
 from zoo.data.dataset import column_names
-from zoo.factors.decoding import decode, encode, factor_site
-from zoo.infer.run import Fit
+from zoo.factors.decoding import decoded_mean, encode, factor_site, placed
+from zoo.factors.tables import columns_of, frame_of
 
 Kind = Literal["linear", "spherical"]
 
@@ -30,6 +32,20 @@ class Decoded:
     z: Tensor
     mean: Tensor
     columns: tuple[str, ...] = ()
+
+    def summary(self) -> dict[str, float]:
+        """The number of points and of factors."""
+        return {"points": float(self.z[..., 0].numel()), "factors": float(self.z.shape[-1])}
+
+    def frame(self) -> polars.DataFrame:
+        """A row per point: its factors and its means."""
+        return frame_of(
+            columns_of("z", self.z.flatten(0, -2)) | columns_of("mean", self.mean.flatten(0, -2), self.columns)
+        )
+
+    def __repr__(self) -> str:
+        points, k = self.z[..., 0].numel(), self.z.shape[-1]
+        return f"Means of {points} points of {k} factors, {self.mean.shape[-1]} columns each"
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,10 +68,39 @@ class Traversal:
     rows: tuple[int, ...] | None = None
     columns: tuple[str, ...] = ()
 
+    @property
+    def change(self) -> Tensor:
+        """The range of every column's mean along the way, averaged over the places (d,)."""
+        return (self.mean.amax(1) - self.mean.amin(1)).mean(0)
+
+    def summary(self) -> dict[str, float]:
+        """The factor, the ends of its values, the number of places, and the column that changes most, by how much."""
+        most = int(self.change.argmax())
+        ends = {"first": float(self.values[0]), "last": float(self.values[-1])}
+        size = {"places": float(len(self.z)), "most_changed": float(most), "change": float(self.change[most])}
+        return {"factor": float(self.factor)} | ends | size
+
+    def frame(self) -> polars.DataFrame:
+        """A row per place and value: the number of the place (of the row), the value, and the means."""
+        m, s = self.z.shape[:2]
+        places = range(m) if self.rows is None else self.rows
+        head: dict[str, list[float]] = {"row": [row for row in places for _ in range(s)]}
+        head["value"] = self.values.tolist() * m
+        return frame_of(head | columns_of("mean", self.mean.flatten(0, 1), self.columns))
+
+    def __repr__(self) -> str:
+        most = int(self.change.argmax())
+        name = self.columns[most] if self.columns else f"column {most}"
+        places = "the origin" if self.rows is None else f"{len(self.z)} row{'s' * (len(self.z) > 1)}"
+        return (
+            f"Traversal of factor {self.factor} from {float(self.values[0]):.3g} to {float(self.values[-1]):.3g} at "
+            f"{places}: {name} changes most, by {float(self.change[most]):.3g}"
+        )
+
 
 @torch.no_grad()
 def traverse(
-    run: Fit,
+    run: Pair,
     factor: int,
     *,
     values: Any = None,
@@ -69,14 +114,15 @@ def traverse(
     """Decode along one factor, the others held.
 
     Args:
-        run: from :func:`zoo.fit`.
+        run: a trained pair.
         factor: its number, from 0.
         values: what it takes (s,), in units of the prior; None: ``steps`` values evenly over ``span``.
         span: the first and the last value.
         steps: the number of values, at least 2.
         x: rows (n, d) or a :class:`zoo.data.Dataset` whose posterior means hold the other factors; None: all at 0.
         rows: the numbers of those to start from; None: all of ``x``.
-        draws: for the posterior means, where the guide has no closed form of them.
+        draws: for the posterior means, where the guide has no closed form of them, and of the sites that all rows
+            share.
         seed: of these draws.
 
     Raises:
@@ -96,18 +142,19 @@ def traverse(
     if x is None:
         if rows is not None:
             raise ValueError("rows names rows of x: pass x as well, or leave both out to hold the other factors at 0")
-        chosen, held = None, like(torch.zeros(1, k), run.model)
+        chosen, held = None, placed(torch.zeros(1, k), run)
     else:
         chosen, held = _places(run, x, rows, draws, seed)
     path = path.to(held)
     z = held.unsqueeze(1).repeat(1, len(path), 1)  # (m, s, k)
     z[..., factor] = path
-    return Traversal(factor, path, z, decode(run, z).mean, chosen, column_names(x))
+    mean = decoded_mean(run, z.transpose(0, 1), chosen, x, draws, seed).transpose(0, 1)
+    return Traversal(factor, path, z, mean, chosen, column_names(x))
 
 
 @torch.no_grad()
 def interpolate(
-    run: Fit,
+    run: Pair,
     a: Any,
     b: Any,
     steps: int = 9,
@@ -124,13 +171,14 @@ def interpolate(
     the mass of a Gaussian prior of many factors is, far from 0.
 
     Args:
-        run: from :func:`zoo.fit`.
+        run: a trained pair.
         a: where to start: the number of a row of ``x``, through its posterior mean, or factors (k,).
         b: where to end.
         steps: the number of points, at least 2.
         kind: ``"linear"`` or ``"spherical"``.
         x: rows (n, d) or a :class:`zoo.data.Dataset`, where ``a`` or ``b`` is the number of a row.
-        draws: for the posterior means, where the guide has no closed form of them.
+        draws: for the posterior means, where the guide has no closed form of them, and of the sites that all rows
+            share.
         seed: of these draws.
 
     Returns:
@@ -151,12 +199,13 @@ def interpolate(
     start, end = (_point(run, value, name, k, x, draws, seed) for name, value in (("a", a), ("b", b)))
     t = torch.linspace(0, 1, steps, dtype=torch.float64).to(start).unsqueeze(1)  # (s, 1)
     z = start.lerp(end, t) if kind == "linear" else _great_circle(start, end, t)
-    return Decoded(z, decode(run, z).mean, column_names(x))
+    mean = decoded_mean(run, z.unsqueeze(1), None, x, draws, seed).squeeze(1)  # one row at every point
+    return Decoded(z, mean, column_names(x))
 
 
 @torch.no_grad()
 def intervene(
-    run: Fit,
+    run: Pair,
     x: Any,
     factors: Mapping[int, Any],
     *,
@@ -170,11 +219,12 @@ def intervene(
     the others: they are not conditioned on it.
 
     Args:
-        run: from :func:`zoo.fit`.
+        run: a trained pair.
         x: rows (n, d) or a :class:`zoo.data.Dataset`.
         factors: by the factor's number from 0, its value: one for all rows or (m,) of them.
         rows: the numbers of the rows to edit; None: all of ``x``.
-        draws: for the posterior means, where the guide has no closed form of them.
+        draws: for the posterior means, where the guide has no closed form of them, and of the sites that all rows
+            share.
         seed: of these draws.
 
     Returns:
@@ -197,7 +247,7 @@ def intervene(
                 f"{tuple(value.shape)}"
             )
         z[:, factor] = value
-    return Decoded(z, decode(run, z).mean, column_names(x))
+    return Decoded(z, decoded_mean(run, z.unsqueeze(0), chosen, x, draws, seed).squeeze(0), column_names(x))
 
 
 def _check_factor(factor: Any, k: int, name: str) -> int:
@@ -207,7 +257,7 @@ def _check_factor(factor: Any, k: int, name: str) -> int:
     return factor
 
 
-def _places(run: Fit, x: Any, rows: Sequence[int] | None, draws: int, seed: int) -> tuple[tuple[int, ...], Tensor]:
+def _places(run: Pair, x: Any, rows: Sequence[int] | None, draws: int, seed: int) -> tuple[tuple[int, ...], Tensor]:
     """The numbers of the chosen rows and their posterior means (m, k)."""
     means = encode(run, x, draws=draws, seed=seed)
     chosen = tuple(range(len(means)) if rows is None else (check_whole(row, "rows", 0) for row in rows))
@@ -217,16 +267,16 @@ def _places(run: Fit, x: Any, rows: Sequence[int] | None, draws: int, seed: int)
     return chosen, means[list(chosen)]
 
 
-def _point(run: Fit, given: Any, name: str, k: int, x: Any, draws: int, seed: int) -> Tensor:
+def _point(run: Pair, given: Any, name: str, k: int, x: Any, draws: int, seed: int) -> Tensor:
     """Factors (k,), given as such or by the number of a row."""
     if isinstance(given, int) and not isinstance(given, bool):
         if x is None:
             raise ValueError(f"{name}={given} is the number of a row: pass the rows as x, or factors ({k},) as {name}")
-        n = len(check_rows(x, run.model))
+        n = len(check_rows(x, undecorated(run.model)))
         if not 0 <= given < n:
             raise ValueError(f"{name} names row {given}, and x has {n} rows, counted from 0")
         return _places(run, x, [given], draws, seed)[1][0]
-    z = like(given, run.model)
+    z = placed(given, run)
     if z.shape != (k,) or not z.isfinite().all():
         raise ValueError(
             f"{name} must be the number of a row of x, or {k} finite factors, one for each of the model's; got shape "

@@ -1,9 +1,11 @@
 """How is a model fitted: stochastic variational inference, EM, the best of several starts."""
 
 from zoo.base.schedules import cosine
+from zoo.infer.convergence import Convergence, assess
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.fitting import fit
 from zoo.infer.guard import Diverged, UnboundedLikelihood
+from zoo.infer.line_search import LineSearchSVI
 from zoo.infer.loading import load
 from zoo.infer.losses.annealed import AnnealedELBO, linear_warmup
 from zoo.infer.losses.compiled import CompiledELBO
@@ -11,8 +13,11 @@ from zoo.infer.losses.iwae import IWAE
 from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.optim.fused import Fused
 from zoo.infer.optim.lbfgs import LBFGS
+from zoo.infer.planning import Plan, plan
 from zoo.infer.run import Fit, Training
+from zoo.infer.running import Running
 from zoo.infer.starts import Attempt, BestOf, best_of
+from zoo.infer.watchers import Callbacks, Checkpoint, EarlyStopping, LastGood, Progress, Settled, Validation, Watcher
 
 __all__ = [
     "IWAE",
@@ -20,17 +25,31 @@ __all__ = [
     "AnnealedELBO",
     "Attempt",
     "BestOf",
+    "Callbacks",
+    "Checkpoint",
     "CompiledELBO",
+    "Convergence",
     "Diverged",
+    "EarlyStopping",
     "Fit",
     "Fused",
+    "LastGood",
+    "LineSearchSVI",
+    "Plan",
+    "Progress",
     "QuadratureELBO",
+    "Running",
+    "Settled",
     "Training",
     "UnboundedLikelihood",
+    "Validation",
+    "Watcher",
+    "assess",
     "best_of",
     "cosine",
     "em",
     "fit",
     "linear_warmup",
     "load",
+    "plan",
 ]

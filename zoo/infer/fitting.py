@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +11,35 @@ import pyro
 import torch
 from pyro.infer import ELBO, SVI, TraceEnum_ELBO, config_enumerate
 from pyro.optim import PyroOptim
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
+from torch import Tensor
 
-from zoo.base.checks import check_rows, check_whole
+from zoo.base.callables import PyroCallable, mode, modules, unwrapped
 from zoo.base.random import seeded
-from zoo.infer.guard import Diverged, Guard, floored, held_out
-from zoo.infer.losses.quadrature import QuadratureELBO
-from zoo.infer.optim.fused import Fused
+from zoo.infer.expectation_maximisation import em
+from zoo.infer.guard import diverged, floored
+from zoo.infer.line_search import LineSearchSVI
 from zoo.infer.optim.lbfgs import LBFGS
-from zoo.infer.optim.settling import Settling
-from zoo.infer.pairing import check_count, check_pair, check_types, deep, default_loss, move, noiseless
-from zoo.infer.run import Fit, Training
-from zoo.infer.storage.checkpoint import refuse_taken
-
-Callback = Callable[[int, float], bool | None]
-Transform = Callable[[Tensor], Tensor]
+from zoo.infer.pairing import check_pair, move
+from zoo.infer.planning import Plan, plan
+from zoo.infer.run import Fit, Store
+from zoo.infer.running import Running
+from zoo.infer.watchers import (
+    Callback,
+    Callbacks,
+    Checkpoint,
+    EarlyStopping,
+    LastGood,
+    Progress,
+    Settled,
+    Transform,
+    Validation,
+    Watcher,
+)
 
 
 def fit(
-    model: Any,
-    guide: Any,
+    model: PyroCallable,
+    guide: PyroCallable,
     x: Any,
     *,
     steps: int | None = None,
@@ -47,29 +54,39 @@ def fit(
     transform: Transform | None = None,
     autocast: torch.dtype | None = None,
     checkpoint: str | Path | None = None,
+    store: Store | None = None,
     progress: bool = True,
-    callbacks: Iterable[Callback] = (),
+    callbacks: Iterable[Callback | Watcher] = (),
 ) -> Fit:
     """Train model and guide together, in place, by stochastic variational inference.
 
     A model or guide that nobody has touched since it was built first takes a random start on the data
     (``initialize``, drawn with ``seed``); one that has been fitted, set or loaded goes on from where it is. Parameters
     with ``requires_grad=False`` stay as they are. The fit has a parameter store and a random stream of its own: Pyro's
-    global store and the caller's generators are as before afterwards, also when it raises.
+    global store and the caller's generators are as before afterwards, also when it raises. Modules are trained in
+    training mode, look at held-out rows in evaluation mode, and are in the modes they came in afterwards.
+    :func:`zoo.plan` with the same arguments shows what the defaults are for a pair, and why.
 
     Args:
-        model: a Pyro model with the signature ``(x=None, index=None, size=None)``.
+        model: a Pyro model with the signature ``(x=None, index=None, size=None)``, a module or a function, also one
+            behind Pyro's handlers (``config_enumerate``, ``poutine.scale``).
         guide: a Pyro guide with the same signature; one of :mod:`guides`, of Pyro's autoguides, or your own.
         x: the data (n, d); NaN is an entry missing at random, for a model with ``missing = True``.
-        steps: the most steps. None: until the bound ceases to rise (at most 20,000).
+        steps: the most steps. None: until the bound ceases to rise, at most 20,000; with a Pyro optimizer of your own,
+            whose schedule the fit does not know, all of them.
         batch_size: rows per step, drawn without replacement epoch by epoch; None takes all rows at every step.
         loss: any ``pyro.infer.ELBO``. None takes ``Trace_ELBO()``; where the model declares ``quadratic``
             (linear-Gaussian models, mixtures, a VAE with a linear decoder) and the guide ``gaussian``, the
             :class:`~zoo.infer.losses.quadrature.QuadratureELBO` instead, which is the same bound without noise.
         optim: any Pyro optimizer. None takes L-BFGS where the bound has no noise and every step sees all rows (of a
-            fresh pair its first 25 steps raise the guide alone: variational EM begins with an E-step), and one fused
-            Adam otherwise, whose rate anneals to zero once the bound has settled.
-        seed: of the start, the batches and the draws.
+            fresh pair its first 25 steps raise the guide alone: variational EM begins with an E-step; a fresh model
+            whose guide is its own posterior takes ten steps of EM before the first), and one fused
+            Adam otherwise, whose rate is halved, once the bound has settled, until that no longer raises it. With
+            ``steps`` given, the rate falls to zero along half a cosine instead, which flattens any curve: the fit then
+            does not claim to have converged.
+        seed: of the start, the batches and the draws. What a model of your own draws in its constructor, and does not
+            draw anew in ``initialize``, is not covered: call ``torch.manual_seed(seed)`` on the line before
+            ``model = Model(...)``, or build the pair inside :func:`zoo.best_of`, which seeds that too.
         device: moves model, guide and data there first; None leaves them where the model is.
         validation: held-out rows (m, d) whose bound is taken every ``every`` steps, with the same draws each time.
         patience: stop after this many looks at ``validation`` without a better bound; model and guide then hold the
@@ -80,11 +97,14 @@ def fit(
         autocast: mixed precision: the type of the matrix products (``torch.bfloat16``), the rest stays as it is.
         checkpoint: a folder, new or empty, that holds the fit so far whenever it is interrupted: with the best
             parameters where there are held-out rows, else the last good ones. :func:`zoo.load` brings it back.
+        store: the parameter store to start from, such as ``run.store`` of an earlier fit: with it, functions that keep
+            their parameters in ``pyro.param`` go on from there. They are trained in place, as modules are.
         progress: show a progress bar on standard error.
-        callbacks: called after every step with its number and its loss per row; a true answer ends the fit.
+        callbacks: called after every step with its number and its loss per row; a true answer ends the fit. An object
+            with a method ``see`` (:class:`zoo.infer.Watcher`) sees the fit itself.
 
     Returns:
-        a :class:`Fit`.
+        a :class:`Fit`. Its ``training`` says whether it has converged, and in ``stopped`` why it ended.
 
     Warns:
         UnboundedLikelihood: more than a twentieth of a decoder's variances ended at their floor.
@@ -95,208 +115,153 @@ def fit(
         Diverged: the loss ceased to be a number (a FloatingPointError); names the step and the site, and model and
             guide hold the last good parameters.
     """
+    started = time.perf_counter()
     if device is not None:
         move((model, guide), device)
-    x = check_rows(x, model, least=2)
-    apart = None if validation is None else check_rows(validation, model, name="validation")
-    _check_data(model, x, transform, "x")
-    if apart is not None:
-        _check_data(model, apart, transform, "validation")
-    n = len(x)
-    check_count(guide, n, apart)
-    cap = 20_000 if steps is None else check_whole(steps, "steps")
-    if batch_size is not None and check_whole(batch_size, "batch_size") > n:
-        raise ValueError(f"batch_size={batch_size} exceeds the {n} rows of x: take at most {n}, or None for all rows")
-    batch = n if batch_size is None else batch_size
-    check_whole(every, "every")
-    if patience is not None and check_whole(patience, "patience") and apart is None:
-        raise ValueError("patience looks at held-out rows: pass validation=, or leave it out")
-    folder = None if checkpoint is None else Path(checkpoint)
-    if folder is not None:
-        refuse_taken(folder)
-    check_types(model, guide)
-    started = time.perf_counter()
-    losses: list[float] = []
-    converged = False
-    with pyro.get_param_store().scope(), seeded(seed):
-        fresh = [module for module in (model, guide) if getattr(module, "fresh", False)]
-        for module in fresh:
-            module.initialize(x)
-        first = (x,) if batch == n else (x[:batch], torch.arange(batch, device=x.device), n)
-        probe = first if transform is None else (transform(first[0]), *first[1:])
-        check_pair(model, guide, x if transform is None else probe[0], probe, loss, batch < n)
-        chosen = guide
-        if loss is None:
-            loss = default_loss(model, guide)
-        if isinstance(loss, TraceEnum_ELBO):
-            chosen = config_enumerate(chosen, "parallel")
-        settling = None
-        if optim is None and batch == n and transform is None and noiseless(model, chosen, loss):
-            optim = LBFGS(**_e_step(model, guide, cap)) if model in fresh and guide in fresh else LBFGS()
-        elif optim is None:
-            settling = Settling(cap, patient=steps is None)
-            optim = Fused(torch.optim.Adam, {"lr": 0.01 if deep(model) else 0.03}, schedule=settling)
-        loss = optim.watch(loss) if isinstance(optim, LBFGS) else loss
-        for module in (model, guide):
-            if isinstance(module, nn.Module):
-                module.zero_grad()  # what an earlier fit left behind
-        svi = SVI(model, chosen, optim, loss)
-        guard = Guard(model, guide, every, patience, folder)
-        batches = _batches(x, batch, transform)
-
-        share: float | None = None
-
-        def so_far() -> Fit:
-            record = Training(
-                losses=torch.tensor(losses, dtype=torch.float64),
-                converged=converged,
-                loss=type(getattr(loss, "inner", loss)).__name__,
-                optimizer=type(optim).__name__,
-                rows=n,
-                batch_size=batch_size,
-                seed=seed,
-                dtype=str(x.dtype).removeprefix("torch."),
-                device=str(x.device),
-                seconds=time.perf_counter() - started,
-                validation=torch.tensor(guard.curve, dtype=torch.float64) if guard.curve else None,
-                best_step=guard.best_step if guard.curve else None,
-                transform=None if transform is None else getattr(transform, "__name__", type(transform).__name__),
-                at_floor=share,
-            )
-            return Fit(model, guide, record)
-
-        with _bar(progress, cap) as tick, _written_on_interrupt(guard, so_far):
-            for step in range(cap):
-                before = guard.copy() if guard.due(step) else None
-                arguments = next(batches)
-                with (
-                    pyro.validation_enabled(step == 0 and pyro.infer.util.is_validation_enabled()),
-                    torch.autocast(x.device.type, autocast) if autocast is not None else nullcontext(),
-                ):
-                    try:
-                        value = svi.step(*arguments) / n
-                    except torch.linalg.LinAlgError:  # a covariance that is none any more
-                        value = math.nan
-                if not math.isfinite(value):
-                    raise guard.diverged(step, value, model, chosen, arguments, so_far())
-                if before is not None:
-                    guard.good(before)
-                    if apart is None and step > 0:
-                        guard.write(so_far())
-                losses.append(value)
-                tick(step, value)
-                tired = False
-                if apart is not None and (guard.due(step) or step == cap - 1):
-                    tired = guard.look(step, held_out(svi, apart, seed, transform))
-                    if guard.best_step == step:
-                        guard.write(so_far())
-                answers = [callback(step, value) for callback in callbacks]  # every one is called
-                if any(answers):
-                    break
-                if (
-                    tired
-                    or (isinstance(optim, LBFGS) and _flat(losses, x.dtype, isinstance(loss.inner, QuadratureELBO)))
-                    or (settling is not None and settling.settled(step, value))
-                ):
-                    converged = True
-                    break
-        if patience is not None:
-            guard.restore("best")
-        share = floored(model, chosen, probe, seed)
-        run = so_far()
-        guard.write(run)
-        return run
+    decided = plan(
+        model,
+        guide,
+        x,
+        steps=steps,
+        batch_size=batch_size,
+        loss=loss,
+        optim=optim,
+        seed=seed,
+        device=device,
+        validation=validation,
+        patience=patience,
+        every=every,
+        transform=transform,
+        checkpoint=checkpoint,
+    )
+    held = None if store is None else {key: dict(own) for key, own in store.items()}
+    with pyro.get_param_store().scope(held), seeded(seed):
+        first = _start(decided, model, guide)
+        running = Running(decided, model, guide, _svi(decided, model, guide), started=started)
+        good = LastGood(every, model, guide)
+        with ExitStack() as stack, mode(True, model, guide):
+            watchers = _watchers(running, good, callbacks, progress, stack)
+            _train(running, watchers, good, autocast)
+        return _end(running, watchers, first)
 
 
-def _check_data(model: Any, x: Tensor, transform: Transform | None, name: str) -> None:
-    """Ask the model whether it can serve the rows as the steps will see them.
+def _start(decided: Plan, model: PyroCallable, guide: PyroCallable) -> tuple[Any, ...]:
+    """Place fresh parts on the data, and run both once. Returns the arguments of the first step."""
+    parts: dict[str, Any] = {"model": unwrapped(model), "guide": unwrapped(guide)}
+    for name in decided.start:
+        parts[name].initialize(decided.x)
+    if decided.em_steps:
+        with suppress(
+            FloatingPointError, torch.linalg.LinAlgError
+        ):  # a component that collapses: the model is as it was
+            em(parts["model"], decided.x, steps=decided.em_steps)
+    x, n = decided.x, len(decided.x)
+    index = torch.arange(n, device=x.device)[: decided.batch_size]
+    arguments: tuple[Any, ...] = (x,) if decided.full else (x[index], index, n)
+    if decided.transform is not None:
+        arguments = (decided.transform(arguments[0]), *arguments[1:])
+    check_pair(model, guide, arguments, decided.layout, decided.loss)
+    for module in modules(model, guide):
+        module.zero_grad()  # what an earlier fit left behind
+    return arguments
+
+
+def _svi(decided: Plan, model: PyroCallable, guide: PyroCallable) -> SVI:
+    """What takes the steps."""
+    if isinstance(decided.loss, TraceEnum_ELBO):
+        guide = config_enumerate(guide, "parallel")
+    if not isinstance(decided.optim, LBFGS):
+        return SVI(model, guide, decided.optim, decided.loss)
+    late = [p for module in modules(model) for p in module.parameters()] if decided.e_step else []
+    return LineSearchSVI(model, guide, decided.optim, decided.loss, late=late, since=decided.e_step)
+
+
+def _watchers(
+    running: Running, good: LastGood, callbacks: Iterable[Callback | Watcher], progress: bool, stack: ExitStack
+) -> list[Watcher]:
+    """What looks at the fit after every step, in this order; those with an end of their own join ``stack``."""
+    decided = running.plan
+    own = list(callbacks)
+    functions = [callback for callback in own if not isinstance(callback, Watcher)]
+    watchers: list[Watcher] = [good]
+    validation = None
+    if decided.validation is not None:
+        validation = Validation(
+            decided.validation,
+            decided.every,
+            seed=decided.seed,
+            transform=decided.transform,
+            keep=decided.patience is not None or decided.checkpoint is not None,
+        )
+        watchers.append(validation)
+    if decided.checkpoint is not None:
+        watchers.append(stack.enter_context(Checkpoint(decided.checkpoint, running, good, decided.every, validation)))
+    watchers.append(stack.enter_context(Progress(decided.steps, progress)))
+    watchers += [callback for callback in own if isinstance(callback, Watcher)]
+    watchers.append(Callbacks(functions))
+    if decided.patience is not None:
+        watchers.append(EarlyStopping(decided.patience))
+    return [*watchers, Settled()]
+
+
+def _train(running: Running, watchers: list[Watcher], good: LastGood, autocast: torch.dtype | None) -> None:
+    """Take steps until a watcher ends it, or there are no more to take.
 
     Raises:
-        ValueError: it cannot, or ``transform`` makes other rows of them.
+        Diverged: a loss is no finite number.
     """
-    check = getattr(model, "check", None)
-    if transform is None:
-        if check is not None:
-            check(x)
-        return
-    with seeded(0):
-        for rows in x.split(10_000):
-            seen = transform(rows)
-            if not isinstance(seen, Tensor) or seen.shape != rows.shape:
-                got = tuple(seen.shape) if isinstance(seen, Tensor) else type(seen).__name__
-                raise ValueError(
-                    f"transform makes {got} of {name}'s rows {tuple(rows.shape)}: it must keep their shape"
-                )
-            if check is not None:
-                check(seen)
+    decided = running.plan
+    batches = _batches(decided)
+    for step in range(decided.steps):
+        arguments = next(batches)
+        loss = _step(running.svi, arguments, autocast, first=step == 0) / len(decided.x)
+        if not math.isfinite(loss):
+            chosen = decided.validation is not None
+            raise diverged(loss, arguments, running, good.restore, decided.checkpoint, chosen)
+        running.losses.append(loss)
+        reasons = [reason for watcher in watchers if (reason := watcher.see(running))]  # every one looks
+        if reasons:
+            running.stopped = reasons[0]
+            return
+    running.stopped = f"all {decided.steps:,} steps were taken"
 
 
-@contextmanager
-def _written_on_interrupt(guard: Guard, so_far: Callable[[], Fit]) -> Iterator[None]:
-    """Whatever ends a fit before its end, the checkpoint holds what was reached."""
-    try:
-        yield
-    except BaseException as error:
-        run = so_far()
-        if guard.checkpoint is not None and len(run.losses):
-            if not isinstance(error, Diverged):  # the parameters may be half-way through an update
-                guard.restore("good")
-            guard.write(run)
-        raise
+def _step(svi: SVI, arguments: tuple[Any, ...], autocast: torch.dtype | None, *, first: bool) -> float:
+    """The loss of a step; NaN where a covariance is none any more."""
+    with (
+        pyro.validation_enabled(first and pyro.infer.util.is_validation_enabled()),
+        torch.autocast(arguments[0].device.type, autocast) if autocast is not None else nullcontext(),
+    ):
+        try:
+            return float(svi.step(*arguments))
+        except torch.linalg.LinAlgError:
+            return math.nan
 
 
-def _batches(x: Tensor, batch: int, transform: Transform | None) -> Iterator[tuple[Any, ...]]:
+def _batches(decided: Plan) -> Iterator[tuple[Any, ...]]:
     """The arguments of every step: all rows, or minibatches (rows, their numbers, the full number of rows)."""
-    n = len(x)
-    seen = transform or (lambda rows: rows)
-    if batch == n:
-        while True:
-            yield (seen(x),)
+    x, n = decided.x, len(decided.x)
     while True:
-        for index in torch.randperm(n, device=x.device).split(batch):
-            yield seen(x[index]), index, n
+        if decided.full:
+            yield (_seen(decided, x),)
+            continue
+        for index in torch.randperm(n, device=x.device).split(decided.batch_size):
+            yield _seen(decided, x[index]), index, n
 
 
-def _e_step(model: Any, guide: Any, cap: int) -> dict[str, Any]:
-    """Options of L-BFGS with which a guide of its own parameters is fitted to the model's start before both move on."""
-    held = {id(p) for p in model.parameters()}
-    if all(id(p) in held for p in guide.parameters()):
-        return {}
-    return {"late": model.parameters(), "since": min(25, cap // 4)}
+def _seen(decided: Plan, rows: Tensor) -> Tensor:
+    return rows if decided.transform is None else decided.transform(rows)
 
 
-def _flat(losses: list[float], dtype: torch.dtype, learned: bool) -> bool:
-    """Whether L-BFGS has ceased to descend: less than the resolution of the bound in the last iterations.
-
-    A learned guide ends in a long flat valley along which the model hardly moves, so its resolution is coarser; and it
-    may wait on a saddle, loadings and guide still to turn together, so that it is looked at for longer, and in nats
-    whatever the bound itself is.
-    """
-    window, resolution = (50, 1e-7) if learned else (20, 1e-9)
-    if dtype != torch.float64:
-        resolution = 1e-6
-    size = 1.0 if learned and dtype == torch.float64 else max(1.0, abs(losses[-1]))
-    return len(losses) > window and losses[-1 - window] - losses[-1] <= resolution * size
-
-
-@contextmanager
-def _bar(show: bool, total: int) -> Iterator[Callable[[int, float], None]]:
-    """A progress bar with the running ELBO per row; yields what to call after every step."""
-    columns = (
-        TextColumn("[bold]fit"),
-        BarColumn(),
-        TextColumn("step {task.completed}"),
-        TextColumn("ELBO/row {task.fields[elbo]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), disable=not show, transient=True) as bar:
-        task = bar.add_task("fit", total=total, elbo="")
-        last = 0.0
-
-        def tick(step: int, loss: float) -> None:
-            nonlocal last
-            if show and (now := time.perf_counter()) - last > 0.1:
-                last = now
-                bar.update(task, completed=step + 1, elbo=f"{-loss:.4f}")
-
-        yield tick
+def _end(running: Running, watchers: list[Watcher], first: tuple[Any, ...]) -> Fit:
+    """Choose the parameters that held-out rows ask for, look at the floor, and write the last checkpoint."""
+    decided = running.plan
+    for watcher in watchers:
+        if isinstance(watcher, Validation) and decided.patience is not None:
+            watcher.restore()
+    running.at_floor = floored(running.model, running.svi.guide, first, decided.seed)
+    run = running.run()
+    for watcher in watchers:
+        if isinstance(watcher, Checkpoint):
+            watcher.write(run)
+    return run

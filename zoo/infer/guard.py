@@ -1,6 +1,5 @@
-"""What a fit keeps on its way: the last good parameters, the held-out bound with the best ones, a checkpoint."""
+"""What is said of a fit that goes wrong: a loss that is no number, variances at their floor."""
 
-import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +8,13 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import SVI
-from torch import Tensor, nn
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
 
+from zoo.base.callables import PyroCallable, mode, modules, undecorated
+from zoo.base.protocols import Floored
 from zoo.base.random import seeded
-from zoo.infer.storage.checkpoint import replace
-
-CHUNK = 2**22  # entries of held-out rows per evaluation
+from zoo.infer.running import Running, copied, put_back
 
 
 class Diverged(FloatingPointError):  # noqa: N818 - it reads as what it says
@@ -36,11 +35,13 @@ class UnboundedLikelihood(UserWarning):
     """A decoder's variances go to their floor, where the likelihood has no maximum but what the floor makes it."""
 
 
-def floored(model: Any, guide: Any, arguments: tuple[Any, ...], seed: int, most: float = 0.05) -> float | None:
+def floored(
+    model: PyroCallable, guide: PyroCallable, arguments: tuple[Any, ...], seed: int, most: float = 0.05
+) -> float | None:
     """The share of a decoder's noise that lies at its floor; warns where it is large.
 
     Args:
-        model: a model; one with ``at_floor(z)`` is asked.
+        model: a model; one that is :class:`~zoo.base.protocols.Floored` is asked.
         guide: its guide, which draws z.
         arguments: of a step: some rows.
         seed: of the draws.
@@ -49,16 +50,17 @@ def floored(model: Any, guide: Any, arguments: tuple[Any, ...], seed: int, most:
     Returns:
         the share, or None for a model without a floor.
     """
-    if not hasattr(model, "at_floor"):
+    decoder = undecorated(model)
+    if not isinstance(decoder, Floored):
         return None
-    with torch.no_grad(), seeded(seed), pyro.validation_enabled(False), poutine.block():
-        share = model.at_floor(poutine.trace(guide).get_trace(*arguments).nodes["z"]["value"])
+    with torch.no_grad(), seeded(seed), pyro.validation_enabled(False), poutine.block(), mode(False, model, guide):
+        share = decoder.at_floor(poutine.trace(guide).get_trace(*arguments).nodes["z"]["value"])
     if share is None:
         return None
     found = float(share.mean())
     if found > most:
         warnings.warn(
-            f"{100 * found:.0f}% of the decoder's variances are at their floor ({model.floor:g} of the column's) or "
+            f"{100 * found:.0f}% of the decoder's variances are at their floor ({decoder.floor:g} of the column's) or "
             "below a thousandth of the column's: there the likelihood has no maximum, and its value says how far "
             "training and floor let it go, not how good the model is. Raise floor, take fewer factors, hidden units "
             "or steps, noise='constant', or more rows; compare models at one floor only, and on held-out rows",
@@ -68,116 +70,53 @@ def floored(model: Any, guide: Any, arguments: tuple[Any, ...], seed: int, most:
     return found
 
 
-class Guard:
-    """Keeps copies of the parameters of model and guide while they are trained.
+def diverged(
+    loss: float,
+    arguments: tuple[Any, ...],
+    fit: Running,
+    restore: Callable[[], None],
+    folder: Path | None,
+    best: bool,
+) -> Diverged:
+    """The error to raise for a loss that is no number, after the last good parameters are back.
 
     Args:
-        model: the model.
-        guide: the guide, as it is trained.
-        every: steps between two copies, two looks at held-out rows, and two checkpoints.
-        patience: looks in a row without a better held-out bound after which :meth:`look` is true.
-        checkpoint: the folder that holds the best parameters so far, or the last good ones without held-out rows.
+        loss: of the step that has just been taken.
+        arguments: of that step.
+        fit: the fit before it.
+        restore: puts the last good parameters back.
+        folder: of a checkpoint, or None.
+        best: whether the checkpoint holds the parameters of the best held-out bound.
     """
-
-    def __init__(self, model: Any, guide: Any, every: int, patience: int | None, checkpoint: Path | None) -> None:
-        self.modules = [m for m in (model, guide) if isinstance(m, nn.Module)]
-        self.every, self.patience, self.checkpoint = every, patience, checkpoint
-        self.curve: list[tuple[int, float]] = []
-        self.best_step = -1
-        self._best_bound = math.inf
-        self._good: list[tuple[Tensor, Tensor]] = []
-        self._best: list[tuple[Tensor, Tensor]] = []
-
-    def due(self, step: int) -> bool:
-        """Whether a copy is due before this step."""
-        return step % self.every == 0
-
-    def copy(self) -> list[tuple[Tensor, Tensor]]:
-        """All tensors of model, guide and parameter store, each with a copy."""
-        held = [t for m in self.modules for t in (*m.parameters(), *m.buffers())]
-        held += [p for _, p in pyro.get_param_store().named_parameters()]
-        return [(t, t.detach().clone()) for t in {id(t): t for t in held}.values()]
-
-    def good(self, copy: list[tuple[Tensor, Tensor]]) -> None:
-        """Keep a copy whose loss was a number."""
-        self._good = copy
-
-    def look(self, step: int, bound: float) -> bool:
-        """Take in the negative held-out bound per row after a step; true where patience is at its end."""
-        self.curve.append((step, bound))
-        if bound < self._best_bound:
-            self._best_bound, self.best_step = bound, step
-            if self.patience is not None or self.checkpoint is not None:
-                self._best = self.copy()
-        looks = sum(1 for at, _ in self.curve if at > self.best_step)
-        return self.patience is not None and looks >= self.patience
-
-    def restore(self, which: str) -> None:
-        """Put the ``"good"`` or the ``"best"`` copy back, where there is one."""
-        put_back(self._good if which == "good" else self._best)
-
-    def write(self, run: Any) -> None:
-        """Put the run in the checkpoint's folder, with the best parameters where held-out rows choose them."""
-        if self.checkpoint is None:
-            return
-        now = self.copy() if self._best else []
-        put_back(self._best)
-        try:
-            replace(run, self.checkpoint)
-        finally:
-            put_back(now)
-
-    def diverged(
-        self, step: int, loss: float, model: Any, guide: Any, arguments: tuple[Any, ...], run: Any
-    ) -> Diverged:
-        """The error to raise for a loss that is no number, after the last good parameters are back."""
-        bad = self.copy()
-        self.restore("good")
-        site, why = _spoiled_site(model, guide, arguments)  # the rows are to blame
+    bad = copied(fit.model, fit.guide)
+    restore()
+    site, why = _spoiled_site(fit.svi.model, fit.svi.guide, arguments)  # the rows are to blame
+    if not why:
+        put_back(bad)
+        why = _spoiled_parameter(fit.model, fit.guide)
         if not why:
-            put_back(bad)
-            why = _spoiled_parameter(model, guide)
-            if not why:
-                site, why = _spoiled_site(model, guide, arguments)
-            self.restore("good")
-        ways = "lower the learning rate, clip the gradient, look for outliers in x, or raise the floor on the variances"
-        held = "best" if self._best else "last good"
-        kept = f"; the {held} parameters are in {self.checkpoint}" if self.checkpoint is not None else ""
-        text = f"the loss is {loss} at step {step}{why}: {ways}. Model and guide hold the last good parameters{kept}"
-        return Diverged(text, step, site, run)
+            site, why = _spoiled_site(fit.svi.model, fit.svi.guide, arguments)
+        restore()
+    step = len(fit.losses)
+    ways = "lower the learning rate, clip the gradient, look for outliers in x, or raise the floor on the variances"
+    kept = f"; the {'best' if best else 'last good'} parameters are in {folder}" if folder is not None else ""
+    text = f"the loss is {loss} at step {step}{why}: {ways}. Model and guide hold the last good parameters{kept}"
+    return Diverged(text, step, site, fit.run())
 
 
-@torch.no_grad()
-def put_back(copy: list[tuple[Tensor, Tensor]]) -> None:
-    """Write copies into the tensors they were taken from."""
-    for tensor, value in copy:
-        tensor.copy_(value)
-
-
-def held_out(svi: SVI, x: Tensor, seed: int, transform: Callable[[Tensor], Tensor] | None) -> float:
-    """The negative bound per row of held-out rows (m, d), in chunks, with the same draws at every call."""
-    m, d = x.shape
-    total = 0.0
-    with seeded(seed):
-        for index in torch.arange(m, device=x.device).split(max(1, CHUNK // d)):
-            rows = x if len(index) == m else x[index]
-            rows = rows if transform is None else transform(rows)
-            arguments = (rows,) if len(index) == m else (rows, index, m)
-            total += float(svi.evaluate_loss(*arguments)) * len(index) / m
-    return total / m
-
-
-def _spoiled_parameter(model: Any, guide: Any) -> str:
+def _spoiled_parameter(model: PyroCallable, guide: PyroCallable) -> str:
     """The first parameter that is no finite number, in words."""
-    for module in (guide, model):
-        if isinstance(module, nn.Module):
-            for name, p in module.named_parameters():
-                if not torch.isfinite(p).all():
-                    return f" (parameter '{name}' of {type(module).__name__} holds {_odd(p)})"
+    for module in modules(guide, model):
+        for name, p in module.named_parameters():
+            if not torch.isfinite(p).all():
+                return f" (parameter '{name}' of {type(module).__name__} holds {_odd(p)})"
+    for name, p in pyro.get_param_store().named_parameters():
+        if not torch.isfinite(p).all():
+            return f" (parameter '{name}' holds {_odd(p)})"
     return ""
 
 
-def _spoiled_site(model: Any, guide: Any, arguments: tuple[Any, ...]) -> tuple[str | None, str]:
+def _spoiled_site(model: PyroCallable, guide: PyroCallable, arguments: tuple[Any, ...]) -> tuple[str | None, str]:
     """The first site that is no finite number, by name and in words."""
     try:
         with torch.no_grad(), pyro.validation_enabled(False), seeded(0), poutine.block():
@@ -186,7 +125,7 @@ def _spoiled_site(model: Any, guide: Any, arguments: tuple[Any, ...]) -> tuple[s
             for trace in (drawn, scored):
                 trace.compute_log_prob()
                 for name, site in trace.nodes.items():
-                    if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
+                    if site["type"] != "sample" or site_is_subsample(site):
                         continue
                     for what, value in (("values", site["value"]), ("log densities", site["log_prob"])):
                         if what == "values" and site["is_observed"]:  # NaN may be a missing entry

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zoo.base.callables import PyroCallable, name_of, undecorated
 from zoo.base.checks import check_rows, check_whole
+from zoo.base.covariates import check_buffers, holding, with_buffers
 from zoo.posterior.engine import reader, reading
 
 Store = Mapping[str, Mapping[str, Any]]  # Pyro's parameters and their constraints, by name
@@ -22,7 +23,8 @@ class Training:
 
     Attributes:
         losses: negative ELBO per row, in nats, at every step (steps,).
-        converged: whether training stopped because the bound had ceased to rise, and not for want of steps.
+        converged: whether the bound had ceased to rise when training ended; :func:`zoo.infer.convergence.assess` is
+            the rule.
         loss: the name of the loss.
         optimizer: the name of the optimizer.
         rows: the number of rows n.
@@ -32,6 +34,10 @@ class Training:
         device: of the rows.
         seconds: wall-clock time.
         stopped: why training ended, in words.
+        schedule: how :func:`zoo.fit` lowers the learning rate: ``"settling"`` once the bound has settled, ``"cosine"``
+            over a fixed number of steps; empty where it does not.
+        annealed: the step at which the bound had settled and the learning rate began to fall, or None.
+        patience: looks at held-out rows without a better bound that end training, or None.
         validation: steps and negative ELBO per row of held-out rows (m, 2), or None.
         best_step: the step with the best held-out bound, or None.
         transform: the name of the map applied to every batch, or None.
@@ -49,6 +55,9 @@ class Training:
     device: str = ""
     seconds: float | None = None
     stopped: str = ""
+    schedule: str = ""
+    annealed: int | None = None
+    patience: int | None = None
     validation: Tensor | None = None
     best_step: int | None = None
     transform: str | None = None
@@ -147,6 +156,30 @@ class Fit:
             source = reader(self, x)
             drawn = source.draw((x,), draws, points=True)
             return source.complete((x,), drawn.values, draws)
+
+    def given(self, **buffers: Any) -> "Fit":
+        """The pair with other covariates in its model, as for new rows; its parameters are shared with this one.
+
+        A model holds covariates in buffers with an entry for every row, which ``forward`` picks by ``index``::
+
+            zoo.evaluate(run.given(batch=batch), x)
+            zoo.generate(run.given(batch=batch), len(batch))
+
+        Args:
+            **buffers: by the buffer's name, its values for the rows at hand (n, ...).
+
+        Returns:
+            a pair whose model is a copy with these buffers; a guide that holds the model is a copy that holds the new
+            one.
+
+        Raises:
+            TypeError: the model is a function, which has no buffers.
+            ValueError: no such buffer, entries of another shape, or buffers with different numbers of rows; the message
+                names the buffer.
+        """
+        values = check_buffers(self.model, buffers)
+        model = with_buffers(self.model, values)
+        return replace(self, model=model, guide=holding(self.guide, self.model, model))
 
     def save(self, path: str | Path) -> Path:
         """Write the run to a folder that holds none yet; :func:`zoo.load` brings it back."""

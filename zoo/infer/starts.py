@@ -9,15 +9,21 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from zoo.base.callables import modules, undecorated, unwrapped
 from zoo.base.checks import check_rows, check_whole
 from zoo.base.protocols import Conjugate
 from zoo.base.random import seeded
 from zoo.infer.expectation_maximisation import em
-from zoo.infer.fitting import Fit, fit
+from zoo.infer.fitting import fit
+from zoo.infer.losses.quadrature import QuadratureELBO
+from zoo.infer.run import Fit
+from zoo.posterior.evaluation import evaluate
 
 T = TypeVar("T")
+
+DRAWS = 50  # per row, of the bound that ranks runs
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,8 @@ class Attempt:
     Attributes:
         seed: of the start, the batches and the draws.
         score: what the runs are ranked by, higher is better.
-        elbo: the bound per row at the end, in nats; under noise the mean of the last tenth of the steps.
+        elbo: the bound per row at the end, in nats, as :func:`zoo.evaluate` finds it, whatever the loss; None where it
+            cannot be had and ``score`` is given.
         log_marginal: log p(x) per row in nats, where the model has it in closed form.
         steps: the steps taken.
         seconds: wall-clock time of the run.
@@ -81,10 +88,10 @@ class BestOf(Generic[T]):
         if row.error is not None:
             return f"{mark} {row.seed:4d}  failed after {row.seconds:.2f} s: {row.error}"
         marginal = "" if row.log_marginal is None else f"{row.log_marginal:.6f}"
+        bound = "" if row.elbo is None else f"{row.elbo:.6f}"
         note = "" if row.converged else "  not converged"
         return (
-            f"{mark} {row.seed:4d} {row.score:13.5f} {row.elbo:11.6f} {marginal:>13} {row.steps:7d} "
-            f"{row.seconds:8.2f}{note}"
+            f"{mark} {row.seed:4d} {row.score:13.5f} {bound:>11} {marginal:>13} {row.steps:7d} {row.seconds:8.2f}{note}"
         )
 
 
@@ -113,8 +120,8 @@ def best_of(
         x: the data (n, d).
         seeds: their number (then 0, 1, ...), or the seeds themselves.
         score: what to rank a run (a :class:`zoo.Fit`, or the model after EM) by, higher is better. None takes the total
-            log marginal likelihood where the model has it in closed form, and the bound at the end, times the number of
-            rows, where it does not.
+            log marginal likelihood where the model has it in closed form, and the total bound at the end, evaluated
+            with fresh draws in evaluation mode, where it does not.
         options: for :func:`zoo.fit` or :func:`zoo.em`; every fit gets its own copies of ``loss`` and ``optim``.
 
     Returns:
@@ -122,7 +129,8 @@ def best_of(
         bound under the exact posterior is the log marginal likelihood.
 
     Raises:
-        ValueError: no seeds, or one of them twice; or ``build`` returns a model or guide that it has returned before.
+        ValueError: no seeds, or one of them twice; ``build`` returns a model or guide that it has returned before; or a
+            guide without a density (a point mass) leaves nothing to rank by.
         FloatingPointError: every run failed; the message lists them.
 
     >>> import guides, torch, zoo
@@ -172,16 +180,34 @@ def _fit(
     model, guide = pair
     own = {key: copy.deepcopy(value) if key in ("loss", "optim") else value for key, value in options.items()}
     done = fit(model, guide, x, **own, seed=seed)
-    rows = check_rows(x, model)
-    # Without noise the last loss is the bound; with it, the mean over the last tenth of the steps.
-    tail = 1 if done.settings["optimizer"] == "LBFGS" else max(1, len(done.losses) // 10)
-    elbo = -float(done.losses[-tail:].mean())
+    rows, inner = check_rows(x, unwrapped(model)), undecorated(model)
     marginal = None
-    if isinstance(model, Conjugate):
+    if isinstance(inner, Conjugate):
         with torch.no_grad():
-            marginal = float(model.log_marginal(rows).double().mean())
-    rank = score(done) if score is not None else len(rows) * (elbo if marginal is None else marginal)
+            marginal = float(inner.log_marginal(rows).double().mean())
+    elbo = _bound(done, rows, seed, needed=score is None and marginal is None)
+    best = elbo if marginal is None else marginal
+    rank = len(rows) * best if score is None and best is not None else score(done)  # type: ignore[misc]
     return done, Attempt(seed, 0.0, float(rank), elbo, marginal, len(done.losses), done.converged)
+
+
+def _bound(run: Fit, x: Tensor, seed: int, *, needed: bool) -> float | None:
+    """The bound per row; None where the guide has no density, unless it is needed.
+
+    Raises:
+        ValueError: it is needed.
+    """
+    settings = run.settings
+    if settings["loss"] == QuadratureELBO.__name__ and settings["batch_size"] in (None, len(x)):
+        return -float(run.losses[-1])  # the bound itself, without noise
+    try:
+        found = evaluate(run, x, draws=DRAWS, seed=seed)
+    except ValueError as error:
+        if not needed:
+            return None
+        way = "pass score=, such as lambda run: -float(run.losses[-1])"
+        raise ValueError(f"best_of has no bound to rank the runs by: {error}; {way}") from None
+    return float(found.elbo.mean()) if found.shared is None else found.shared.total / len(x)
 
 
 def _climb(
@@ -218,8 +244,8 @@ def _refuse_used(made: Any, built: "weakref.WeakSet[nn.Module]") -> None:
     Raises:
         ValueError: names it.
     """
-    for module in made if isinstance(made, tuple) else (made,):
-        if isinstance(module, nn.Module) and any(p.requires_grad for p in module.parameters()):
+    for module in modules(*made) if isinstance(made, tuple) else modules(made):
+        if any(p.requires_grad for p in module.parameters()):
             if module in built:
                 raise ValueError(
                     f"build returned the same {type(module).__name__} twice: build a new one at every call, as a "

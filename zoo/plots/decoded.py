@@ -17,11 +17,11 @@ from torch import Tensor
 
 from zoo.algebra.missing import Imputation
 from zoo.base.checks import check_rows, check_whole
+from zoo.base.protocols import Pair
 from zoo.data.dataset import column_names
-from zoo.factors.decoding import decode, factor_site
+from zoo.factors.decoding import decoded_mean, factor_site
 from zoo.factors.generation import Generated, Reconstruction
 from zoo.factors.traversal import Decoded, Traversal
-from zoo.infer.run import Fit
 from zoo.plots.images import (
     Image,
     array,
@@ -290,12 +290,15 @@ def imputation(
 
 
 def manifold(
-    run: Fit,
+    run: Pair,
     *,
     image: Image = None,
     column: int | None = None,
     factors: tuple[int, int] = (0, 1),
     steps: int = 12,
+    x: Any = None,
+    draws: int = 200,
+    seed: int = 0,
     unit: str = "value",
     limits: tuple[float, float] | None = None,
     ax: Axes | None = None,
@@ -305,11 +308,15 @@ def manifold(
     As a grid of images, or, for one column of a table, as a map of its mean.
 
     Args:
-        run: from :func:`zoo.fit`; its factors are thought of as standard normal.
+        run: a trained pair; its factors are thought of as standard normal. Covariates are those of a single row:
+            ``run.given(batch=[...])``.
         image: (height, width), or True for a square.
         column: of the data, from 0, in place of ``image``.
         factors: the one that goes right and the one that goes up, counted from 0.
         steps: quantiles (i + 1/2) / steps of either.
+        x: the rows that the guide was fitted to, where it needs them to draw sites that all rows share.
+        draws: of these sites.
+        seed: of these draws.
         unit: of the data.
         limits: the values drawn black and white in images; None takes the least and the greatest.
         ax: where to draw; None makes a figure.
@@ -329,7 +336,7 @@ def manifold(
     z = torch.zeros(steps, steps, k, dtype=torch.float64)
     z[..., factors[0]] = place
     z[..., factors[1]] = place.flip(0).unsqueeze(1)  # upwards
-    mean = array(decode(run, z).mean)
+    mean = array(decoded_mean(run, z.reshape(-1, 1, k), None, x, draws, seed).reshape(steps, steps, -1))
     if image is not None:
         size = check_image(image, mean.shape[-1])
         assert size is not None

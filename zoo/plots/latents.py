@@ -14,18 +14,22 @@ from matplotlib.patheffects import withStroke
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
+from zoo.base.callables import name_of, undecorated, unwrapped
 from zoo.base.checks import check_rows, check_whole
-from zoo.base.latent_sites import latents
+from zoo.base.latent_sites import layout
+from zoo.base.memory import rows_at_once
+from zoo.base.protocols import Conjugate, Pair
 from zoo.data.dataset import Dataset
 from zoo.factors.decoding import closed_posterior, encode, factor_site
-from zoo.infer.run import Fit
+from zoo.factors.generation import guide_draws
 from zoo.plots.style import GREY, MARKERS, PALETTE, TEXT, classes, colour, groups, legend_above, marker, new_axes
+from zoo.posterior.engine import reader, reading
 
 HATCHES = ("", "////", "....", "xxxx", "----", "oooo", "||||", "++++")
 
 
 def latent(
-    run: Fit,
+    run: Pair,
     x: Any,
     *,
     labels: Any = None,
@@ -43,7 +47,7 @@ def latent(
     with their ellipses; the marker shows the label, or the likeliest component where there are none.
 
     Args:
-        run: from :func:`zoo.fit`.
+        run: a trained pair.
         x: rows (n, d) or a :class:`zoo.data.Dataset`, whose labels are then taken.
         labels: n labels; None takes the data set's.
         label_names: what the labels stand for: integer labels count into it from 0.
@@ -62,14 +66,12 @@ def latent(
         columns = x.columns
     else:
         columns = ()
-    data = check_rows(x, run.model)
+    data = check_rows(x, undecorated(run.model))
     marks, names = classes(labels, label_names, len(data))
-    with run.scope():
-        sites = {site.name: site for site in latents(run.model, data)}
-    if "component" in sites and sites["component"].local and sites["component"].cardinality:
-        shares = _responsibilities(run, data, sites["component"].cardinality, draws, seed)
-        return _mixture(run.model, data, shares, marks, names, columns, new_axes(ax))
-    factor_site(run, "latent")
+    if (components := _components(run, data)) is not None:
+        shares = _responsibilities(run, data, components, draws, seed)
+        return _mixture(unwrapped(run.model), data, shares, marks, names, columns, new_axes(ax))
+    factor_site(run, "latent", decoding=False)
     mean = encode(run, data, draws=draws, seed=seed).cpu().numpy()  # (n, k)
     chosen_factors = _check_factors(factors, mean.shape[1])
     ax = new_axes(ax)
@@ -100,14 +102,14 @@ def latent(
     return ax
 
 
-def responsibilities(run: Fit, x: Any, *, draws: int = 200, seed: int = 0, ax: Axes | None = None) -> Axes:
+def responsibilities(run: Pair, x: Any, *, draws: int = 200, seed: int = 0, ax: Axes | None = None) -> Axes:
     """How sure a mixture is of every row: its responsibilities, stacked, the rows sorted by component and by share.
 
     A sure component is a block with an upright edge; a slope is made of rows that lie between two. Every component has
     a hatch of its own, and the number of rows that are likeliest its own above its block.
 
     Args:
-        run: from :func:`zoo.fit`, of a mixture with a discrete ``component`` per row.
+        run: a trained pair, of a mixture with a discrete ``component`` per row.
         x: rows (n, d) or a :class:`zoo.data.Dataset`.
         draws: for the shares, where the guide has no closed form of them.
         seed: of these draws.
@@ -116,13 +118,12 @@ def responsibilities(run: Fit, x: Any, *, draws: int = 200, seed: int = 0, ax: A
     Raises:
         ValueError: the model has no discrete ``component`` per row.
     """
-    data = check_rows(x, run.model)
-    with run.scope():
-        sites = {site.name: site for site in latents(run.model, data)}
-    if "component" not in sites or not sites["component"].local or not sites["component"].cardinality:
-        name = type(run.model).__name__
+    data = check_rows(x, undecorated(run.model))
+    components = _components(run, data)
+    if components is None:
+        name = name_of(run.model)
         raise ValueError(f"{name} has no discrete component per row, and no responsibilities: look at zoo.plots.latent")
-    shares = _responsibilities(run, data, sites["component"].cardinality, draws, seed)  # (n, k)
+    shares = _responsibilities(run, data, components, draws, seed)  # (n, k)
     n, k = shares.shape
     own = shares.argmax(1)
     order = np.lexsort((-shares[np.arange(n), own], own))
@@ -204,17 +205,30 @@ def ellipses(model: Any, ax: Axes, dims: tuple[int, int] = (0, 1), sds: Sequence
     return ax
 
 
-def _responsibilities(run: Fit, x: Tensor, components: int, draws: int, seed: int) -> np.ndarray:
+def _components(run: Pair, x: Tensor) -> int | None:
+    """The number of components of a mixture; None for a model without a discrete site ``component`` per row."""
+    with run.scope():
+        found = {site.name: site for site in layout(run.model, x).local}
+    return found["component"].cardinality if "component" in found else None
+
+
+def _responsibilities(run: Pair, x: Tensor, components: int, draws: int, seed: int) -> np.ndarray:
     """q(component) (n, k)."""
-    with run.scope(), torch.no_grad():
+    with reading(run, seed):
+        source = reader(run, x)
         q = closed_posterior(run, x)
-        if not isinstance(q, Categorical) and hasattr(run.model, "posterior"):
-            sites = run.sample(x, 1)
-            q = run.model.posterior(x) if "component" not in sites else q  # summed out of the guide
+        model = undecorated(run.model)
+        if not isinstance(q, Categorical) and isinstance(model, Conjugate):
+            drawn = source.draw((x,), 1, points=True).values
+            q = model.posterior(x) if "component" not in drawn else q  # summed out of the guide
         if isinstance(q, Categorical):
             return q.probs.cpu().numpy()
-    chosen = run.sample(x, draws, seed=seed)["component"].long()
-    return nn.functional.one_hot(chosen, components).double().mean(0).cpu().numpy()
+        held: dict[str, Tensor] = {}
+        parts = []
+        for _, arguments in source.chunks(rows_at_once(draws * max(components, x.shape[1]))):
+            chosen = guide_draws(source, arguments, check_whole(draws, "draws"), held)["component"].long()
+            parts.append(nn.functional.one_hot(chosen, components).double().mean(0))
+    return torch.cat(parts).cpu().numpy()
 
 
 @torch.no_grad()

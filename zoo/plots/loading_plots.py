@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from zoo.algebra.linear_gaussian import Moments
 from zoo.alignment.bootstrap import Loadings
 from zoo.alignment.canonical import canonical_transform, to_canonical
+from zoo.base.callables import undecorated
 from zoo.base.checks import check_rows, check_whole
 from zoo.infer.run import Fit
 from zoo.plots.images import array
@@ -39,7 +40,7 @@ def scree(run: Any, x: Any, *, most: int | None = None, ax: Axes | None = None) 
         TypeError: the model is not linear-Gaussian.
         ValueError: missing entries, which leave no covariance of the rows, or an unusable ``most``.
     """
-    model = run.model if isinstance(run, Fit) else run
+    model: Any = undecorated(run.model) if isinstance(run, Fit) else run
     if canonical_transform(model).rotation is None:
         raise TypeError(f"{type(model).__name__} has components, not factors: look at zoo.plots.latent")
     x = check_rows(x, model, least=2)

@@ -20,7 +20,7 @@ def probe(result: Probe, *, ax: Axes | None = None) -> Axes:
         ax: where to draw; None makes a figure.
     """
     ax = new_axes(ax)
-    table = result.table()
+    table = result.frame()
     sizes = np.array(result.sizes)
     handles = []
     order = sizes.argsort()

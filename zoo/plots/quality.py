@@ -26,18 +26,28 @@ def row_gaps(found: Evaluation, *, ax: Axes | None = None) -> Axes:
     Gaps at the level of rounding are drawn as 0: those of less than 1e-9 (in float32 1e-6) of the largest log p(x) in
     size, or of a nat where that is more. Where all are, the axis goes to 1 nat.
 
+    Where rows share sites theta, the gap is that of a row given theta, averaged over q(theta); the legend tells the gap
+    of all rows together, that of theta included.
+
     Args:
         found: from :func:`zoo.evaluate`.
         ax: where to draw; None makes a figure.
 
     Raises:
-        ValueError: a gap that is not finite; the message names the row.
+        ValueError: a gap that is not finite, the message names the row; or rows without a gap of their own, as they
+            have no latent site of their own or the guide draws them all together.
     """
-    gap, error, khat = _numbers(found.gap), _numbers(found.gap_se), _numbers(found.khat)
+    shared = found.shared
+    if shared is not None and bool(found.khat.isnan().all()):
+        raise ValueError(
+            "the rows have no gap of their own: they have no latent site of their own, or the guide draws all of them "
+            f"together; the gap of all rows together, found.shared.gap, is {shared.gap:.3g} nats"
+        )
+    gap, error, khat = _numbers(found.log_marginal - found.elbo), _numbers(found.gap_se), _numbers(found.khat)
     if not np.isfinite(gap).all():
         row = int(np.flatnonzero(~np.isfinite(gap))[0])
         raise ValueError(f"the gap of row {row} is {gap[row]}: leave such rows out")
-    resolution = max(1e-9, 8 * torch.finfo(found.gap.dtype).eps) * max(1.0, np.abs(_numbers(found.log_marginal)).max())
+    resolution = max(1e-9, 8 * torch.finfo(found.elbo.dtype).eps) * max(1.0, np.abs(_numbers(found.log_marginal)).max())
     gap = np.where(np.abs(gap) < resolution, 0.0, gap)
     ax = new_axes(ax)
     order = np.argsort(-gap, kind="stable")
@@ -69,25 +79,38 @@ def row_gaps(found: Evaluation, *, ax: Axes | None = None) -> Axes:
         ax.set_ylim(-0.1, 1.0)
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")  # an offset would stand where the legend is
     ax.set_xlabel("rows, widest gap first", fontsize=TEXT)
-    exact = found.estimator == "exact"
-    ax.set_ylabel("gap, nats" if exact else f"gap, nats\n(log p(x) by {found.estimator})", fontsize=TEXT)
+    how = "" if found.estimator == "exact" else f"\n(log p(x) by {found.estimator})"
+    if shared is not None:
+        how = f"\n(given {', '.join(shared.sites) or 'the guide'})"
+        ax.plot([], [], " ", label=f"all rows: {shared.gap:.3g} (se {_total_error(found):.1g})")
+    ax.set_ylabel(f"gap, nats{how}", fontsize=TEXT)
     legend_above(ax)
     return ax
+
+
+def _total_error(found: Evaluation) -> float:
+    """The standard error of the gap of all rows together."""
+    assert found.shared is not None
+    return float(np.hypot(found.shared.total_se, found.shared.log_marginal_se))
 
 
 def khat(found: Evaluation | ImportanceMoments, *, ax: Axes | None = None) -> Axes:
     r"""The Pareto shape k-hat of every row, with the thresholds 0.5 and 0.7.
 
     Rows whose weights are all equal, or bounded, have k-hat :math:`-\infty`; they stand at the bottom. The limit of
-    :func:`zoo.importance_moments` is drawn too where few draws lower it.
+    :func:`zoo.importance_moments` is drawn too where few draws lower it. Where rows share sites, the line of dots and
+    dashes is the k-hat of these, and the rows' are given them; rows without weights of their own have no mark.
 
     Args:
         found: from :func:`zoo.evaluate` or :func:`zoo.importance_moments`.
         ax: where to draw; None makes a figure.
     """
     values = _numbers(found.khat)
+    shared = found.shared if isinstance(found, Evaluation) else None
+    together = np.nan if shared is None else shared.khat
     ax = new_axes(ax)
-    known = values[np.isfinite(values)]
+    known = np.append(values, together)
+    known = known[np.isfinite(known)]
     low, high = (min(known.min(), 0.0), max(known.max(), 0.8)) if len(known) else (-0.5, 0.8)
     floor = low - 0.12 * (high - low)
     limits = [*LIMITS]
@@ -97,7 +120,7 @@ def khat(found: Evaluation | ImportanceMoments, *, ax: Axes | None = None) -> Ax
     limit = limits[-1][0]
     row = np.arange(len(values))
     size = 9 if len(values) < 500 else 3
-    bottom = ~np.isfinite(values)
+    bottom = np.isneginf(values)
     parts = (
         (~bottom & (values <= limit), 0, "o", None),
         (~bottom & (values > limit), 5, "^", f"{int((values > limit).sum())} of {len(values)} rows above"),
@@ -110,6 +133,10 @@ def khat(found: Evaluation | ImportanceMoments, *, ax: Axes | None = None) -> Ax
             ax.scatter(row[chosen], height, color=colour(number), label=label, **style)
     for at, name in limits:
         ax.axhline(at, color="black", linewidth=0.9, linestyle="--" if at == limit else ":", label=name)
+    if shared is not None and not np.isnan(together):
+        style = {"color": PALETTE[2], "linewidth": 1.2, "linestyle": "-."}
+        at, sites = max(together, floor), ", ".join(shared.sites) or "all rows together"
+        ax.axhline(at, label=f"{sites}: {together:.2f}", **style)
     if bottom.any():
         ticks = [tick for tick in ax.get_yticks() if low <= tick <= high]
         ax.set_yticks([floor, *ticks], ["$-\\infty$", *(f"{tick:.2g}" for tick in ticks)])

@@ -75,7 +75,7 @@ def selection(found: Selection, *, ax: Axes | None = None) -> Axes:
 
 
 def bounds(found: Bounds, *, ax: Axes | None = None) -> Axes:
-    """Bounds on log p(x), means over the rows with two standard errors of the draws.
+    """Bounds on log p(x), means over the rows with two standard errors of the draws; totals where rows share sites.
 
     All lie below log p(x) in expectation, so the highest one says most; what still rises with the number of draws has
     not come to its limit. Where log p(x) is known it is the dashed line. The number above a rung is its distance from
@@ -88,9 +88,16 @@ def bounds(found: Bounds, *, ax: Axes | None = None) -> Axes:
     ax = new_axes(ax)
     rungs = [rung for rung in found.rungs if rung.name != "exact"]
     heights = np.array([rung.mean for rung in rungs])
+    what = "total" if found.shared else "mean over the rows"
     place = np.arange(len(rungs))
     style: dict[str, Any] = {"color": PALETTE[0], "marker": "o", "markersize": 4, "linestyle": "", "capsize": 2.5}
-    ax.errorbar(place, heights, [2 * rung.mean_se for rung in rungs], label="mean over the rows, 2 se", **style)
+    ax.errorbar(
+        place,
+        heights,
+        [2 * rung.mean_se for rung in rungs],
+        label=f"{what}, 2 se",
+        **style,
+    )
     weighted = [i for i, rung in enumerate(rungs) if rung.name != "AIS"]
     ax.plot(place[weighted], heights[weighted], color=PALETTE[0], linewidth=0.9, alpha=0.6)
     last = found.rungs[-1]
@@ -98,13 +105,21 @@ def bounds(found: Bounds, *, ax: Axes | None = None) -> Axes:
     for at, rung in zip(place, rungs, strict=True):
         if rung is not top:
             text = f"{rung.mean - top.mean:+.2g}"
-            ax.annotate(text, (at, rung.mean), (0, 7), textcoords="offset points", ha="center", fontsize=TEXT - 1)
+            ax.annotate(
+                text,
+                (at, rung.mean + 2 * rung.mean_se),
+                (0, 4),
+                textcoords="offset points",
+                ha="center",
+                fontsize=TEXT - 1,
+            )
     if last.name == "exact":
-        ax.axhline(last.mean, color="black", linewidth=0.9, linestyle="--", label="log p(x)")
+        name = "log p(X)" if found.shared else "log p(x)"
+        ax.axhline(last.mean, color="black", linewidth=0.9, linestyle="--", label=name)
     ax.set_xticks(place, [rung.name.replace("-", "\n") for rung in rungs])
     ax.set_xlim(-0.5, len(rungs) - 0.5)
     ax.margins(y=0.18)
-    ax.set_ylabel("nats per row", fontsize=TEXT)
+    ax.set_ylabel(found.unit, fontsize=TEXT)
     _plain(ax)
     legend_above(ax)
     return ax

@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
+from zoo.base.atomic import new_file
+
 # Okabe and Ito (2008), Color Universal Design; the yellow last, it is faint on white
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -34,8 +36,8 @@ def save(figure: Axes | Figure, path: str | Path, *, dpi: int = 200) -> Path:
     known = whole.canvas.get_supported_filetypes() if whole is not None else {}
     if whole is None or path.suffix.removeprefix(".") not in known:
         raise ValueError(f"'{path.name}' ends in no known format: take one of .png, .pdf, .svg")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    whole.savefig(path, dpi=dpi)
+    with new_file(path, replace=True) as partial:
+        whole.savefig(partial, dpi=dpi)
     return path
 
 

@@ -21,14 +21,19 @@ def loss(run: Fit, *, optimum: float | Tensor | None = None, ax: Axes | None = N
     Validation stands beside it where the run has it.
 
     Args:
-        run: from :func:`zoo.fit`.
+        run: from :func:`zoo.fit`, or another pair with a record of its training (``zoo.Fit(..., training=...)``).
         optimum: what the bound can reach at most, in nats per row: a number, or log marginals of the rows
             (their mean is taken). Drawn as a horizontal line.
         ax: where to draw; None makes a figure.
 
     Raises:
-        ValueError: the run has no steps, or ``optimum`` is not finite.
+        ValueError: the run has no record of its training or no steps, or ``optimum`` is not finite.
     """
+    if run.training is None:
+        raise ValueError(
+            "this pair has no record of its training, and so no losses to draw: pass one with "
+            "zoo.Fit(model, guide, training=zoo.infer.Training(losses=..., converged=...)), or train it with zoo.fit"
+        )
     elbo = -run.losses.detach().cpu().double().numpy()
     if not len(elbo):
         raise ValueError("the run has no losses: nothing to draw")

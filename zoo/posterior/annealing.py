@@ -6,14 +6,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args
 
-import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from zoo.base.checks import check_whole
 from zoo.base.latent_sites import Latent
-from zoo.base.plates import spread
 from zoo.posterior.engine import Arguments, Reader
 from zoo.posterior.rowwise import conditional, gaussian, log_joint, log_volume, stretch
 
@@ -174,17 +171,14 @@ def place(source: Reader, latent: Latent, arguments: Arguments) -> Place:
     found = gaussian(conditional(source, latent, arguments))
     if found is not None:
         return found
-    site = poutine.trace(spread(source.pair.guide, MATCHED)).get_trace(*arguments).nodes[latent.name]
-    z = site["value"].reshape(MATCHED, len(arguments[0]), -1)
+    z = source.draw(arguments, MATCHED).values[latent.name].reshape(MATCHED, len(arguments[0]), -1)
     return z.mean(0), z.std(0)
 
 
 def _from_prior(source: Reader, latent: Latent, arguments: Arguments, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Draws of the prior in whitened coordinates (count, b, k), with their means and scales (b, k)."""
     n = len(arguments[0])
-    with pyro.validation_enabled(False):
-        site = poutine.trace(spread(source.pair.model, count + MATCHED)).get_trace(*arguments).nodes[latent.name]
-    z = site["value"].expand(count + MATCHED, n, *latent.shape).reshape(count + MATCHED, n, -1)
+    z = source.simulate(arguments, count + MATCHED)[0][latent.name].reshape(count + MATCHED, n, -1)
     chains, others = z[:count], z[count:].flatten(0, 1)  # other draws than the chains' show the scales
     loc, root = others.mean(0).expand(n, -1), others.std(0).expand(n, -1)
     return (chains - loc) / root, loc, root

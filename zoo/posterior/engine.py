@@ -24,7 +24,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from zoo.base.callables import PyroCallable, mode, name_of, unwrapped
-from zoo.base.latent_sites import Latent, Layout, layout
+from zoo.base.covariates import check_row_buffers
+from zoo.base.latent_sites import Latent, Layout, Plate, layout
 from zoo.base.module import Module
 from zoo.base.plates import spread
 from zoo.base.protocols import Pair
@@ -34,6 +35,10 @@ Arguments = tuple[Any, ...]
 Values = Mapping[str, Tensor]
 MOST_COMBINATIONS = 1000  # of the values of sites that are summed out, per row
 OURS = ("zoo", "guides")  # packages whose modules promise that draws broadcast on the left
+
+
+class PointEstimate(ValueError):  # noqa: N818 - it reads as what it says
+    """A guide puts a point mass on a site, so that it has no density there."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +106,16 @@ class Reader:
         guide = unwrapped(self.pair.guide)
         return isinstance(guide, AutoGuide) and guide.create_plates is None
 
-    def chunks(self, count: int) -> Iterator[tuple[Tensor, Arguments]]:
-        """Row numbers (b,) of at most ``count`` rows at a time, and the arguments of model and guide for them."""
+    def chunks(self, count: int, wanted: Tensor | None = None) -> Iterator[tuple[Tensor, Arguments]]:
+        """Row numbers (b,) of at most ``count`` rows at a time, and the arguments of model and guide for them.
+
+        ``wanted`` are the numbers of the rows that are needed, None for all; a guide that knows its rows only all
+        together takes all of them.
+        """
         n = len(self.x)
-        for index in torch.arange(n, device=self.x.device).split(n if self.joint_only else max(1, count)):
+        every = torch.arange(n, device=self.x.device)
+        needed = every if wanted is None or self.joint_only else wanted
+        for index in needed.split(n if self.joint_only else max(1, count)):
             yield index, (self.x,) if len(index) == n else (self.x[index], index, n)
 
     def draw(self, arguments: Arguments, draws: int, held: Values | None = None, *, points: bool = False) -> Drawn:
@@ -117,10 +128,12 @@ class Reader:
             points: whether point masses will do, where no density is asked for.
 
         Raises:
-            ValueError: the guide puts a point mass on a site, so that it has no density.
+            PointEstimate: the guide puts a point mass on a site, so that it has no density.
+            ValueError: a guide of the user's fails on these rows.
         """
-        traces = self._run("guide", arguments, draws, held or {})
-        sites, log_q = self._read(traces, draws, len(arguments[0]))
+        with asking(self.pair.guide, arguments):
+            traces = self._run("guide", arguments, draws, held or {})
+            sites, log_q = self._read(traces, draws, len(arguments[0]))
         values = {latent.name: sites[latent.name] for latent in self.layout.latents if latent.name in sites}
         if not points:
             self._refuse_points(traces, values, draws, held or {}, arguments)
@@ -178,6 +191,12 @@ class Reader:
         traces = self._run("model", arguments, draws, held or {}, free=True)
         sites, _ = self._read(traces, draws, count, densities=False)
         return sites, traces
+
+    def observed(self, arguments: Arguments) -> dict[str, Tensor]:
+        """The values of the data sites of some rows, by name, (b, ...)."""
+        traces = self._run("model", arguments, 1, {})
+        sites, _ = self._read(traces, 1, len(arguments[0]), densities=False)
+        return {name: sites[name][0] for name in self.layout.data}
 
     def _run(
         self, role: str, arguments: Arguments, draws: int, held: Values, free: bool = False
@@ -255,9 +274,7 @@ class Reader:
                 if name in known:
                     values.setdefault(name, []).append(self._laid_out(site["value"], known[name], each, count))
                 elif name in self.layout.data:
-                    event = site["value"].shape[site["value"].ndim - site["fn"].event_dim :]
-                    own = Latent(name, event, site["fn"].support, True)
-                    values.setdefault(name, []).append(self._laid_out(site["value"], own, each, count))
+                    values.setdefault(name, []).append(self._laid_out(site["value"], self._data(site), each, count))
                 if densities:
                     log_prob = scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])
                     summed = self._summed(log_prob, each, count if local else None)
@@ -311,6 +328,15 @@ class Reader:
         wide = wide.expand(*sizes, *event).permute(0, *order, *rest, *ends)
         return wide.reshape(draws, *(sizes[d] for d in order), *event)
 
+    def _data(self, site: dict[str, Any]) -> Latent:
+        """The shape of a data site of a trace, described as that of a latent one."""
+        nesting, frames = self.layout.nesting, site["cond_indep_stack"]
+        own = [f for f in frames if f.vectorized and f.name != self.layout.plate and f.dim >= -nesting]
+        plates = sorted((Plate(f.name, f.size, f.dim) for f in own), key=lambda plate: plate.dim)
+        event = site["value"].shape[site["value"].ndim - site["fn"].event_dim :]
+        shape = torch.Size([plate.size for plate in plates]) + event
+        return Latent(site["name"], shape, site["fn"].support, True, plates=tuple(plates))
+
     def _placed(self, latent: Latent, value: Tensor) -> Tensor:
         """The inverse of :meth:`_laid_out`: (draws, *batch, *event), with a batch dimension for every plate."""
         nesting = self.layout.nesting
@@ -355,11 +381,35 @@ class Reader:
             values = self._read(self._run("guide", arguments, 2, {}), 2, len(arguments[0]), densities=False)[0]
         for name in suspects:
             if bool((values[name] == values[name][:1]).all()):
-                raise ValueError(
+                raise PointEstimate(
                     f"the guide {name_of(self.pair.guide)} puts a point mass on '{name}': it has no density there, and "
                     "there is no bound. Take a guide with a spread, such as MeanField or AutoNormal (for "
                     "AutoLaplaceApproximation the Gaussian that it stands for, guide.laplace_approximation(x))"
                 )
+
+
+@contextmanager
+def asking(guide: PyroCallable, arguments: Arguments) -> Iterator[None]:
+    """A block that calls a guide; where one of the user's fails on these rows, the error explains what it must serve.
+
+    Raises:
+        ValueError: names the guide and the number of rows.
+    """
+    try:
+        yield
+    except (RuntimeError, IndexError, ValueError) as error:
+        if _ours(guide):
+            raise
+        raise ValueError(
+            f"the guide {name_of(guide)} fails on {len(arguments[0])} rows ({str(error).splitlines()[0]}). A guide "
+            "with parameters for every row serves the rows it was fitted to and must pick those numbered by index, as "
+            "in loc[index]; MeanField, FullRank and Amortized do"
+        ) from error
+
+
+def _ours(function: PyroCallable) -> bool:
+    inner = unwrapped(function)
+    return isinstance(inner, Module) and type(inner).__module__.split(".")[0] in OURS
 
 
 @contextmanager
@@ -380,7 +430,12 @@ def reading(pair: Pair, seed: int) -> Iterator[None]:
 
 
 def reader(pair: Pair, x: Tensor) -> Reader:
-    """A :class:`Reader` of the rows ``x`` (n, d), to be used inside :func:`reading`."""
+    """A :class:`Reader` of the rows ``x`` (n, d), to be used inside :func:`reading`.
+
+    Raises:
+        ValueError: the model holds covariates of another number of rows.
+    """
+    check_row_buffers(pair.model, len(x), x)
     return Reader(pair, x, layout(pair.model, x))
 
 
@@ -390,8 +445,7 @@ def _broadcasts(function: PyroCallable, found: Layout, arguments: Arguments) -> 
     Our own modules promise it. Any other callable is run for two draws together, and again for each of them alone at
     the same values: all its log densities must be equal.
     """
-    inner = unwrapped(function)
-    if isinstance(inner, Module) and type(inner).__module__.split(".")[0] in OURS:
+    if _ours(function):
         return True
     dim = -1 - found.nesting
     with seeded(0):

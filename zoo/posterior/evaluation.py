@@ -1,6 +1,6 @@
 """How good is the bound: ELBO, log marginal likelihood and their gap, row by row and of what the rows share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars
@@ -34,7 +34,8 @@ class SharedTerm:
         bound_se: its Monte Carlo standard error.
         total: the evidence lower bound of all rows.
         total_se: its Monte Carlo standard error.
-        log_marginal: log p(X), estimated by importance sampling over theta.
+        log_marginal: log p(X), estimated by importance sampling over theta; exact for a conjugate model without shared
+            sites whose guide draws all rows together.
         log_marginal_se: its Monte Carlo standard error.
         khat: the Pareto shape of the importance weights of theta.
     """
@@ -193,7 +194,7 @@ def evaluate(run: Pair, x: Any, *, draws: int = 500, inner: int = 100, seed: int
     x = check_rows(x, undecorated(run.model))
     with reading(run, seed):
         source = reader(run, x)
-        _, first = next(source.chunks(1))
+        _, first = next(source.chunks(BUDGET // (draws * x.shape[1])))
         joint = source.draw(first, 2).joint
         if source.layout.shared or joint is not None:
             return _of_all_rows(source, draws, inner)
@@ -235,47 +236,89 @@ def _of_rows(source: Reader, draws: int) -> Evaluation:
 
 
 @dataclass
-class _Sums:
-    """What the chunks of rows add up to, for every draw of the shared sites (draws,)."""
+class AllRows:
+    """The terms of every draw of the shared sites, summed over the rows, and the moments of the rows' own.
 
-    shared: Tensor | float = 0.0  # log p(theta) - log q(theta)
-    bound: Tensor | float = 0.0  # the rows' log p(x, z | theta) - log q(z)
-    given: Tensor | float = 0.0  # the rows' log p(x | theta)
+    Attributes:
+        shared: log p(theta) - log q(theta) (draws,).
+        bound: the rows' log p(x, z | theta) - log q(z), summed (draws,).
+        given: the rows' log p(x | theta), summed (draws,).
+        columns: of every chunk of rows, mean and error of both terms and k-hat, (b,) each.
+    """
+
+    shared: Tensor | float = 0.0
+    bound: Tensor | float = 0.0
+    given: Tensor | float = 0.0
+    columns: list[tuple[Tensor, ...]] = field(default_factory=list)
+
+    @property
+    def elbo(self) -> Tensor:
+        """The draws whose mean is the evidence lower bound of all rows (draws,)."""
+        return torch.as_tensor(self.shared + self.bound).double()
+
+    @property
+    def weights(self) -> Tensor:
+        """The log importance weights of theta (draws,), whose mean, on the scale of densities, is p(X)."""
+        return torch.as_tensor(self.shared + self.given).double()
 
 
-def _of_all_rows(source: Reader, draws: int, inner: int) -> Evaluation:
-    """The evaluation of a model whose rows share sites, or of a guide that draws all rows together."""
+def all_rows(source: Reader, draws: int, inner: int) -> AllRows:
+    """Draws of the bound and of log p(X) of a model whose rows share sites, or of a guide that draws all rows together.
+
+    Call it inside :func:`zoo.posterior.engine.reading`.
+
+    Args:
+        source: the pair and its rows.
+        draws: of the shared sites, held for all rows.
+        inner: draws of the rows' own sites for every one of them.
+    """
     names = {latent.name for latent in source.layout.shared}
     count = BUDGET // (draws * source.x.shape[1])
-    sums, joint = _Sums(), None
+    sums, joint = AllRows(), None
     held: dict[str, Tensor] = {}
-    columns: list[tuple[Tensor, ...]] = []
     for _, arguments in source.chunks(count):
         drawn = source.draw(arguments, draws, held)
         log_p = source.score(arguments, drawn.values, draws)
         terms = (log_p.by_row - drawn.log_q.by_row).expand(draws, len(arguments[0]))
-        if not columns:
+        if not sums.columns:
             joint = drawn.joint
             held = {name: value for name, value in drawn.values.items() if name in names}
             sums.shared = log_p.of_shared - drawn.log_q.of_shared
-        given, khat = (terms, _unknown(terms)) if joint else _given(source, arguments, held, terms, inner)
+        given, khat = (terms, _unknown(terms)) if joint else given_shared(source, arguments, held, terms, inner)
         sums.bound = sums.bound + terms.sum(1)
         sums.given = sums.given + given.sum(1)
-        columns.append((*_moments(terms), *_moments(given), khat))
-    elbo, elbo_se, log_marginal, log_marginal_se, khat = (torch.cat(parts) for parts in zip(*columns, strict=True))
-    bound, total = torch.as_tensor(sums.shared).expand(draws), torch.as_tensor(sums.shared + sums.bound)
-    weights = torch.as_tensor(sums.shared + sums.given).double()
+        sums.columns.append((*_moments(terms), *_moments(given), khat))
+    return sums
+
+
+def _of_all_rows(source: Reader, draws: int, inner: int) -> Evaluation:
+    """The evaluation of a model whose rows share sites, or of a guide that draws all rows together."""
+    sums = all_rows(source, draws, inner)
+    elbo, elbo_se, log_marginal, log_marginal_se, khat = (torch.cat(parts) for parts in zip(*sums.columns, strict=True))
+    bound, weights = torch.as_tensor(sums.shared).expand(draws), sums.weights
     evidence, error = log_mean(weights.unsqueeze(1))
     khat_shared = psis_khat(weights.unsqueeze(1))
-    numbers = (*_moments(bound), *_moments(total), evidence, error, khat_shared)
+    model, estimator = undecorated(source.pair.model), f"IS-{draws}"
+    if not source.layout.shared and isinstance(model, Conjugate):
+        log_marginal, log_marginal_se = model.log_marginal(source.x), torch.zeros_like(elbo)
+        evidence, error, estimator = log_marginal.double().sum(), evidence.new_zeros(()), "exact"
+    numbers = (*_moments(bound), *_moments(sums.elbo), evidence, error, khat_shared)
     shared = SharedTerm(tuple(own.name for own in source.layout.shared), *(float(value) for value in numbers))
-    return Evaluation(elbo, elbo_se, log_marginal, log_marginal_se, f"IS-{draws}", khat, draws, shared)
+    return Evaluation(elbo, elbo_se, log_marginal, log_marginal_se, estimator, khat, draws, shared)
 
 
-def _given(
+def given_shared(
     source: Reader, arguments: tuple[Any, ...], held: dict[str, Tensor], terms: Tensor, inner: int
 ) -> tuple[Tensor, Tensor]:
-    """log p(x | theta) of some rows at every draw of the shared sites (draws, b), and the rows' k-hat (b,)."""
+    """log p(x | theta) of some rows at every draw of the shared sites (draws, b), and the rows' k-hat (b,).
+
+    Args:
+        source: the pair and its rows.
+        arguments: of model and guide, for some rows.
+        held: draws of the shared sites by name, (draws, ...).
+        terms: log p(x, z | theta) - log q(z) at these draws (draws, b): the answer where rows have no sites.
+        inner: draws of the rows' sites at every draw of the shared ones, where there is no closed form.
+    """
     model, x = undecorated(source.pair.model), arguments[0]
     draws = len(terms)
     if not source.layout.local:

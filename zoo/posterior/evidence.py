@@ -6,18 +6,21 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import polars
 import torch
 from torch import Tensor
 
 from zoo.base.callables import undecorated
 from zoo.base.checks import check_rows, check_whole
+from zoo.base.latent_sites import Latent
+from zoo.base.memory import rows_at_once
 from zoo.base.protocols import Conjugate, Pair
+from zoo.base.random import seeded
 from zoo.posterior.annealing import AIS, anneal
 from zoo.posterior.engine import Arguments, Reader, reader, reading
-from zoo.posterior.evaluation import LEAST_DRAWS
-from zoo.posterior.rowwise import log_mean, real_site, row_weights
+from zoo.posterior.evaluation import LEAST_DRAWS, all_rows
+from zoo.posterior.rowwise import log_mean, real_site, refuse_joint, row_weights
 
-BUDGET = 2**20  # numbers per array and chunk: 4 MB in float32, and a decoder holds some ten of them at a time
 BLOCKS = 30  # from here on the spread of the blocks tells the error of their mean better than the delta method
 
 
@@ -26,8 +29,8 @@ class Bound:
     """One bound on log p(x), in nats.
 
     Attributes:
-        name: ``"ELBO"``, ``"IWAE-K"``, ``"AIS"`` or ``"exact"``.
-        values: of every row (n,).
+        name: ``"ELBO"``, ``"IWAE-K"``, ``"IS-K"``, ``"AIS"`` or ``"exact"``.
+        values: of every row (n,); of all rows together (1,) where they share sites.
         se: the standard error that the draws cause, of every row (n,); 0 where the value is exact.
     """
 
@@ -64,6 +67,8 @@ class Bounds:
     ELBO and IWAE are taken from the same draws, the smaller K as the mean over blocks of the larger, so they are
     ordered for every row, not only in expectation. AIS stands beside them, below log p(x) in expectation.
 
+    Where rows share sites, all of them bound log p(X) of all rows together: every tensor has one entry in place of n.
+
     Attributes:
         rungs: the bounds in this order; ``bounds["IWAE-5000"]`` is one of them.
         effective: the effective sample size of the importance weights of every row (n,),
@@ -71,12 +76,17 @@ class Bounds:
             its standard error are both too low.
         draws: draws per row.
         acceptance: of the transitions of AIS (n,), or None.
+        shared: the sites that all rows share, or that the guide draws for all rows together; empty where log p(x)
+            splits into rows.
+        count: the number of rows n.
     """
 
     rungs: tuple[Bound, ...]
     effective: Tensor
     draws: int
     acceptance: Tensor | None = None
+    shared: tuple[str, ...] = ()
+    count: int = 0
 
     def __getitem__(self, name: str) -> Bound:
         for rung in self.rungs:
@@ -85,41 +95,54 @@ class Bounds:
         raise KeyError(f"no rung {name!r}: there are {', '.join(rung.name for rung in self.rungs)}")
 
     @property
-    def rows(self) -> dict[str, Tensor]:
-        """A table with a row per row of the data: every bound and its standard error, by name, each (n,)."""
+    def unit(self) -> str:
+        """The unit of the bounds, in words."""
+        return "nats, all rows together" if self.shared else "nats per row"
+
+    def frame(self) -> polars.DataFrame:
+        """A row per row of the data, or a single one for all of them: every bound and its standard error, by name."""
         table: dict[str, Tensor] = {}
         for rung in self.rungs:
             table |= {rung.name: rung.values, f"{rung.name}_se": rung.se}
-        return table | {"effective": self.effective}
+        table |= {"effective": self.effective}
+        return polars.DataFrame({name: value.detach().cpu().double().numpy() for name, value in table.items()})
 
     def summary(self) -> dict[str, float]:
         """Means per row, with the standard errors that the draws cause (``_se``) and those for rows like these
-        (``_population_se``), and the share of rows whose effective sample size is below 10."""
+        (``_population_se``), and the share of rows whose effective sample size is below 10.
+
+        Where rows share sites: totals with the standard errors that the draws cause, and the effective sample size.
+        """
         table = {}
         for rung in self.rungs:
             table[rung.name] = rung.mean
             table[f"{rung.name}_se"] = rung.mean_se
-            table[f"{rung.name}_population_se"] = rung.population_se
+            if not self.shared:
+                table[f"{rung.name}_population_se"] = rung.population_se
+        if self.shared:
+            return table | {"effective": float(self.effective)}
         return table | {"effective_below_10": float((self.effective < 10).double().mean())}
 
     def __repr__(self) -> str:
-        n = len(self.effective)
-        lines = [
-            f"Bounds on log p(x) of {n} row{'s' * (n != 1)}, nats per row (se of the draws; se for rows like these):"
-        ]
+        n = self.count or len(self.effective)
+        rows = f"{n} row{'s' * (n != 1)}"
+        head = f"Bounds on log p(x) of {rows}, nats per row (se of the draws; se for rows like these):"
+        if self.shared:
+            head = f"Bounds on log p(X) of {rows} together (by {', '.join(self.shared)}), nats (se of the draws):"
+        lines = [head]
         wide = max(len(rung.name) for rung in self.rungs)
         for rung in self.rungs:
-            errors = f"(se {rung.mean_se:.1g}; {rung.population_se:.2g})"
-            lines.append(f"  {rung.name:<{wide}}  {rung.mean:.4f} {errors}")
+            rest = "" if self.shared else f"; {rung.population_se:.2g}"
+            lines.append(f"  {rung.name:<{wide}}  {rung.mean:.4f} (se {rung.mean_se:.1g}{rest})")
+        effective = f"  effective draws of {self.draws}: "
         share = 100 * float((self.effective < 10).double().mean())
-        lines.append(
-            f"  effective draws of {self.draws}: median {self.effective.median():.0f}, < 10 on {share:.0f}% of rows"
-        )
-        return "\n".join(lines)
+        more = "" if self.shared else f", < 10 on {share:.0f}% of rows"
+        median = "" if self.shared else "median "
+        return "\n".join([*lines, f"{effective}{median}{self.effective.median():.0f}{more}"])
 
 
 def log_evidence_bounds(
-    run: Pair, x: Any, draws: Sequence[int] = (100, 5000), ais: AIS | None = None, *, seed: int = 0
+    run: Pair, x: Any, *, draws: Sequence[int] = (100, 5000), inner: int = 100, ais: AIS | None = None, seed: int = 0
 ) -> Bounds:
     r"""Every bound on log p(x) that there is, side by side: ELBO, IWAE-K, AIS, and log p(x) where it is known.
 
@@ -128,52 +151,101 @@ def log_evidence_bounds(
     draws, and of every block only its running sum is kept, so that memory grows neither with the rows nor with the
     draws (Pyro's autoguides without ``create_plates`` need all rows at once).
 
+    Where rows share sites :math:`\theta`, log p(X) of all rows does not split into rows. The bounds are then those of
+    all rows together: the ELBO, and IS-K, the log of the mean of K weights of theta as in :func:`zoo.evaluate`,
+
+    .. math:: w_k = \frac{p(\theta_k)}{q(\theta_k)} \prod_n \hat p(x_n \mid \theta_k), \qquad \theta_k \sim q,
+
+    at the cost of ``inner`` draws of the rows' own sites for every draw of theta, where p(x | theta) has no closed form
+    (``log_marginal_given``).
+
     Standard errors are those of the draws. From thirty blocks on they come from the spread of the blocks; below, from
     the delta method, :math:`\mathrm{se} = \mathrm{cv}(w) / \sqrt{K_{max}}`. They leave out the bias, which is
     downwards.
 
     Args:
-        run: what :func:`zoo.fit` or :func:`zoo.load` returned, with any guide whose density splits into rows.
+        run: a trained pair: what :func:`zoo.fit` or :func:`zoo.load` returned, or ``zoo.Fit(model, guide)``.
         x: rows (n, d); a guide with parameters for every row takes those it was fitted to, in their order.
         draws: the K of every IWAE, ascending, each a multiple of the one before; the last is the number of draws.
+        inner: draws of the rows' own sites for every draw of the shared ones; at least 25.
         ais: annealed importance sampling as well, for a model with one latent site, a real vector per row.
         seed: of the draws; the caller's random stream is left alone.
 
     Raises:
         ValueError: ``draws`` that do not divide each other or are fewer than 25, rows that are not fit for model or
-            guide, latent sites that all rows share, or with ``ais`` a discrete, constrained or second site.
+            guide, a guide with a point mass, or with ``ais`` a shared, discrete, constrained or second site.
 
     References:
         Burda, Grosse and Salakhutdinov (2016), Importance weighted autoencoders, ICLR; for AIS see
         :class:`~zoo.posterior.annealing.AIS`.
     """
     sizes = _check_draws(draws)
-    model = undecorated(run.model)
-    x = check_rows(x, model)
-    found, effective = [], []
+    if check_whole(inner, "inner") < LEAST_DRAWS:
+        raise ValueError(f"inner must be at least {LEAST_DRAWS} to judge the importance weights, got {inner}")
+    x = check_rows(x, undecorated(run.model))
     with reading(run, seed):
         source = reader(run, x)
         latent = None if ais is None else real_site(source, "AIS")
-        for _, arguments in source.chunks(BUDGET // max(100 * x.shape[1], sizes[-1] // sizes[0])):
-            values, errors, ess = _weighted(source, arguments, sizes)
-            found.append((values, errors))
-            effective.append(ess)
-        rungs = [
-            Bound(name, torch.cat([v[i] for v, _ in found]), torch.cat([e[i] for _, e in found]))
-            for i, name in enumerate(["ELBO", *(f"IWAE-{size}" for size in sizes)])
+        _, first = next(iter(source.chunks(rows_at_once(400 * x.shape[1]))))
+        with seeded(0):
+            joint = source.draw(first, 2).joint
+        if ais is not None:
+            refuse_joint(source, joint, "AIS")
+        if source.layout.shared or joint is not None:
+            return _together(source, sizes, inner, joint)
+        found = [
+            _weighted(source, arguments, sizes)
+            for _, arguments in source.chunks(rows_at_once(max(400 * x.shape[1], 4 * sizes[-1] // sizes[0])))
         ]
+        values, errors, effective = zip(*found, strict=True)
+        rungs = _rungs(sizes, "IWAE", _columns(values), _columns(errors))
         acceptance = None
         if ais is not None and latent is not None:
-            parts = []
-            for _, arguments in source.chunks(BUDGET // ((ais.chains + ais.pilots) * x.shape[1])):
-                weights, chance = anneal(source, latent, arguments, ais)
-                parts.append((*log_mean(weights), chance))
-            annealed, noise, acceptance = (torch.cat(part) for part in zip(*parts, strict=True))
-            rungs.append(Bound("AIS", annealed, noise))
+            annealed, acceptance = _annealed(source, latent, ais)
+            rungs.append(annealed)
+        model = undecorated(run.model)
         if isinstance(model, Conjugate):
-            exact = torch.cat([model.log_marginal(part) for part in x.split(max(1, BUDGET // x.shape[1]))])
+            exact = torch.cat([model.log_marginal(part) for part in x.split(rows_at_once(4 * x.shape[1]))])
             rungs.append(Bound("exact", exact, torch.zeros_like(exact)))
-    return Bounds(tuple(rungs), torch.cat(effective), sizes[-1], acceptance)
+    return Bounds(tuple(rungs), torch.cat(effective), sizes[-1], acceptance, count=len(x))
+
+
+def _columns(chunks: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Every rung's numbers of all rows, from those of the chunks."""
+    return [torch.cat(parts) for parts in zip(*chunks, strict=True)]
+
+
+def _rungs(sizes: list[int], kind: str, values: Sequence[Tensor], errors: Sequence[Tensor]) -> list[Bound]:
+    names = ["ELBO", *(f"{kind}-{size}" for size in sizes)]
+    return [Bound(*parts) for parts in zip(names, values, errors, strict=True)]
+
+
+def _annealed(source: Reader, latent: Latent, ais: AIS) -> tuple[Bound, Tensor]:
+    """The bound by annealed importance sampling, and the acceptance of its transitions (n,)."""
+    parts = []
+    for _, arguments in source.chunks(rows_at_once(4 * (ais.chains + ais.pilots) * source.x.shape[1])):
+        weights, chance = anneal(source, latent, arguments, ais)
+        parts.append((*log_mean(weights), chance))
+    annealed, noise, acceptance = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Bound("AIS", annealed, noise), acceptance
+
+
+def _together(source: Reader, sizes: list[int], inner: int, joint: str | None) -> Bounds:
+    """The bounds of all rows together."""
+    total = sizes[-1]
+    sums = all_rows(source, total, inner)
+    weights = sums.weights.unsqueeze(1)  # (total, 1)
+    blocks = weights.unflatten(0, (total // sizes[0], -1)).logsumexp(1)  # (total / least, 1)
+    values, errors, effective = _blocks(blocks, (2 * weights).logsumexp(0), sizes)
+    elbo = sums.elbo
+    error = (elbo.std() / total**0.5).reshape(1)
+    rungs = _rungs(sizes, "IS", [elbo.mean().reshape(1), *values], [error, *errors])
+    model = undecorated(source.pair.model)
+    if isinstance(model, Conjugate):  # under a guide that draws all rows together
+        exact = model.log_marginal(source.x).sum().reshape(1)
+        rungs.append(Bound("exact", exact, torch.zeros_like(exact)))
+    names = tuple(latent.name for latent in source.layout.shared) or (str(joint),)
+    return Bounds(tuple(rungs), effective, total, None, names, len(source.x))
 
 
 def _check_draws(draws: Sequence[int]) -> list[int]:
@@ -195,7 +267,7 @@ def _weighted(source: Reader, arguments: Arguments, sizes: list[int]) -> tuple[l
     """ELBO and IWAE of some rows, their standard errors, each (b,) by rung, and the effective sample size (b,)."""
     x = arguments[0]
     least, total = sizes[0], sizes[-1]
-    most = max(1, BUDGET // x.numel())  # draws at a time: some whole blocks of the least K, or a piece of one
+    most = rows_at_once(4 * x.numel())  # draws at a time: some whole blocks of the least K, or a piece of one
     mean, scatter, seen = x.new_zeros(len(x)), x.new_zeros(len(x)), 0
     squares = x.new_full((len(x),), -math.inf)  # log of the sum of w squared
     found = []
@@ -211,10 +283,22 @@ def _weighted(source: Reader, arguments: Arguments, sizes: list[int]) -> tuple[l
             scatter += (weights - own).square().sum(0) + step.square() * ((seen - count) * count / seen)
             mean = mean + step * (count / seen)
         found.append(sums)
-    blocks = torch.cat(found)  # (total / least, b)
+    bounds, spreads, effective = _blocks(torch.cat(found), squares, sizes)
+    return [mean, *bounds], [(scatter / (total - 1) / total).sqrt(), *spreads], effective
+
+
+def _blocks(blocks: Tensor, squares: Tensor, sizes: list[int]) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """The bound of every K with its standard error, each (b,), and the effective sample size (b,).
+
+    Args:
+        blocks: log of the sum of w over the blocks of the least K (total / least, b).
+        squares: log of the sum of w squared (b,).
+        sizes: the K, ascending.
+    """
+    total = sizes[-1]
     effective = (2 * blocks.logsumexp(0) - squares).exp().clamp(1.0, total)
     delta = ((total / effective - 1) / (total - 1)).clamp_min(0.0).sqrt()  # cv(w) / sqrt(total)
-    values, errors = [mean], [(scatter / (total - 1) / total).sqrt()]
+    values, errors = [], []
     for size in sizes:
         bound = blocks.unflatten(0, (total // size, -1)).logsumexp(1) - math.log(size)
         values.append(bound.mean(0))

@@ -5,19 +5,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import polars
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from zoo.base.callables import undecorated
+from zoo.base.callables import name_of, undecorated
 from zoo.base.checks import check_rows, check_whole
 from zoo.base.latent_sites import Latent
-from zoo.base.protocols import Conjugate, Pair
+from zoo.base.memory import rows_at_once
+from zoo.base.protocols import ClosedBound, Conjugate, Pair
 from zoo.base.schedules import cosine
 from zoo.posterior.annealing import AIS, Place, anneal
 from zoo.posterior.engine import Arguments, Reader, reader, reading
 from zoo.posterior.evaluation import LEAST_DRAWS
-from zoo.posterior.evidence import BUDGET
 from zoo.posterior.rowwise import (
     conditional,
     gaussian,
@@ -88,6 +89,10 @@ class Gaps:
             table[f"{name}_se"] = float(getattr(self, f"{name}_se").double().square().sum().sqrt() / n)
         return table
 
+    def frame(self) -> polars.DataFrame:
+        """A row per row of the data: log p(x), the bounds, the gaps and their standard errors."""
+        return polars.DataFrame({name: getattr(self, name).detach().cpu().double().numpy() for name in COLUMNS})
+
     def __repr__(self) -> str:
         s = self.summary()
         least = "" if self.estimator == "exact" else "at least "
@@ -121,7 +126,7 @@ def gaps(
     the guide's q on draws of their own, that q stays. Both are then judged on the same fresh draws.
 
     Args:
-        run: what :func:`zoo.fit` or :func:`zoo.load` returned.
+        run: a trained pair.
         x: rows (n, d); a guide with parameters for every row takes those it was fitted to, in their order.
         steps: of Adam.
         particles: antithetic pairs per step.
@@ -145,19 +150,19 @@ def gaps(
     x = check_rows(x, model)
     d = x.shape[1]
     exact = isinstance(model, Conjugate)
-    closed = exact and hasattr(model, "elbo")
+    closed = exact and isinstance(model, ClosedBound)
     parts: list[tuple[Tensor, ...]] = []
     family = ""
     with reading(run, seed):
         source = reader(run, x)
         latent = real_site(source, "gaps")
-        for _, arguments in source.chunks(BUDGET // max(4 * particles * d, draws)):
+        for _, arguments in source.chunks(rows_at_once(4 * max(4 * particles * d, draws))):
             q = conditional(source, latent, arguments)
             start = gaussian(q)
             if start is None:
                 raise ValueError(
                     f"gaps knows the families of independent and of correlated Gaussians, and q(z | x) of the guide "
-                    f"{type(run.guide).__name__} is a {type(q).__name__}: take MeanField, FullRank or Amortized, or "
+                    f"{name_of(run.guide)} is a {type(q).__name__}: take MeanField, FullRank or Amortized, or "
                     "zoo.log_evidence_bounds for the whole gap"
                 )
             family = "diag" if start[1].ndim == 2 else "full"
@@ -289,7 +294,7 @@ def _judge(
     """The columns of :class:`Gaps` for some rows: both bounds on the same fresh draws, log p(x) from those of q*."""
     loc = start[0]
     parts = []
-    for piece in torch.arange(draws).split(max(1, BUDGET // arguments[0].numel())):
+    for piece in torch.arange(draws).split(rows_at_once(4 * arguments[0].numel())):
         noise = loc.new_empty(len(piece), *loc.shape).normal_()
         parts.append(torch.stack([_log_weights(source, latent, arguments, q, noise) for q in (found, start)]))
     ours, theirs = torch.cat(parts, 1)  # (draws, b)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import polars
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -14,11 +15,11 @@ from torch.distributions.kl import kl_divergence
 from zoo.base.callables import undecorated
 from zoo.base.checks import check_rows, check_whole
 from zoo.base.latent_sites import Latent
+from zoo.base.memory import rows_at_once
 from zoo.base.protocols import Pair
 from zoo.posterior.engine import Arguments, Reader, reader, reading
 from zoo.posterior.rowwise import conditional, gaussian, log_joint, real_site
 
-BUDGET = 2**22  # numbers per array and chunk
 Dequantised = Literal["uniform", "discrete", "none"]
 
 
@@ -91,6 +92,14 @@ class RateDistortion:
         table = {key: float(getattr(self, key)) for name in names for key in (name, f"{name}_se")}
         return table | {"active": float(self.active.sum()), "units": float(len(self.variance))}
 
+    def frame(self) -> polars.DataFrame:
+        """A row per unit: its number, the variance of its posterior mean, whether it is active, and its KL if known."""
+        k = len(self.variance)
+        table: dict[str, list[float]] = {"unit": list(range(k)), "variance": self.variance.tolist()}
+        table["active"] = self.active.tolist()
+        table["kl"] = [math.nan] * k if self.unit_kl is None else self.unit_kl.tolist()
+        return polars.DataFrame(table)
+
     def __repr__(self) -> str:
         return (
             f"Rate and distortion of {self.count} rows, nats per row: rate {self.rate:.4f} = mutual information "
@@ -109,7 +118,7 @@ def rate_distortion(run: Pair, x: Any, *, draws: int = 10, threshold: float = 0.
     The marginal KL is the rate less the mutual information.
 
     Args:
-        run: what :func:`zoo.fit` or :func:`zoo.load` returned.
+        run: a trained pair.
         x: rows (n, d), at least 2; a guide with parameters for every row takes those it was fitted to.
         draws: draws per row, at least 2.
         threshold: the variance of a unit's posterior mean above which it is active (Burda et al.: 0.01).
@@ -132,7 +141,8 @@ def rate_distortion(run: Pair, x: Any, *, draws: int = 10, threshold: float = 0.
         source = reader(run, x)
         latent = real_site(source, "rate_distortion")
         parts = [
-            _of_rows(source, latent, arguments, draws) for _, arguments in source.chunks(BUDGET // (draws * x.shape[1]))
+            _of_rows(source, latent, arguments, draws)
+            for _, arguments in source.chunks(rows_at_once(draws * x.shape[1]))
         ]
         z = torch.cat([part.z for part in parts], 1)  # (draws, n, k)
         own = torch.cat([part.log_q for part in parts], 1)  # (draws, n)
@@ -234,12 +244,12 @@ def _units(loc: Tensor, root: Tensor) -> Distribution:
 def _aggregated(source: Reader, latent: Latent, z: Tensor) -> Tensor:
     r""":math:`\log \frac1n \sum_n q(z \mid x_n)` of draws z (s, k), over all rows of x, in float64: (s,)."""
     total = z.new_full((len(z),), -math.inf, dtype=torch.float64)
-    for _, arguments in source.chunks(BUDGET // (4 * source.x.shape[1])):
+    for _, arguments in source.chunks(rows_at_once(4 * source.x.shape[1])):
         b = len(arguments[0])
         q = conditional(source, latent, arguments)
         found = gaussian(q)
         cost = b if found is not None and found[1].ndim == 2 else b * z.shape[-1]
-        for piece in torch.arange(len(z), device=z.device).split(max(1, BUDGET // cost)):
+        for piece in torch.arange(len(z), device=z.device).split(rows_at_once(cost)):
             if found is None:
                 log_q = q.log_prob(z[piece].reshape(-1, 1, *latent.shape).expand(-1, b, *latent.shape)).double()
             else:
@@ -292,6 +302,14 @@ class Bits:
     def mean(self) -> float:
         """The mean over the rows."""
         return float(self.values.double().mean())
+
+    def summary(self) -> dict[str, float]:
+        """The mean, and how many values it is over."""
+        return {"bits_per_dimension": self.mean, "rows": float(self.values.numel())}
+
+    def frame(self) -> polars.DataFrame:
+        """A row per value given."""
+        return polars.DataFrame({"bits_per_dimension": self.values.flatten().tolist()})
 
     def __repr__(self) -> str:
         return f"{self.mean:.4f} bits per dimension: {self.text}"

@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 
 from zoo.base.callables import name_of
 from zoo.base.latent_sites import Latent
-from zoo.posterior.engine import Arguments, Reader
+from zoo.posterior.engine import Arguments, Reader, asking
 
 
 def row_weights(source: Reader, arguments: Arguments, draws: int, task: str = "evaluate") -> Tensor:
@@ -77,15 +77,17 @@ def real_site(source: Reader, task: str) -> Latent:
     Raises:
         ValueError: the model has several latent sites, or one that is shared by all rows, discrete or constrained.
     """
+    refuse_shared(source, task)
     found = source.layout.latents
     if len(found) != 1:
         names = ", ".join(f"'{latent.name}'" for latent in found)
-        raise ValueError(f"{task} needs a model with one latent site, this one has {len(found)} ({names})")
+        raise ValueError(
+            f"{task} needs a model with one latent site, and this one has {len(found)} ({names}); zoo.evaluate and "
+            "zoo.log_evidence_bounds without AIS take several"
+        )
     latent = found[0]
     kind = (
-        "shared by all rows"
-        if not latent.local
-        else "discrete"
+        "discrete"
         if latent.cardinality is not None
         else f"constrained to {latent.support}"
         if latent.transform is not None
@@ -102,7 +104,8 @@ def conditional(source: Reader, latent: Latent, arguments: Arguments) -> Distrib
     Raises:
         ValueError: the guide draws the site together with something else, or puts a point mass on it.
     """
-    nodes = poutine.trace(source.pair.guide).get_trace(*arguments).nodes
+    with asking(source.pair.guide, arguments):
+        nodes = poutine.trace(source.pair.guide).get_trace(*arguments).nodes
     site = nodes.get(latent.name)
     if site is not None and isinstance(site["fn"], dist.Delta):
         site = nodes.get(f"{latent.name}_unconstrained", site)  # AutoNormal's
@@ -111,6 +114,10 @@ def conditional(source: Reader, latent: Latent, arguments: Arguments) -> Distrib
             f"the guide {name_of(source.pair.guide)} has no density of its own for '{latent.name}' of a row: take one "
             "of zoo's guides or AutoNormal"
         )
+    batch = site["fn"].batch_shape
+    with asking(source.pair.guide, arguments):
+        if batch and batch[-1] not in (1, len(arguments[0])):
+            raise ValueError(f"it draws '{latent.name}' for {batch[-1]} rows")
     return site["fn"]
 
 

@@ -2,9 +2,7 @@
 
 import base64
 import io
-import os
 import platform
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -12,16 +10,20 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from jinja2 import Environment, StrictUndefined
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from zoo.base.atomic import new_file
+from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
 from zoo.base.checks import check_rows
 from zoo.base.module import Module
 from zoo.data.dataset import Dataset
-from zoo.diagnostics.diagnosis import Diagnosis, diagnose
+from zoo.diagnostics.checks.check import Picture
+from zoo.diagnostics.diagnosis import Diagnosis, diagnose, tables
 from zoo.diagnostics.model.predictive import PredictiveCheck, predictive_check
-from zoo.infer.fitting import Fit
+from zoo.infer.run import Fit
+from zoo.posterior.evaluation import Evaluation
 from zoo.report.figures import figures
 
 MARKS = {"good": "✓", "careful": "!", "bad": "✗", "unknown": "?"}  # beside the colour, which is never alone
@@ -30,12 +32,12 @@ ENTRIES = 4e8  # of replicated tables
 
 
 @dataclass(frozen=True)
-class Picture:
+class Encoded:
     """A figure in the page.
 
     Attributes:
         title: its heading.
-        caption: what is seen, in a sentence or two; it stands for the picture where that cannot be seen.
+        caption: what it shows, in a sentence or two; also read aloud in its place.
         data: the PNG as a data URI.
         width: in pixels at which it is drawn.
     """
@@ -63,15 +65,15 @@ def report(
     The file needs no network and runs no script; it reads on a phone and prints.
 
     Args:
-        run: what :func:`zoo.fit` or :func:`zoo.load` returned.
+        run: a trained pair: what :func:`zoo.fit` or :func:`zoo.load` returned, or ``zoo.Fit(model, guide)``.
         x: the rows (n, d) it was fitted to: a tensor, an array, or a :class:`zoo.data.Dataset`, whose name, columns and
             labels are then taken.
-        path: of the file; folders on the way are made, a file that is there is replaced once the new one is whole.
-        diagnosis: of :func:`zoo.diagnose`; None asks for it.
-        predictive: of :func:`zoo.predictive_check`; None asks for it.
+        path: of the file; missing folders are made, an existing file is replaced once the new one is complete.
+        diagnosis: of :func:`zoo.diagnose`; None computes it.
+        predictive: of :func:`zoo.predictive_check`; None computes it.
         labels: of the rows, for the map of the latent space.
         label_names: of the labels' codes.
-        rerun: lines of a shell or of Python that make the run again; None are shown where there are none.
+        rerun: lines of a shell or of Python that repeat the run; none are shown where there are none.
         seed: of the draws.
 
     Returns:
@@ -83,8 +85,8 @@ def report(
     """
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"'{path.name}' is no name of a page: let it end in .html")
-    rows = check_rows(x, run.model)
+        raise ValueError(f"'{path.name}' is not the name of a page: let it end in .html")
+    rows = check_rows(x, undecorated(run.model))
     table = x if isinstance(x, Dataset) else None
     if table is not None and labels is None:
         labels, label_names = table.labels, table.label_names
@@ -93,7 +95,7 @@ def report(
     found = diagnose(run, rows, seed=seed) if diagnosis is None else diagnosis
     fits, unasked = _fits(run, rows if table is None else table, seed) if predictive is None else (predictive, "")
     text = _template().render(
-        title=f"{_name(run.model)} with {_name(run.guide)}",
+        title=f"{name_of(run.model)} with {name_of(run.guide)}",
         data=table.name if table is not None else None,
         shape=tuple(rows.shape),
         diagnosis=found,
@@ -102,24 +104,13 @@ def report(
         summary=_summary(run, found),
         predictive=fits,
         unasked=unasked,
-        pictures=[
-            _picture(title, caption, drawn)
-            for title, caption, drawn in figures(run, rows, found, fits, labels, label_names, seed)
-        ],
-        tables=list(_tables(run, found)),
+        pictures=[_encoded(one) for one in figures(run, rows, found, fits, labels, label_names, seed)],
+        tables=[(title, table.columns, _cells(table)) for title, table in _tables(run, found)],
         rerun=list(rerun),
         versions=_versions(),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with new_file(path, replace=True) as partial:
+        partial.write_text(text, encoding="utf-8")
     return path
 
 
@@ -140,32 +131,33 @@ def _template() -> Any:
     )
 
 
-def _name(thing: Any) -> str:
-    return getattr(thing, "__name__", type(thing).__name__)
-
-
-def _picture(title: str, caption: str, drawn: Axes | Figure) -> Picture:
+def _encoded(picture: Picture) -> Encoded:
     """A figure as a PNG of twice the pixels it is shown at."""
+    drawn = picture.drawn
     figure: Any = drawn.get_figure(root=True) if isinstance(drawn, Axes) else drawn
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=220)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return Picture(title, caption, f"data:image/png;base64,{data}", round(110 * figure.get_figwidth()))
+    width = round(110 * figure.get_figwidth())
+    return Encoded(picture.title, picture.caption, f"data:image/png;base64,{data}", width)
 
 
 def _summary(run: Fit, found: Diagnosis) -> list[tuple[str, str]]:
     """The numbers one looks for first."""
     rows = []
-    e = found.evaluation
-    if e is not None:
+    e = found.measured.get("gap")
+    if isinstance(e, Evaluation):
         s = e.summary()
         rows += [
-            ("ELBO", f"{s['elbo']:.4f} nats per row" + _error(s["elbo_se"])),
-            ("log p(x)", f"{s['log_marginal']:.4f} nats per row" + _error(s["log_marginal_se"]) + f", {e.estimator}"),
-            ("gap", f"{s['gap']:z.4f} nats per row" + _error(s["gap_se"])),
+            ("ELBO", f"{_short(s['elbo'])} nats per row" + _error(s["elbo_se"])),
+            ("log p(x)", f"{_short(s['log_marginal'])} nats per row{_error(s['log_marginal_se'])}, {e.estimator}"),
+            ("gap", f"{_short(found['gap'].value)} nats per row" + _error(s["gap_se"])),
         ]
-    rows.append(("training", f"{run.settings.get('steps', len(run.losses))} steps, {_ended(run)}"))
-    return rows
+        if e.shared is not None and e.shared.sites:
+            rows.append(("of shared sites", f"{_short(e.shared.bound)} nats" + _error(e.shared.bound_se)))
+    if run.training is None:
+        return [*rows, ("training", "no record")]
+    return [*rows, ("training", f"{len(run.losses)} steps, {_ended(run)}")]
 
 
 def _error(se: float) -> str:
@@ -176,26 +168,39 @@ def _ended(run: Fit) -> str:
     return "until the bound ceased to rise" if run.converged else "stopped at the last step"
 
 
-def _tables(run: Fit, found: Diagnosis) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-    """Titles, heads and rows."""
-    if found.information is not None:
-        i = found.information
-        kl = [float("nan")] * len(i.variance) if i.unit_kl is None else i.unit_kl.tolist()
-        body = [
-            [str(j), f"{kl[j]:.4f}", f"{float(i.variance[j]):.4f}", "yes" if bool(i.active[j]) else "no"]
-            for j in range(len(kl))
-        ]
-        yield "Units", ["unit", "KL from the prior, nats", "variance of the means", "active"], body
-    for role, thing in (("Model", run.model), ("Guide", run.guide)):
-        if isinstance(thing, Module) and thing.settings:
-            yield f"{role}: {_name(thing)}", ["option", "value"], [[k, _short(v)] for k, v in thing.settings.items()]
-    yield "Fit", ["setting", "value"], [[k, _short(v)] for k, v in run.settings.items()]
+def _tables(run: Fit, found: Diagnosis) -> Iterator[tuple[str, pl.DataFrame]]:
+    """Titles and tables."""
+    yield from tables(found)
+    parts: tuple[tuple[str, PyroCallable], ...] = (("Model", run.model), ("Guide", run.guide))
+    for role, function in parts:
+        module = unwrapped(function)
+        if isinstance(module, Module) and module.settings:
+            yield f"{role}: {name_of(module)}", _options("option", module.settings)
+    if run.settings:
+        yield "Fit", _options("setting", run.settings)
+
+
+def _options(head: str, settings: dict[str, Any]) -> pl.DataFrame:
+    return pl.DataFrame({head: list(settings), "value": [_short(value) for value in settings.values()]})
+
+
+def _cells(table: pl.DataFrame) -> list[list[str]]:
+    """A table in words."""
+    return [["" if value is None else _short(value) for value in row] for row in table.rows()]
 
 
 def _short(value: Any) -> str:
+    """A value in words: numbers to six digits, those in lists too."""
     if isinstance(value, float):
         return f"{value:.6g}"
-    text = str(value)
+    if isinstance(value, list | tuple):
+        return _cut(f"[{', '.join(map(_short, value))}]")
+    if isinstance(value, dict):
+        return _cut(", ".join(f"{key} {_short(item)}" for key, item in value.items()))
+    return _cut(str(value))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 

@@ -3,18 +3,20 @@
 from dataclasses import dataclass
 from typing import Any
 
+import polars as pl
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
 from torch.distributions.kl import kl_divergence
 
 from zoo.algebra.linear_gaussian import gaussian_moments
+from zoo.base.callables import name_of, undecorated
 from zoo.base.checks import check_rows
-from zoo.base.protocols import Conjugate
-from zoo.diagnostics.guide.importance import BUDGET
-from zoo.infer.fitting import Fit
+from zoo.base.protocols import Conjugate, Pair
 from zoo.posterior.engine import reader, reading
 from zoo.posterior.rowwise import conditional, real_site
+
+BUDGET = 2**22  # numbers per array and chunk
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +28,7 @@ class PosteriorError:
     Attributes:
         kl: KL(q || p(z | x)) in nats (n,).
         shift: q's mean less the posterior's, in posterior standard deviations of the unit (n, k).
-        deviation: q's standard deviation over the posterior's (n, k): below 1 the guide is too sure.
+        deviation: q's standard deviation over the posterior's (n, k): below 1 the guide is too narrow.
         correlation: q's correlations less the posterior's (n, k, k), 0 on the diagonal.
     """
 
@@ -50,29 +52,39 @@ class PosteriorError:
             "correlation": float(self.correlation.abs().max()),
         }
 
+    def frame(self) -> pl.DataFrame:
+        """A row per row of the data: KL, and the worst errors of mean, standard deviation and correlation."""
+        columns = {
+            "kl": self.kl,
+            "mean": self.mean,
+            "log_deviation": self.deviation.log().abs().amax(-1),
+            "correlation": self.correlation.abs().flatten(1).amax(-1),
+        }
+        return pl.DataFrame({name: value.tolist() for name, value in columns.items()})
+
     def __repr__(self) -> str:
         s = self.summary()
         return (
             f"PosteriorError of {len(self.kl)} rows: KL {s['kl']:.4g} nats per row; at worst the mean is off by "
             f"{s['shift']:.3g} posterior standard deviations, a correlation by {s['correlation']:.3g}; standard "
-            f"deviations {s['least_deviation']:.3f} to {s['largest_deviation']:.3f} times the posterior's"
+            f"deviations {s['least_deviation']:.3g} to {s['largest_deviation']:.3g} times the posterior's"
         )
 
 
-def posterior_error(run: Fit, x: Any) -> PosteriorError:
+def posterior_error(run: Pair, x: Any) -> PosteriorError:
     """The distance of a Gaussian guide from the exact posterior of a conjugate model, in closed form.
 
     Args:
-        run: what :func:`zoo.fit` or :func:`zoo.load` returned.
+        run: a trained pair: what :func:`zoo.fit` or :func:`zoo.load` returned, or ``zoo.Fit(model, guide)``.
         x: rows (n, d); a guide with parameters for every row takes those it was fitted to, in their order.
 
     Raises:
         ValueError: a model without a closed-form posterior or without exactly one latent site with a real vector per
             row, a guide or posterior that is no Gaussian, or rows that are not fit for model or guide.
     """
-    x = check_rows(x, run.model)
-    name = type(run.model).__name__
-    if not isinstance(run.model, Conjugate):
+    model, name = undecorated(run.model), name_of(run.model)
+    x = check_rows(x, model)
+    if not isinstance(model, Conjugate):
         raise ValueError(
             f"{name} has no closed-form posterior: zoo.importance_moments corrects the guide's moments by weights, "
             "zoo.nuts draws from the posterior itself"
@@ -82,10 +94,8 @@ def posterior_error(run: Fit, x: Any) -> PosteriorError:
         source = reader(run, x)
         latent = real_site(source, "posterior_error")
         for _, arguments in source.chunks(BUDGET // max(x.shape[1], latent.width**2)):
-            q, p = conditional(source, latent, arguments), run.model.posterior(arguments[0])
-            parts.append(
-                _apart(_gaussian(q, f"the guide {type(run.guide).__name__}"), _gaussian(p, f"the model {name}"))
-            )
+            q, p = conditional(source, latent, arguments), model.posterior(arguments[0])
+            parts.append(_apart(_gaussian(q, f"the guide {name_of(run.guide)}"), _gaussian(p, f"the model {name}")))
     return PosteriorError(*(torch.cat(column).to(x) for column in zip(*parts, strict=True)))
 
 

@@ -3,17 +3,19 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import polars as pl
 import pyro
 import torch
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
+from zoo.base.callables import mode, name_of, undecorated
 from zoo.base.checks import check_rows, check_whole
-from zoo.base.latent_sites import Latent, latents
+from zoo.base.latent_sites import Latent, Layout, layout
+from zoo.base.protocols import Pair
 from zoo.base.random import seeded
-from zoo.diagnostics.guide.importance import own_moments
 from zoo.diagnostics.guide.mixing import mixing
-from zoo.infer.fitting import Fit
+from zoo.diagnostics.guide.moments import own_moments
 from zoo.posterior.engine import reader, reading
 
 MOST = 2000  # latent numbers in all
@@ -32,7 +34,7 @@ class Comparison:
     Attributes:
         mean: the guide's mean less that of the chains.
         mean_se: the Monte Carlo standard error of that difference.
-        deviation: the guide's standard deviation less that of the chains: below 0 the guide is too sure.
+        deviation: the guide's standard deviation less that of the chains: below 0 the guide is too narrow.
         deviation_se: the Monte Carlo standard error of that difference.
         closed: whether the guide's moments are in closed form, not from draws.
     """
@@ -51,6 +53,15 @@ class Comparison:
             table |= {f"worst_{name}": float(size.max()), f"usual_{name}": float(size.mean())}
             table[f"{name}_se"] = float(_all(getattr(self, f"{name}_se")).mean())
         return table
+
+    def frame(self) -> pl.DataFrame:
+        """A row per number: site, place, and the differences with their standard errors."""
+        columns: dict[str, Any] = {"site": [], "place": []}
+        for name, value in self.mean.items():
+            columns["site"] += [name] * value.numel()
+            columns["place"] += list(range(value.numel()))
+        parts = ("mean", "mean_se", "deviation", "deviation_se")
+        return pl.DataFrame(columns | {part: _all(getattr(self, part)).tolist() for part in parts})
 
     def __repr__(self) -> str:
         s = self.summary()
@@ -76,6 +87,8 @@ class MCMCSamples:
         divergences: trajectories after warm-up that broke off, over all chains.
         acceptance: the mean acceptance rate of every chain (chains,).
         x: the rows (n, d).
+        discrete: draws of the discrete sites that were summed out, given the others and the rows, by site (chains,
+            draws, n).
     """
 
     samples: dict[str, Tensor]
@@ -87,6 +100,7 @@ class MCMCSamples:
     divergences: int
     acceptance: Tensor
     x: Tensor = field(repr=False)
+    discrete: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def mean(self) -> dict[str, Tensor]:
@@ -108,11 +122,29 @@ class MCMCSamples:
         worst = float(_all(self.rhat).max())
         return worst < MIXED and least >= ENOUGH * len(self.acceptance) and self.divergences == 0
 
-    def compare(self, run: Fit, draws: int = 4000, *, seed: int = 0) -> Comparison:
+    def summary(self) -> dict[str, float]:
+        """The worst R-hat, the least effective draws, and the number of divergences."""
+        return {
+            "rhat": float(_all(self.rhat).max()),
+            "ess_bulk": float(_all(self.ess_bulk).min()),
+            "ess_tail": float(_all(self.ess_tail).min()),
+            "divergences": float(self.divergences),
+        }
+
+    def frame(self) -> pl.DataFrame:
+        """A row per number: site, place, mean, standard deviation, R-hat and effective draws."""
+        columns: dict[str, Any] = {"site": [], "place": []}
+        for name, value in self.rhat.items():
+            columns["site"] += [name] * value.numel()
+            columns["place"] += list(range(value.numel()))
+        parts = ("mean", "mean_se", "deviation", "deviation_se", "rhat", "ess_bulk", "ess_tail")
+        return pl.DataFrame(columns | {part: _all(getattr(self, part)).tolist() for part in parts})
+
+    def compare(self, run: Pair, *, draws: int = 4000, seed: int = 0) -> Comparison:
         """The guide's means and standard deviations beside those of the chains.
 
         Args:
-            run: a run of the same model whose guide is asked about the same rows.
+            run: a pair with the same model, whose guide serves the same rows.
             draws: of the guide, where it has no closed form of its moments.
             seed: of these draws.
 
@@ -146,21 +178,22 @@ class MCMCSamples:
         sites = ", ".join(f"{name} {tuple(value.shape[2:])}" for name, value in self.samples.items())
         state = "converged" if self.converged else "not converged"
         return (
-            f"Sampled {sites} by NUTS, {chains} chains of {draws} draws, {state}: R-hat at most "
+            f"MCMCSamples of {sites} by NUTS, {chains} chains of {draws} draws, {state}: R-hat at most "
             f"{float(_all(self.rhat).max()):.3f}, effective draws at least {float(_all(self.ess_bulk).min()):.0f} "
             f"(bulk), {float(_all(self.ess_tail).min()):.0f} (tail), {self.divergences} divergences"
         )
 
 
-def nuts(run: Fit, x: Any, chains: int = 4, draws: int = 500, warmup: int = 500, *, seed: int = 0) -> MCMCSamples:
+def nuts(run: Pair, x: Any, *, chains: int = 4, draws: int = 500, warmup: int = 500, seed: int = 0) -> MCMCSamples:
     """Sample the latent sites given the rows, at the fitted parameters, by Pyro's No-U-Turn sampler.
 
     The chains start in different places and run one after the other. Discrete sites beside continuous ones are summed
-    out. All rows are one chain's state, whose cost grows with their number: this is for small problems, to compare a
-    guide with.
+    out, and drawn afterwards given the others. All rows are one chain's state, whose cost grows with their number: this
+    is for small problems, to compare a guide with.
 
     Args:
-        run: what :func:`zoo.fit` or :func:`zoo.load` returned; only its model is used.
+        run: a trained pair: what :func:`zoo.fit` or :func:`zoo.load` returned, or ``zoo.Fit(model, guide)``; only its
+            model is used.
         x: rows (n, d).
         chains: at least 2, so that they can disagree.
         draws: of each chain after the warm-up, at least 20.
@@ -177,39 +210,93 @@ def nuts(run: Fit, x: Any, chains: int = 4, draws: int = 500, warmup: int = 500,
     check_whole(chains, "chains", 2)
     check_whole(draws, "draws", LEAST)
     check_whole(warmup, "warmup", LEAST)
-    x = check_rows(x, run.model)
+    x = check_rows(x, undecorated(run.model))
     with run.scope():
-        found = tuple(latent for latent in latents(run.model, x) if latent.cardinality is None)
-    if not found:
-        raise ValueError(
-            f"{type(run.model).__name__} has no continuous latent site for NUTS to move: a discrete posterior is a "
-            "finite sum, which the guide Exact or model.posterior(x) gives"
-        )
-    width = [latent.shape.numel() * (len(x) if latent.local else 1) for latent in found]
-    if sum(width) > MOST:
-        each = sum(latent.shape.numel() for latent in found if latent.local)
-        raise ValueError(
-            f"{len(x)} rows have {sum(width)} latent numbers in all, more than the {MOST} that NUTS moves in "
-            f"reasonable time: pass some of the rows, at most {max(1, MOST // max(1, each))} of them, or use "
-            "zoo.importance_moments"
-        )
+        plan = layout(run.model, x)
+    found = _movable(plan, x, name_of(run.model))
     runs, divergences, acceptance = [], 0, []
-    with run.scope(), seeded(seed), torch.enable_grad(), pyro.validation_enabled(False):
+    with (
+        run.scope(),
+        seeded(seed),
+        torch.enable_grad(),
+        pyro.validation_enabled(False),
+        mode(False, run.model),
+    ):
         for _ in range(chains):
-            kernel = NUTS(run.model, max_plate_nesting=1)
+            kernel = NUTS(run.model, max_plate_nesting=plan.nesting)
             sampler = MCMC(kernel, num_samples=draws, warmup_steps=warmup, disable_progbar=True)
             sampler.run(x)
             runs.append(sampler.get_samples())
             diagnostics = sampler.diagnostics()
             divergences += sum(len(steps) for steps in diagnostics["divergences"].values())
             acceptance += list(diagnostics["acceptance rate"].values())
-    samples = {latent.name: torch.stack([one[latent.name] for one in runs]).detach() for latent in found}
+    samples = {
+        latent.name: torch.stack([_laid_out(one[latent.name].detach(), latent, len(x)) for one in runs])
+        for latent in found
+    }
     state = {name: mixing(value) for name, value in samples.items()}
     columns = {
         key: {name: values[key].to(x) for name, values in state.items()}
         for key in ("rhat", "ess_bulk", "ess_tail", "mean_se", "deviation_se")
     }
-    return MCMCSamples(samples, **columns, divergences=divergences, acceptance=torch.tensor(acceptance), x=x)
+    return MCMCSamples(
+        samples,
+        **columns,
+        divergences=divergences,
+        acceptance=torch.tensor(acceptance),
+        x=x,
+        discrete=_discrete(run, x, plan, samples, seed),
+    )
+
+
+def _movable(plan: Layout, x: Tensor, model: str) -> tuple[Latent, ...]:
+    """The continuous latent sites.
+
+    Raises:
+        ValueError: there is none, or they hold too many numbers.
+    """
+    found = tuple(latent for latent in plan.latents if latent.cardinality is None)
+    if not found:
+        raise ValueError(
+            f"{model} has no continuous latent site for NUTS to move: a discrete posterior is a finite sum, which the "
+            "guide Exact or model.posterior(x) gives"
+        )
+    each = sum(latent.shape.numel() for latent in found if latent.local)
+    shared = sum(latent.shape.numel() for latent in found if not latent.local)
+    total = shared + each * len(x)
+    if total > MOST:
+        few = f"pass some of the rows, at most {max(1, (MOST - shared) // max(1, each))} of them, or use "
+        raise ValueError(
+            f"{len(x)} rows have {total} latent numbers in all, more than the {MOST} that NUTS moves in reasonable "
+            f"time: {few if each and shared < MOST else 'use '}zoo.importance_moments"
+        )
+    return found
+
+
+def _laid_out(value: Tensor, latent: Latent, n: int) -> Tensor:
+    """Draws of a chain as (draws, n, *shape) local and (draws, *shape) shared, whatever the place of the plates."""
+    batch = value.ndim - 1 - latent.event_dim  # batch dimensions of the site
+    place = {plate.dim: plate.size for plate in latent.plates} | ({-1: n} if latent.local else {})
+    event = value.shape[1 + batch :]
+    depth = max((-dim for dim in place), default=0)
+    wide = value.reshape(len(value), *(1,) * (depth - batch), *value.shape[1 : 1 + batch], *event)
+    order = ([-1] if latent.local else []) + [plate.dim for plate in latent.plates]
+    rest = [dim for dim in range(-depth, 0) if dim not in order]
+    first = [1 + depth + dim for dim in (*order, *rest)]
+    wide = wide.permute(0, *first, *range(1 + depth, wide.ndim))
+    return wide.reshape(len(value), *((n,) if latent.local else ()), *latent.shape)
+
+
+def _discrete(run: Pair, x: Tensor, plan: Layout, samples: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Draws of the sites that were summed out, given the others and the rows (chains, draws, n)."""
+    missing = [latent.name for latent in plan.latents if latent.name not in samples]
+    if not missing:
+        return {}
+    chains, draws = next(iter(samples.values())).shape[:2]
+    with reading(run, seed):
+        values = {name: value.flatten(0, 1) for name, value in samples.items()}
+        complete = reader(run, x).complete((x,), values)
+    return {name: complete[name].unflatten(0, (chains, draws)) for name in missing}
 
 
 def _all(parts: dict[str, Tensor]) -> Tensor:
@@ -228,16 +315,18 @@ def _closed(latent: Latent, moments: tuple[Tensor, Tensor]) -> dict[str, Moments
     return {latent.name: (mean, deviation, torch.zeros_like(mean), torch.zeros_like(mean))}
 
 
-def _drawn(run: Fit, x: Tensor, samples: dict[str, Tensor], draws: int, seed: int) -> dict[str, Moments]:
-    """Moments of every site from draws of the guide."""
-    given = run.sample(x, draws, seed=seed)
+def _drawn(run: Pair, x: Tensor, samples: dict[str, Tensor], draws: int, seed: int) -> dict[str, Moments]:
+    """Moments of every site from draws of the guide; of a point estimate, whose spread is 0, too."""
+    with reading(run, seed):
+        source = reader(run, check_rows(x, undecorated(run.model)))
+        given = source.draw((source.x,), draws, points=True).values
     found = {}
     for name in samples:
         if name not in given:
-            raise ValueError(f"the guide {type(run.guide).__name__} has no site '{name}': compare one that covers it")
+            raise ValueError(f"the guide {name_of(run.guide)} has no site '{name}': compare one that covers it")
         z = given[name].double()
         mean, deviation = z.mean(0), z.std(0)
-        kurtosis = ((z - mean) / deviation).pow(4).mean(0)
+        kurtosis = ((z - mean) / deviation.clamp_min(torch.finfo(z.dtype).tiny)).pow(4).mean(0)
         error = deviation * ((kurtosis - 1).clamp_min(0.0) / (4 * draws)).sqrt()
         found[name] = (mean, deviation, deviation / draws**0.5, error)
     return found

@@ -33,11 +33,12 @@ def mixing(values: Tensor) -> dict[str, Tensor]:
     array = values.detach().double().flatten(2) if shape else values.detach().double().unsqueeze(-1)
     dataset = xarray.Dataset({"z": (("chain", "draw", "number"), array.cpu().numpy())})
     arviz: Any = load()
-    found = {
-        "rhat": arviz.rhat(dataset),
-        "ess_bulk": arviz.ess(dataset, method="bulk"),
-        "ess_tail": arviz.ess(dataset, method="tail"),
-        "mean_se": arviz.mcse(dataset, method="mean"),
-        "deviation_se": arviz.mcse(dataset, method="sd"),
-    }
+    with np.errstate(divide="ignore", invalid="ignore"):  # a chain that never moved has an infinite R-hat
+        found = {
+            "rhat": arviz.rhat(dataset),
+            "ess_bulk": arviz.ess(dataset, method="bulk"),
+            "ess_tail": arviz.ess(dataset, method="tail"),
+            "mean_se": arviz.mcse(dataset, method="mean"),
+            "deviation_se": arviz.mcse(dataset, method="sd"),
+        }
     return {name: torch.tensor(np.asarray(part["z"])).reshape(shape) for name, part in found.items()}

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import torch
-from scipy.stats import binom  # type: ignore[import-untyped]  # comes with scikit-learn
+from scipy.stats import binom, wilcoxon  # type: ignore[import-untyped]
 from torch import Tensor
 
 REPLICATES = 9999  # of a Monte Carlo test, at least: p-values down to 1e-4
@@ -48,10 +48,8 @@ def symmetry_test(u: Tensor) -> Tensor:
 
     Uniform or not: a guide that is too narrow, or too wide, is symmetric where its means are right.
     """
-    w = u.double() - 0.5
-    rank = w.abs().argsort(0).argsort(0).double() + 1
-    z = (w.sign() * rank).sum(0) / rank.square().sum(0).sqrt()
-    return torch.special.erfc(z.abs() / 2**0.5)
+    p = wilcoxon(u.detach().cpu().double().numpy() - 0.5, method="asymptotic", axis=0).pvalue
+    return torch.as_tensor(np.asarray(p)).to(u.device)
 
 
 def score_test(hit: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:

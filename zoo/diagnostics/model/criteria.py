@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import polars as pl
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
@@ -12,7 +13,9 @@ from torch.distributions import biject_to, constraints
 
 from zoo.alignment.canonical import canonical_transform
 from zoo.alignment.symmetry import Alignment
+from zoo.base.callables import PyroCallable
 from zoo.base.checks import check_rows
+from zoo.base.protocols import Placed
 
 BUDGET = 2**22  # numbers per array and chunk
 MATRICES = (constraints.lower_cholesky, constraints.lower_triangular, constraints.positive_definite)
@@ -47,14 +50,23 @@ class InformationCriteria:
         """Schwarz's criterion, in nats; mclust gives its negative."""
         return self.df * math.log(self.n) - 2 * self.log_likelihood
 
+    def summary(self) -> dict[str, float]:
+        """Log-likelihood, AIC and BIC in nats, the number of parameters and of rows."""
+        names = ("log_likelihood", "df", "n", "aic", "bic")
+        return {name: float(getattr(self, name)) for name in names}
+
+    def frame(self) -> pl.DataFrame:
+        """The summary as a table of one row."""
+        return pl.DataFrame([self.summary()])
+
     def __repr__(self) -> str:
         return (
-            f"Criteria of {self.n} rows, in nats: log-likelihood {self.log_likelihood:.4f} with {self.df} free "
-            f"parameters; AIC {self.aic:.4f}, BIC {self.bic:.4f}, less is better"
+            f"InformationCriteria of {self.n} rows, in nats: log-likelihood {self.log_likelihood:.4f} with {self.df} "
+            f"free parameters; AIC {self.aic:.4f}, BIC {self.bic:.4f}, less is better"
         )
 
 
-def information_criteria(model: Any, x: Any) -> InformationCriteria:
+def information_criteria(model: PyroCallable, x: Any) -> InformationCriteria:
     """AIC and BIC of a conjugate model at the parameters that it has.
 
     Both are made for the maximum of the likelihood: bring the model there by :func:`zoo.em` (a mixture from several
@@ -72,7 +84,7 @@ def information_criteria(model: Any, x: Any) -> InformationCriteria:
 
     Raises:
         TypeError: the model has no ``log_marginal``, as a VAE has none.
-        ValueError: nobody has fitted the model, it has no parameter to count, or the rows are not fit for it.
+        ValueError: the model has not been fitted, it has no parameter to count, or the rows are not fit for it.
 
     References:
         Akaike (1974), A new look at the statistical model identification, IEEE Trans. Automatic Control 19; Schwarz
@@ -86,8 +98,8 @@ def information_criteria(model: Any, x: Any) -> InformationCriteria:
     >>> found.df, round(found.bic, 2)
     (11, 2322.19)
     """
-    _refuse_bound(model)
-    if getattr(model, "fresh", False):
+    _with_likelihood(model)
+    if isinstance(model, Placed) and model.fresh:
         raise ValueError(
             f"this {type(model).__name__} holds the parameters it was built with, and AIC and BIC those of highest "
             "likelihood: fit it first, by zoo.em or zoo.fit"
@@ -98,7 +110,7 @@ def information_criteria(model: Any, x: Any) -> InformationCriteria:
     )
 
 
-def free_parameters(model: Any) -> int:
+def free_parameters(model: PyroCallable) -> int:
     r"""The number of parameters that a fit adjusts and the likelihood can tell apart.
 
     Those of the model, each counted by what its constraint leaves free (K weights that add up to 1: K - 1; a
@@ -128,14 +140,14 @@ def free_parameters(model: Any) -> int:
     >>> free_parameters(zoo.PPCA(4, 2)), free_parameters(zoo.FactorAnalysis(9, 2)), free_parameters(zoo.GMM(2, 2))
     (12, 35, 11)
     """
-    _refuse_bound(model)
-    free = {name: size for name, size in _sizes(model) if size}
+    module = _with_likelihood(model)
+    free = {name: size for name, size in _sizes(module) if size}
     total = sum(free.values())
     if not total:
         raise ValueError(f"no parameter of this {type(model).__name__} is free (requires_grad): there is none to count")
     if "weight" not in free or _rotation(model) is None:
         return total
-    d, k = model.weight.shape
+    d, k = module.weight.shape
     known = min(k, d)  # more factors than columns add nothing
     turned = d * known - known * (known - 1) // 2
     rest = {name: size for name, size in free.items() if name not in ("weight", "mean")}
@@ -144,21 +156,22 @@ def free_parameters(model: Any) -> int:
 
 
 @torch.no_grad()
-def log_density(model: Any, x: Tensor) -> Tensor:
+def log_density(model: PyroCallable, x: Tensor) -> Tensor:
     """log p(x) of the rows (n,), in float64 on the CPU, some rows at a time."""
-    exact = copy.deepcopy(model).double()
+    exact: Any = copy.deepcopy(model)
+    exact = exact.double()
     parts = x.double().split(max(1, BUDGET // x.shape[1]))
     return torch.cat([exact.log_marginal(part) for part in parts]).cpu()
 
 
-def _refuse_bound(model: Any) -> None:
-    """A bound is no likelihood.
+def _with_likelihood(model: PyroCallable) -> Any:
+    """The model, where it is a module with a closed-form likelihood: a bound is no likelihood.
 
     Raises:
         TypeError: the model has no closed-form log p(x).
     """
     if isinstance(model, nn.Module) and callable(getattr(model, "log_marginal", None)):
-        return
+        return model
     raise TypeError(
         f"{type(model).__name__} has no closed-form log p(x) (log_marginal), and a bound is no likelihood: its AIC or "
         "BIC would compare guides as much as models. Compare such models by log p(x) of held-out rows: "
@@ -193,7 +206,7 @@ def _coordinates(value: Tensor, constraint: constraints.Constraint) -> int:
     return torch.Size(biject_to(constraint).inverse_shape(value.shape)).numel()
 
 
-def _rotation(model: Any) -> Tensor | None:
+def _rotation(model: PyroCallable) -> Tensor | None:
     """The rotation to the canonical gauge, where the model's factors can be turned; None for any other model."""
     try:
         gauge: Alignment = canonical_transform(model)

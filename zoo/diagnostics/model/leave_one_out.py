@@ -1,21 +1,21 @@
 """Leave-one-out predictive densities of models whose parameters have a posterior."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import polars as pl
 import torch
-from pyro import poutine
 from torch import Tensor
 
+from zoo.base.callables import name_of, undecorated
 from zoo.base.checks import check_rows, check_whole
-from zoo.base.latent_sites import Latent, latents
-from zoo.infer.fitting import Fit
-from zoo.posterior.draws import from_guide, log_joint, no_density
-from zoo.posterior.engine import reader, reading
+from zoo.base.protocols import ConjugateGivenShared, Pair
+from zoo.diagnostics.model.proposals import Proposal, moments_of_draws
+from zoo.posterior.engine import Arguments, Reader, reader, reading
 from zoo.posterior.evaluation import LEAST_DRAWS
 from zoo.posterior.psis import psis_weights
+from zoo.posterior.rowwise import log_mean
 
 BUDGET = 2**22  # numbers per array and chunk
 
@@ -72,15 +72,24 @@ class Loo:
         difference = self.pointwise - other.pointwise
         return float(difference.sum()), float((len(difference) * difference.var(correction=0)).sqrt())
 
+    def summary(self) -> dict[str, float]:
+        """elpd with its standard error, the effective number of parameters, the number of rows with a high k-hat."""
+        return {"elpd": self.elpd, "se": self.se, "p_loo": self.p_loo, "high": float(len(self.high))}
+
+    def frame(self) -> pl.DataFrame:
+        """A row per row of the data: its terms in nats, and k-hat."""
+        return pl.DataFrame({name: getattr(self, name).tolist() for name in ("pointwise", "log_p", "khat")})
+
     def __repr__(self) -> str:
         n = len(self.pointwise)
         text = f"Loo of {n} rows, in nats: elpd {self.elpd:.3f} (se {self.se:.2g}), p_loo {self.p_loo:.2f}"
         if self.high:
-            text += f"; do not trust it: k-hat is above {self.limit:.2f} on {len(self.high)} rows ({self.high[:5]} ...)"
+            shown = ", ".join(map(str, self.high[:5])) + (", ..." if len(self.high) > 5 else "")
+            text += f"; do not trust it: k-hat is above {self.limit:.2f} on {len(self.high)} rows (number {shown})"
         return text
 
 
-def loo(run: Fit, x: Any, *, draws: int = 1000, inner: int = 100, correct: bool = True, seed: int = 0) -> Loo:
+def loo(run: Pair, x: Any, *, draws: int = 1000, inner: int = 100, correct: bool = True, seed: int = 0) -> Loo:
     r"""Leave-one-out cross-validation by Pareto-smoothed importance sampling (PSIS-LOO).
 
     For a model with latent sites :math:`\theta` that all rows share, and a guide that has a posterior of them. From
@@ -92,8 +101,11 @@ def loo(run: Fit, x: Any, *, draws: int = 1000, inner: int = 100, correct: bool 
 
     of which the first factor turns the guide's draws into the posterior's, and the second takes the row out. A row's
     own latent sites are integrated out of :math:`p(x_i \mid \theta)`: with them held, the question would be another one
-    and the weights without bound. Where a model has such sites, that is done by ``inner`` draws from the guide, whose
-    noise adds up over the rows in the first factor; many rows then need many of them, and k-hat tells.
+    and the weights without bound. Where a model has such sites, that is done exactly by its ``log_marginal_given``, or
+    by ``inner`` draws from the guide, whose noise adds up over the rows in the first factor; many rows then need many
+    of them, and k-hat tells. A guide that draws all rows together (Pyro's joint autoguides) has no q(z | theta): its
+    first factor is :math:`p(\theta_s, z_s, x) / q(\theta_s, z_s)`, and a row's own sites are integrated out by draws
+    from a Gaussian with the moments that they have under the guide, twice as wide.
 
     **Not for models whose parameters are point estimates**, which are PPCA, FactorAnalysis, GMM and VAE: there every
     draw gives a row the same density, and nothing can be taken out. Ask them about rows that were held out:
@@ -101,7 +113,7 @@ def loo(run: Fit, x: Any, *, draws: int = 1000, inner: int = 100, correct: bool 
     ``az.compare`` takes. Parameters that are point estimates beside the shared sites stay as the whole data made them.
 
     Args:
-        run: from :func:`zoo.fit`.
+        run: a trained pair: what :func:`zoo.fit` or :func:`zoo.load` returned, or ``zoo.Fit(model, guide)``.
         x: the rows (n, d) it was fitted to.
         draws: S, at least 25.
         inner: draws of the rows' own latent sites for every draw of the shared ones.
@@ -110,7 +122,8 @@ def loo(run: Fit, x: Any, *, draws: int = 1000, inner: int = 100, correct: bool 
         seed: of the draws; the caller's random stream is left alone.
 
     Raises:
-        ValueError: the model has no site that all rows share, the guide no density of the sites, or too few draws.
+        ValueError: the model has no site that all rows share, the guide no density of the sites (a point mass), or too
+            few draws.
 
     References:
         Vehtari, Gelman and Gabry (2017), Practical Bayesian model evaluation using leave-one-out cross-validation and
@@ -120,89 +133,80 @@ def loo(run: Fit, x: Any, *, draws: int = 1000, inner: int = 100, correct: bool 
     if check_whole(draws, "draws") < LEAST_DRAWS:
         raise ValueError(f"draws must be at least {LEAST_DRAWS} to judge the importance weights, got {draws}")
     check_whole(inner, "inner", 2)
-    x = check_rows(x, run.model, least=2)
+    x = check_rows(x, undecorated(run.model), least=2)
     with reading(run, seed):
-        found = latents(run.model, x)
-        shared = [site for site in found if not site.local]
-        if not shared:
+        source = reader(run, x)
+        if not source.layout.shared:
             raise _pointless(run)
-        local = [site for site in found if site.local]
-        if reason := no_density(run, (x,), local):
-            raise ValueError(f"{reason}: loo needs one to integrate it out; take one of zoo's guides or AutoNormal")
-        held, ratio = _shared_draws(run, x, shared, draws)
-        density = _log_density(run, x, found, held, draws, inner)
-    return _leave_out(density, ratio if correct else None)
+        density, whole = _densities(source, draws, inner)
+    return _leave_out(density, whole if correct else None)
 
 
-def _pointless(run: Fit) -> ValueError:
-    name = type(run.model).__name__
+def _pointless(run: Pair) -> ValueError:
     return ValueError(
-        f"the parameters of {name} are point estimates: it has no latent site that all rows share, every draw gives a "
-        "row the same density, and leave-one-out by importance sampling would restate the density in the sample. Use "
-        "log p(x) of held-out rows: zoo.select_size(..., folds=5), or zoo.evaluate on rows set apart and "
+        f"the parameters of {name_of(run.model)} are point estimates: it has no latent site that all rows share, every "
+        "draw gives a row the same density, and leave-one-out by importance sampling would restate the density in the "
+        "sample. Use log p(x) of held-out rows: zoo.select_size(..., folds=5), or zoo.evaluate on rows set apart and "
         "zoo.export.elpd"
     )
 
 
-def _shared_draws(run: Fit, x: Tensor, shared: Sequence[Latent], draws: int) -> tuple[dict[str, Tensor], Tensor]:
-    """Draws of the shared sites by name (draws, ...), and log p(theta) - log q(theta) of each (draws,), in float64."""
-    values: dict[str, list[Tensor]] = {site.name: [] for site in shared}
-    ratios = []
-    for _ in range(draws):
-        guide = poutine.trace(run.guide).get_trace(x)
-        model = poutine.trace(poutine.replay(run.model, trace=guide)).get_trace(x)
-        for site in shared:
-            if site.name not in guide.nodes:
-                raise ValueError(f"the guide has no site '{site.name}': loo needs draws of it and their density")
-            values[site.name].append(guide.nodes[site.name]["value"])
-        ratios.append(_outside(model, len(x)) - _outside(guide, len(x)))
-    held = {name: torch.stack(each) for name, each in values.items()}
-    for name, value in held.items():
-        if (value == value[0]).all():
-            raise ValueError(
-                f"the guide {type(run.guide).__name__} puts a point mass on '{name}': that is a point estimate, of "
-                "which loo says nothing. Take a guide with a spread, such as MeanField or AutoNormal"
-            )
-    return held, torch.stack(ratios)
+def _densities(source: Reader, draws: int, inner: int) -> tuple[Tensor, Tensor]:
+    """log p(x_i | theta_s) with the rows' own sites integrated out (draws, n), and the log weights of theta (draws,).
+
+    Both in float64 on the CPU.
+    """
+    layout = source.layout
+    names = {latent.name for latent in layout.shared}
+    width = source.x.shape[1] + sum(latent.shape.numel() for latent in layout.local)
+    held: dict[str, Tensor] = {}
+    parts: list[Tensor] = []
+    whole = torch.zeros(draws, dtype=torch.float64)
+    joint = None
+    for _, arguments in source.chunks(BUDGET // ((inner if layout.local else draws) * width)):
+        drawn = source.draw(arguments, draws, held)
+        log_p = source.score(arguments, drawn.values, draws)
+        if not parts:
+            joint = drawn.joint
+            held = {name: drawn.values[name] for name in names}
+            whole = whole + torch.as_tensor(log_p.of_shared - drawn.log_q.of_shared).double().cpu()
+        terms = (log_p.by_row - drawn.log_q.by_row).double().cpu().expand(draws, len(arguments[0]))
+        proposal = None
+        if joint is not None and layout.local:
+            proposal = moments_of_draws(layout.local, drawn.values)
+        parts.append(_given(source, arguments, held, inner, proposal) if layout.local else terms)
+        whole = whole + (parts[-1] if joint is None else terms).sum(1)
+    return torch.cat(parts, 1), whole
 
 
-def _outside(trace: Any, n: int) -> Tensor:
-    """The log density of all that stands outside the plate of the rows, a scalar in float64."""
-    trace.compute_log_prob()
-    total = torch.zeros((), dtype=torch.float64)
-    for site in trace.nodes.values():
-        if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
-            continue
-        if not any(frame.vectorized and frame.dim == -1 and frame.size == n for frame in site["cond_indep_stack"]):
-            total = total + site["log_prob_sum"].double().cpu()
-    return total
-
-
-def _log_density(
-    run: Fit, x: Tensor, found: Sequence[Latent], held: dict[str, Tensor], draws: int, inner: int
+def _given(
+    source: Reader, arguments: Arguments, held: dict[str, Tensor], inner: int, proposal: Proposal | None
 ) -> Tensor:
-    """log p(x_i | theta_s) with the rows' own sites integrated out, (draws, n), in float64 on the CPU."""
-    local = [site for site in found if site.local]
-    width = x.shape[1] + sum(site.shape.numel() for site in local)
+    """log p(x | theta_s) of some rows (draws, b): exact, or by draws from the guide or the proposal."""
+    model, x = undecorated(source.pair.model), arguments[0]
+    if isinstance(model, ConjugateGivenShared):
+        return model.log_marginal_given(x, held).double().cpu()
+    width = x.numel() * max(1, sum(latent.shape.numel() for latent in source.layout.local))
+    draws = len(next(iter(held.values())))
     parts = []
-    for _, arguments in reader(run, x).chunks(BUDGET // ((inner if local else draws) * width)):
-        if not local:
-            parts.append(log_joint(run, arguments, found, draws, held).double().cpu())
-            continue
-        each = []
-        for s in range(draws):
-            one = {name: value[s].expand(inner, *value[s].shape) for name, value in held.items()}
-            drawn = from_guide(run, arguments, found, inner, one)
-            weights = log_joint(run, arguments, found, inner, drawn.latent) - drawn.log_q
-            each.append(weights.double().logsumexp(0).cpu() - math.log(inner))
-        parts.append(torch.stack(each))
-    return torch.cat(parts, 1)
+    for chosen in torch.arange(draws).split(max(1, BUDGET // (inner * width))):
+        count = len(chosen)
+        repeated = {name: value[chosen].repeat_interleave(inner, 0) for name, value in held.items()}
+        if proposal is None:
+            drawn = source.draw(arguments, count * inner, repeated)
+            values, log_q = drawn.values, drawn.log_q.by_row
+        else:
+            own, log_q = proposal.draw(count * inner)
+            values = {**repeated, **own}
+        weights = (source.score(arguments, values).by_row - log_q).double()
+        parts.append(log_mean(weights.unflatten(0, (count, inner)).movedim(1, 0))[0].cpu())
+    return torch.cat(parts)
 
 
-def _leave_out(density: Tensor, ratio: Tensor | None) -> Loo:
-    """From log p(x_i | theta_s) (draws, n) and log p(theta_s) - log q(theta_s) (draws,); None: of the posterior."""
+def _leave_out(density: Tensor, weights_of_all: Tensor | None) -> Loo:
+    """From log p(x_i | theta_s) (draws, n) and the log weights of theta (draws,), None for draws of the posterior."""
     draws = len(density)
-    whole = density.new_zeros(draws) if ratio is None else ratio + density.sum(1)
+    whole = density.new_zeros(draws) if weights_of_all is None else weights_of_all
     weights, khat = psis_weights(whole.unsqueeze(1) - density)
     seen, _ = psis_weights(whole.unsqueeze(1))
     return Loo(
@@ -211,5 +215,5 @@ def _leave_out(density: Tensor, ratio: Tensor | None) -> Loo:
         log_p=(seen + density).logsumexp(0),
         limit=min(0.7, 1 - 1 / math.log10(draws)),
         draws=draws,
-        corrected=ratio is not None,
+        corrected=weights_of_all is not None,
     )

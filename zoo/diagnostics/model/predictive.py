@@ -1,18 +1,19 @@
 """Does the model give data like these? Statistics of the rows beside those of replicated rows."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import polars as pl
 import torch
 from torch import Tensor
 
+from zoo.base.callables import name_of, undecorated
 from zoo.base.checks import check_rows, check_whole
-from zoo.base.latent_sites import Latent, latents
+from zoo.base.protocols import Pair
 from zoo.data.dataset import column_names
-from zoo.infer.fitting import Fit
-from zoo.posterior.draws import from_guide, from_model
-from zoo.posterior.engine import reading
+from zoo.diagnostics.model.statistics import STATISTICS, column_quantiles, correlation, nan_quantile
+from zoo.posterior.engine import Reader, reader, reading
 
 Given = Literal["prior", "rows"]
 Statistic = Callable[[Tensor], Any]
@@ -69,7 +70,7 @@ class PredictiveCheck:
     def interval(self) -> Tensor:
         """The ends of the central interval of the replicates, (2, s)."""
         edge = (1 - self.level) / 2
-        return torch.stack([_nan_quantile(self.replicates, edge), _nan_quantile(self.replicates, 1 - edge)])
+        return torch.stack([nan_quantile(self.replicates, edge), nan_quantile(self.replicates, 1 - edge)])
 
     @property
     def tail(self) -> Tensor:
@@ -118,6 +119,19 @@ class PredictiveCheck:
         more = f"; and {len(out) - SHOWN} more" if len(out) > SHOWN else ""
         return f"{self.headline}: {named}{more}"
 
+    def summary(self) -> dict[str, float]:
+        """The number of statistics and of those outside their interval, and the smallest tail probability."""
+        tail = self.tail[~self.tail.isnan()]
+        least = float(tail.min()) if len(tail) else float("nan")
+        return {"statistics": float(len(self.observed)), "outside": float(len(self.outside)), "least_tail": least}
+
+    def frame(self) -> pl.DataFrame:
+        """A row per statistic: its columns, value, interval of the replicates, distance and tail probability."""
+        low, high = self.interval
+        numbers = {"observed": self.observed, "low": low, "high": high, "distance": self.distance, "tail": self.tail}
+        words = {"statistic": list(self.statistics), "where": list(self.where)}
+        return pl.DataFrame(words | {name: value.tolist() for name, value in numbers.items()})
+
     def _line(self, i: int) -> str:
         low, high = self.interval[:, i].tolist()
         return f"{self.names[i]} {float(self.observed[i]):.4g}, replicates {low:.4g} to {high:.4g}"
@@ -128,7 +142,7 @@ class PredictiveCheck:
 
 
 def predictive_check(
-    run: Fit,
+    run: Pair,
     x: Any,
     *,
     draws: int = 200,
@@ -151,7 +165,8 @@ def predictive_check(
     places.
 
     Args:
-        run: from :func:`zoo.fit`; any model and, for ``given="rows"`` or shared sites, any guide.
+        run: a trained pair, from :func:`zoo.fit` or ``zoo.Fit(model, guide)``; any model and, for ``given="rows"`` or
+            shared sites, any guide, point estimates included.
         x: the rows (n, d), or a :class:`zoo.data.Dataset`, whose columns are named.
         draws: the number of replicates R, at least 20.
         statistics: your own by name: functions from a table (n, d), with NaN in the missing entries, to a number or a
@@ -183,29 +198,16 @@ def predictive_check(
         raise ValueError(f"given must be one of {', '.join(get_args(Given))}; got {given!r}")
     if not 0 < level < 1:
         raise ValueError(f"level must be in (0, 1), got {level!r}")
-    names, x = column_names(x), check_rows(x, run.model)
-    n, d = x.shape
-    columns = names or tuple(f"x{j}" for j in range(d))
-    asked = _asked(statistics or {}, d)
+    names, x = column_names(x), check_rows(x, undecorated(run.model))
+    columns = names or tuple(f"x{j}" for j in range(x.shape[1]))
+    asked = _asked(statistics or {}, x.shape[1])
     measured = [_value(name, statistic, x) for name, statistic in asked.items()]
-    missing = x.isnan()
     points = torch.linspace(0, 1, POINTS + 2, dtype=torch.float64, device=x.device)[1:-1]
     found, quantiles = [], []
     with reading(run, seed):
-        sites = latents(run.model, x)
-        width = d + sum(site.shape.numel() for site in sites if site.local)
-        for some in torch.arange(draws).split(max(1, BUDGET // (n * width))):
-            for table in _replicates(run, x, sites, len(some), given):
-                table = table.masked_fill(missing, torch.nan)
-                values = [_value(name, statistic, table) for name, statistic in asked.items()]
-                for name, own, other in zip(asked, measured, values, strict=True):
-                    if own.shape != other.shape:
-                        raise ValueError(
-                            f"statistic {name!r} has shape {tuple(own.shape)} on x and {tuple(other.shape)} on a "
-                            "replicate: it must have one shape"
-                        )
-                found.append(torch.cat([value.flatten() for value in values]))
-                quantiles.append(column_quantiles(table, points))
+        for table in _replicates(reader(run, x), draws, given):
+            found.append(torch.cat([value.flatten() for value in _values(asked, table, measured)]))
+            quantiles.append(column_quantiles(table, points))
     labels = [
         (name, _place(k, value.shape, columns))
         for name, value in zip(asked, measured, strict=True)
@@ -225,30 +227,63 @@ def predictive_check(
         columns=columns,
         points=points,
         marginal=column_quantiles(x, points),
-        band=torch.stack([_nan_quantile(marginals, edge), _nan_quantile(marginals, 1 - edge)]),
+        band=torch.stack([nan_quantile(marginals, edge), nan_quantile(marginals, 1 - edge)]),
     )
 
 
-def _replicates(run: Fit, x: Tensor, sites: tuple[Latent, ...], draws: int, given: Given) -> Tensor:
-    """Replicated tables (draws, n, d)."""
-    held: dict[str, Tensor] = {}
-    if given == "rows" or any(not site.local for site in sites):
-        drawn = from_guide(run, (x,), sites, draws).latent
-        held = {site.name: drawn[site.name] for site in sites if given == "rows" or not site.local}
-    return from_model(run, (x,), sites, ["x"], draws, held)[1]["x"]
+def _values(asked: dict[str, Statistic], table: Tensor, measured: list[Tensor]) -> list[Tensor]:
+    """The statistics of a replicate.
+
+    Raises:
+        ValueError: one has another shape than on the rows.
+    """
+    values = [_value(name, statistic, table) for name, statistic in asked.items()]
+    for name, own, other in zip(asked, measured, values, strict=True):
+        if own.shape != other.shape:
+            raise ValueError(
+                f"statistic {name!r} has shape {tuple(own.shape)} on x and {tuple(other.shape)} on a "
+                "replicate: it must have one shape"
+            )
+    return values
+
+
+def _replicates(source: Reader, draws: int, given: Given) -> Iterator[Tensor]:
+    """Replicated tables (n, d), with the entries missing that are missing in the rows."""
+    x, layout = source.x, source.layout
+    width = x.shape[1] + sum(site.shape.numel() for site in layout.local)
+    missing = x.isnan()
+    for some in torch.arange(draws).split(max(1, BUDGET // (len(x) * width))):
+        held: dict[str, Tensor] = {}
+        if given == "rows" or layout.shared:
+            values = source.draw((x,), len(some), points=True).values
+            if given == "rows":
+                values = source.complete((x,), values, len(some))
+            held = {site.name: values[site.name] for site in layout.latents if given == "rows" or not site.local}
+        simulated, _ = source.simulate((x,), len(some), held)
+        for table in _table(source, simulated):
+            yield table.masked_fill(missing, torch.nan)
+
+
+def _table(source: Reader, values: Mapping[str, Tensor]) -> Tensor:
+    """Of the simulated data sites the one that is a table like x, (draws, n, d).
+
+    Raises:
+        ValueError: none or several are.
+    """
+    n, d = source.x.shape
+    found = [name for name in source.layout.data if values[name][0].numel() == n * d]
+    if len(found) != 1:
+        listed = ", ".join(f"'{name}'" for name in source.layout.data)
+        raise ValueError(
+            f"predictive_check compares x ({n} x {d}) with one data site of that shape, and of those of "
+            f"{name_of(source.pair.model)} ({listed}) {len(found) or 'none'} have it"
+        )
+    return values[found[0]].reshape(-1, n, d)
 
 
 def _asked(own: Mapping[str, Statistic], d: int) -> dict[str, Statistic]:
     """The statistics of every table and those of the user's, by name."""
-    asked: dict[str, Statistic] = {
-        "mean": lambda table: _moments(table)[0],
-        "standard deviation": lambda table: _moments(table)[1],
-        "skewness": lambda table: _standard_moment(table, 3),
-        "excess kurtosis": lambda table: _standard_moment(table, 4) - 3,
-        "quantile 5%": lambda table: _quantile(table, 0.05),
-        "median": lambda table: _quantile(table, 0.5),
-        "quantile 95%": lambda table: _quantile(table, 0.95),
-    }
+    asked: dict[str, Statistic] = dict(STATISTICS)
     if 1 < d <= PAIRS:
         asked["correlation"] = correlation
     for name, statistic in own.items():
@@ -259,7 +294,7 @@ def _asked(own: Mapping[str, Statistic], d: int) -> dict[str, Statistic]:
 
 
 def _value(name: str, statistic: Statistic, table: Tensor) -> Tensor:
-    """What a statistic says of a table, in float64."""
+    """The value of a statistic of a table, in float64."""
     try:
         return torch.as_tensor(statistic(table)).detach().to(table.device, torch.float64)
     except (TypeError, RuntimeError) as error:
@@ -274,62 +309,3 @@ def _place(k: int, shape: torch.Size, columns: tuple[str, ...]) -> str:
     if shape == (d, d):
         return f"{columns[k // d]}, {columns[k % d]}"
     return "" if shape == () else f"entry {k}"
-
-
-def _moments(table: Tensor) -> tuple[Tensor, Tensor]:
-    """Means and standard deviations of what is there, (d,)."""
-    centred, seen = _centred(table)
-    return table.double().nansum(0) / seen.sum(0), (centred.square().sum(0) / seen.sum(0)).sqrt()
-
-
-def _centred(table: Tensor) -> tuple[Tensor, Tensor]:
-    """Entries less the means of their columns, 0 where missing, and which are there; (n, d)."""
-    table = table.double()
-    seen = ~table.isnan()
-    return torch.where(seen, table - table.nansum(0) / seen.sum(0), 0.0), seen
-
-
-def _standard_moment(table: Tensor, power: int) -> Tensor:
-    """The mean of the standardised entries to a power (d,); NaN for a column that does not vary."""
-    centred, seen = _centred(table)
-    count = seen.sum(0)
-    deviation = (centred.square().sum(0) / count).sqrt()
-    unit = torch.where(deviation > 0, deviation, torch.nan)
-    return ((centred / unit) ** power).sum(0) / count
-
-
-def correlation(table: Tensor) -> Tensor:
-    """Correlations of all pairs i < j (d, d), from the rows that have both; NaN elsewhere."""
-    table = table.double()
-    seen = (~table.isnan()).double()
-    centred, _ = _centred(table)
-    count = seen.T @ seen
-    mean = centred.T @ seen / count  # of column i where j is there too
-    cross = centred.T @ centred / count - mean * mean.T
-    variance = centred.square().T @ seen / count - mean.square()
-    found = cross / (variance * variance.T).clamp_min(0.0).sqrt()
-    return torch.where(torch.ones_like(found).triu(1).bool() & found.isfinite(), found, torch.nan)
-
-
-def _quantile(table: Tensor, point: float) -> Tensor:
-    return column_quantiles(table, torch.tensor([point], dtype=torch.float64, device=table.device))[0]
-
-
-def column_quantiles(table: Tensor, points: Tensor) -> Tensor:
-    """Quantiles of what is there of every column, interpolated as numpy does, (q, d); NaN where nothing is.
-
-    ``torch.nanquantile`` refuses tables of more than 16 million entries.
-    """
-    ordered = table.double().sort(0).values  # NaN comes last
-    last = (~table.isnan()).sum(0).sub(1)  # (d,)
-    place = points.unsqueeze(1) * last.clamp_min(0)
-    low = place.floor().long()
-    high = torch.minimum(low + 1, last.clamp_min(0).expand_as(low))
-    below, above = ordered.gather(0, low), ordered.gather(0, high)
-    return below + (place - low) * (above - below)
-
-
-def _nan_quantile(values: Tensor, point: float) -> Tensor:
-    """A quantile over the first dimension, NaN left out."""
-    flat = column_quantiles(values.flatten(1), torch.tensor([point], dtype=torch.float64, device=values.device))
-    return flat[0].reshape(values.shape[1:])

@@ -11,11 +11,12 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
+from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
 from zoo.base.checks import check_rows, check_whole
-from zoo.base.protocols import Conjugate
+from zoo.base.protocols import Conjugate, HoldsRows
 from zoo.base.random import seeded
 from zoo.diagnostics.model.criteria import information_criteria, log_density
-from zoo.infer.fitting import Fit
+from zoo.infer.run import Fit
 from zoo.infer.starts import best_of, each_seed
 from zoo.posterior.evaluation import LEAST_DRAWS
 from zoo.posterior.evidence import log_evidence_bounds
@@ -121,7 +122,7 @@ class Selection:
     def below(self, value: int) -> tuple[float, float]:
         """How far the held-out log p(x) of a value is below the best one, in nats per row, with its standard error.
 
-        The error is that of the rows' differences, as all values have been asked about the same rows: most often much
+        The error is that of the rows' differences, as all values are evaluated on the same rows: most often much
         smaller than that of either. A simpler model within one or two of them is hardly worse.
         """
         log_p, top = self[value].log_p, self.best("held_out").log_p
@@ -154,29 +155,23 @@ class Selection:
             lines.append(line)
         return pl.DataFrame(lines, schema=kinds)
 
+    def summary(self) -> dict[str, float]:
+        """The value that every measure chooses, and the number of rows and values."""
+        chosen = {f"best_{by}": float(self.best(by).value) for by in self.measures}
+        return chosen | {"values": float(len(self.table)), "rows": float(self.n)}
+
     def __repr__(self) -> str:
         chosen = ", ".join(f"{by} chooses {self.best(by).value}" for by in self.measures)
-        head = (
-            f"Scan of {len(self.table)} values on {self.n} rows: {chosen}\n"
-            f"value  log-likelihood    df          AIC          BIC  held-out (se), {self.how}      below (se)  near  "
-            "seconds"
-        )
-        return "\n".join([head, *map(self._line, self.table)])
-
-    def _line(self, row: Candidate) -> str:
-        if row.best is None:
-            return f"{row.value:5d}  failed after {row.seconds:.2f} s: {row.error}"
-        held_out, below = "", ""
-        if row.log_p is not None:
-            held_out = f"{row.held_out:.4f} ({row.held_out_se:.2g})"
-            below = "{:.4f} ({:.2g})".format(*self.below(row.value))
-        wide = len(f"held-out (se), {self.how}")
-        text = (
-            f"{row.value:5d}  {_number(row.log_likelihood):>14}  {'' if row.df is None else row.df:>4}  "
-            f"{_number(row.aic):>11}  {_number(row.bic):>11}  {held_out:>{wide}}  {below:>14}  "
-            f"{row.near}/{row.starts}  {row.seconds:7.2f}"
-        )
-        return text if row.error is None else f"{text}  {row.error}"
+        head = f"Selection among {len(self.table)} values on {self.n} rows: {chosen}; held out: {self.how}"
+        table = self.frame()
+        table = table.select(own for own in table.columns if table[own].null_count() < len(table))
+        style: dict[str, Any] = {
+            "tbl_hide_dataframe_shape": True,
+            "tbl_hide_column_data_types": True,
+            "float_precision": 4,
+        }
+        with pl.Config(**style, tbl_rows=-1, tbl_cols=-1, tbl_width_chars=200, fmt_str_lengths=120):
+            return f"{head}\n{table}"
 
 
 def select_size(
@@ -195,7 +190,7 @@ def select_size(
     r"""Fit a model for every number of factors or components, and compare them.
 
     A conjugate model is fitted by :func:`zoo.em` from several starts, and has likelihood, AIC and BIC. Where ``build``
-    returns a model with a guide, both are fitted by :func:`zoo.fit`. Either is asked about rows that it has not seen:
+    returns a model with a guide, both are fitted by :func:`zoo.fit`. Either is evaluated on rows that it has not seen:
     by K-fold cross-validation, where every row is held out once and the models are fitted anew without it (all values
     with the same folds), or on ``held_out`` rows. Their log p(x) is exact for a conjugate model, and the
     importance-weighted bound of ``draws`` draws from the guide for any other.
@@ -267,7 +262,7 @@ def select_size(
 
 
 class _Lenient:
-    """Lets missing entries pass: every model is asked itself about them when it is fitted."""
+    """Lets missing entries pass: every model checks them itself when it is fitted."""
 
     missing = True
 
@@ -288,9 +283,9 @@ def _candidate(
     try:
         best, near, count = _fitted(build, value, x, seeds, options, bool(parts) or apart is not None)
         row = replace(row, best=best, near=near, starts=count)
-        model = best.model if isinstance(best, Fit) else best
+        model: Any = best.model if isinstance(best, Fit) else best
         if isinstance(model, Conjugate):
-            found = information_criteria(model, x)
+            found = information_criteria(best.model if isinstance(best, Fit) else best, x)
             likelihood = found.log_likelihood
             row = replace(row, log_likelihood=likelihood, df=found.df, aic=found.aic, bic=found.bic)
     except FAILURES as error:
@@ -340,10 +335,10 @@ def _score(best: Any, x: Tensor, draws: int, seed: int) -> Tensor:
     Raises:
         ValueError: a row without a finite one; a mean over it would compare nothing.
     """
-    model = best.model if isinstance(best, Fit) else best
+    model: Any = best.model if isinstance(best, Fit) else best
     x = check_rows(x, model)
     if isinstance(model, Conjugate):
-        log_p = log_density(model, x)
+        log_p = log_density(best.model if isinstance(best, Fit) else best, x)
     else:
         log_p = log_evidence_bounds(best, x, draws=(draws,), seed=seed)[f"IWAE-{draws}"].values.double().cpu()
     wrong = (~log_p.isfinite()).nonzero().flatten().tolist()
@@ -354,15 +349,15 @@ def _score(best: Any, x: Tensor, draws: int, seed: int) -> Tensor:
     return log_p
 
 
-def _refuse_bound_to_rows(guide: Any) -> None:
-    """A guide with parameters for every row says nothing of others.
+def _refuse_bound_to_rows(guide: PyroCallable) -> None:
+    """Refuse a guide with parameters for every row: it has none for others.
 
     Raises:
         TypeError: this is one.
     """
-    if isinstance(getattr(guide, "count", None), int) or isinstance(guide, AutoGuide):
+    if isinstance(undecorated(guide), HoldsRows) or isinstance(unwrapped(guide), AutoGuide):
         raise TypeError(
-            f"{type(guide).__name__} has parameters for the rows it is fitted to alone, none for those held out: build "
+            f"{name_of(guide)} has parameters for the rows it is fitted to alone, none for those held out: build "
             "Amortized or Exact, or any guide that computes q(z | x) from the row"
         )
 
@@ -390,10 +385,6 @@ def _error(values: Tensor) -> float:
 
 
 def _brief(error: BaseException) -> str:
-    """The first thing that an error says, and the first of the reasons it lists."""
+    """The first line of an error, and the first of the reasons it lists."""
     lines = str(error).splitlines() or [type(error).__name__]
     return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[1].strip()}"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"

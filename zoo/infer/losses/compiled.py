@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from zoo.base.random import seeded
+from zoo.infer.losses.traces import check_drawn, latent_names
 
 INSTEAD = "use Trace_ELBO() for this pair"
 PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
@@ -54,6 +55,7 @@ class CompiledELBO(Trace_ELBO):
     Takes the arguments of ``Trace_ELBO``.
 
     Raises:
+        ValueError: when used, for a guide that leaves out a latent site of the model.
         NotImplementedError: when used, for a pair that branches on parameters or draws, writes to its own state,
             draws outside torch, or is otherwise not reproduced by its graph (Bernoulli draws, for one, which
             TorchInductor takes from other random numbers).
@@ -122,6 +124,11 @@ class CompiledELBO(Trace_ELBO):
 
     def _first(self, pair: "_Pair", signature: Any, model: Any, guide: Any, args: Any, kwargs: Any) -> float:
         """A step of ``Trace_ELBO``, then the capture of the graph for those that follow."""
+        with poutine.block(), seeded(0), torch.no_grad(), pyro.validation_enabled(False):
+            drawn = poutine.trace(guide).get_trace(*args, **kwargs)
+            scored = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
+        for name in latent_names(scored):
+            check_drawn(name, drawn)
         with poutine.trace(param_only=True) as seen:
             loss = super().loss_and_grads(model, guide, *args, **kwargs)
         names = tuple(seen.trace.nodes)
@@ -167,10 +174,7 @@ class CompiledELBO(Trace_ELBO):
             with seeded(0):
                 graph = make_fx(evaluate)(*inputs)
         except Exception as error:
-            why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            if "tracing tensor" in why:
-                why = "a number is taken out of a tensor (.item(), float(), a branch), which a graph would freeze"
-            raise _refusal(model, guide, why) from error
+            raise _refusal(model, guide, _reason(error)) from error
         if [t._version for t in inputs] != versions or watch.changed():
             raise _refusal(model, guide, "it changes its own parameters, buffers or attributes when it runs")
         values = _lift(graph, inputs)
@@ -180,17 +184,7 @@ class CompiledELBO(Trace_ELBO):
             guards = _guards(graph, 1 + len(used), len(params))
         except ValueError as error:
             raise _refusal(model, guide, str(error)) from None
-        try:
-            with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what torch's compiler says of its own code
-                run: Any = torch._inductor.compile(
-                    graph, [t.detach() for t in values], options={"fallback_random": True}
-                )
-        except Exception as error:
-            raise RuntimeError(
-                f"CompiledELBO: TorchInductor failed ({type(error).__name__}: {str(error).strip().splitlines()[0]}); "
-                f"it needs a working C++ compiler (g++). Or {INSTEAD}"
-            ) from error
+        run = _compile(graph, values)
         capture = _Capture(
             names=names,
             used=tuple(used),
@@ -231,6 +225,34 @@ class CompiledELBO(Trace_ELBO):
                         log_r = _compute_log_r(model_trace, guide_trace) if log_r is None else log_r
                         surrogate = surrogate - (log_r.sum_to(site["cond_indep_stack"]) * score).sum()
         return torch.as_tensor(loss) / self.num_particles, torch.as_tensor(surrogate) / self.num_particles
+
+
+def _reason(error: Exception) -> str:
+    """Why a capture failed, in the words of the error or, where these are of torch's tracing, in plain ones."""
+    why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "tracing tensor" in why:
+        return "a number is taken out of a tensor (.item(), float(), a branch), which a graph would freeze"
+    return why
+
+
+def _compile(graph: fx.GraphModule, values: list[Tensor]) -> Callable[..., Any]:
+    """A graph, compiled by TorchInductor for inputs such as ``values``.
+
+    Raises:
+        RuntimeError: the compiler fails, as where there is none.
+    """
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch's compiler says of its own code
+            compiled: Any = torch._inductor.compile(
+                graph, [t.detach() for t in values], options={"fallback_random": True}
+            )
+    except Exception as error:
+        raise RuntimeError(
+            f"CompiledELBO: TorchInductor failed ({type(error).__name__}: {str(error).strip().splitlines()[0]}); "
+            f"it needs a working C++ compiler (g++). Or {INSTEAD}"
+        ) from error
+    return compiled
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zoo.base.checks import check_whole
 from zoo.base.plates import spread
-from zoo.infer.losses.traces import check_drawn, latent_names, reported
+from zoo.infer.losses.traces import check_drawn, latent_names, one_plate, plates_of, reported, rows_plate
 
 Estimator = Literal["plain", "doubly"]
 
@@ -62,7 +62,8 @@ class IWAE(ELBO):
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Traces of guide and model, both inside the plate of the draws."""
-        drawn = prune_subsample_sites(poutine.trace(self._spread(guide)).get_trace(*args, **kwargs))
+        with one_plate("IWAE"):
+            drawn = prune_subsample_sites(poutine.trace(self._spread(guide)).get_trace(*args, **kwargs))
         for name, site in drawn.nodes.items():
             if site["type"] == "sample" and not site["is_observed"] and not site["fn"].has_rsample:
                 raise ValueError(
@@ -77,7 +78,8 @@ class IWAE(ELBO):
 
     def _scored(self, model: Any, drawn: Any, args: Any, kwargs: Any) -> Any:
         """A trace of the model at the values drawn."""
-        scored = poutine.trace(poutine.replay(self._spread(model), trace=drawn)).get_trace(*args, **kwargs)
+        with one_plate("IWAE"):
+            scored = poutine.trace(poutine.replay(self._spread(model), trace=drawn)).get_trace(*args, **kwargs)
         scored = prune_subsample_sites(scored)
         for name in latent_names(scored):
             check_drawn(name, drawn)
@@ -134,7 +136,9 @@ class IWAE(ELBO):
         for value, slope in zip(live.values(), slopes, strict=True):
             if slope is not None:
                 path = path + (slope * value).sum()
-        fit = _by_row(scored)[0] - _by_row(drawn, observed=True)[0]  # factors of the guide have no draws to go through
+        rows = rows_plate(scored)
+        factors = _by_row(drawn, rows, observed=True)[0]  # of the guide: they have no draws to go through
+        fit = _by_row(scored, rows)[0] - factors
         return (scale * _log_mean(log_w)).sum().detach(), (scale * share * fit).sum() + path
 
 
@@ -149,8 +153,9 @@ def _log_weights(scored: Any, drawn: Any) -> tuple[Tensor, Any]:
     Raises:
         ValueError: the sites have different scales, or one stands in other plates than the rows'.
     """
-    log_p, scales = _by_row(scored)
-    log_q, more = _by_row(drawn)
+    rows = rows_plate(scored)
+    log_p, scales = _by_row(scored, rows)
+    log_q, more = _by_row(drawn, rows)
     (first, scale), *rest = (scales | {f"{name} of the guide": value for name, value in more.items()}).items()
     for name, other in rest:
         if not torch.equal(torch.as_tensor(scale), torch.as_tensor(other)):
@@ -161,7 +166,7 @@ def _log_weights(scored: Any, drawn: Any) -> tuple[Tensor, Any]:
     return log_p - log_q, scale
 
 
-def _by_row(trace: Any, observed: bool = False) -> tuple[Any, dict[str, Any]]:
+def _by_row(trace: Any, rows: str, observed: bool = False) -> tuple[Any, dict[str, Any]]:
     """The log densities of all (or of the observed) sites, summed (K, b), without the plates' scale; and all scales."""
     total: Any = 0.0
     scales: dict[str, Any] = {}
@@ -170,14 +175,16 @@ def _by_row(trace: Any, observed: bool = False) -> tuple[Any, dict[str, Any]]:
         if site["type"] != "sample" or (observed and not site["is_observed"]):
             continue
         value = scale_and_mask(site["unscaled_log_prob"], 1.0, site["mask"])
-        plates = [frame.name for frame in site["cond_indep_stack"] if frame.vectorized and frame.name != "draws"]
+        plates = plates_of(site)
         if not plates and not value.any():
             continue  # a point mass
-        if plates != ["rows"]:
-            where = f"stands in plate '{plates[0]}'" if plates else "is shared by all rows"
+        if plates != [rows]:
+            own = next((plate for plate in plates if plate != rows), None)
+            where = "is shared by all rows" if own is None else f"stands in plate '{own}'"
             raise ValueError(
-                f"site '{name}' {where}, and IWAE needs a weight for every row: it takes models and guides whose sites "
-                "all stand in the plate 'rows' alone. Use Trace_ELBO"
+                f"site '{name}' {where}, and IWAE needs a weight for every row: the log of a mean over draws does not "
+                f"split into rows unless all sites stand in the plate '{rows}' alone. Use Trace_ELBO; zoo.evaluate "
+                "estimates log p(x) by importance weights after the fit"
             )
         total = total + value
         scales[name] = site["scale"]

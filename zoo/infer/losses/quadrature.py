@@ -11,9 +11,12 @@ from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO
 from pyro.infer.enum import get_importance_trace
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from zoo.base.independent import without_event_dims
 from zoo.base.plates import spread
+from zoo.infer.losses.traces import check_drawn, latent_names, one_plate, plates_of, rows_plate
 
 
 class QuadratureELBO(Trace_ELBO):
@@ -30,8 +33,13 @@ class QuadratureELBO(Trace_ELBO):
         rotation: seed of another rule of the same kind, to compare with: the K + 2 corners of a simplex in K + 1
             dimensions, turned at random and seen in K of them. None takes the K + 1 points.
 
+    Sites that all rows share take points of the rule as well: for a Gaussian of theirs it is exact where log p is
+    quadratic in them and the rows' sites together.
+
     Raises:
         NotImplementedError: when used, for a guide with a site that is neither Gaussian nor categorical.
+        ValueError: when used, for a site that the guide leaves out, or in a plate other than that of the rows, whose
+            members would all take the same points.
 
     References:
         Julier (2003), The spherical simplex unscented transformation, American Control Conference.
@@ -56,15 +64,20 @@ class QuadratureELBO(Trace_ELBO):
         """The negative bound, a differentiable scalar."""
         rule = _Rule.of(poutine.trace(guide).get_trace(*args, **kwargs), self.rotation)
 
-        model_trace, guide_trace = get_importance_trace(
-            "flat", 2, spread(model, rule.count), spread(rule(guide), rule.count), args, kwargs
-        )
+        with one_plate("QuadratureELBO"):
+            model_trace, guide_trace = get_importance_trace(
+                "flat", 2, spread(model, rule.count), spread(rule(guide), rule.count), args, kwargs
+            )
+        for name in latent_names(model_trace):
+            check_drawn(name, guide_trace)
+        rows = rows_plate(model_trace)
+        _refuse_other_plates(guide_trace, rows)
         weight = rule.weights(guide_trace)  # (p, n) or a scalar
         bound: Any = 0.0
         for sign, trace in ((1.0, model_trace), (-1.0, guide_trace)):
             for site in trace.nodes.values():
                 if site["type"] == "sample":
-                    local = any(frame.name == "rows" for frame in site["cond_indep_stack"])
+                    local = rows in plates_of(site)
                     log_prob = _mean_log_prob(site) if sign < 0 else site["log_prob"]
                     term = log_prob * (weight if local else 1 / rule.count)
                     bound = bound + sign * term.sum()
@@ -103,13 +116,11 @@ class _Rule(Messenger):
         supports: dict[str, Tensor] = {}
         example = torch.zeros(())
         for name, site in trace.nodes.items():
-            if site["type"] != "sample" or site["is_observed"] or type(site["fn"]).__name__ == "_Subsample":
+            if site["type"] != "sample" or site["is_observed"] or site_is_subsample(site):
                 continue
             function = site["fn"]
             if function.has_enumerate_support and function.support.is_discrete:
-                supports[name] = torch.arange(
-                    len(function.enumerate_support(expand=False)), device=site["value"].device
-                )
+                supports[name] = function.enumerate_support(expand=False).reshape(-1)
             else:
                 widths[name] = _width(name, function)
                 example = site["value"]
@@ -122,7 +133,7 @@ class _Rule(Messenger):
         grid = list(itertools.product(range(len(normal)), *(range(len(v)) for v in supports.values())))
         chosen = torch.tensor(grid, device=normal.device)  # (p, 1 + number of categorical sites)
         points = dict(zip(widths, normal[chosen[:, 0]].unsqueeze(1).split(list(widths.values()), -1), strict=True))
-        values = {name: chosen[:, i + 1].unsqueeze(1) for i, name in enumerate(supports)}
+        values = {name: support[chosen[:, i + 1]].unsqueeze(1) for i, (name, support) in enumerate(supports.items())}
         return cls(points, values, len(grid))
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
@@ -136,9 +147,25 @@ class _Rule(Messenger):
         weight: Any = 1.0 / self.count
         for name, values in self.values.items():
             site = guide_trace.nodes[name]
-            levels = int(values.max()) + 1
+            levels = len(values.unique())
             weight = weight * levels * site["unscaled_log_prob"].exp()
         return weight
+
+
+def _refuse_other_plates(guide_trace: Any, rows: str) -> None:
+    """Raise where a site of the guide that takes points stands in a plate other than that of the rows.
+
+    Raises:
+        ValueError: names the site and its plate.
+    """
+    for name in latent_names(guide_trace):
+        site = guide_trace.nodes[name]
+        other = [plate for plate in plates_of(site) if plate != rows]
+        if other and not isinstance(_base(site["fn"]), dist.Delta):
+            raise ValueError(
+                f"the guide's site '{name}' stands in plate '{other[0]}', all of whose members QuadratureELBO would "
+                f"give the same points, as if they were rows: use Trace_ELBO, or make '{other[0]}' an event dimension"
+            )
 
 
 def _mean_log_prob(site: dict[str, Any]) -> Tensor:
@@ -147,9 +174,7 @@ def _mean_log_prob(site: dict[str, Any]) -> Tensor:
     A Gaussian's density at a point of the rule would be taken from the point less the mean, which loses all its digits
     where a scale is small beside the mean; the entropy has them.
     """
-    function = site["fn"]
-    while isinstance(function, torch.distributions.Independent):
-        function = function.base_dist
+    function = without_event_dims(site["fn"])
     if not isinstance(function, dist.Normal | dist.MultivariateNormal | dist.LowRankMultivariateNormal):
         return site["log_prob"]
     return scale_and_mask(-site["fn"].entropy(), site["scale"], site["mask"])
@@ -192,8 +217,7 @@ def _place(function: Any, point: Tensor) -> Tensor:
             value = transform(value)
         return value
     event = function.event_shape
-    while isinstance(function, torch.distributions.Independent):
-        function = function.base_dist
+    function = without_event_dims(function)
     if isinstance(function, dist.Delta):
         return function.v
     if isinstance(function, dist.Normal):

@@ -1,1 +1,1 @@
-"""Which optimizers and schedules does a fit use, and when has a loss settled?"""
+"""Which optimizers does a fit use?"""

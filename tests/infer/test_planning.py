@@ -1,0 +1,136 @@
+"""The plan of a fit: what it decides, that it touches nothing, and how often a fit runs the pair before it begins."""
+
+import pyro
+import pytest
+import torch
+from pyro.infer import Trace_ELBO
+from torch import nn
+
+import zoo
+from guides import Amortized, Exact, FullRank, MeanField
+from zoo.infer import LBFGS, Fused, LineSearchSVI, QuadratureELBO
+from zoo.infer.pairing import check_pair
+
+
+def vae(x):
+    model = zoo.VAE(4, 2, hidden=(8,)).double()
+    return model, Amortized(model, x, hidden=(8,))
+
+
+def test_a_conjugate_pair(some, untouched):
+    model = zoo.PPCA(4, 2).double()
+    guide = MeanField(model, some)
+    before = [p.detach().clone() for m in (model, guide) for p in m.parameters()]
+    with untouched():
+        plan = zoo.plan(model, guide, some)
+    assert isinstance(plan.loss, QuadratureELBO)
+    assert isinstance(plan.optim, LBFGS)
+    assert plan.start == ("model", "guide")
+    assert (plan.e_step, plan.em_steps, plan.schedule, plan.steps) == (25, 0, "", 20_000)
+    assert all(
+        torch.equal(p, q) for p, q in zip((p for m in (model, guide) for p in m.parameters()), before, strict=True)
+    )
+    assert model.fresh
+
+
+def test_an_exact_pair_begins_with_em(some):
+    model = zoo.PPCA(4, 2).double()
+    plan = zoo.plan(model, Exact(model), some)
+    assert (type(plan.loss), plan.e_step, plan.em_steps) == (Trace_ELBO, 0, 10)
+    zoo.fit(model, Exact(model), some, steps=3, progress=False)
+    again = zoo.plan(model, Exact(model), some)
+    assert (again.start, again.em_steps) == ((), 0)
+    assert again.summary()["start"] == "as it is"
+
+
+@pytest.mark.parametrize(
+    ("options", "schedule", "why"),
+    [
+        ({}, "settling", "Trace_ELBO draws at every step"),
+        ({"batch_size": 20}, "settling", "minibatches are noisy"),
+        ({"steps": 50}, "cosine", "Trace_ELBO draws at every step"),
+        ({"transform": torch.clone}, "settling", "transform may draw"),
+    ],
+)
+def test_a_deep_pair(options, schedule, why, some):
+    plan = zoo.plan(*vae(some), some, **options)
+    assert isinstance(plan.optim, Fused)
+    assert plan.schedule == schedule
+    (row,) = [row for row in plan.answers if row.question == "optimizer"]
+    assert row.answer == "Fused Adam, learning rate 0.01"
+    assert why in row.why
+
+
+def test_a_plan_prints_every_decision(some):
+    plan = zoo.plan(*vae(some), some, batch_size=20, validation=some[:9], patience=3)
+    lines = str(plan).splitlines()
+    assert len(lines) == len(plan.answers) == len(plan.summary()) == plan.frame().height
+    assert "20 rows, 3 steps per epoch" in plan.summary()["batches"]
+    assert "3 looks, 100 steps apart" in plan.summary()["end"]
+    assert plan.frame().columns == ["question", "answer", "why"]
+
+
+def test_a_plan_takes_every_option_of_a_fit_and_keeps_to_it(some):
+    model, guide = vae(some)
+    options = {"steps": 7, "batch_size": 20, "progress": False, "callbacks": (), "store": None, "autocast": None}
+    plan = zoo.plan(model, guide, some, **options)
+    run = zoo.fit(model, guide, some, **options)
+    assert len(run.losses) == plan.steps == 7
+    assert run.settings["loss"] == type(plan.loss).__name__
+    assert run.settings["optimizer"] == type(plan.optim).__name__
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        zoo.plan(model, guide, some, step=7)
+
+
+def test_dropout_is_no_case_for_a_line_search(some):
+    model = zoo.PPCA(4, 2).double()
+    network = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 4)).double()
+    guide = Amortized(model, some, network=network)
+    plan = zoo.plan(model, guide, some)
+    assert isinstance(plan.optim, Fused)
+    assert "Dropout draws at every step" in str(plan)
+
+
+class Counted:
+    """Counts the calls of a callable on all rows."""
+
+    def __init__(self, function, n, monkeypatch):
+        self.calls = 0
+        forward = type(function).forward
+
+        def counting(module, x=None, index=None, size=None):
+            self.calls += module is function and x is not None and len(x) == n
+            return forward(module, x, index, size)
+
+        monkeypatch.setattr(type(function), "forward", counting)
+
+
+@pytest.mark.parametrize("family", [Exact, MeanField, FullRank, Amortized])
+def test_few_passes_before_the_first_step(family, some, monkeypatch):
+    """One to check the pair, one for the loss, one for the coordinates; QuadratureELBO looks at the guide first."""
+    model = zoo.FactorAnalysis(4, 1).double()
+    guide = family(model) if family is Exact else family(model, some)
+    counted = [Counted(function, len(some), monkeypatch) for function in (model, guide)]
+    seen = []
+    search = LineSearchSVI._search
+
+    def noting(*arguments):
+        seen.append([one.calls for one in counted])
+        return search(*arguments)
+
+    monkeypatch.setattr(LineSearchSVI, "_search", noting)
+    zoo.fit(model, guide, some, steps=1, progress=False)
+    assert seen[0] == ([3, 3] if family is Exact else [3, 5])
+
+
+def test_the_pair_is_checked_once(some, monkeypatch):
+    calls = []
+
+    def counting(*arguments):
+        calls.append(1)
+        return check_pair(*arguments)
+
+    monkeypatch.setattr("zoo.infer.fitting.check_pair", counting)
+    with pyro.get_param_store().scope():
+        zoo.fit(*vae(some), some, steps=2, progress=False)
+    assert len(calls) == 1

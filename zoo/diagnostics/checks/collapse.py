@@ -1,0 +1,57 @@
+"""Do units or components carry nothing?"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from zoo.base.callables import name_of, undecorated
+from zoo.base.protocols import Conjugate, Mixture
+from zoo.diagnostics.checks.check import Case, Check, Finding, Level
+from zoo.posterior.engine import reading
+from zoo.posterior.rates import RateDistortion, rate_distortion
+
+
+class Collapse(Check):
+    """Units whose posterior mean is the same for all rows; of a mixture, components that hold hardly a row."""
+
+    name = "collapse"
+
+    def measure(self, case: Case) -> RateDistortion | Tensor:
+        """What every unit carries; of a mixture the expected number of rows of every component (k,)."""
+        model = undecorated(case.run.model)
+        if not isinstance(model, Mixture):
+            return rate_distortion(case.run, case.x, seed=case.seed)
+        if not isinstance(model, Conjugate):
+            raise ValueError(f"{name_of(case.run.model)} has no closed-form responsibilities")
+        with reading(case.run, case.seed):
+            posterior: Any = model.posterior(case.x)
+            return torch.as_tensor(posterior.probs).sum(0)
+
+    def judge(self, measured: RateDistortion | Tensor) -> Finding:
+        """Careful where one has collapsed, bad where all have."""
+        if isinstance(measured, Tensor):
+            empty, k = int((measured < 1).sum()), len(measured)
+            reason = f"{empty} of {k} components hold less than one row; the smallest holds {float(measured.min()):.3g}"
+            level: Level = "careful" if empty else "good"
+            return Finding(self.name, level, empty / k, 1.0, reason, "Take fewer components" if empty else "")
+        gone, k = len(measured.collapsed), len(measured.variance)
+        level = "bad" if gone == k else "careful" if gone else "good"
+        advice = "Take fewer factors; against collapse in training, use linear_warmup and free_bits of AnnealedELBO"
+        return Finding(self.name, level, gone / k, 1.0, measured.verdict, advice if gone else "")
+
+    def tables(self, measured: RateDistortion | Tensor) -> Iterator[tuple[str, pl.DataFrame]]:
+        """A row per unit."""
+        if isinstance(measured, Tensor):
+            return
+        k = len(measured.variance)
+        kl = [None] * k if measured.unit_kl is None else measured.unit_kl.tolist()
+        columns = {
+            "unit": list(range(k)),
+            "KL from the prior, nats": kl,
+            "variance of the means": measured.variance.tolist(),
+            "active": ["yes" if own else "no" for own in measured.active.tolist()],
+        }
+        yield "Units", pl.DataFrame(columns, schema_overrides={"KL from the prior, nats": pl.Float64})

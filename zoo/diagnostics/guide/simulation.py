@@ -1,0 +1,212 @@
+"""Simulated truths with their data, and fresh guides fitted to these: the first part of :func:`zoo.sbc`."""
+
+import copy
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
+from torch import Tensor, nn
+
+from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
+from zoo.base.checks import check_rows, check_whole
+from zoo.base.latent_sites import Latent, Layout, layout
+from zoo.base.module import Module
+from zoo.base.protocols import HoldsRows
+from zoo.base.random import seeded
+from zoo.infer.fitting import fit
+from zoo.infer.guard import UnboundedLikelihood
+from zoo.infer.run import Fit
+from zoo.posterior.engine import Reader, reading
+
+MOST_TABLES = 5  # of a model with covariates, unless more simulations are asked for
+COVARIATES = "the model holds covariates of its rows"
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """One simulated data set.
+
+    Attributes:
+        truth: the values of all latent sites by name, (n, ...) local and (...) shared.
+        x: the rows (n, d).
+    """
+
+    truth: dict[str, Tensor]
+    x: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Simulated:
+    """What :func:`simulate` returns.
+
+    Attributes:
+        tables: the data sets.
+        judged: the latent sites whose ranks are taken: the shared ones where there are any, else the local ones.
+        data: the names of the data sites.
+        shared: whether the judged sites are shared, so that every data set is one simulation.
+    """
+
+    tables: tuple[Table, ...]
+    judged: tuple[Latent, ...]
+    data: tuple[str, ...]
+    shared: bool
+
+    @property
+    def simulations(self) -> int:
+        """The number of simulated truths."""
+        return len(self.tables) if self.shared else sum(len(table.x) for table in self.tables)
+
+
+def simulate(run: Fit, simulations: int | None, usual: tuple[int, int], rows: int | None, seed: int) -> Simulated:
+    """Draw truths from the prior and data given them, at the fitted parameters.
+
+    Args:
+        run: the pair; only its model is used.
+        simulations: their number; None takes the usual one.
+        usual: the usual number of rows, and of data sets where rows share sites.
+        rows: the number of rows of a data set; None takes that of the training.
+        seed: of the draws.
+
+    Raises:
+        ValueError: a discrete site that cannot be judged, no latent site, an unknown number of rows, or infinite data.
+    """
+    with reading(run, seed):
+        found, fits = _layout(run, rows)
+        judged, shared = _judged(found, name_of(run.model)), bool(found.shared)
+        count = simulations or usual[shared]
+        source = Reader(run, torch.empty(0), found)
+        if shared:
+            n = _rows(run, rows, "rows share a site")
+            tables = [_table(source, n) for _ in range(count)]
+        elif fits:
+            tables = [_table(source, count)]
+        else:
+            n = _rows(run, rows, COVARIATES)
+            count = simulations or min(usual[0], MOST_TABLES * n)
+            tables = [_table(source, n) for _ in range(-(-count // n))]
+    return Simulated(tuple(tables), judged, found.data, shared)
+
+
+def _layout(run: Fit, rows: int | None) -> tuple[Layout, bool]:
+    """The sites of the model, and whether it generates any number of rows: not one with covariates of its own rows."""
+    try:
+        return layout(run.model), True
+    except (RuntimeError, IndexError, ValueError):
+        n = _rows(run, rows, COVARIATES)
+        one = run.model(None, torch.zeros(1, dtype=torch.long), n)
+        return layout(run.model, one.reshape(1, -1).expand(n, -1)), False
+
+
+def _judged(found: Layout, model: str) -> tuple[Latent, ...]:
+    """The latent sites that are judged.
+
+    Raises:
+        ValueError: one is discrete beside others, or there is none.
+    """
+    judged = found.shared or found.local
+    for latent in judged:
+        if latent.cardinality is not None and (len(judged) > 1 or latent.shape or not latent.local):
+            raise ValueError(f"latent site '{latent.name}' is discrete and not alone: sum it out of the model first")
+    if not judged:
+        raise ValueError(f"{model} has no latent site: nothing to calibrate")
+    return judged
+
+
+def _rows(run: Fit, rows: int | None, why: str) -> int:
+    """The number of rows of a simulated data set.
+
+    Raises:
+        ValueError: it is not known.
+    """
+    if rows is not None:
+        return check_whole(rows, "rows", 2)
+    guide = undecorated(run.guide)
+    known = run.settings.get("rows") or (guide.count if isinstance(guide, HoldsRows) else None)
+    if known is None:
+        raise ValueError(
+            f"sbc simulates whole data sets of {name_of(run.model)}, as {why}, and the run does not record their "
+            "size: pass rows="
+        )
+    return int(known)
+
+
+def _table(source: Reader, n: int) -> Table:
+    """One data set of n rows.
+
+    Raises:
+        ValueError: the model simulates numbers that are not finite, or has several data sites.
+    """
+    model = source.pair.model
+    if not source.layout.data:
+        raise ValueError(f"{name_of(model)} has no data site: let it return the data, or name the site 'x'")
+    values, _ = source.simulate((None, None, n), 1)
+    if len(source.layout.data) > 1:
+        raise ValueError(
+            f"{name_of(model)} has the data sites {', '.join(source.layout.data)}: sbc does not know how they make x"
+        )
+    x = values[source.layout.data[0]][0].reshape(n, -1)
+    x = check_rows(x, undecorated(model), name="what the model simulates")
+    return Table({latent.name: values[latent.name][0] for latent in source.layout.latents}, x)
+
+
+def refit(run: Fit, x: Tensor, build: Callable[[Any, Tensor], Any] | None, steps: int | None, seed: int) -> Fit:
+    """A fresh guide fitted to other rows, the model held fixed.
+
+    Args:
+        run: the trained pair.
+        x: the rows (n, d).
+        build: makes the guide from model and rows; None takes one of the same class with the same settings.
+        steps: of the fit; None lets it end by itself.
+        seed: of the fit.
+
+    Raises:
+        ValueError: the guide is no class that can be built anew.
+    """
+    model = held_fixed(run, x)
+    with seeded(seed):  # of what the guide's constructor draws
+        guide = build(model, x) if build is not None else _fresh(run, model, x)
+    if not _learns(guide, x):
+        return Fit(model, guide, store={"params": {}, "constraints": {}})  # its E-step is in closed form
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnboundedLikelihood)  # of the model, which stays as it is
+        return fit(model, guide, x, steps=steps, seed=seed, progress=False)
+
+
+def held_fixed(run: Fit, x: Tensor) -> PyroCallable:
+    """The model with its parameters at their fitted values and out of reach of any optimizer."""
+    if isinstance(run.model, nn.Module):
+        return copy.deepcopy(run.model).requires_grad_(False)
+    with reading(run, 0):
+        nodes = poutine.trace(run.model).get_trace(x).nodes
+        values = {name: site["value"].detach().clone() for name, site in nodes.items() if site["type"] == "param"}
+    if not values:
+        return run.model
+    return poutine.block(poutine.substitute(run.model, data=values), hide_types=["param"])
+
+
+def _learns(guide: PyroCallable, x: Tensor) -> bool:
+    """Whether a guide has parameters to be trained."""
+    if isinstance(unwrapped(guide), AutoGuide):
+        return True
+    with pyro.get_param_store().scope(), seeded(0), torch.no_grad():
+        nodes = poutine.trace(guide).get_trace(x).nodes
+    return any(site["type"] == "param" for site in nodes.values())
+
+
+def _fresh(run: Fit, model: PyroCallable, x: Tensor) -> PyroCallable:
+    guide = unwrapped(run.guide)
+    if isinstance(guide, Module):
+        options = {key: value for key, value in guide.settings.items() if key not in ("model", "x")}
+        build: Callable[..., PyroCallable] = type(guide)
+        return build(model, x, **options) if "x" in guide.settings else build(model, **options)
+    if isinstance(guide, AutoGuide):
+        plates = {} if guide.create_plates is None else {"create_plates": guide.create_plates}
+        return type(guide)(model, **plates)
+    if isinstance(guide, nn.Module):
+        raise ValueError(f"sbc fits a fresh guide and cannot build a {name_of(guide)}: pass build=lambda model, x: ...")
+    return run.guide  # a function: its parameters are made anew in the store of the fit

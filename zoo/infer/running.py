@@ -1,0 +1,94 @@
+"""A fit on its way, and copies of its parameters."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import SVI
+from torch import Tensor
+
+from zoo.base.callables import PyroCallable, modules
+from zoo.infer.convergence import assess
+from zoo.infer.planning import Plan
+from zoo.infer.run import Fit, Training, current_store
+
+Copy = list[tuple[Tensor, Tensor]]  # tensors, each with a copy
+
+
+def copied(*functions: PyroCallable) -> Copy:
+    """All tensors of model, guide and parameter store, each with a copy."""
+    held = [t for module in modules(*functions) for t in (*module.parameters(), *module.buffers())]
+    held += [p for _, p in pyro.get_param_store().named_parameters()]
+    return [(t, t.detach().clone()) for t in {id(t): t for t in held}.values()]
+
+
+@torch.no_grad()
+def put_back(copy: Copy) -> None:
+    """Write copies into the tensors they were taken from."""
+    for tensor, value in copy:
+        tensor.copy_(value)
+
+
+@dataclass(eq=False)
+class Running:
+    """A fit on its way, as watchers see it.
+
+    Attributes:
+        plan: what was decided before it began.
+        model: the model.
+        guide: the guide.
+        svi: takes the steps.
+        losses: negative ELBO per row, in nats, of every step so far.
+        stopped: why it has ended, in words; empty on the way.
+        curve: steps and negative bounds per row of the held-out rows.
+        best_step: the step with the best of them, or None.
+        at_floor: the share of a decoder's variances at their floor, or None.
+    """
+
+    plan: Plan
+    model: PyroCallable
+    guide: PyroCallable
+    svi: SVI
+    losses: list[float] = field(default_factory=list)
+    stopped: str = ""
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    best_step: int | None = None
+    at_floor: float | None = None
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def step(self) -> int:
+        """The number of the last step, from 0."""
+        return len(self.losses) - 1
+
+    @property
+    def loss(self) -> float:
+        """The loss of the last step, in nats per row."""
+        return self.losses[-1]
+
+    def run(self) -> Fit:
+        """The fit up to here."""
+        plan = self.plan
+        record: dict[str, Any] = {
+            "losses": torch.tensor(self.losses, dtype=torch.float64),
+            "loss": type(plan.loss).__name__,
+            "optimizer": type(plan.optim).__name__,
+            "rows": len(plan.x),
+            "batch_size": plan.batch_size,
+            "seed": plan.seed,
+            "dtype": str(plan.x.dtype).removeprefix("torch."),
+            "device": str(plan.x.device),
+            "seconds": time.perf_counter() - self.started,
+            "stopped": self.stopped,
+            "schedule": plan.schedule,
+            "annealed": None if plan.settling is None else plan.settling.annealed,
+            "patience": plan.patience,
+            "validation": torch.tensor(self.curve, dtype=torch.float64) if self.curve else None,
+            "best_step": self.best_step,
+            "transform": plan.transform_name,
+            "at_floor": self.at_floor,
+        }
+        converged = assess(Training(converged=False, **record)).converged
+        return Fit(self.model, self.guide, Training(converged=converged, **record), current_store())

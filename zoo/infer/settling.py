@@ -1,0 +1,71 @@
+"""A learning rate that falls once the loss has settled."""
+
+from zoo.base.schedules import cosine
+from zoo.infer.convergence import WINDOW, trend
+
+HALVINGS = 6  # at the least: what the bound loses to the noise of the steps falls with the rate, here to 1/64
+
+
+class Settling:
+    """A schedule for :class:`Fused` that holds the rate until the bound has settled, then halves it while that helps.
+
+    At a constant rate the bound settles below its optimum by what the noise of the steps costs, about in proportion to
+    the rate. Once the bound has settled (:func:`zoo.infer.convergence.trend`), the rate is therefore halved every
+    window, smoothly: training ends after at least :data:`HALVINGS` of them, when the loss curve shows no gain any more,
+    so that about as much is left as the last halving gained. Near the end of the budget the rate falls in any case.
+
+    With a fixed budget (``patient=False``) the rate falls along half a cosine that spans all of it.
+
+    Args:
+        steps: the most steps.
+        patient: hold the rate until the bound has settled.
+        window: steps per window, at least; an eighth of the steps taken, where that is more.
+
+    Attributes:
+        start: the step at which the rate begins to fall, or None so far.
+        forced: whether it fell because the budget came to its end, and not because the bound had settled.
+
+    References:
+        Welandawe, Andersen, Vehtari and Huggins (2022), Robust, Automated, and Accurate Black-box Variational
+        Inference, arXiv 2203.15945, for rates that fall at convergence until the gain is small.
+    """
+
+    def __init__(self, steps: int, *, patient: bool = True, window: int = WINDOW) -> None:
+        self.steps = steps
+        self.patient = patient
+        self.window = window
+        self.start: int | None = None if patient else 0
+        self.forced = False
+        self.length = window  # steps per halving
+        self.losses: list[float] = []
+
+    def __call__(self, step: int) -> float:
+        """The factor on the learning rate at a step."""
+        if not self.patient:
+            return cosine(self.steps)(step)
+        return 1.0 if self.start is None else 0.5 ** ((step - self.start) / self.length)
+
+    @property
+    def annealed(self) -> int | None:
+        """The step at which the bound had settled and the rate began to fall, or None."""
+        return self.start if self.patient and not self.forced else None
+
+    def settled(self, step: int, loss: float) -> bool:
+        """Take in the loss of a step; true once lower rates no longer raise the bound."""
+        if not self.patient:
+            return False
+        self.losses.append(loss)
+        done = step + 1
+        if self.start is not None:
+            fallen = done - self.start
+            finished = fallen >= HALVINGS * self.length and fallen % self.length == 0
+            return finished and not self.forced and trend(self.losses).settled
+        size = max(self.window, done // 8)
+        last_call = self.steps - done <= HALVINGS * size
+        if done % self.window or (done < 2 * self.window and not last_call):
+            return False
+        settled = done >= 2 * self.window and trend(self.losses, size).settled
+        if settled or last_call:
+            self.start, self.forced = done, not settled
+            self.length = min(size, max(1, (self.steps - done) // HALVINGS))
+        return False

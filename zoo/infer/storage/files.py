@@ -1,0 +1,140 @@
+"""The two files of a run: tensors (safetensors) and settings (JSON), written together and checked together."""
+
+import hashlib
+import json
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from zoo.infer.storage.record import Settings, from_format_1
+
+FORMAT = 2
+PARAMETERS = "parameters.safetensors"
+SETTINGS = "settings.json"
+
+_SECTIONS: dict[str, type | tuple[type, ...]] = {
+    "model": dict,
+    "guide": dict,
+    "training": (dict, type(None)),
+    "store": dict,
+    "bytes": int,
+    "sha256": str,
+}
+_SECTIONS_1 = {key: kind for key, kind in _SECTIONS.items() if key != "training"} | {"fit": dict, "converged": bool}
+
+
+def write_files(folder: Path, settings: Settings, tensors: dict[str, Tensor]) -> None:
+    """Write both files into a folder that exists, with format, versions and checksums."""
+    # Clones: safetensors refuses two names for one memory (a guide may own its model).
+    held = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    save_file(held, folder / PARAMETERS)
+    whole = {"format": FORMAT, **settings, "versions": versions()}
+    whole |= {"bytes": (folder / PARAMETERS).stat().st_size, "sha256": _sha256(folder / PARAMETERS)}
+    whole["checksum"] = checksum(whole)
+    (folder / SETTINGS).write_text(json.dumps(whole, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    shutil.copymode(folder / SETTINGS, folder / PARAMETERS)  # safetensors lets only the owner read
+
+
+def read_files(folder: Path) -> tuple[Settings, dict[str, Tensor]]:
+    """The settings, with every section present and of its type, and the tensors (on the CPU), in today's format.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: there is no folder, or a file is missing from it.
+        ValueError: a file is damaged or altered, or of a newer format.
+    """
+    settings = _read_settings(folder)
+    tensors = _read_tensors(folder / PARAMETERS, settings)
+    if settings["format"] == 1:
+        settings, tensors = from_format_1(settings, tensors, folder / SETTINGS)
+    return settings, tensors
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a folder holds one of a run's two files."""
+    return (folder / SETTINGS).exists() or (folder / PARAMETERS).exists()
+
+
+def checksum(settings: Settings) -> str:
+    """SHA-256 of the settings without their checksum: against accidents, not against forgery."""
+    content = {key: value for key, value in settings.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def versions() -> dict[str, str | None]:
+    """The versions of the packages on which a run depends."""
+    found: dict[str, str | None] = {}
+    for package in ("latent-zoo", "torch", "pyro-ppl", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from a source folder
+            found[package] = None
+    return found | {"torch": str(torch.__version__), "python": platform.python_version()}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _read_settings(folder: Path) -> Settings:
+    if not folder.exists():
+        raise FileNotFoundError(f"there is no folder {folder}: give the folder that a run was saved to")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file: give the folder that a run was saved to")
+    file = folder / SETTINGS
+    for needed in (file, folder / PARAMETERS):
+        if not needed.is_file():
+            raise FileNotFoundError(
+                f"{needed} is missing: {folder} holds no complete run, give another or save it again"
+            )
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # bad JSON or bad UTF-8
+        raise ValueError(f"{file} is not valid JSON ({error}): restore it, or save the run again") from None
+    given = settings.get("format") if isinstance(settings, dict) else None
+    if type(given) is not int or given < 1:
+        raise ValueError(
+            f"{file} names no format, so it was not written by latent-zoo: restore it, or save the run again"
+        )
+    if given > FORMAT:
+        raise ValueError(f"{file} has format {given}, this latent-zoo reads up to format {FORMAT}: update latent-zoo")
+    _check_sections(settings, _SECTIONS_1 if given == 1 else _SECTIONS, file)
+    if settings.get("checksum") != checksum(settings):
+        raise ValueError(
+            f"{file} was altered, its checksum does not match its content: restore it, or save the run again"
+        )
+    return settings
+
+
+def _check_sections(settings: Settings, sections: dict[str, Any], file: Path) -> None:
+    wrong = [key for key, kind in sections.items() if key not in settings or not isinstance(settings[key], kind)]
+    for role in ("model", "guide"):
+        path = None if role in wrong else settings[role].get("class")
+        if role not in wrong and not (isinstance(path, str) and path.count(":") == 1):
+            wrong.append(f"{role}.class")
+    if wrong:
+        raise ValueError(f"{file} lacks {', '.join(wrong)}, or has it damaged: restore it, or save the run again")
+
+
+def _read_tensors(file: Path, settings: Settings) -> dict[str, Tensor]:
+    """The tensors, on the CPU, in memory of their own."""
+    size, expected = file.stat().st_size, settings["bytes"]
+    if size < expected:
+        raise ValueError(
+            f"{file} is truncated, {size} of {expected} bytes are left: copy it again, or save the run again"
+        )
+    if size != expected or _sha256(file) != settings["sha256"]:
+        raise ValueError(
+            f"{file} was altered, its SHA-256 does not match {SETTINGS}: restore it, or save the run again"
+        )
+    try:
+        return {name: value.clone() for name, value in load_file(file, device="cpu").items()}
+    except SafetensorError as error:
+        raise ValueError(f"{file} is not a safetensors file ({error}): restore it, or save the run again") from None

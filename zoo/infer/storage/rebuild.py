@@ -1,0 +1,250 @@
+"""From a record to a model and a guide: built anew, or passed in and given the saved state."""
+
+import importlib
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyro.infer.autoguide import AutoGuide
+from torch import Tensor
+
+from zoo.base.callables import PyroCallable, held_modules, modules, name_of, unwrapped
+from zoo.base.module import Module
+from zoo.infer.storage.files import PARAMETERS, SETTINGS
+from zoo.infer.storage.record import Settings, arguments, class_path, from_json, handler_names, state
+
+_TRUSTED = ("zoo", "guides")  # the only packages a settings file may name classes of
+_HARMLESS = {"InferConfigMessenger"}  # handlers that change no density
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a folder holds of the model or of the guide.
+
+    Attributes:
+        role: ``model`` or ``guide``.
+        record: its section of the settings.
+        tensors: its state by name.
+        folder: of the run.
+        version: of the latent-zoo that saved it.
+    """
+
+    role: str
+    record: Settings
+    tensors: dict[str, Tensor]
+    folder: Path
+    version: str
+
+    @property
+    def file(self) -> Path:
+        """The settings file, for messages."""
+        return self.folder / SETTINGS
+
+    @property
+    def path(self) -> str:
+        """``package.module:Name`` of the class."""
+        return str(self.record["class"])
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of the first saved tensor of floating point."""
+        return next((value.dtype for value in self.tensors.values() if value.is_floating_point()), None)
+
+
+def build(part: Part, known: dict[str, Any]) -> Module:
+    """A new object of the recorded class and arguments.
+
+    Args:
+        part: the record.
+        known: what stands for ``model`` (class and object) and the data ``x`` (dtype and device) among the arguments.
+
+    Raises:
+        ValueError: the class or one of the arguments cannot be built here.
+    """
+    file, role, path = part.file, part.role, part.path
+    found = _find(part)
+    if part.record.get("handlers"):
+        raise ValueError(
+            f"{file}: the {role} {found.__name__} was saved inside Pyro's handlers "
+            f"({', '.join(part.record['handlers'])}), which a file cannot hold: wrap one in them again and pass it, "
+            f"load(path, {role}=...)"
+        )
+    given = part.record.get("settings")
+    if not isinstance(given, dict):
+        raise ValueError(f"{file} lacks the arguments of the {role} {path}: restore it, or pass load(path, {role}=...)")
+    values = {}
+    for name, value in given.items():
+        note = next(iter(value), None) if isinstance(value, dict) else None
+        if note in ("module", "object") and name in known and value[note] == known[name][0]:
+            values[name] = known[name][1]
+        elif note == "tensor" and name == "x" and name in known:
+            dtype, device = known[name]
+            values[name] = torch.zeros(1, dtype=dtype, device=device).expand(value["tensor"])  # takes no memory
+        elif note in ("module", "tensor", "object"):
+            raise ValueError(
+                f"{file} does not hold the argument {name} of the {role} {path} ({value[note]}): build "
+                f"the {role} yourself and pass it, load(path, {role}=...)"
+            )
+        else:
+            values[name] = from_json(value)
+    try:
+        return found(**values)
+    except Exception as error:
+        raise ValueError(
+            f"{file}: the {role} {path}, saved by latent-zoo {part.version}, cannot be built from its settings "
+            f"({type(error).__name__}: {error}): restore the file, install that version, or pass load(path, {role}=...)"
+        ) from error
+
+
+def check_alike(part: Part, given: PyroCallable) -> None:
+    """Refuse a callable of another class, in other handlers or built with other arguments than the saved one.
+
+    Raises:
+        ValueError: names the difference.
+    """
+    inner, role = unwrapped(given), part.role
+    mine, saved = (path.rpartition(":")[2].rpartition(".")[2] for path in (class_path(inner), part.path))
+    if mine != saved:
+        raise ValueError(f"{part.file} holds the {role} {saved}, got {mine}: pass load(path, {role}=...) a {saved}")
+    _check_handlers(part, given)
+    theirs = part.record.get("settings")
+    if not (isinstance(inner, Module) and isinstance(theirs, dict)):
+        return
+    for name, value in arguments(inner).items():
+        if isinstance(value, dict) or name not in theirs or value == theirs[name]:
+            continue
+        raise ValueError(
+            f"{part.file}: the {role} {saved} was built with {name}={from_json(theirs[name])!r}, got one with "
+            f"{name}={from_json(value)!r}: build it with the saved value"
+        )
+
+
+def set_up(part: Part, guide: PyroCallable, model: PyroCallable, rows: Any) -> None:
+    """Let one of Pyro's autoguides make its parameters, which it does when it first sees data.
+
+    Args:
+        part: the guide's record.
+        guide: the guide.
+        model: its model.
+        rows: the number of rows it was fitted to, where it is known: for a record that does not say what it saw.
+    """
+    inner, behind = unwrapped(guide), unwrapped(model)
+    if not isinstance(inner, AutoGuide) or inner.prototype_trace is not None:
+        return
+    shape = part.record.get("seen") or (rows, getattr(behind, "data_dim", None))
+    if all(isinstance(size, int) for size in shape):
+        with suppress(Exception):  # where zeros are no data for the model, the error is that tensors are unexpected
+            guide(example(model).new_zeros(1).expand(*shape))
+
+
+def check_state(part: Part, given: PyroCallable) -> None:
+    """Refuse a callable whose tensors are not those of the file, by name and shape.
+
+    Raises:
+        ValueError: names what is missing, unexpected or of another shape.
+    """
+    own, saved, role = state(given), part.tensors, part.role
+    missing, unexpected = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
+    problems = []
+    if missing:
+        problems.append(f"lacks {', '.join(missing)}")
+    if unexpected:
+        problems.append(f"has {', '.join(unexpected)}, which the {role} does not have")
+    problems += [
+        f"has {name} of shape {tuple(saved[name].shape)}, the {role} {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in saved and value.shape != saved[name].shape
+    ]
+    if problems:
+        way = f"pass load(path, {role}=...) one built as the saved one was, see {SETTINGS}"
+        if isinstance(unwrapped(given), AutoGuide) and not own:
+            way = "an autoguide makes its parameters when it first sees data, so run it on them once: guide(x)"
+        raise ValueError(f"{part.folder / PARAMETERS} {'; '.join(problems)} ({class_path(unwrapped(given))}): {way}")
+
+
+def cast(part: Part, given: PyroCallable) -> None:
+    """Give the modules behind a callable the dtypes of the saved tensors; their devices stay."""
+    for prefix, module in held_modules(given).items():
+        saved = _of(part.tensors, prefix)
+        dtype = next((value.dtype for value in saved.values() if value.is_floating_point()), None)
+        if dtype is not None:
+            module.to(dtype)
+        for name, value in module.state_dict(keep_vars=True).items():
+            if name in saved and value.dtype != saved[name].dtype:
+                value.data = value.data.to(saved[name].dtype)
+
+
+def restore(part: Part, given: PyroCallable) -> None:
+    """Write the saved state into the modules behind a callable, in place, dtypes included."""
+    cast(part, given)
+    frozen = part.record.get("frozen", [])
+    for prefix, module in held_modules(given).items():
+        module.load_state_dict(_of(part.tensors, prefix), strict=True)
+        for name, parameter in module.named_parameters():
+            if f"{prefix}{name}" in frozen:
+                parameter.requires_grad_(False)
+        for own in module.modules():
+            if isinstance(own, Module):
+                own.keep()  # a fit goes on from here, even where the constructor drew these very values
+
+
+def example(function: PyroCallable) -> Tensor:
+    """A tensor with dtype and device of the first parameter behind a callable."""
+    found = next((p for module in modules(function) for p in module.parameters()), None)
+    return torch.zeros(()) if found is None else found.detach()
+
+
+def check_given(role: str, given: Any) -> None:
+    """Refuse what cannot be a model or guide, a class in place of an instance above all.
+
+    Raises:
+        TypeError: it is a class, or not callable.
+    """
+    if isinstance(given, type) or isinstance(unwrapped(given), type):
+        name = name_of(given) if not isinstance(given, type) else given.__name__
+        raise TypeError(f"{role} is the class {name}: pass an instance, as in load(path, {role}={name}(...))")
+    if not callable(given):
+        raise TypeError(f"{role} is not a Pyro callable, got {type(given).__name__}: pass a module or a function")
+
+
+def _find(part: Part) -> type[Module]:
+    """The class of the recorded name, from our own packages alone.
+
+    Raises:
+        ValueError: it must be passed in, or does not exist.
+    """
+    role, path = part.role, part.path
+    package, _, name = path.partition(":")
+    names = package.split(".")
+    if names[0] not in _TRUSTED or any(not word.isidentifier() or word.startswith("_") for word in names):
+        raise ValueError(
+            f"{part.file} names the {role} {path}, and load imports nothing but {' and '.join(_TRUSTED)}: build "
+            f"it yourself and pass it, load(path, {role}=...)"
+        )
+    try:
+        found = getattr(importlib.import_module(package), name, None)
+    except ModuleNotFoundError:
+        found = None
+    if not (isinstance(found, type) and issubclass(found, Module) and found.__module__ == package):
+        raise ValueError(
+            f"{part.file} names the {role} {path}, which this latent-zoo does not have: install the version it was "
+            f"saved with ({part.version}), or pass load(path, {role}=...)"
+        )
+    return found
+
+
+def _check_handlers(part: Part, given: PyroCallable) -> None:
+    saved = [name for name in part.record.get("handlers", []) if name not in _HARMLESS]
+    mine = [name for name in handler_names(given) if name not in _HARMLESS]
+    if mine != saved:
+        theirs, ours = (", ".join(names) or "none" for names in (saved, mine))
+        raise ValueError(
+            f"{part.file}: the {part.role} was saved inside Pyro's handlers {theirs}, got one inside {ours}: they "
+            "change its density, so wrap it as the saved one was"
+        )
+
+
+def _of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
