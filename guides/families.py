@@ -16,6 +16,7 @@ from torch.special import polygamma
 
 from zoo.algebra.exponential_families import (
     CategoricalFactor,
+    CoupledFactor,
     DirichletFactor,
     Factor,
     GammaFactor,
@@ -39,7 +40,7 @@ class FactorPart(Protocol):
         ...
 
     def distribution(self, index: Tensor | None = None) -> dist.TorchDistribution:
-        """q of the site: one draw of all members that are no rows."""
+        """One member per batch index, those of the rows ``index`` where members are rows."""
         ...
 
     def natural_step(self, rate: float, rows: Tensor | None = None) -> None:
@@ -112,8 +113,7 @@ class GaussianPart(Module):
     def distribution(self, index: Tensor | None = None) -> dist.TorchDistribution:
         """One Gaussian for every member."""
         loc, root = self._picked(index)
-        q = dist.MultivariateNormal(loc, scale_tril=root.expand(*loc.shape, -1))
-        return q if self.local else q.to_event(loc.ndim - 1)
+        return dist.MultivariateNormal(loc, scale_tril=root.expand(*loc.shape, -1))
 
     @torch.no_grad()
     def natural_step(self, rate: float, rows: Tensor | None = None) -> None:
@@ -160,7 +160,7 @@ class GammaPart(Module):
 
     def distribution(self, index: Tensor | None = None) -> dist.TorchDistribution:
         """One Gamma for every member."""
-        return dist.Gamma(self.shape, self.rate).to_event(self.shape.ndim)
+        return dist.Gamma(self.shape, self.rate)
 
     @torch.no_grad()
     def natural_step(self, rate: float, rows: Tensor | None = None) -> None:
@@ -198,7 +198,7 @@ class DirichletPart(Module):
 
     def distribution(self, index: Tensor | None = None) -> dist.TorchDistribution:
         """One Dirichlet for every member."""
-        return dist.Dirichlet(self.concentration).to_event(self.concentration.ndim - 1)
+        return dist.Dirichlet(self.concentration)
 
     @torch.no_grad()
     def natural_step(self, rate: float, rows: Tensor | None = None) -> None:
@@ -239,7 +239,7 @@ class WishartPart(Module):
     def distribution(self, index: Tensor | None = None) -> dist.TorchDistribution:
         """One Wishart for every member."""
         root = self.inverse_root
-        return dist.Wishart(self.df, precision_matrix=root @ root.mT).to_event(self.df.ndim)
+        return dist.Wishart(self.df, precision_matrix=root @ root.mT)
 
     @torch.no_grad()
     def natural_step(self, rate: float, rows: Tensor | None = None) -> None:
@@ -299,3 +299,36 @@ class CategoricalPart(Module):
         logits = self.logits.log_softmax(-1)
         moved = logits - rate * gradient / logits.exp().clamp_min(LEAST)
         self.place(CategoricalFactor(moved.log_softmax(-1)))
+
+
+class CoupledPart(Module):
+    """Gaussians given precisions that another part draws, N(loc, (beta Lambda)^-1): the other half of a normal-Wishart.
+
+    Args:
+        k: the number of members.
+        d: the length of a member.
+        x: a tensor of the dtype and device to take.
+    """
+
+    def __init__(self, k: int, d: int, x: Tensor) -> None:
+        super().__init__()
+        self.loc = PyroParam(x.new_zeros(k, d))
+        self.beta = PyroParam(x.new_ones(k), constraints.positive)
+
+    def factor(self, index: Tensor | None = None) -> CoupledFactor:
+        """The Gaussians."""
+        return CoupledFactor(self.loc, self.beta)
+
+    @torch.no_grad()
+    def place(self, factor: CoupledFactor) -> None:
+        """Take means and strengths."""
+        self.loc, self.beta = factor.mean.to(self.loc), factor.beta.to(self.loc)
+
+    def given(self, precision: Tensor, matrix: bool) -> dist.TorchDistribution:
+        """One Gaussian for every member, at precisions (..., k, d, d) or (..., d, d), or columns (..., k, d)."""
+        beta = self.beta
+        if not matrix:
+            return dist.Normal(self.loc, (beta.unsqueeze(-1) * precision).rsqrt()).to_event(1)
+        tied = precision.shape[-3:-2] != beta.shape
+        precision = precision.unsqueeze(-3) if tied else precision
+        return dist.MultivariateNormal(self.loc, precision_matrix=beta[:, None, None] * precision)

@@ -1,4 +1,5 @@
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 import pyro
 import pyro.distributions as dist
@@ -7,12 +8,18 @@ from pyro.nn import PyroParam
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from guides.conjugate import ConjugatePart
 from guides.gaussian import sample_factorised, shaped, width
 from guides.shared import Shared, shared_part
 from guides.sites import Sites, check_closed_form, check_count, check_data, closed_posterior, discrete, only, pick, put
-from zoo.base.callables import PyroCallable
+from zoo.base.callables import PyroCallable, name_of, undecorated
+from zoo.base.latent_sites import layout
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
+from zoo.base.protocols import ConditionallyConjugate
+from zoo.base.random import running_generator
+
+Family = Literal["conjugate", "gaussian"]
 
 
 class MeanField(Module):
@@ -32,26 +39,44 @@ class MeanField(Module):
             gradients; for :class:`zoo.base.Conjugate` models only. None: so for a categorical posterior, whose
             gradient vanishes wherever an assignment is nearly certain, and by gradients otherwise.
         shared: the covariance among the sites that all rows share: ``"mean_field"`` or ``"full_rank"``.
+        family: ``"conjugate"``: every factor is of the family conjugate to it (Normal, Gamma, Dirichlet, Wishart,
+            Categorical), as coordinate ascent has them (:func:`zoo.cavi`), for a
+            :class:`~zoo.base.protocols.ConditionallyConjugate` model; ``"gaussian"``: Gaussian in unconstrained
+            coordinates. None: conjugate where the model allows it.
 
     Raises:
         CannotServe: the model has a discrete site shared by all rows, a site of the rows in a further plate, or no
             closed form where one is asked for.
-        ValueError: ``shared`` is none of the two.
+        ValueError: ``shared`` or ``family`` is none of the two, or the model is not conditionally conjugate and
+            conjugate families are asked for.
 
     References:
         Bishop (2006), Pattern Recognition and Machine Learning, ch. 10; Neal and Hinton (1998).
     """
 
-    gaussian = True  # Gaussian sites (in unconstrained coordinates) and categorical ones alone
+    @property
+    def gaussian(self) -> bool:
+        """Whether all sites are Gaussian (in unconstrained coordinates) or categorical."""
+        return self.conjugate is None
 
     def __init__(
-        self, model: PyroCallable, x: Any, closed_form: bool | None = None, *, shared: Shared = "mean_field"
+        self,
+        model: PyroCallable,
+        x: Any,
+        closed_form: bool | None = None,
+        *,
+        shared: Shared = "mean_field",
+        family: Family | None = None,
     ) -> None:
         super().__init__()
         x = check_data(x, model)
         self.sites = Sites.of("MeanField", model, x)
         self.__dict__["model"] = model  # looked at, not owned
         self.count = n = len(x)
+        self.conjugate = self._conjugate_part(model, x, family)
+        self.closed_form, self.shared = False, None
+        if self.conjugate is not None:
+            return
         k = width(self.sites.local)
         if k:
             self.loc = PyroParam(x.new_zeros(n, k))  # (n, k)
@@ -64,12 +89,46 @@ class MeanField(Module):
             self.requires_grad_(False)
         self.shared = shared_part(self.sites.shared, x, shared)
 
+    @staticmethod
+    def _conjugate_part(model: PyroCallable, x: Tensor, family: Family | None) -> ConjugatePart | None:
+        """The factors of the conjugate families; None for Gaussian ones."""
+        if family is not None and family not in get_args(Family):
+            raise ValueError(f"family must be one of {', '.join(get_args(Family))}; got {family!r}")
+        inner = undecorated(model)
+        if family == "gaussian" or (family is None and not isinstance(inner, ConditionallyConjugate)):
+            return None
+        if not isinstance(inner, ConditionallyConjugate):
+            raise ValueError(
+                f"{name_of(model)} is not conditionally conjugate (it declares no families): use family='gaussian'"
+            )
+        found = layout(model, x)
+        return ConjugatePart(found.latents, inner.families, x, found.plate)
+
+    @torch.no_grad()
+    def place(self, factors: Mapping[str, Any]) -> None:
+        """Take the factors of conjugate families by site, as :func:`zoo.cavi` finds them."""
+        if self.conjugate is None:
+            raise ValueError("MeanField holds Gaussian factors: build it with family='conjugate' to place others")
+        self.conjugate.place(factors)
+
+    def factors(self, index: Tensor | None = None) -> dict[str, Any]:
+        """The factors of conjugate families by site, of local ones those of the rows ``index``."""
+        if self.conjugate is None:
+            raise ValueError("MeanField holds Gaussian factors: build it with family='conjugate' to have others")
+        return self.conjugate.factors(index)
+
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
         """Start at the best q for the model's current parameters, where the model is conjugate.
 
-        The shared part takes a new start from the running random stream.
+        The shared part takes a new start from the running random stream; factors of conjugate families start at
+        those of one sweep of coordinate ascent.
         """
+        if self.conjugate is not None:
+            ascent = undecorated(self.model).coordinate_ascent(like(x, self), running_generator())
+            ascent.sweep()
+            self.place(ascent.factors(like(x, self)))
+            return
         if self.shared is not None:
             self.shared.reset_parameters()
         self._e_step(like(x, self), None)
@@ -91,6 +150,9 @@ class MeanField(Module):
     def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> None:
         """Sample every latent site for the rows ``index`` (all by default)."""
         check_count("MeanField", self.count, x, index)
+        if self.conjugate is not None:
+            self.conjugate(x, index, size)
+            return
         if self.closed_form and x is not None:
             self._e_step(x, index)
         if self.shared is not None:
@@ -113,6 +175,8 @@ class MeanField(Module):
         if self.closed_form and x is not None:
             self._e_step(like(x, self), index)
         latent = only(self.sites)
+        if self.conjugate is not None:
+            return self.conjugate.part(latent).distribution(index)
         if latent.cardinality is not None:
             return discrete(latent, pick(getattr(self, f"{latent.attribute}_logits"), index))
         return shaped(dist.Normal(pick(self.loc, index), pick(self.scale, index)).to_event(1), latent)

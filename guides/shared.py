@@ -85,7 +85,7 @@ class SharedPart(Module):
             q = q.to_event(inner)
             if transform is not None:
                 q = dist.TransformedDistribution(q, [transform])
-            with _inside(latent, plates):
+            with inside(latent, plates):
                 pyro.sample(latent.name, q.to_event(latent.event_dim - q.event_dim))
 
     def _sample_through_auxiliary(self) -> None:
@@ -94,7 +94,7 @@ class SharedPart(Module):
         plates: dict[str, pyro.plate] = {}
         for latent, own in self._split(real):
             value, volume = _image(own, latent)
-            with _inside(latent, plates):
+            with inside(latent, plates):
                 pyro.sample(latent.name, dist.Delta(value, log_density=-volume, event_dim=latent.event_dim))
 
 
@@ -109,7 +109,7 @@ def shared_part(latents: Sequence[Latent], x: Tensor, covariance: Shared) -> Sha
     return SharedPart(latents, x, covariance) if latents else None
 
 
-def _inside(latent: Latent, plates: dict[str, pyro.plate]) -> ExitStack:
+def inside(latent: Latent, plates: dict[str, pyro.plate]) -> ExitStack:
     """The plates of a site, entered; each is made once and kept in ``plates``, as Pyro demands."""
     stack = ExitStack()
     for own in latent.plates:

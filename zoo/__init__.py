@@ -9,8 +9,8 @@ from zoo.base import Conjugate
 from zoo.diagnostics import diagnose, importance_moments, loo, nuts, predictive_check, sbc, select_size
 from zoo.export import to_arviz, write_arviz
 from zoo.factors import generate, impute, reconstruct, traverse
-from zoo.infer import IWAE, AnnealedELBO, Fit, best_of, em, fit, load, plan
-from zoo.models import GMM, PPCA, VAE, FactorAnalysis
+from zoo.infer import IWAE, AnnealedELBO, Fit, best_of, cavi, em, fit, load, plan
+from zoo.models import GMM, PPCA, VAE, BayesianFactorAnalysis, BayesianGMM, BayesianPCA, FactorAnalysis
 from zoo.posterior import evaluate, log_evidence_bounds
 
 LAZY = ("benchmark", "plots", "report")  # loaded on first use: most programs need none of them
@@ -21,10 +21,14 @@ __all__ = [
     "PPCA",
     "VAE",
     "AnnealedELBO",
+    "BayesianFactorAnalysis",
+    "BayesianGMM",
+    "BayesianPCA",
     "Conjugate",
     "FactorAnalysis",
     "Fit",
     "best_of",
+    "cavi",
     "data",
     "diagnose",
     "em",

@@ -259,3 +259,16 @@ class CategoricalFactor:
     def distribution(self) -> dist.TorchDistribution:
         """One categorical per batch index."""
         return dist.Categorical(logits=self.logits)
+
+
+@dataclass(frozen=True, eq=False)
+class CoupledFactor:
+    """Gaussians given the precisions, N(mean, (beta Lambda)^-1): the other half of a normal-Wishart.
+
+    Attributes:
+        mean: (k, d).
+        beta: (k,).
+    """
+
+    mean: Tensor
+    beta: Tensor

@@ -97,7 +97,7 @@ class ConditionallyConjugate(Protocol):
 
     @property
     def families(self) -> Mapping[str, str]:
-        """The family of q of every site: gaussian, gamma, dirichlet, wishart, coupled or categorical."""
+        """The family of q of every site: gaussian, normal, gamma, dirichlet, wishart, coupled or categorical."""
         ...
 
     def coordinate_ascent(self, x: Tensor, generator: torch.Generator) -> CoordinateAscent:

@@ -29,3 +29,8 @@ def seeded(seed: int | None) -> Iterator[None]:
         pyro.util.set_rng_state(before)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+
+
+def running_generator() -> torch.Generator:
+    """A generator of its own whose seed is drawn from the running random stream."""
+    return torch.Generator().manual_seed(int(torch.randint(2**31, (1,))))

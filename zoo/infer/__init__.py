@@ -2,6 +2,7 @@
 
 from zoo.base.schedules import cosine
 from zoo.infer.convergence import Convergence, assess
+from zoo.infer.coordinate_ascent import Ascent, VariationalBayes, cavi
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.fitting import fit
 from zoo.infer.guard import Diverged, UnboundedLikelihood
@@ -9,6 +10,7 @@ from zoo.infer.line_search import LineSearchSVI
 from zoo.infer.loading import load
 from zoo.infer.losses.annealed import AnnealedELBO, linear_warmup
 from zoo.infer.losses.compiled import CompiledELBO
+from zoo.infer.losses.fixed_draws import FixedDraws
 from zoo.infer.losses.iwae import IWAE
 from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.optim.fused import Fused
@@ -23,6 +25,7 @@ __all__ = [
     "IWAE",
     "LBFGS",
     "AnnealedELBO",
+    "Ascent",
     "Attempt",
     "BestOf",
     "Callbacks",
@@ -32,6 +35,7 @@ __all__ = [
     "Diverged",
     "EarlyStopping",
     "Fit",
+    "FixedDraws",
     "Fused",
     "LastGood",
     "LineSearchSVI",
@@ -43,9 +47,11 @@ __all__ = [
     "Training",
     "UnboundedLikelihood",
     "Validation",
+    "VariationalBayes",
     "Watcher",
     "assess",
     "best_of",
+    "cavi",
     "cosine",
     "em",
     "fit",

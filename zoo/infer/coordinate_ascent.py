@@ -72,9 +72,10 @@ def cavi(
 ) -> VariationalBayes:
     r"""Raise the evidence lower bound over q(Z) q(theta) by coordinate ascent, from several starts; keep the best.
 
-    Each factor is set to its optimum given the others, :math:`\log q_j = E_{-j}[\log p(x, Z, \theta)] + \mathrm{const}`,
-    in turn; the bound never falls. For linear models, after twenty plain sweeps factors and loadings are rotated
-    together after every sweep (Luttinen and Ilin 2010). Computed in float64.
+    Each factor is set to its optimum given the others,
+    :math:`\log q_j = E_{-j}[\log p(x, Z, \theta)] + \mathrm{const}`, in turn; the bound never falls. For linear models,
+    after twenty plain sweeps factors and loadings are rotated together after every sweep (Luttinen and Ilin 2010).
+    Computed in float64.
 
     Args:
         model: a :class:`~zoo.base.protocols.ConditionallyConjugate` model: BayesianPCA, BayesianFactorAnalysis,

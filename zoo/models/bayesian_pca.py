@@ -109,7 +109,7 @@ class BayesianPCA(Module):
     def families(self) -> dict[str, str]:
         """The family of q of every site."""
         found = {"z": "gaussian", "weight": "gaussian", "relevance": "gamma", "precision": "gamma"}
-        return found if self.centred else {**found, "mean": "gaussian"}
+        return found if self.centred else {**found, "mean": "normal"}
 
     def _priors(self) -> LinearPriors:
         mean = None if self.centred else (self.location.double(), 1 / self.spread.double())

@@ -16,6 +16,7 @@ from torch import Tensor
 from zoo.algebra.exponential_families import (
     LOG_TWO_PI,
     CategoricalFactor,
+    CoupledFactor,
     DirichletFactor,
     GammaFactor,
     GaussianFactor,
@@ -74,19 +75,6 @@ class MixturePriors:
     df: float
     inverse_scale: Tensor
     covariance: Covariance
-
-
-@dataclass(frozen=True, eq=False)
-class CoupledFactor:
-    """Gaussians given the precisions, N(mean, (beta Lambda)^-1): the other half of a normal-Wishart.
-
-    Attributes:
-        mean: (k, d).
-        beta: (k,).
-    """
-
-    mean: Tensor
-    beta: Tensor
 
 
 @dataclass(frozen=True, eq=False)

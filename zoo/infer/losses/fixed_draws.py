@@ -18,8 +18,8 @@ class FixedDraws(Trace_ELBO):
 
     A smooth function of the parameters, which a line search can climb to its optimum and whose Hessian
     :func:`zoo.linear_response` inverts; the optimum differs from that of the bound by an error that shrinks with M.
-    A guide with a full covariance, or a flow, can make :math:`\hat L` as large as it likes when M is not above the number
-    of latent numbers: it bends itself around the draws.
+    A guide with a full covariance, or a flow, can make :math:`\hat L` as large as it likes when M is not above the
+    number of latent numbers: it bends itself around the draws.
 
     Args:
         draws: M, at least 2.
