@@ -4,8 +4,9 @@ Each part holds the parameters of one factor, gives it as a :class:`~zoo.algebra
 back, and takes a natural-gradient step from the gradients that SVI leaves on its parameters.
 """
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import pyro.distributions as dist
 import torch
@@ -24,10 +25,13 @@ from zoo.algebra.exponential_families import (
     WishartFactor,
 )
 from zoo.base.module import Module
+from zoo.distributions.wishart import Wishart
 
 LEAST = 1e-30  # probability below which a categorical's gradient says nothing
+HALVINGS = 50  # of a step that leaves the domain, at most
 
 
+@runtime_checkable
 class FactorPart(Protocol):
     """The parameters of one factor of a guide."""
 
@@ -47,16 +51,23 @@ class FactorPart(Protocol):
         r"""Move by ``rate`` along the natural gradient of the loss whose gradients the parameters hold.
 
         :math:`\eta \leftarrow \eta - \rho F^{-1} \nabla_\eta \mathrm{loss}`, with F the Fisher information; a step of
-        length one on the exact bound of a conditionally conjugate model is the update of coordinate ascent.
+        length one on the exact bound of a conditionally conjugate model is the update of coordinate ascent. A member
+        whose step would leave the domain takes half of it, or a quarter, and so on.
+
+        Args:
+            rate: the length of the step.
+            rows: the members that move, where members are rows; None for all.
         """
         ...
 
 
-def _unconstrained(module: Module, name: str) -> Tensor:
-    return module.get_parameter(f"{name}_unconstrained")
-
-
-def _pulled(module: Module, names: Sequence[str], inverses: Sequence[Any], values: Sequence[Tensor]) -> list[Tensor]:
+def _pulled(
+    module: Module,
+    names: Sequence[str],
+    inverses: Sequence[Any],
+    values: Sequence[Tensor],
+    picked: Sequence[Tensor | None] | None = None,
+) -> list[Tensor]:
     """Gradients of the loss in ``values``, from those on the unconstrained parameters.
 
     Args:
@@ -64,14 +75,49 @@ def _pulled(module: Module, names: Sequence[str], inverses: Sequence[Any], value
         names: its parameters.
         inverses: functions from ``values`` to the unconstrained parameters, one for each name.
         values: what the gradients are wanted in.
+        picked: for each parameter the rows that ``values`` holds, None for all.
     """
     with torch.enable_grad():
         leaves = [value.detach().requires_grad_() for value in values]
         images = [inverse(*leaves) for inverse in inverses]
     held = [module.get_parameter(name) for name in names]
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in held]
+    if picked is not None:
+        gradients = [g if rows is None else g[rows] for g, rows in zip(gradients, picked, strict=True)]
     found = torch.autograd.grad(images, leaves, gradients, allow_unused=True)
     return [torch.zeros_like(leaf) if own is None else own for leaf, own in zip(leaves, found, strict=True)]
+
+
+def _kept_inside(moved: Callable[[Tensor], Any], inside: Callable[[Any], Tensor], rate: float, like: Tensor) -> Any:
+    """What ``moved`` gives at ``rate``, halved for the members that ``inside`` rejects until it accepts all.
+
+    Args:
+        moved: from the lengths of the steps of all members to where they lead.
+        inside: whether each member is in the domain there.
+        rate: the length to begin with.
+        like: one number per member.
+
+    Raises:
+        FloatingPointError: no step is short enough: the gradient holds NaN or inf.
+    """
+    rates = torch.full_like(like, rate)
+    for _ in range(HALVINGS):
+        found = moved(rates)
+        good = inside(found)
+        if good.all():
+            return found
+        rates = torch.where(good, rates, rates / 2)
+    raise FloatingPointError(
+        f"a natural-gradient step halved {HALVINGS} times still leaves the domain: the gradient holds NaN or inf, or "
+        "the factor has lost its precision"
+    )
+
+
+def _positive_definite(matrices: Tensor) -> Tensor:
+    """Whether each matrix (..., k, k) is positive definite."""
+    finite = matrices.isfinite().all(-1).all(-1)
+    safe = torch.where(finite[..., None, None], matrices, torch.zeros_like(matrices))
+    return finite & (torch.linalg.cholesky_ex(safe)[1] == 0)
 
 
 class GaussianPart(Module):
@@ -88,12 +134,14 @@ class GaussianPart(Module):
     def __init__(self, batch: Sequence[int], k: int, x: Tensor, *, common: bool = False, local: bool = False) -> None:
         super().__init__()
         self.common, self.local = common, local
+        self.__dict__["rows"] = None  # the rows last asked for, which a natural-gradient step moves; None for all
         self.loc = PyroParam(x.new_zeros(*batch, k))
         shape = (k, k) if common else (*batch, k, k)
         self.scale_tril = PyroParam(torch.eye(k).to(x).expand(shape).clone(), constraints.lower_cholesky)
 
     def _picked(self, index: Tensor | None) -> tuple[Tensor, Tensor]:
         loc, root = self.loc, self.scale_tril
+        self.__dict__["rows"] = index if self.local else None
         if index is None or not self.local:
             return loc, root
         return loc[index], root if self.common else root[index]
@@ -118,20 +166,34 @@ class GaussianPart(Module):
     @torch.no_grad()
     def natural_step(self, rate: float, rows: Tensor | None = None) -> None:
         """The precision moves by the gradient in the covariance; the mean by the new covariance times its own."""
-        root = self.scale_tril
-        covariance = root @ root.mT
+        loc, root = self.loc, self.scale_tril
+        if rows is not None:
+            loc, root = loc[rows], root if self.common else root[rows]
         to_real = transform_to(constraints.lower_cholesky).inv
         names = ("loc", "scale_tril_unconstrained")
         inverses = (lambda m, v: m, lambda m, v: to_real(torch.linalg.cholesky(v)))
-        in_mean, in_covariance = _pulled(self, names, inverses, (self.loc, covariance))
+        picked = (rows, None if self.common else rows)
+        in_mean, in_covariance = _pulled(self, names, inverses, (loc, root @ root.mT), picked)
         in_covariance = 0.5 * (in_covariance + in_covariance.mT)
         if self.common:
-            members = self.loc[..., 0].numel() if rows is None else len(rows)
-            in_covariance = in_covariance / members
-        precision = torch.cholesky_inverse(root) + 2 * rate * in_covariance
+            in_covariance = in_covariance / loc[..., 0].numel()
+        before = torch.cholesky_inverse(root)
+        rates, precision = _kept_inside(
+            lambda rates: (rates, before + 2 * rates[..., None, None] * in_covariance),
+            lambda found: _positive_definite(found[1]),
+            rate,
+            root[..., 0, 0],
+        )
         covariance = torch.linalg.inv(precision)
-        moved = self.loc - rate * (covariance @ in_mean.unsqueeze(-1)).squeeze(-1)
-        self.place(GaussianFactor(moved, 0.5 * (covariance + covariance.mT)))
+        covariance = 0.5 * (covariance + covariance.mT)
+        moved = loc - rates.unsqueeze(-1) * (covariance @ in_mean.unsqueeze(-1)).squeeze(-1)
+        if rows is None:
+            self.place(GaussianFactor(moved, covariance))
+            return
+        self.get_parameter("loc").data[rows] = moved
+        real = to_real(torch.linalg.cholesky(covariance))
+        held = self.get_parameter("scale_tril_unconstrained").data
+        held[... if self.common else rows] = real
 
 
 class GammaPart(Module):
@@ -172,7 +234,13 @@ class GammaPart(Module):
         determinant = (trigamma * a - 1) / b.square()
         first = (a / b.square() * in_a + in_b / b) / determinant
         second = (-in_a / b - trigamma * in_b) / determinant
-        self.place(GammaFactor(a - rate * first, b + rate * second))
+        moved = _kept_inside(
+            lambda rates: torch.stack([a - rates * first, b + rates * second]),
+            lambda found: (found > 0).all(0) & found.isfinite().all(0),
+            rate,
+            a,
+        )
+        self.place(GammaFactor(*moved))
 
 
 class DirichletPart(Module):
@@ -207,7 +275,14 @@ class DirichletPart(Module):
         (gradient,) = _pulled(self, ("concentration_unconstrained",), (lambda value: value.log(),), (a,))
         each, whole = polygamma(1, a), polygamma(1, a.sum(-1, keepdim=True))
         shift = (gradient / each).sum(-1, keepdim=True) / (1 / whole - (1 / each).sum(-1, keepdim=True))
-        self.place(DirichletFactor(a - rate * (gradient + shift) / each))
+        change = (gradient + shift) / each
+        moved = _kept_inside(
+            lambda rates: a - rates.unsqueeze(-1) * change,
+            lambda found: (found > 0).all(-1) & found.isfinite().all(-1),
+            rate,
+            a[..., 0],
+        )
+        self.place(DirichletFactor(moved))
 
 
 class WishartPart(Module):
@@ -239,7 +314,7 @@ class WishartPart(Module):
     def distribution(self, index: Tensor | None = None) -> dist.TorchDistribution:
         """One Wishart for every member."""
         root = self.inverse_root
-        return dist.Wishart(self.df, precision_matrix=root @ root.mT)
+        return Wishart(self.df, precision_matrix=root @ root.mT)
 
     @torch.no_grad()
     def natural_step(self, rate: float, rows: Tensor | None = None) -> None:
@@ -257,8 +332,15 @@ class WishartPart(Module):
         curvature = 0.25 * polygamma(1, halves).sum(-1) - d / (2 * nu)
         step = (in_df + (inverse * in_inverse).sum((-2, -1)) / nu) / curvature
         change = (2 * inverse @ in_inverse @ inverse + step[..., None, None] * inverse) / nu[..., None, None]
-        moved = inverse - rate * change
-        self.place(WishartFactor(nu - rate * step, 0.5 * (moved + moved.mT)))
+        change = 0.5 * (change + change.mT)
+        self.place(
+            _kept_inside(
+                lambda rates: WishartFactor(nu - rates * step, inverse - rates[..., None, None] * change),
+                lambda found: (found.df > d - 1) & found.df.isfinite() & _positive_definite(found.inverse_scale),
+                rate,
+                nu,
+            )
+        )
 
 
 class CategoricalPart(Module):
@@ -274,12 +356,16 @@ class CategoricalPart(Module):
 
     def __init__(self, n: int, k: int, x: Tensor) -> None:
         super().__init__()
+        self.__dict__["rows"] = None  # the rows last asked for, which a natural-gradient step moves; None for all
         self.logits = PyroParam(x.new_zeros(n, k))
+
+    def _picked(self, index: Tensor | None) -> Tensor:
+        self.__dict__["rows"] = index
+        return self.logits if index is None else self.logits[index]
 
     def factor(self, index: Tensor | None = None) -> CategoricalFactor:
         """The categoricals."""
-        logits = self.logits if index is None else self.logits[index]
-        return CategoricalFactor(logits.log_softmax(-1))
+        return CategoricalFactor(self._picked(index).log_softmax(-1))
 
     @torch.no_grad()
     def place(self, factor: CategoricalFactor) -> None:
@@ -288,17 +374,21 @@ class CategoricalPart(Module):
 
     def distribution(self, index: Tensor | None = None) -> dist.TorchDistribution:
         """One categorical per row."""
-        return dist.Categorical(logits=self.logits if index is None else self.logits[index])
+        return dist.Categorical(logits=self._picked(index))
 
     @torch.no_grad()
     def natural_step(self, rate: float, rows: Tensor | None = None) -> None:
-        """Log probabilities by the gradient over the probabilities."""
-        gradient = self.logits.grad
-        if gradient is None:
+        """Log probabilities by the gradient over the probabilities, none of which falls below 1e-30.
+
+        A probability of 0 has no gradient, so that its value could never be chosen again.
+        """
+        parameter = self.get_parameter("logits")
+        if parameter.grad is None:
             return
-        logits = self.logits.log_softmax(-1)
-        moved = logits - rate * gradient / logits.exp().clamp_min(LEAST)
-        self.place(CategoricalFactor(moved.log_softmax(-1)))
+        chosen = slice(None) if rows is None else rows
+        logits = parameter[chosen].log_softmax(-1)
+        moved = logits - rate * parameter.grad[chosen] / logits.exp().clamp_min(LEAST)
+        parameter.data[chosen] = moved.log_softmax(-1).clamp_min(math.log(LEAST))
 
 
 class CoupledPart(Module):

@@ -238,6 +238,15 @@ class HoldsRows(Protocol):
 
 
 @runtime_checkable
+class HoldsFactors(Protocol):
+    """A guide made of exponential-family factors (:mod:`zoo.algebra.exponential_families`)."""
+
+    def factors(self, index: Tensor | None = None) -> Mapping[str, Any]:
+        """The factor of every site by name, of local sites those of the rows ``index`` (all by default)."""
+        ...
+
+
+@runtime_checkable
 class GaussianGuide(Protocol):
     """A guide that declares whether all its sites are Gaussian (in unconstrained coordinates) or categorical."""
 

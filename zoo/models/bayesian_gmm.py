@@ -11,6 +11,7 @@ from zoo.base.checks import check_whole
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
 from zoo.distributions.observed import seen
+from zoo.distributions.wishart import Wishart
 from zoo.models.mixture_ascent import (
     Covariance,
     MixtureAscent,
@@ -130,7 +131,7 @@ class BayesianGMM(Module):
     def _precision(self) -> Tensor:
         k = self.components
         if self.matrix:
-            wishart = dist.Wishart(self.location.new_tensor(self.df), precision_matrix=self.inverse_scale)
+            wishart = Wishart(self.location.new_tensor(self.df), precision_matrix=self.inverse_scale)
             prior = wishart if self.covariance == "tied" else wishart.expand([k]).to_event(1)
             return pyro.sample("precision", prior)
         width = len(self.inverse_scale)
