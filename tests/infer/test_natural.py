@@ -62,8 +62,7 @@ def step_of(guide, site, model, x):
 
 def optima(model, guide, x):
     """What coordinate ascent sets each factor to, given the others as they are."""
-    factors = {name: factor for name, factor in guide.factors().items()}
-    q, rows, priors = linear_factors(factors), Rows.of(x), model._priors()
+    q, rows, priors = linear_factors(guide.factors()), Rows.of(x), model._priors()
     inner = inner_of(rows, q)
     z = best_z(rows, q)
     return {
@@ -102,7 +101,7 @@ def test_a_round_of_steps_is_a_sweep_over_a_mixture(covariance, proportions, fai
     optim = NaturalGradient(guide)
     with pyro.get_param_store().scope():
         svi = SVI(model, guide, optim, ClosedFormELBO())
-        for _ in range(3 * len(optim.parts)):
+        for _ in range(3 * len(optim.parts) + 1):  # and the components once more, as ``ascent.factors`` has them
             svi.step(faithful)
     for _ in range(3):
         ascent.sweep()

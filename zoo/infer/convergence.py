@@ -11,6 +11,7 @@ from zoo.infer.run import Training
 WINDOW = 250  # steps whose mean loss is compared with that of as many before them, at least
 LEAST = 100  # steps below which a noisy loss curve shows no trend
 RESOLUTION = 1e-3  # nats per row: smaller gains per window do not count
+LEARNED = ("QuadratureELBO", "ClosedFormELBO", "FixedDraws")  # losses without noise, of guides that are learned
 ERRORS = 2.0  # standard errors beyond which a gain is not noise
 
 
@@ -139,7 +140,7 @@ def assess(training: Training) -> Convergence:
 
 def _searched(training: Training) -> Convergence:
     """The answer for a line search."""
-    losses, learned = training.losses.tolist(), training.loss == "QuadratureELBO"
+    losses, learned = training.losses.tolist(), training.loss in LEARNED
     gain, _, window = descent(losses, learned=learned, dtype=training.dtype or "float64")
     last = min(window, len(losses) - 1)
     if last == 0:

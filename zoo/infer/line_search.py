@@ -1,6 +1,7 @@
 """A ``pyro.infer.SVI`` whose step is an iteration of L-BFGS, for bounds without noise."""
 
 import math
+import warnings
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -209,7 +210,8 @@ class LineSearchSVI(SVI):
     def _guarded(self, coordinates: Coordinates, wall: float, args: Any, kwargs: Any) -> Point:
         """The point of a trial: where it is too far, or has no density, a low wall, since the search interpolates."""
         if coordinates.finite:
-            with suppress(torch.linalg.LinAlgError, ValueError):
+            with suppress(torch.linalg.LinAlgError, ValueError), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Encountered (NaN|[-+]?inf)")  # Pyro's, of a trial that is rejected
                 point = self._evaluate(args, kwargs)
                 if -math.inf < point.loss < wall:
                     return point

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from zoo.base.callables import PyroCallable, mode, modules, name_of, undecorated, unwrapped
 from zoo.base.latent_sites import Layout
 from zoo.base.protocols import Conjugate, GaussianGuide, HoldsRows, Quadratic, TightGuide
+from zoo.infer.losses.closed_form import ClosedFormELBO, check_closed_form_pair, closed_form
+from zoo.infer.losses.fixed_draws import FixedDraws, check_fixed_draws
 from zoo.infer.losses.quadrature import QuadratureELBO
 
 GAUSSIAN = (AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal)
@@ -85,7 +87,9 @@ def default_loss(model: PyroCallable, guide: PyroCallable, nesting: int = 1) -> 
 
     :class:`~zoo.infer.losses.quadrature.QuadratureELBO` where its rule is exact: the model declares ``quadratic``
     (log p(x, z) is a quadratic function of the continuous latent sites, for every value of the discrete ones) and the
-    guide ``gaussian`` (its sites are Gaussian or categorical). ``Trace_ELBO`` everywhere else.
+    guide ``gaussian`` (its sites are Gaussian or categorical). :class:`~zoo.infer.losses.closed_form.ClosedFormELBO`
+    where the model is conditionally conjugate and the guide holds factors of its families. ``Trace_ELBO`` everywhere
+    else.
 
     Args:
         model: the model.
@@ -96,6 +100,8 @@ def default_loss(model: PyroCallable, guide: PyroCallable, nesting: int = 1) -> 
     quadratic = isinstance(inner, Quadratic) and bool(inner.quadratic)
     if quadratic and gaussian(guide) and not tight(model, guide):
         return QuadratureELBO()
+    if closed_form(model, guide):
+        return ClosedFormELBO()
     return Trace_ELBO(max_plate_nesting=nesting)
 
 
@@ -115,6 +121,8 @@ def noiseless(model: PyroCallable, guide: PyroCallable, loss: ELBO) -> bool:
     """Whether the loss and its gradient are the same for different draws, so that a line search may follow them."""
     if isinstance(loss, QuadratureELBO):
         return bool(getattr(undecorated(guide), "smooth", True))
+    if isinstance(loss, ClosedFormELBO | FixedDraws):
+        return True
     return type(loss) is Trace_ELBO and tight(model, guide)
 
 
@@ -188,6 +196,11 @@ def check_loss(loss: ELBO, subsampled: bool) -> None:
     Raises:
         ValueError: names the loss and the way out.
     """
+    if subsampled and isinstance(loss, FixedDraws):
+        raise ValueError(
+            "FixedDraws takes the same draws at every evaluation, and a minibatch would give them to other rows at every "
+            "step, so that the bound is neither one function nor unbiased: pass batch_size=None, or Trace_ELBO"
+        )
     if subsampled and isinstance(loss, RenyiELBO):
         raise ValueError("RenyiELBO scales a minibatch inside its logarithm and is no bound then: pass batch_size=None")
     if isinstance(loss, JitTrace_ELBO) and hasattr(loss, "_loss_and_surrogate_loss"):
@@ -208,7 +221,11 @@ def check_pair(model: PyroCallable, guide: PyroCallable, arguments: tuple[Any, .
         ValueError: the guide leaves out a site, dtypes or devices differ, or a plate does not count the rows of a
             minibatch for all; the message names the site or parameter and the way out.
     """
+    if isinstance(loss, ClosedFormELBO):
+        check_closed_form_pair(model, guide)
     with torch.no_grad(), poutine.block(), mode(False, model, guide):
+        if isinstance(loss, FixedDraws):
+            check_fixed_draws(guide, found, loss.draws, arguments)
         drawn = poutine.trace(guide).get_trace(*arguments).nodes
         try:
             scored = poutine.trace(model).get_trace(*arguments).nodes

@@ -17,6 +17,7 @@ from zoo.base.checks import check_rows, check_whole
 from zoo.base.latent_sites import Layout, layout
 from zoo.base.protocols import Checked, Placed
 from zoo.base.random import seeded
+from zoo.infer.losses.closed_form import ClosedFormELBO
 from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.optim.fused import Fused
 from zoo.infer.optim.lbfgs import LBFGS
@@ -379,6 +380,8 @@ def _loss(asked: _Asked, found: Layout) -> tuple[ELBO, Answer]:
     chosen = default_loss(asked.model, asked.guide, found.nesting)
     if isinstance(chosen, QuadratureELBO):
         why = "the model declares quadratic, the guide gaussian: a finite rule gives the bound without noise"
+    elif isinstance(chosen, ClosedFormELBO):
+        why = "the model is conditionally conjugate and the guide holds factors of its families: no draws are needed"
     elif tight(asked.model, asked.guide):
         why = "the guide declares tight: every draw gives log p(x)"
     else:

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from zoo.base.callables import PyroCallable, mode
 from zoo.base.random import seeded
-from zoo.infer.convergence import descended
+from zoo.infer.convergence import LEARNED, descended
 from zoo.infer.guard import Diverged
-from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.optim.lbfgs import LBFGS
 from zoo.infer.run import Fit
 from zoo.infer.running import Copy, Running, copied, put_back
@@ -156,7 +155,7 @@ class Settled:
         if plan.settling is not None:
             done = plan.settling.settled(fit.step, fit.loss)
         elif isinstance(plan.optim, LBFGS):
-            learned, dtype = isinstance(plan.loss, QuadratureELBO), str(plan.x.dtype).removeprefix("torch.")
+            learned, dtype = type(plan.loss).__name__ in LEARNED, str(plan.x.dtype).removeprefix("torch.")
             done = descended(fit.losses, learned=learned, dtype=dtype)
         return "the bound has settled" if done else None
 
