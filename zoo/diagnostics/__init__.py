@@ -5,6 +5,7 @@ from zoo.diagnostics.diagnosis import Diagnosis, diagnose
 from zoo.diagnostics.guide.calibration import Calibration, sbc
 from zoo.diagnostics.guide.exact import PosteriorError, posterior_error
 from zoo.diagnostics.guide.importance import ImportanceMoments, importance_moments
+from zoo.diagnostics.guide.linear_response import LinearResponse, linear_response
 from zoo.diagnostics.guide.mcmc import Comparison, MCMCSamples, nuts
 from zoo.diagnostics.model.criteria import InformationCriteria, information_criteria
 from zoo.diagnostics.model.leave_one_out import Loo, loo
@@ -20,6 +21,7 @@ __all__ = [
     "Finding",
     "ImportanceMoments",
     "InformationCriteria",
+    "LinearResponse",
     "Loo",
     "MCMCSamples",
     "PosteriorError",
@@ -28,6 +30,7 @@ __all__ = [
     "diagnose",
     "importance_moments",
     "information_criteria",
+    "linear_response",
     "loo",
     "nuts",
     "posterior_error",

@@ -9,12 +9,14 @@ from zoo.infer.guard import Diverged, UnboundedLikelihood
 from zoo.infer.line_search import LineSearchSVI
 from zoo.infer.loading import load
 from zoo.infer.losses.annealed import AnnealedELBO, linear_warmup
+from zoo.infer.losses.closed_form import ClosedFormELBO
 from zoo.infer.losses.compiled import CompiledELBO
 from zoo.infer.losses.fixed_draws import FixedDraws
 from zoo.infer.losses.iwae import IWAE
 from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.optim.fused import Fused
 from zoo.infer.optim.lbfgs import LBFGS
+from zoo.infer.optim.natural import NaturalGradient, decaying
 from zoo.infer.planning import Plan, plan
 from zoo.infer.run import Fit, Training
 from zoo.infer.running import Running
@@ -30,6 +32,7 @@ __all__ = [
     "BestOf",
     "Callbacks",
     "Checkpoint",
+    "ClosedFormELBO",
     "CompiledELBO",
     "Convergence",
     "Diverged",
@@ -39,6 +42,7 @@ __all__ = [
     "Fused",
     "LastGood",
     "LineSearchSVI",
+    "NaturalGradient",
     "Plan",
     "Progress",
     "QuadratureELBO",
@@ -53,6 +57,7 @@ __all__ = [
     "best_of",
     "cavi",
     "cosine",
+    "decaying",
     "em",
     "fit",
     "linear_warmup",
