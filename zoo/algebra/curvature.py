@@ -125,6 +125,6 @@ def _product(gradient: Tensor, params: Sequence[Tensor], vector: Tensor) -> Tens
 
 
 def _unit(diagonal: Tensor) -> Tensor:
-    """One over the root of a diagonal; entries that are tiny, or no curvature at all, count as the least of the rest."""
+    """One over the root of a diagonal, whose entries count as a tiny share of the largest at least."""
     size = diagonal.abs()
     return size.clamp_min(1e-12 * size.max()).rsqrt()

@@ -256,7 +256,8 @@ class CategoricalFactor:
 
     def entropy(self) -> Tensor:
         """The entropy of all members together, in nats."""
-        return -torch.xlogy(self.mean, self.mean).sum()
+        finite = self.logits.clamp_min(torch.finfo(self.logits.dtype).min)  # 0 log 0 = 0, and its gradient too
+        return -(self.mean * finite).sum()
 
     def distribution(self) -> dist.TorchDistribution:
         """One categorical per batch index."""

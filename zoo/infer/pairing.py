@@ -198,8 +198,8 @@ def check_loss(loss: ELBO, subsampled: bool) -> None:
     """
     if subsampled and isinstance(loss, FixedDraws):
         raise ValueError(
-            "FixedDraws takes the same draws at every evaluation, and a minibatch would give them to other rows at every "
-            "step, so that the bound is neither one function nor unbiased: pass batch_size=None, or Trace_ELBO"
+            "FixedDraws takes the same draws at every evaluation, and minibatches would give them to other rows at "
+            "every step, so that the bound is neither one function nor unbiased: pass batch_size=None, or Trace_ELBO"
         )
     if subsampled and isinstance(loss, RenyiELBO):
         raise ValueError("RenyiELBO scales a minibatch inside its logarithm and is no bound then: pass batch_size=None")

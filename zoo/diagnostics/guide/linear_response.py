@@ -227,7 +227,9 @@ def _expectations(
     mirrored: Any = nullcontext() if fixed else _Mirrored(count, -1 - source.layout.nesting)
     with seeded(bound.seed if isinstance(bound, FixedDraws) else seed), mirrored:
         drawn = source.draw((source.x,), count, points=True).values
-    smooth = {own.name: drawn[own.name] for own in source.layout.latents if own.name in drawn and own.cardinality is None}
+    smooth = {
+        own.name: drawn[own.name] for own in source.layout.latents if own.name in drawn and own.cardinality is None
+    }
     if quantity is None:
         shared = source.layout.shared
         if not shared:

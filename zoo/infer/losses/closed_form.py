@@ -54,7 +54,6 @@ class ClosedFormELBO(ELBO):
             loss.backward()
         return loss.item()
 
-
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError("ClosedFormELBO runs neither model nor guide, so that there are no traces")
 
