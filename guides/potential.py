@@ -107,6 +107,7 @@ class Potential(Module):
             self.potentials: LinearPotentials | NetworkPotentials = LinearPotentials(d, latent.width)
         else:
             groups = _check_blocks(blocks, d)
+            self.__dict__["_resolved"]["blocks"] = groups
             ranks = [min(latent.width, len(own)) if rank is None else check_whole(rank, "rank") for own in groups]
             options = activation, normalize, gated
             self.potentials = NetworkPotentials(groups, latent.width, hidden or (), ranks, masked, *options)
@@ -159,7 +160,7 @@ class Potential(Module):
             raise ValueError(f"x has {x.shape[-1]} columns, Potential was built for {self.data_dim}")
         x = x.to(self.columns.unit)
         observed = (~x.isnan()).to(x) if incomplete(x) else None
-        pull, precision = self.potentials(self.columns(x), observed)
+        pull, precision = self.potentials.sums(self.columns(x), observed)
         root = _inverse_root(precision + torch.eye(precision.shape[-1]).to(precision))
         return (root @ (root.mT @ pull.unsqueeze(-1))).squeeze(-1), root
 
@@ -204,7 +205,7 @@ class LinearPotentials(Module):
         self.offset.zero_()
         self.precision = torch.ones_like(self.precision)
 
-    def forward(self, x: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor]:
+    def sums(self, x: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor]:
         """The sums of h (n, k) and of L, (n, k, k), or (k, k) where all entries are observed.
 
         Args:
@@ -259,7 +260,7 @@ class NetworkPotentials(Module):
             flatten_last(network)
             network[-1].bias[self.k :].normal_(0.0, START)
 
-    def forward(self, x: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor]:
+    def sums(self, x: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor]:
         """The sums of h (n, k) and of L (n, k, k).
 
         Args:
