@@ -258,7 +258,8 @@ class NetworkPotentials(Module):
         for network in self.networks:
             reset(network)
             flatten_last(network)
-            network[-1].bias[self.k :].normal_(0.0, START)
+            last: Any = list(network.children())[-1]
+            last.bias[self.k :].normal_(0.0, START)
 
     def sums(self, x: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor]:
         """The sums of h (n, k) and of L (n, k, k).
@@ -298,7 +299,7 @@ def _check_blocks(blocks: Sequence[Sequence[int]] | None, d: int) -> list[list[i
     if blocks is None:
         return [[column] for column in range(d)]
     found = [[check_whole(column, "blocks", 0) for column in own] for own in blocks]
-    if sorted(sum(found, [])) != list(range(d)) or not all(found):
+    if sorted(column for own in found for column in own) != list(range(d)) or not all(found):
         raise ValueError(f"blocks must hold each of the columns 0 to {d - 1} once, and none be empty; got {blocks!r}")
     return found
 
