@@ -8,6 +8,7 @@ from torch import Tensor
 
 from zoo.algebra.missing import column_moments, refuse_unobserved_columns
 from zoo.algebra.parameter_draws import mixture_log_marginal
+from zoo.algebra.wishart import Wishart
 from zoo.base.checks import check_whole
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
@@ -130,7 +131,7 @@ class BayesianGMM(Module):
     def _precision(self) -> Tensor:
         k = self.components
         if self.matrix:
-            wishart = dist.Wishart(self.location.new_tensor(self.df), precision_matrix=self.inverse_scale)
+            wishart = Wishart(self.location.new_tensor(self.df), precision_matrix=self.inverse_scale)
             prior = wishart if self.covariance == "tied" else wishart.expand([k]).to_event(1)
             return pyro.sample("precision", prior)
         width = len(self.inverse_scale)
