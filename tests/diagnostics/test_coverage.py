@@ -114,6 +114,8 @@ class Integrated(Module):
         deviation = relevance.rsqrt().unsqueeze(-2).expand(*relevance.shape[:-1], 6, 2)
         weight = pyro.sample("weight", dist.Normal(0.0 * one, deviation).to_event(2))
         mean = pyro.sample("mean", dist.Normal(prior.location, prior.spread.sqrt()).to_event(1))
+        # The broad priors draw numbers, far from any posterior, that no Cholesky factor survives.
+        weight, precision = weight.clamp(-1e3, 1e3), precision.clamp(1e-4, 1e4)
         with rows(x, index, size):
             return pyro.sample("x", dist.LowRankMultivariateNormal(mean, weight, 1 / precision), obs=x)
 
