@@ -52,7 +52,6 @@ def test_natural_parameters_and_back(name):
         torch.testing.assert_close(one, other.expand_as(one), rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.filterwarnings("ignore:Singular sample detected")
 def test_expectations():
     found = factors()
     gamma, dirichlet, wishart = found["gamma"], found["dirichlet"], found["wishart"]

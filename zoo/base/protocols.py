@@ -66,6 +66,15 @@ class ConjugateGivenShared(Protocol):
         ...
 
 
+@runtime_checkable
+class ClosedPredictive(Protocol):
+    """A model whose predictive density under factors of conjugate families has a closed form."""
+
+    def log_predictive(self, x: Tensor, factors: Mapping[str, Any]) -> Tensor | None:
+        """The log density of new rows under the factors of q by site (n,); None where there is no closed form."""
+        ...
+
+
 class CoordinateAscent(Protocol):
     """The factors of q(Z) q(theta) of a conditionally conjugate model, and the sweeps that raise the bound."""
 

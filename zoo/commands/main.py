@@ -72,7 +72,7 @@ def fit_(
     model: Annotated[str, typer.Argument(help="PPCA, FactorAnalysis, GMM or VAE.")],
     source: Annotated[str, typer.Argument(metavar="DATA", help="Name of a data set, or path of a file.")],
     guide: Annotated[
-        str, typer.Option(help="MeanField, FullRank, Amortized, SemiAmortized, Flow or Exact.")
+        str, typer.Option(help="MeanField, FullRank, Amortized, SemiAmortized, Flow, Potential or Exact.")
     ] = "Amortized",
     latent_dim: Annotated[int | None, typer.Option("--latent-dim", "-k", help="Number of factors.")] = None,
     components: Annotated[int | None, typer.Option(help="Number of mixture components.")] = None,

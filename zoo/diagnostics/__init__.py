@@ -10,6 +10,8 @@ from zoo.diagnostics.guide.mcmc import Comparison, MCMCSamples, nuts
 from zoo.diagnostics.model.criteria import InformationCriteria, information_criteria
 from zoo.diagnostics.model.leave_one_out import Loo, loo
 from zoo.diagnostics.model.predictive import PredictiveCheck, predictive_check
+from zoo.diagnostics.model.predictive_density import PredictiveDensity, predictive_density
+from zoo.diagnostics.model.relevance import EffectiveSize, effective_size
 from zoo.diagnostics.model.selection import Candidate, Selection, select_size
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "Check",
     "Comparison",
     "Diagnosis",
+    "EffectiveSize",
     "Finding",
     "ImportanceMoments",
     "InformationCriteria",
@@ -26,8 +29,10 @@ __all__ = [
     "MCMCSamples",
     "PosteriorError",
     "PredictiveCheck",
+    "PredictiveDensity",
     "Selection",
     "diagnose",
+    "effective_size",
     "importance_moments",
     "information_criteria",
     "linear_response",
@@ -35,6 +40,7 @@ __all__ = [
     "nuts",
     "posterior_error",
     "predictive_check",
+    "predictive_density",
     "sbc",
     "select_size",
 ]

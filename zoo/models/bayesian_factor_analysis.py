@@ -6,6 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from zoo.algebra.parameter_draws import linear_log_marginal
 from zoo.base.checks import check_whole
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
@@ -123,3 +124,15 @@ class BayesianFactorAnalysis(Module):
     def bound(self, x: Tensor, factors: Mapping[str, Any], scale: float = 1.0) -> Tensor:
         """The evidence lower bound of factors by site; the rows' terms count ``scale`` times."""
         return linear_bound(Rows.of(x), linear_factors(factors), self._priors(), scale)
+
+    def log_marginal_given(self, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        r""":math:`\log p(x_n \mid \theta)` of the observed entries, the factors integrated out, (draws, n).
+
+        Args:
+            x: rows (n, d).
+            values: draws of ``weight`` (draws, d, k), ``precision`` and ``mean``, by site.
+        """
+        weight = values["weight"]
+        mean = values.get("mean", weight.new_zeros(weight.shape[:2]))
+        noise = 1 / values["precision"]
+        return linear_log_marginal(like(x, self).to(weight), weight, mean, noise)

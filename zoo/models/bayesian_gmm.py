@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from zoo.algebra.missing import column_moments, refuse_unobserved_columns
+from zoo.algebra.parameter_draws import mixture_log_marginal
+from zoo.algebra.wishart import Wishart
 from zoo.base.checks import check_whole
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
 from zoo.distributions.observed import seen
-from zoo.distributions.wishart import Wishart
 from zoo.models.mixture_ascent import (
     Covariance,
     MixtureAscent,
@@ -20,6 +21,7 @@ from zoo.models.mixture_ascent import (
     mixture_factors,
     plus_plus,
 )
+from zoo.models.mixture_predictive import broken, log_predictive
 
 Proportions = Literal["dirichlet", "sticks"]
 Means = Literal["independent", "coupled"]
@@ -124,9 +126,7 @@ class BayesianGMM(Module):
             return pyro.sample("proportions", dist.Dirichlet(self.concentration * one.expand(k)))
         beta = dist.Dirichlet(torch.stack([one, self.concentration * one]).expand(k - 1, 2)).to_event(1)
         sticks = pyro.sample("sticks", beta)  # v and 1 - v (k - 1, 2)
-        taken, left = sticks.unbind(-1)
-        ones = torch.ones_like(taken[..., :1])
-        return torch.cat([taken, ones], -1) * torch.cat([ones, left.cumprod(-1)], -1)
+        return broken(sticks)
 
     def _precision(self) -> Tensor:
         k = self.components
@@ -207,6 +207,33 @@ class BayesianGMM(Module):
         """The evidence lower bound of factors by site; the rows' terms count ``scale`` times."""
         q = mixture_factors(factors)
         return mixture_bound(x.double(), factors["component"], q, self._priors(), scale)
+
+    def log_marginal_given(self, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        r""":math:`\log p(x_n \mid \theta)`, the components summed out, (draws, n).
+
+        Args:
+            x: rows (n, d).
+            values: draws of ``proportions`` (draws, k) (or ``sticks``), ``mean`` (draws, k, d) and ``precision``, by
+                site.
+        """
+        mean, precision = values["mean"], values["precision"]
+        proportions = broken(values["sticks"]) if "sticks" in values else values["proportions"]
+        if self.covariance == "tied":
+            precision = precision.unsqueeze(1).expand(*mean.shape, -1)
+        elif not self.matrix:
+            precision = precision.expand_as(mean)
+        return mixture_log_marginal(like(x, self).to(mean), proportions.log(), mean, precision)
+
+    def log_predictive(self, x: Tensor, factors: Mapping[str, Any]) -> Tensor | None:
+        """log p(x | data) under q, a mixture of Student's t, (n,); None for independent means, where none is closed.
+
+        Args:
+            x: rows (n, d).
+            factors: of q by site.
+        """
+        if self.means == "independent":
+            return None
+        return log_predictive(like(x, self).double(), factors)
 
 
 def _chosen(values: Tensor, component: Tensor, event: int) -> Tensor:

@@ -1,0 +1,142 @@
+"""How much of a Bayesian model the data use: factors that their relevances keep, components that hold rows."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from guides.mean_field import MeanField
+from guides.sites import check_count
+from zoo.base.callables import name_of, undecorated
+from zoo.base.checks import check_rows, check_whole
+from zoo.base.protocols import Pair
+from zoo.posterior.engine import Reader, reader, reading
+
+RELEVANCE = 50.0  # E[alpha] at and above which a factor is switched off, in Bishop's (1999) example
+COUNT = 1.0  # expected rows below which a component is empty
+BUDGET = 2**24  # numbers per array and chunk; bounds the memory
+
+
+@dataclass(frozen=True, eq=False)
+class EffectiveSize:
+    r"""The factors or components of a model that the data use.
+
+    Attributes:
+        unit: ``"factors"``, judged by their expected relevances :math:`E_q[\alpha_k]`, or ``"components"``, judged by
+            the expected number of their rows :math:`\sum_n q(c_n = k)`.
+        values: these numbers (k,).
+        se: their Monte Carlo standard errors (k,), 0 where they are closed forms.
+        threshold: factors are kept below it, components from it on.
+    """
+
+    unit: Literal["factors", "components"]
+    values: Tensor
+    se: Tensor
+    threshold: float
+
+    @property
+    def in_use(self) -> Tensor:
+        """Which of them are in use (k,)."""
+        return self.values < self.threshold if self.unit == "factors" else self.values >= self.threshold
+
+    @property
+    def kept(self) -> int:
+        """The number of those in use."""
+        return int(self.in_use.sum())
+
+    def summary(self) -> dict[str, float]:
+        """The number in use, the number that the model has, and the threshold."""
+        return {"kept": float(self.kept), "size": float(len(self.values)), "threshold": self.threshold}
+
+    def frame(self) -> pl.DataFrame:
+        """A row per factor or component: its number from 0, relevance or expected count, error, and whether in use."""
+        column = "relevance" if self.unit == "factors" else "count"
+        numbers = {column: self.values, "se": self.se, "in_use": self.in_use}
+        found = {name: value.detach().cpu().numpy() for name, value in numbers.items()}
+        return pl.DataFrame({self.unit[:-1]: range(len(self.values)), **found})
+
+    def __repr__(self) -> str:
+        listed = ", ".join(f"{value:.4g}" for value in self.values.tolist())
+        if self.unit == "factors":
+            return f"{self.kept} of {len(self.values)} factors kept (relevance below {self.threshold:g}): {listed}"
+        rule = f"at least {self.threshold:g} expected rows"
+        return f"{self.kept} of {len(self.values)} components in use ({rule}): {listed}"
+
+
+def effective_size(
+    run: Pair, x: Any, *, threshold: float | None = None, draws: int = 1000, seed: int = 0
+) -> EffectiveSize:
+    r"""The factors that automatic relevance determination keeps, or the components of a mixture that hold rows.
+
+    A relevance :math:`\alpha_k` is the prior precision of the loadings of factor k, in the units of the data: it is
+    large where the loadings vanish. Compare it with the reciprocal of the variance that would matter to you.
+
+    Args:
+        run: a trained pair: what :func:`zoo.cavi`, :func:`zoo.fit` or :func:`zoo.load` returned. Its model has a site
+            ``relevance`` (k,), or else a discrete site ``component`` per row.
+        x: the rows (n, d).
+        threshold: factors are kept whose expected relevance is below it (None: 50), components are in use that expect
+            as many rows (None: 1).
+        draws: draws from the guide, where its factors have no closed form.
+        seed: of the draws; the caller's random stream is left alone.
+
+    Raises:
+        TypeError: the model has neither of the two sites.
+        ValueError: ``draws`` is no whole number of at least 2, or the rows do not fit model or guide.
+
+    References:
+        Bishop (1999), Variational principal components, ICANN.
+    """
+    check_whole(draws, "draws", 2)
+    x = check_rows(x, undecorated(run.model))
+    with reading(run, seed):
+        source = reader(run, x)
+        names = {latent.name: latent for latent in source.layout.latents}
+        component = names.get("component")
+        if "relevance" in names:
+            values, se = _relevances(source, draws)
+            return EffectiveSize("factors", values, se, RELEVANCE if threshold is None else float(threshold))
+        if component is None or component.cardinality is None or not component.local:
+            raise TypeError(
+                f"{name_of(run.model)} has neither a site 'relevance' nor a discrete site 'component' per row: there "
+                "is nothing to count. BayesianPCA, BayesianFactorAnalysis and BayesianGMM have"
+            )
+        values, se = _counts(source, component.cardinality, draws)
+        return EffectiveSize("components", values, se, COUNT if threshold is None else float(threshold))
+
+
+def conjugate_factors(run: Pair) -> dict[str, Any] | None:
+    """The factors of q by site, where they are of conjugate families; to be used inside ``reading``."""
+    guide = undecorated(run.guide)
+    return guide.factors() if isinstance(guide, MeanField) and guide.conjugate is not None else None
+
+
+def _relevances(source: Reader, draws: int) -> tuple[Tensor, Tensor]:
+    """E[alpha] (k,) and standard errors."""
+    factors = conjugate_factors(source.pair)
+    if factors is not None:
+        mean = factors["relevance"].mean
+        return mean, torch.zeros_like(mean)
+    _, arguments = next(source.chunks(1))
+    values = source.draw(arguments, draws).values["relevance"].flatten(1).double()
+    return values.mean(0), values.std(0) / draws**0.5
+
+
+def _counts(source: Reader, components: int, draws: int) -> tuple[Tensor, Tensor]:
+    """Expected rows of every component (k,) and standard errors."""
+    factors = conjugate_factors(source.pair)
+    if factors is not None:
+        check_count("MeanField", len(factors["component"].logits), source.x, None)
+        count = factors["component"].mean.sum(0)
+        return count, torch.zeros_like(count)
+    total: Tensor = torch.zeros(draws, components, dtype=torch.float64)
+    names = {latent.name for latent in source.layout.shared}
+    held: dict[str, Tensor] = {}
+    for _, arguments in source.chunks(BUDGET // (draws * source.x.shape[1])):
+        drawn = source.draw(arguments, draws, held)
+        held = held or {name: value for name, value in drawn.values.items() if name in names}
+        chosen = source.complete(arguments, drawn.values, draws)["component"].long()  # (draws, b)
+        total = total.to(chosen.device) + torch.nn.functional.one_hot(chosen, components).sum(1)
+    return total.mean(0), total.std(0) / draws**0.5
