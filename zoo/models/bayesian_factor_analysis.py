@@ -6,6 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from zoo.algebra.linear_gaussian import refuse_constant_columns
 from zoo.base.checks import check_whole
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
@@ -97,8 +98,10 @@ class BayesianFactorAnalysis(Module):
         """Refuse data that the model cannot explain.
 
         Raises:
-            ValueError: a column with fewer than two observed values, or more factors than rows.
+            ValueError: a column with fewer than two observed values or with one value alone, or at least as many
+                factors as rows.
         """
+        refuse_constant_columns(x, "BayesianFactorAnalysis")
         check_rows_of(x, self.latent_dim, "BayesianFactorAnalysis")
 
     @torch.no_grad()
