@@ -24,6 +24,7 @@ from zoo.algebra.exponential_families import (
     WishartFactor,
 )
 from zoo.base.module import Module
+from zoo.distributions.wishart import Wishart
 
 LEAST = 1e-30  # probability below which a categorical's gradient says nothing
 
@@ -239,7 +240,7 @@ class WishartPart(Module):
     def distribution(self, index: Tensor | None = None) -> dist.TorchDistribution:
         """One Wishart for every member."""
         root = self.inverse_root
-        return dist.Wishart(self.df, precision_matrix=root @ root.mT)
+        return Wishart(self.df, precision_matrix=root @ root.mT)
 
     @torch.no_grad()
     def natural_step(self, rate: float, rows: Tensor | None = None) -> None:

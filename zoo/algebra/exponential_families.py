@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.special import digamma
 
+from zoo.distributions.wishart import Wishart
+
 F = TypeVar("F", bound="Factor")
 LOG_TWO_PI = math.log(2 * math.pi)
 
@@ -228,7 +230,7 @@ class WishartFactor:
 
     def distribution(self) -> dist.TorchDistribution:
         """One Wishart per batch index."""
-        return dist.Wishart(self.df, precision_matrix=self.inverse_scale)
+        return Wishart(self.df, precision_matrix=self.inverse_scale)
 
 
 @dataclass(frozen=True, eq=False)

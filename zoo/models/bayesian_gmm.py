@@ -13,6 +13,7 @@ from zoo.base.checks import check_whole
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
 from zoo.distributions.observed import seen
+from zoo.distributions.wishart import Wishart
 from zoo.models.mixture_ascent import MixtureAscent, mixture_bound, plus_plus
 from zoo.models.mixture_factors import Covariance, MixturePriors, mixture_factors
 
@@ -34,9 +35,9 @@ class BayesianGMM(Module):
     Dirichlet process in the limit. ``"diag"`` and ``"spherical"`` precisions have Gamma(nu / 2, v / 2) priors, and
     ``"tied"`` ones are one matrix for all components.
 
-    Hyperparameters that are not given are placed on the data (:meth:`initialize`): m on the column means, S on ten times
-    the columns' variances, and V such that E[Lambda]^-1 holds the columns' variances. nu is the number of columns (1 for
-    Gamma priors), and :math:`\beta` = 0.1.
+    Hyperparameters that are not given are placed on the data (:meth:`initialize`): m on the column means, S on ten
+    times the columns' variances, and V such that E[Lambda]^-1 holds the columns' variances. nu is the number of columns (1
+    for Gamma priors), and :math:`\beta` = 0.1.
 
     Missing entries (NaN) are missing at random. In coordinate ascent they are left out where columns are independent
     ("diag" or "spherical", with independent means). Elsewhere they are latent with a factor :math:`q(x_m \mid c)` of
@@ -44,7 +45,8 @@ class BayesianGMM(Module):
 
     .. math:: E_q[\log p(x_o, x_m, c, \theta) - \log q(x_m \mid c) - \log q(c) - \log q(\theta)].
 
-    :func:`zoo.evaluate` integrates them out given the parameters, as ``forward`` does, and its bound is a little higher.
+    :func:`zoo.evaluate` integrates them out given the parameters, as ``forward`` does, so that its bound is a little
+    higher.
 
     Args:
         data_dim: number of columns D of the data.
@@ -102,9 +104,9 @@ class BayesianGMM(Module):
         for name, value, options in known:
             if value not in get_args(options):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(options))}; got {value!r}")
-        for name, value in (("concentration", concentration), ("strength", strength)):
-            if not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be positive, got {value!r}: an improper prior has no evidence")
+        for name, number in (("concentration", concentration), ("strength", strength)):
+            if not 0 < number < math.inf:
+                raise ValueError(f"{name} must be positive, got {number!r}: an improper prior has no evidence")
         if spread is not None and means == "coupled":
             raise ValueError("spread is that of independent means: give strength for coupled ones")
         self.matrix = covariance in ("full", "tied")
@@ -151,7 +153,7 @@ class BayesianGMM(Module):
     def _precision(self) -> Tensor:
         k = self.components
         if self.matrix:
-            wishart = dist.Wishart(self.location.new_tensor(self.df), precision_matrix=self.inverse_scale)
+            wishart = Wishart(self.location.new_tensor(self.df), precision_matrix=self.inverse_scale)
             prior = wishart if self.covariance == "tied" else wishart.expand([k]).to_event(1)
             return pyro.sample("precision", prior)
         width = len(self.inverse_scale)
