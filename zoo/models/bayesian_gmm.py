@@ -36,8 +36,8 @@ class BayesianGMM(Module):
     ``"tied"`` ones are one matrix for all components.
 
     Hyperparameters that are not given are placed on the data (:meth:`initialize`): m on the column means, S on ten
-    times the columns' variances, and V such that E[Lambda]^-1 holds the columns' variances. nu is the number of columns (1
-    for Gamma priors), and :math:`\beta` = 0.1.
+    times the columns' variances, and V such that E[Lambda]^-1 holds the columns' variances. nu is the number of
+    columns (1 for Gamma priors), and :math:`\beta` = 0.1.
 
     Missing entries (NaN) are missing at random. In coordinate ascent they are left out where columns are independent
     ("diag" or "spherical", with independent means). Elsewhere they are latent with a factor :math:`q(x_m \mid c)` of
