@@ -34,9 +34,9 @@ def log_joint(model, x, values):
     return poutine.trace(conditioned).get_trace(x).log_prob_sum()
 
 
-def expected_bound(run, x, draws=200):
+def expected_bound(run, x, draws=100):
     """E_q[log p - log q] by draws, and its standard error."""
-    with seeded(0):
+    with seeded(0), run.scope(), torch.no_grad():
         totals = []
         for _ in range(draws):
             traced = poutine.trace(run.guide).get_trace(x)
@@ -50,7 +50,9 @@ def perturbed(factor, other, rate):
     """A factor moved towards another of its family in natural parameters."""
     if hasattr(factor, "natural"):
         return blend(factor, other, rate)
-    return replace(factor, mean=torch.lerp(factor.mean, other.mean, rate), beta=torch.lerp(factor.beta, other.beta, rate))
+    return replace(
+        factor, mean=torch.lerp(factor.mean, other.mean, rate), beta=torch.lerp(factor.beta, other.beta, rate)
+    )
 
 
 def assert_every_factor_is_optimal(model, x, factors, other):

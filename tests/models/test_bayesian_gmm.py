@@ -80,7 +80,11 @@ def test_density_is_the_story_row_by_row(covariance, means, proportions, holes):
             prior = MultivariateNormal(torch.full((d,), 0.5).double(), precision_matrix=0.1 * matrices[j])
             total += prior.log_prob(values["mean"][j])
         else:
-            total += Normal(0.5, torch.tensor([2.0, 3.0, 4.0]).double().sqrt()).log_prob(values["mean"][j]).sum()
+            total += (
+                Normal(torch.tensor(0.5).double(), torch.tensor([2.0, 3.0, 4.0]).double().sqrt())
+                .log_prob(values["mean"][j])
+                .sum()
+            )
     for n, row in enumerate(x):
         j, there = values["component"][n], ~row.isnan()
         covariance_of = torch.linalg.inv(matrices[j])[there][:, there]
@@ -126,8 +130,8 @@ def test_bound_with_latent_entries_is_its_expectation(covariance, means):
     centre = run.factors["mean"].mean
     precision = run.factors["precision"].mean.expand(2, 3, 3)
     totals = []
-    with seeded(1):
-        for values in (run.sample(x, draws=1) for _ in range(150)):
+    with seeded(1), run.scope(), torch.no_grad():
+        for values in (run.sample(x, draws=1) for _ in range(60)):
             drawn = {name: value[0] for name, value in values.items()}
             score = torch.zeros(()).double()
             whole = x.clone()
@@ -210,7 +214,7 @@ def test_refuses_data():
     x = faithful()
     with pytest.raises(ValueError, match="components=5 must be below the 5 rows of x: take fewer"):
         zoo.cavi(zoo.BayesianGMM(2, 5), x[:5])
-    with pytest.raises(ValueError, match="column 0"):
+    with pytest.raises(ValueError, match=r"1 constant column \(0\): .*or take covariance='spherical'"):
         zoo.cavi(zoo.BayesianGMM(2, 2), torch.stack([torch.ones(272).double(), x[:, 1]], 1))
     with pytest.raises(ValueError, match="column 1 of x holds nothing but NaN"):
         zoo.cavi(zoo.BayesianGMM(2, 2), torch.stack([x[:, 0], torch.full((272,), torch.nan).double()], 1))

@@ -42,8 +42,10 @@ def test_density_is_the_story_entry_by_entry(kind, holes):
         "mean": torch.randn(4, dtype=torch.float64),
         "z": torch.randn(6, 2, dtype=torch.float64),
     }
-    total = Gamma(2.0, 3.0).log_prob(values["relevance"]).sum() + Gamma(4.0, 5.0).log_prob(values["precision"]).sum()
-    total += Normal(0.0, 10.0).log_prob(values["mean"]).sum() + Normal(0.0, 1.0).log_prob(values["z"]).sum()
+    one = torch.ones((), dtype=torch.float64)
+    total = Gamma(2 * one, 3 * one).log_prob(values["relevance"]).sum()
+    total += Gamma(4 * one, 5 * one).log_prob(values["precision"]).sum()
+    total += Normal(0 * one, 10 * one).log_prob(values["mean"]).sum() + Normal(0 * one, one).log_prob(values["z"]).sum()
     for k in range(2):
         total += Normal(0.0, values["relevance"][k] ** -0.5).log_prob(values["weight"][:, k]).sum()
     for n, d in (~x.isnan()).nonzero().tolist():
@@ -106,7 +108,7 @@ def test_rotation_is_the_best_of_all(degrees, rate):
     generator = torch.Generator().manual_seed(0)
     d, k, prior = 10, 4, (0.5, rate)
     whole, energy = (one @ one.mT for one in torch.randn(2, k, 9, generator=generator, dtype=torch.float64))
-    energy = energy * torch.logspace(-4, 2, k, dtype=torch.float64)[:, None]
+    energy = energy * torch.logspace(-1, 1, k, dtype=torch.float64)[:, None]
     energy = energy @ energy.mT
 
     def gain(rotation):
@@ -158,6 +160,6 @@ def test_refusals(kind):
 def test_a_constant_column_has_no_noise_of_its_own():
     x = iris()
     x[:, 1] = 2.0
-    with pytest.raises(ValueError, match="column"):
+    with pytest.raises(ValueError, match="1 constant column.*or take BayesianPCA"):
         zoo.cavi(zoo.BayesianFactorAnalysis(4, 1).double(), x)
     assert zoo.cavi(zoo.BayesianPCA(4, 1).double(), x, restarts=1).converged  # all columns share one noise

@@ -101,8 +101,13 @@ class BayesianFactorAnalysis(Module):
             ValueError: a column with fewer than two observed values or with one value alone, or at least as many
                 factors as rows.
         """
-        refuse_constant_columns(x, "BayesianFactorAnalysis")
         check_rows_of(x, self.latent_dim, "BayesianFactorAnalysis")
+        refuse_constant_columns(
+            x,
+            "BayesianFactorAnalysis",
+            "the precision of their noise would be that of its prior alone. Leave them out, or take BayesianPCA, whose "
+            "columns share one precision",
+        )
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:

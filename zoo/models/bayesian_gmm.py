@@ -190,7 +190,11 @@ class BayesianGMM(Module):
         """
         refuse_unobserved_columns(x, "BayesianGMM")
         if self.covariance != "spherical":
-            refuse_constant_columns(x, f"BayesianGMM(covariance={self.covariance!r})")
+            refuse_constant_columns(
+                x,
+                "BayesianGMM",
+                "their precision would be that of its prior alone. Leave them out, or take covariance='spherical'",
+            )
         if self.components >= len(x):
             raise ValueError(f"components={self.components} must be below the {len(x)} rows of x: take fewer")
 
