@@ -9,7 +9,6 @@ import guides
 import zoo
 from zoo.base.module import Module
 
-
 SEEDS = [pytest.param(seed, marks=[pytest.mark.slow] * (seed > 2)) for seed in range(10)]
 
 

@@ -267,7 +267,7 @@ def refuse_constant_columns(x: Tensor | Moments, model: str, why: str | None = N
     if constant:
         shown = ", ".join(map(str, constant[:10])) + (", ..." if len(constant) > 10 else "")
         why = why or (
-            f"the likelihood of {model} is unbounded there. Leave them out, or take PPCA, whose columns share one noise "
-            "variance"
+            f"the likelihood of {model} is unbounded there. Leave them out, or take PPCA, whose columns share one "
+            "noise variance"
         )
         raise ValueError(f"x has {len(constant)} constant column{'s' * (len(constant) > 1)} ({shown}): {why}")
