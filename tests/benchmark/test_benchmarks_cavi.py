@@ -15,7 +15,8 @@ pytestmark = pytest.mark.benchmarks
 
 
 @pytest.mark.parametrize("covariance", ["full", "diag"])
-def test_a_sweep_takes_half_of_an_iteration(covariance, n=100_000, d=20, k=20):
+def test_a_sweep_takes_half_of_an_iteration(covariance):
+    n, d, k = 100_000, 20, 20
     generator = torch.Generator().manual_seed(0)
     centres = 3 * torch.randn(k, d, generator=generator, dtype=torch.float64)
     noise = torch.randn(n, d, generator=generator, dtype=torch.float64)
