@@ -195,3 +195,19 @@ def test_binarised_rows(zoo_command, tmp_path):
     assert zoo_command(*options, "--binarise").exit_code == 0
     refused(zoo_command(*options), "binarise grey values")
     refused(zoo_command("fit", "VAE", "iris", "-k", 1, "--binarise", "--quiet"), "needs entries in [0, 1]")
+
+
+def test_bayesian_model_is_fitted_by_coordinate_ascent(zoo_command, tmp_path):
+    done = zoo_command("fit", "BayesianPCA", "iris", "--latent-dim", 1, "--out", "run")
+    assert done.exit_code == 0, done.output
+    assert "coordinate ascent" in done.output
+    assert (tmp_path / "run" / "arviz.nc").exists()
+    refused = zoo_command("fit", "BayesianPCA", "iris", "--latent-dim", 1, "--batch-size", 10)
+    assert refused.exit_code != 0
+    assert "--batch-size is an option of SVI" in refused.output
+
+
+def test_selects_the_size_of_a_bayesian_model(zoo_command):
+    done = zoo_command("select", "BayesianPCA", "iris", "--values", "1-2", "--seeds", 2)
+    assert done.exit_code == 0, done.output
+    assert "chosen: bound on log p(X) 2" in done.output

@@ -244,8 +244,13 @@ def summarize(x: Tensor) -> Moments | Incomplete:
     return Incomplete.of(x) if incomplete(x) else Moments.of(x)
 
 
-def refuse_constant_columns(x: Tensor | Moments, model: str) -> None:
+def refuse_constant_columns(x: Tensor | Moments, model: str, why: str | None = None) -> None:
     """Raise where what is observed of a column does not vary: its noise variance goes to 0, the likelihood to infinity.
+
+    Args:
+        x: the rows (n, d), or their moments.
+        model: its name.
+        why: what is wrong with such a column, and the way out; None: that the likelihood is unbounded.
 
     Raises:
         ValueError: names the constant columns, counted from 0.
@@ -261,7 +266,8 @@ def refuse_constant_columns(x: Tensor | Moments, model: str) -> None:
     constant = (spread <= 1e-12 * level).nonzero().flatten().tolist()
     if constant:
         shown = ", ".join(map(str, constant[:10])) + (", ..." if len(constant) > 10 else "")
-        raise ValueError(
-            f"x has {len(constant)} constant column{'s' * (len(constant) > 1)} ({shown}): the likelihood of {model} is "
-            "unbounded there. Leave them out, or take PPCA, whose columns share one noise variance"
+        why = why or (
+            f"the likelihood of {model} is unbounded there. Leave them out, or take PPCA, whose columns share one "
+            "noise variance"
         )
+        raise ValueError(f"x has {len(constant)} constant column{'s' * (len(constant) > 1)} ({shown}): {why}")

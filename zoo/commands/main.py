@@ -22,6 +22,7 @@ from zoo.base.protocols import Conjugate
 from zoo.commands import judging, registry, selecting
 from zoo.commands.console import err, fail, out, words
 from zoo.export.convert import to_arviz
+from zoo.infer.coordinate_ascent import VariationalBayes, cavi
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.fitting import Fit, fit
 from zoo.infer.storage.checkpoint import write
@@ -72,8 +73,12 @@ def fit_(
     model: Annotated[str, typer.Argument(help="PPCA, FactorAnalysis, GMM or VAE.")],
     source: Annotated[str, typer.Argument(metavar="DATA", help="Name of a data set, or path of a file.")],
     guide: Annotated[
-        str, typer.Option(help="MeanField, FullRank, Amortized, SemiAmortized, Flow, Potential or Exact.")
-    ] = "Amortized",
+        str | None,
+        typer.Option(
+            help="MeanField, FullRank, Amortized, SemiAmortized, Flow, Potential or Exact; by default Amortized, and coordinate "
+            "ascent for a Bayesian model."
+        ),
+    ] = None,
     latent_dim: Annotated[int | None, typer.Option("--latent-dim", "-k", help="Number of factors.")] = None,
     components: Annotated[int | None, typer.Option(help="Number of mixture components.")] = None,
     covariance: Annotated[
@@ -109,7 +114,8 @@ def fit_(
     """
     try:
         model_class = registry.find(model, registry.models(), "model")
-        guide_class = registry.find(guide, registry.guide_classes(), "guide")
+        ascends = guide is None and hasattr(model_class, "coordinate_ascent")
+        guide_class = registry.find(guide or "Amortized", registry.guide_classes(), "guide")
         kind = getattr(torch, dtype.value)
         table = data.load(source, columns=words(columns), labels=labels, dtype=kind)
         settings = {
@@ -131,7 +137,12 @@ def fit_(
         torch.manual_seed(seed)
         built = registry.build(model_class, settings, table.x.shape[1]).to(kind)
         widths = _widths(hidden)
-        served = registry.build(guide_class, {"hidden": widths, "covariance": guide_covariance}, built, table.x)
+        served = None
+        if ascends:
+            given = {"--hidden": hidden, "--guide-covariance": guide_covariance, "--batch-size": batch_size}
+            _refuse_with_ascent(given | {"--patience": patience, "--binarise": binarise or None})
+        else:
+            served = registry.build(guide_class, {"hidden": widths, "covariance": guide_covariance}, built, table.x)
         if folder is None:
             run, results, _ = _run(built, served, table, seed, how)
             _show(run, results, table)
@@ -164,6 +175,18 @@ def _widths(text: str | None) -> tuple[int, ...] | None:
         raise ValueError(f"hidden must be whole numbers as 64,64, got {text!r}") from None
 
 
+def _refuse_with_ascent(given: dict[str, Any]) -> None:
+    """Raise where an option is given that coordinate ascent does not take.
+
+    Raises:
+        ValueError: names the first one.
+    """
+    if taken := [name for name, value in given.items() if value is not None]:
+        raise ValueError(
+            f"{taken[0]} is an option of SVI, and this model is fitted by coordinate ascent: name a --guide"
+        )
+
+
 def _refuse_beyond_one(x: torch.Tensor) -> None:
     """Raise where an entry is no probability.
 
@@ -178,14 +201,25 @@ def _refuse_beyond_one(x: torch.Tensor) -> None:
 
 
 def _run(
-    model: Module, guide: Module, table: data.Dataset, seed: int, how: dict[str, Any]
+    model: Module, guide: Module | None, table: data.Dataset, seed: int, how: dict[str, Any]
 ) -> tuple[Fit, dict[str, Any], data.Dataset]:
-    """Fit, evaluate, and find the closed-form optimum on a copy; the rows come back as they were evaluated."""
+    """Fit (by coordinate ascent without a guide), evaluate, and find the closed-form optimum on a copy.
+
+    The rows come back as they were evaluated.
+    """
     reference = copy.deepcopy(model)
-    if how["batch_size"] is None and not isinstance(guide, guides.Exact) and table.x.numel() > LARGE:
+    if (
+        guide is not None
+        and how["batch_size"] is None
+        and not isinstance(guide, guides.Exact)
+        and table.x.numel() > LARGE
+    ):
         how["batch_size"] = 256
         err.print(f"{len(table)} rows are many: taking minibatches of 256; --batch-size sets another size")
-    run = fit(model, guide, table.x, seed=seed, **how)
+    if guide is None:
+        run: Fit = cavi(model, table.x, seed=seed, **({} if how["steps"] is None else {"sweeps": how["steps"]}))
+    else:
+        run = fit(model, guide, table.x, seed=seed, **how)
     if "transform" in how:
         generator = torch.Generator().manual_seed(seed)
         table = dataclasses.replace(table, x=torch.bernoulli(table.x, generator=generator))
@@ -249,7 +283,7 @@ def _show(run: Fit, results: dict[str, Any], table: data.Dataset) -> None:
     out.print(shown)
     state = "converged" if run.converged else "stopped at its last step"
     out.print(
-        f"SVI: {results['steps']} steps in {results['seconds']:.2f} s, {state}; loss {run.settings['loss']}, optimizer "
+        f"{'coordinate ascent' if isinstance(run, VariationalBayes) else 'SVI'}: {results['steps']} steps in {results['seconds']:.2f} s, {state}; loss {run.settings['loss']}, optimizer "
         f"{run.settings['optimizer']}; k-hat > 0.7 on {100 * results['khat_above_0.7']:.1f}% of the rows"
     )
     if "at_floor" in run.settings:

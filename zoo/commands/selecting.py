@@ -10,12 +10,12 @@ from rich.table import Table
 
 from zoo import data, plots
 from zoo.base.atomic import new_file
-from zoo.base.protocols import Conjugate
+from zoo.base.protocols import ConditionallyConjugate, Conjugate
 from zoo.commands import registry
 from zoo.commands.console import err, fail, out, words
 from zoo.diagnostics.model.selection import Candidate, Selection, select_size
 
-WORDS = {"bic": "BIC", "aic": "AIC", "held_out": "held-out log p(x)"}
+WORDS = {"bic": "BIC", "bound": "bound on log p(X)", "aic": "AIC", "held_out": "held-out log p(x)"}
 
 
 def select_(
@@ -47,7 +47,7 @@ def select_(
             built = registry.build(model_class, settings, rows.shape[1]).double()
             if guide_class is not None:
                 return built, registry.build(guide_class, {}, built, rows)
-            if not isinstance(built, Conjugate):
+            if not isinstance(built, (Conjugate, ConditionallyConjugate)):
                 raise ValueError(f"{model_class.__name__} has no closed-form EM: name a guide, as --guide Amortized")
             return built
 
@@ -87,14 +87,19 @@ def _progress(row: Candidate) -> None:
 
 def _show(found: Selection, title: str, size: str) -> None:
     shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
-    for name in (size, "log p(x)", "df", "AIC", "BIC", "held-out", "below (se)", "near"):
+    for name in (size, "log p(x)", "df", "AIC", "BIC", "bound", "held-out", "below (se)", "near"):
         shown.add_column(name, justify="right", no_wrap=True)
     chosen = {by: found.best(by).value for by in found.measures}
     for row in found.table:
         if row.best is None:
             shown.add_row(str(row.value), "failed")
             continue
-        numbers = {"aic": _number(row.aic, 2), "bic": _number(row.bic, 2), "held_out": _number(row.held_out, 4)}
+        numbers = {
+            "aic": _number(row.aic, 2),
+            "bic": _number(row.bic, 2),
+            "bound": _number(row.bound, 3),
+            "held_out": _number(row.held_out, 4),
+        }
         for by, value in chosen.items():
             if value == row.value:
                 numbers[by] = f"[bold green]{numbers[by]}*[/]"

@@ -1,9 +1,11 @@
 """Variational Bayes by coordinate ascent, for models whose factors of q have closed forms."""
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import polars
 import torch
 from torch import Tensor
 
@@ -27,13 +29,15 @@ class Ascent:
         bound: the evidence lower bound reached, in nats over all rows; None where it failed.
         sweeps: their number.
         converged: whether the bound had ceased to rise.
+        seconds: wall-clock time.
         error: why it failed, or None.
     """
 
     seed: int
-    bound: float | None
-    sweeps: int
-    converged: bool
+    bound: float | None = None
+    sweeps: int | None = None
+    converged: bool = False
+    seconds: float = 0.0
     error: str | None = None
 
 
@@ -59,11 +63,42 @@ class VariationalBayes(Fit):
     def __getitem__(self, index: Any) -> Tensor:
         return self.bound[index]
 
+    def near(self, within: float = 0.01) -> tuple[int, ...]:
+        """The seeds whose bound is within ``within`` nats of the best. One out of many is a reason to try more."""
+        top = float(self.bound[-1])
+        return tuple(one.seed for one in self.attempts if one.bound is not None and one.bound >= top - within)
+
+    def summary(self) -> dict[str, float]:
+        """The bound in nats over all rows, the sweeps of the best start, whether it converged, and the starts."""
+        return {
+            "bound": float(self.bound[-1]),
+            "sweeps": float(len(self)),
+            "converged": float(self.converged),
+            "starts": float(len(self.attempts)),
+            "near": float(len(self.near())),
+            "failed": float(sum(one.error is not None for one in self.attempts)),
+        }
+
+    def frame(self) -> polars.DataFrame:
+        """A row per start, in the order of the seeds, failures included."""
+        kinds = {
+            "seed": polars.Int64,
+            "bound": polars.Float64,
+            "sweeps": polars.Int64,
+            "converged": polars.Boolean,
+            "seconds": polars.Float64,
+            "error": polars.String,
+        }
+        return polars.DataFrame([vars(one) for one in self.attempts], schema=kinds)
+
     def __repr__(self) -> str:
+        found = self.summary()
         ended = "converged" if self.converged else "not converged"
+        failed = f", {found['failed']:.0f} failed" if found["failed"] else ""
         return (
-            f"VariationalBayes of {name_of(self.model)}: bound {float(self.bound[-1]):.6f} nats over all rows after "
-            f"{len(self)} sweeps, {ended}; best of {len(self.attempts)} starts"
+            f"VariationalBayes of {name_of(self.model)}: bound {found['bound']:.6f} nats over all rows after "
+            f"{len(self)} sweeps, {ended}; {found['near']:.0f} of {len(self.attempts)} starts within 0.01 nats of "
+            f"it{failed}"
         )
 
 
@@ -76,6 +111,8 @@ def cavi(
     :math:`\log q_j = E_{-j}[\log p(x, Z, \theta)] + \mathrm{const}`, in turn; the bound never falls. For linear models,
     after twenty plain sweeps factors and loadings are rotated together after every sweep (Luttinen and Ilin 2010).
     Computed in float64.
+
+    A start that fails is reported with its error (:meth:`VariationalBayes.frame`), and the others go on.
 
     Args:
         model: a :class:`~zoo.base.protocols.ConditionallyConjugate` model: BayesianPCA, BayesianFactorAnalysis,
@@ -93,18 +130,21 @@ def cavi(
     Raises:
         TypeError: the model is not conditionally conjugate.
         ValueError: data unfit for the model, or a number out of range.
-        FloatingPointError: the bound fell, which coordinate ascent never does, or every start failed.
+        FloatingPointError: every start failed; the message lists why. A bound that falls, which coordinate ascent
+            never does, is such a failure.
 
     References:
         Bishop (2006), Pattern Recognition and Machine Learning, ch. 10; Blei, Kucukelbir and McAuliffe (2017),
         Variational inference: a review for statisticians, JASA 112.
+
+    >>> import torch, zoo
+    >>> x = zoo.data.load("iris", dtype=torch.float64).x
+    >>> model = zoo.BayesianPCA(4, 2, mean=False).double()
+    >>> found = cavi(model, x - x.mean(0), restarts=2)
+    >>> round(float(found[-1]), 3), found.converged
+    (-456.328, True)
     """
-    inner = unwrapped(model)
-    if not isinstance(inner, ConditionallyConjugate):
-        raise TypeError(
-            f"{name_of(model)} is not conditionally conjugate (it lacks families, coordinate_ascent or bound): raise "
-            "its bound by zoo.fit(model, guides.MeanField(model, x), x)"
-        )
+    inner = _conditionally_conjugate(model)
     check_whole(sweeps, "sweeps")
     check_whole(restarts, "restarts")
     if not tol >= 0:
@@ -117,22 +157,7 @@ def cavi(
         if isinstance(inner, Placed):
             with seeded(seed):
                 inner.initialize(x)
-        best: tuple[Tensor, bool, CoordinateAscent] | None = None
-        attempts = []
-        for number in range(seed, seed + restarts):
-            try:
-                ascent = inner.coordinate_ascent(x, torch.Generator().manual_seed(number))
-                bound, converged = _climb(ascent, sweeps, tol * len(x))
-            except torch.linalg.LinAlgError as error:
-                attempts.append(Ascent(number, None, 0, False, str(error)))
-                continue
-            attempts.append(Ascent(number, float(bound[-1]), len(bound), converged))
-            if best is None or bound[-1] > best[0][-1]:
-                best = bound, converged, ascent
-        if best is None:
-            listed = "; ".join(f"seed {one.seed}: {one.error}" for one in attempts)
-            raise FloatingPointError(f"all {restarts} starts failed: {listed}")
-        bound, converged, ascent = best
+        attempts, (bound, converged, ascent) = _starts(inner, x, range(seed, seed + restarts), sweeps, tol * len(x))
         factors = dict(ascent.factors(x))
         guide = MeanField(model, x, family="conjugate")
         guide.place(factors)
@@ -148,7 +173,52 @@ def cavi(
         seconds=time.perf_counter() - started,
         stopped="the bound has settled" if converged else f"all {sweeps} sweeps are used up",
     )
-    return VariationalBayes(model, guide, record, bound=bound, attempts=tuple(attempts), factors=factors)
+    return VariationalBayes(model, guide, record, bound=bound, attempts=attempts, factors=factors)
+
+
+def _conditionally_conjugate(model: Any) -> ConditionallyConjugate:
+    """The model behind all handlers.
+
+    Raises:
+        TypeError: it is not conditionally conjugate.
+    """
+    inner = unwrapped(model)
+    if not isinstance(inner, ConditionallyConjugate):
+        raise TypeError(
+            f"{name_of(model)} is not conditionally conjugate (it lacks families, coordinate_ascent or bound): raise "
+            "its bound by zoo.fit(model, guides.MeanField(model, x), x)"
+        )
+    return inner
+
+
+Climb = tuple[Tensor, bool, CoordinateAscent]
+
+
+def _starts(
+    model: ConditionallyConjugate, x: Tensor, seeds: range, sweeps: int, tol: float
+) -> tuple[tuple[Ascent, ...], Climb]:
+    """Every start, and the best: its bounds, whether they settled, and its factors.
+
+    Raises:
+        FloatingPointError: all failed.
+    """
+    best: Climb | None = None
+    attempts = []
+    for seed in seeds:
+        started = time.perf_counter()
+        try:
+            ascent = model.coordinate_ascent(x, torch.Generator().manual_seed(seed))
+            bound, converged = _climb(ascent, sweeps, tol)
+        except (FloatingPointError, torch.linalg.LinAlgError) as error:
+            attempts.append(Ascent(seed, seconds=time.perf_counter() - started, error=str(error)))
+            continue
+        attempts.append(Ascent(seed, float(bound[-1]), len(bound), converged, time.perf_counter() - started))
+        if best is None or bound[-1] > best[0][-1]:
+            best = bound, converged, ascent
+    if best is None:
+        listed = "\n".join(f"  seed {one.seed}: {one.error}" for one in attempts)
+        raise FloatingPointError(f"all {len(attempts)} starts failed:\n{listed}")
+    return tuple(attempts), best
 
 
 def _climb(ascent: CoordinateAscent, sweeps: int, tol: float) -> tuple[Tensor, bool]:
@@ -163,6 +233,8 @@ def _climb(ascent: CoordinateAscent, sweeps: int, tol: float) -> tuple[Tensor, b
         if number >= PLAIN and isinstance(ascent, Rotating):
             ascent.rotate()
         bounds.append(float(ascent.bound()))
+        if not math.isfinite(bounds[-1]):
+            raise FloatingPointError(f"the bound is {bounds[-1]} after sweep {number}: look for columns of vast scale")
         if len(bounds) > 1 and not bounds[-1] >= bounds[-2] - ROUNDING * max(1.0, abs(bounds[-2])):
             raise FloatingPointError(
                 f"the bound fell from {bounds[-2]:.12g} to {bounds[-1]:.12g} in sweep {number}: an update is no "

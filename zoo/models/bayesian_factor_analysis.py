@@ -6,6 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from zoo.algebra.linear_gaussian import refuse_constant_columns
 from zoo.algebra.parameter_draws import linear_log_marginal
 from zoo.base.checks import check_whole
 from zoo.base.module import Module, like
@@ -98,9 +99,16 @@ class BayesianFactorAnalysis(Module):
         """Refuse data that the model cannot explain.
 
         Raises:
-            ValueError: a column with fewer than two observed values, or more factors than rows.
+            ValueError: a column with fewer than two observed values or with one value alone, or at least as many
+                factors as rows.
         """
         check_rows_of(x, self.latent_dim, "BayesianFactorAnalysis")
+        refuse_constant_columns(
+            x,
+            "BayesianFactorAnalysis",
+            "the precision of their noise would be that of its prior alone. Leave them out, or take BayesianPCA, whose "
+            "columns share one precision",
+        )
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:

@@ -1,4 +1,5 @@
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import pyro
@@ -6,6 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from zoo.algebra.linear_gaussian import refuse_constant_columns
 from zoo.algebra.missing import column_moments, refuse_unobserved_columns
 from zoo.algebra.parameter_draws import mixture_log_marginal
 from zoo.algebra.wishart import Wishart
@@ -13,18 +15,13 @@ from zoo.base.checks import check_whole
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
 from zoo.distributions.observed import seen
-from zoo.models.mixture_ascent import (
-    Covariance,
-    MixtureAscent,
-    MixturePriors,
-    mixture_bound,
-    mixture_factors,
-    plus_plus,
-)
+from zoo.models.mixture_ascent import MixtureAscent, mixture_bound, plus_plus
+from zoo.models.mixture_factors import Covariance, MixturePriors, mixture_factors
 from zoo.models.mixture_predictive import broken, log_predictive
 
 Proportions = Literal["dirichlet", "sticks"]
 Means = Literal["independent", "coupled"]
+Values = float | Sequence[float] | Sequence[Sequence[float]]
 
 
 class BayesianGMM(Module):
@@ -40,9 +37,18 @@ class BayesianGMM(Module):
     Dirichlet process in the limit. ``"diag"`` and ``"spherical"`` precisions have Gamma(nu / 2, v / 2) priors, and
     ``"tied"`` ones are one matrix for all components.
 
-    The defaults are placed on the data (:meth:`initialize`): m the column means, S ten times the columns' variances
-    (:math:`\beta` = 0.1 for coupled means), nu the number of columns (1 for Gamma priors), and V such that E[Lambda]^-1
-    is the columns' variances.
+    Hyperparameters that are not given are placed on the data (:meth:`initialize`): m on the column means, S on ten
+    times the columns' variances, and V such that E[Lambda]^-1 holds the columns' variances. nu is the number of
+    columns (1 for Gamma priors), and :math:`\beta` = 0.1.
+
+    Missing entries (NaN) are missing at random. In coordinate ascent they are left out where columns are independent
+    ("diag" or "spherical", with independent means). Elsewhere they are latent with a factor :math:`q(x_m \mid c)` of
+    their own, and the bound of :func:`zoo.cavi` is one on :math:`\log p(x_o)` that this factor loosens:
+
+    .. math:: E_q[\log p(x_o, x_m, c, \theta) - \log q(x_m \mid c) - \log q(c) - \log q(\theta)].
+
+    :func:`zoo.evaluate` integrates them out given the parameters, as ``forward`` does, so that its bound is a little
+    higher.
 
     Args:
         data_dim: number of columns D of the data.
@@ -53,6 +59,10 @@ class BayesianGMM(Module):
         means: ``"independent"`` of the precisions, or ``"coupled"`` to them (normal-Wishart).
         strength: beta of coupled means.
         df: degrees of freedom nu; None takes D, or 1 for diagonal and spherical precisions.
+        location: m, one number or one per column; None places it on the data.
+        spread: variances of independent means, the diagonal of S, one number or one per column; None places them.
+        inverse_scale: V^-1 as one number (times the identity), a number per column (its diagonal) or a matrix; v of
+            diagonal precisions, one number or one per column; v of spherical ones, one number. None places it.
 
     Raises:
         ValueError: a dimension is no whole number of at least 1, an option is none of those above, or a hyperparameter
@@ -68,7 +78,7 @@ class BayesianGMM(Module):
     spread: Tensor
     inverse_scale: Tensor
 
-    missing = False
+    missing = True  # NaN is an entry missing at random
 
     def __init__(
         self,
@@ -81,6 +91,9 @@ class BayesianGMM(Module):
         means: Means = "independent",
         strength: float = 0.1,
         df: float | None = None,
+        location: float | Sequence[float] | None = None,
+        spread: float | Sequence[float] | None = None,
+        inverse_scale: Values | None = None,
     ) -> None:
         super().__init__()
         self.data_dim = d = check_whole(data_dim, "data_dim")
@@ -93,20 +106,29 @@ class BayesianGMM(Module):
         for name, value, options in known:
             if value not in get_args(options):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(options))}; got {value!r}")
-        for name, value in (("concentration", concentration), ("strength", strength)):
-            if not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be positive, got {value!r}: an improper prior has no evidence")
+        for name, number in (("concentration", concentration), ("strength", strength)):
+            if not 0 < number < math.inf:
+                raise ValueError(f"{name} must be positive, got {number!r}: an improper prior has no evidence")
+        if spread is not None and means == "coupled":
+            raise ValueError("spread is that of independent means: give strength for coupled ones")
         self.matrix = covariance in ("full", "tied")
         least = d - 1 if self.matrix else 0
         self.df = float(df if df is not None else d if self.matrix else 1)
-        if not self.df > least:
+        if not least < self.df < math.inf:
             raise ValueError(f"df must be above {least}, got {df!r}: the prior of the precisions is improper there")
         self.covariance, self.proportions, self.means = covariance, proportions, means
         self.concentration, self.strength = float(concentration), float(strength)
-        self.register_buffer("location", torch.zeros(d))  # m (d,)
-        self.register_buffer("spread", torch.full((d,), 10.0))  # variances of S (d,)
-        shape = torch.eye(d) if self.matrix else torch.ones(d if covariance == "diag" else 1)
-        self.register_buffer("inverse_scale", self.df * shape)  # V^-1 (d, d); v (d,) or (1,)
+        given = {"location": location, "spread": spread, "inverse_scale": inverse_scale}
+        self.given = tuple(name for name, value in given.items() if value is not None)
+        self.register_buffer("location", _columns(location, "location", d, 0.0, positive=False))  # m (d,)
+        self.register_buffer("spread", _columns(spread, "spread", d, 10.0))  # variances of S (d,)
+        if self.matrix:
+            scale = _matrix(inverse_scale, d, self.df)  # V^-1 (d, d)
+        else:
+            scale = _columns(inverse_scale, "inverse_scale", d if covariance == "diag" else 1, self.df)  # v (d,), (1,)
+        self.register_buffer("inverse_scale", scale)
+        listed = {name: torch.as_tensor(value).tolist() for name, value in given.items() if value is not None}
+        self.__dict__["_resolved"] = listed  # of any sequence: JSON-able settings
 
     def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> Tensor:
         """Generate or score rows (n, d); see :func:`zoo.base.rows` for ``index`` and ``size``."""
@@ -163,20 +185,31 @@ class BayesianGMM(Module):
         """Refuse data that the model cannot explain.
 
         Raises:
-            ValueError: a column with fewer than two observed values, or at least as many components as rows.
+            ValueError: a column with fewer than two observed values or, unless precisions are spherical, with one value
+                alone; or at least as many components as rows.
         """
         refuse_unobserved_columns(x, "BayesianGMM")
+        if self.covariance != "spherical":
+            refuse_constant_columns(
+                x,
+                "BayesianGMM",
+                "their precision would be that of its prior alone. Leave them out, or take covariance='spherical'",
+            )
         if self.components >= len(x):
             raise ValueError(f"components={self.components} must be below the {len(x)} rows of x: take fewer")
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Place the priors on the columns of ``x`` (n, d)."""
+        """Place the priors on the columns of ``x`` (n, d), but for hyperparameters that were given."""
         variance, mean = column_moments(like(x, self))
         variance = torch.where(variance > 0, variance, torch.ones_like(variance)).to(self.spread)
-        self.location, self.spread = mean.to(self.location), 10.0 * variance
-        scale = torch.diag(variance) if self.matrix else variance if self.covariance == "diag" else variance.mean()
-        self.inverse_scale = (self.df * scale).reshape(self.inverse_scale.shape)
+        if "location" not in self.given:
+            self.location = mean.to(self.location)
+        if "spread" not in self.given:
+            self.spread = 10.0 * variance
+        if "inverse_scale" not in self.given:
+            scale = torch.diag(variance) if self.matrix else variance if self.covariance == "diag" else variance.mean()
+            self.inverse_scale = (self.df * scale).reshape(self.inverse_scale.shape)
 
     @property
     def families(self) -> dict[str, str]:
@@ -200,8 +233,9 @@ class BayesianGMM(Module):
     def coordinate_ascent(self, x: Tensor, generator: torch.Generator) -> MixtureAscent:
         """The factors of q, started by k-means++, and their sweeps: what :func:`zoo.cavi` takes."""
         x = like(x, self).double()
-        unit = x.std(0).clamp_min(1e-300)
-        return MixtureAscent(x, plus_plus(x / unit, self.components, generator), self._priors())
+        variance, mean = column_moments(x)
+        whole = torch.where(x.isnan(), mean, x) / torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
+        return MixtureAscent(x, plus_plus(whole, self.components, generator), self._priors())
 
     def bound(self, x: Tensor, factors: Mapping[str, Any], scale: float = 1.0) -> Tensor:
         """The evidence lower bound of factors by site; the rows' terms count ``scale`` times."""
@@ -243,3 +277,35 @@ def _chosen(values: Tensor, component: Tensor, event: int) -> Tensor:
     shared = values.squeeze(-2 - event)  # (..., k, *event)
     index = component.reshape(*component.shape, *(1,) * event).expand(*component.shape, *shared.shape[-event:])
     return shared.expand(*component.shape[:-1], *shared.shape[-1 - event :]).gather(-1 - event, index)
+
+
+def _columns(value: Values | None, name: str, width: int, default: float, *, positive: bool = True) -> Tensor:
+    """A hyperparameter as one number per column (width,).
+
+    Raises:
+        ValueError: another shape, or a number that is not finite (or not positive).
+    """
+    found = torch.as_tensor(default if value is None else value, dtype=torch.get_default_dtype())
+    if found.shape not in ((), (width,)):
+        raise ValueError(f"{name} must be one number or {width}, one per column; got shape {tuple(found.shape)}")
+    if not found.isfinite().all() or (positive and not (found > 0).all()):
+        raise ValueError(f"{name} must be finite{' and positive' * positive}, got {value!r}")
+    return found.expand(width).clone()
+
+
+def _matrix(value: Values | None, width: int, default: float) -> Tensor:
+    """The inverse scale of a Wishart prior (width, width), from one number, one per column, or a matrix.
+
+    Raises:
+        ValueError: another shape, or a matrix that is not symmetric and positive definite.
+    """
+    found = torch.as_tensor(default if value is None else value, dtype=torch.get_default_dtype())
+    if found.ndim < 2:
+        return torch.diag(_columns(value, "inverse_scale", width, default))
+    definite = found.shape == (width, width) and bool((found == found.mT).all())
+    if not definite or torch.linalg.cholesky_ex(found)[1] > 0:
+        raise ValueError(
+            f"inverse_scale must be one number, one per column, or a symmetric positive definite matrix "
+            f"({width}, {width}); got shape {tuple(found.shape)}"
+        )
+    return found.clone()

@@ -97,7 +97,7 @@ class BayesianPCA(Module):
         """Refuse data that the model cannot explain.
 
         Raises:
-            ValueError: a column with fewer than two observed values, or more factors than rows.
+            ValueError: a column with fewer than two observed values, or at least as many factors as rows.
         """
         check_rows_of(x, self.latent_dim, "BayesianPCA")
 

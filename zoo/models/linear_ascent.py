@@ -362,7 +362,7 @@ class LinearAscent:
         """
         q, d = self.q, len(self.q.weight.mean)
         whole, energy = inner_of(self.rows, q).whole, q.weight.second.sum(0)
-        rotation = _best_rotation(whole, energy, self.rows.n - d, d, self.priors.relevance)
+        rotation = best_rotation(whole, energy, self.rows.n - d, d, self.priors.relevance)
         inverse = torch.linalg.inv(rotation)
         if isinstance(q.z, LinearMap):
             z: GaussianFactor | LinearMap = q.z.turned(rotation)
@@ -380,23 +380,29 @@ class LinearAscent:
         return found if q.mean is None else {**found, "mean": q.mean}
 
 
-def _best_rotation(whole: Tensor, energy: Tensor, degrees: int, d: int, prior: tuple[float, float]) -> Tensor:
-    """R (k, k) by L-BFGS from the identity; see :meth:`LinearAscent.rotate`."""
+def best_rotation(whole: Tensor, energy: Tensor, degrees: int, d: int, prior: tuple[float, float]) -> Tensor:
+    r"""R (k, k) at which the bound is highest, in closed form; see :meth:`LinearAscent.rotate`.
+
+    With :math:`V = R^{-T} E[W^T W] R^{-1}` and :math:`c_k = (2a + D) / (2b + V_{kk})` the stationary points have
+    :math:`R\, E[Z^T Z]\, R^T = (N - D) I + V \mathrm{diag}(c)`; the left side is symmetric, so V is diagonal, and so is
+    the left side. Hence :math:`R = \mathrm{diag}(t)^{1/2}\, U^T L^{-1}` with :math:`L L^T = E[Z^T Z]` and
+    :math:`L^T E[W^T W] L = U \mathrm{diag}(\lambda) U^T`, and every :math:`t_k` is the positive root of
+    :math:`2 b t^2 + (\lambda_k - 2 b (N - D))\, t - \lambda_k (N + 2a) = 0`.
+
+    Args:
+        whole: E[Z'Z] (k, k).
+        energy: E[W'W] (k, k).
+        degrees: N - D.
+        d: D.
+        prior: a and b, shape and rate of the prior on the relevances.
+    """
     shape, rate = prior
-    rotation = torch.eye(len(whole)).to(whole).requires_grad_()
-    optim = torch.optim.LBFGS(
-        [rotation], max_iter=30, line_search_fn="strong_wolfe", tolerance_grad=1e-9, tolerance_change=1e-14
-    )
-
-    def loss() -> Tensor:
-        with torch.enable_grad():
-            inverse = torch.linalg.inv(rotation)
-            weights = rate + 0.5 * ((inverse.mT @ energy) * inverse.mT).sum(1)
-            gain = degrees * torch.linalg.slogdet(rotation)[1] - 0.5 * ((rotation @ whole) * rotation).sum()
-            value = (shape + d / 2) * weights.log().sum() - gain
-            (rotation.grad,) = torch.autograd.grad(value, [rotation])
-        return value.detach()
-
-    optim.step(loss)
-    found = rotation.detach()
-    return found if found.isfinite().all() else torch.eye(len(whole)).to(whole)
+    root = torch.linalg.cholesky(whole)
+    values, vectors = torch.linalg.eigh(root.mT @ energy @ root)
+    values = values.clamp_min(torch.finfo(values.dtype).tiny)
+    linear, constant = values - 2 * rate * degrees, values * (degrees + d + 2 * shape)
+    size = (linear.square() + 8 * rate * constant).sqrt()
+    positive = 2 * constant / (linear + size)  # each of the two forms of the root loses no digits where it is taken
+    square = torch.where(linear > 0, positive, (size - linear) / (4 * rate))
+    inverse_root = torch.linalg.solve_triangular(root, torch.eye(len(root)).to(root), upper=False)
+    return square.sqrt().unsqueeze(-1) * (vectors.mT @ inverse_root)

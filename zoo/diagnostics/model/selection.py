@@ -13,15 +13,16 @@ from torch import Tensor
 
 from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
 from zoo.base.checks import check_rows, check_whole
-from zoo.base.protocols import Conjugate, HoldsRows
+from zoo.base.protocols import ConditionallyConjugate, Conjugate, HoldsRows
 from zoo.base.random import seeded
 from zoo.diagnostics.model.criteria import information_criteria, log_density
+from zoo.infer.coordinate_ascent import VariationalBayes, cavi
 from zoo.infer.run import Fit
 from zoo.infer.starts import best_of, each_seed
 from zoo.posterior.evaluation import LEAST_DRAWS
 from zoo.posterior.evidence import log_evidence_bounds
 
-Measure = Literal["bic", "aic", "held_out"]
+Measure = Literal["bic", "bound", "aic", "held_out"]
 FAILURES = (
     ValueError,
     FloatingPointError,
@@ -41,6 +42,8 @@ class Candidate:
         df: the number of free parameters, see :func:`zoo.diagnostics.model.criteria.free_parameters`.
         aic: in nats, less is better.
         bic: in nats, less is better.
+        bound: of a model with priors on everything, the bound on log p(X) that :func:`zoo.cavi` reaches: in nats over
+            all rows, more is better.
         log_p: log p(x) of every row that was held out (m,), in nats; by importance weighting where there is no closed
             form, so that its expectation is a bound from below.
         near: the number of starts within 0.01 nats of the best one.
@@ -55,6 +58,7 @@ class Candidate:
     df: int | None = None
     aic: float | None = None
     bic: float | None = None
+    bound: float | None = None
     log_p: Tensor | None = field(default=None, repr=False)
     near: int | None = None
     starts: int | None = None
@@ -98,10 +102,10 @@ class Selection:
         return tuple(by for by in get_args(Measure) if any(getattr(row, by) is not None for row in self.table))
 
     def best(self, by: Measure | None = None) -> Candidate:
-        """The row of lowest ``"bic"`` or ``"aic"``, or of highest ``"held_out"`` log p(x); the first of equals.
+        """The row of lowest ``"bic"`` or ``"aic"``, of highest ``"bound"`` or ``"held_out"`` log p(x); ties: the first.
 
         Args:
-            by: None takes BIC where the models have one, and held-out rows otherwise.
+            by: None takes BIC where the models have one, then the bound on log p(X), and held-out rows otherwise.
 
         Raises:
             ValueError: there is no such measure, or no row has it.
@@ -115,7 +119,7 @@ class Selection:
                 f"no row has {by!r} here: there is {', '.join(self.measures)} (AIC and BIC need a closed-form "
                 "likelihood, held_out needs folds or held-out rows)"
             )
-        sign = 1 if by == "held_out" else -1
+        sign = 1 if by in ("bound", "held_out") else -1
         rows = [row for row in self.table if getattr(row, by) is not None]
         return max(rows, key=lambda row: sign * getattr(row, by))
 
@@ -138,6 +142,7 @@ class Selection:
             "df": pl.Int64,
             "aic": pl.Float64,
             "bic": pl.Float64,
+            "bound": pl.Float64,
             "held_out": pl.Float64,
             "held_out_se": pl.Float64,
             "below": pl.Float64,
@@ -190,7 +195,9 @@ def select_size(
     r"""Fit a model for every number of factors or components, and compare them.
 
     A conjugate model is fitted by :func:`zoo.em` from several starts, and has likelihood, AIC and BIC. Where ``build``
-    returns a model with a guide, both are fitted by :func:`zoo.fit`. Either is evaluated on rows that it has not seen:
+    returns a model with a guide, both are fitted by :func:`zoo.fit`. A conditionally conjugate model with priors on
+    everything is fitted by :func:`zoo.cavi` from as many starts, and has the bound on log p(X), which weighs fit
+    against size by itself; it is not evaluated on held-out rows. Any other is evaluated on rows that it has not seen:
     by K-fold cross-validation, where every row is held out once and the models are fitted anew without it (all values
     with the same folds), or on ``held_out`` rows. Their log p(x) is exact for a conjugate model, and the
     importance-weighted bound of ``draws`` draws from the guide for any other.
@@ -212,7 +219,7 @@ def select_size(
         draws: for log p(x) where it has no closed form; at least 25.
         seed: of the folds and the draws; the caller's random streams are left alone.
         report: called with every row as it is ready.
-        options: for :func:`zoo.em`, which takes 1000 steps at most here unless ``steps`` says otherwise, or
+        options: for :func:`zoo.cavi`, :func:`zoo.em`, which takes 1000 steps at most here unless ``steps`` says otherwise, or
             :func:`zoo.fit`.
 
     Raises:
@@ -283,6 +290,8 @@ def _candidate(
     try:
         best, near, count = _fitted(build, value, x, seeds, options, bool(parts) or apart is not None)
         row = replace(row, best=best, near=near, starts=count)
+        if isinstance(best, VariationalBayes):
+            return replace(row, bound=float(best[-1]), seconds=time.perf_counter() - started)
         model: Any = best.model if isinstance(best, Fit) else best
         if isinstance(model, Conjugate):
             found = information_criteria(best.model if isinstance(best, Fit) else best, x)
@@ -320,6 +329,10 @@ def _fitted(
     """The best of several starts, the number of those near it, and of all."""
     with seeded(0):
         made = build(value, x)
+    if isinstance(made, ConditionallyConjugate):
+        given = {name: value for name, value in options.items() if name != "progress"}
+        found = cavi(made, x, restarts=len(seeds), seed=seeds[0], **given)
+        return found, len(found.near()), len(found.attempts)
     if isinstance(made, tuple):
         if others:
             _refuse_bound_to_rows(made[1])
