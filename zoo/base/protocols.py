@@ -263,11 +263,18 @@ class TightGuide(Hook, Protocol):
         ...
 
 
+@runtime_checkable
+class Smooth(Hook, Protocol):
+    """A guide that declares whether its gradients are those of the loss, as a line search requires."""
+
+    smooth: bool
+
+
 def declares(function: PyroCallable, name: str) -> bool:
     """Whether a model or guide declares a property of its density: ``quadratic``, ``gaussian`` or ``tight``.
 
-    A subclass with a ``forward`` of its own has another density: what its parent declares does not hold for it, and it
-    declares the property anew where it has it.
+    A subclass with its own ``forward`` has another density, to which the declarations of its parent do not apply; it
+    repeats those that hold.
     """
     inner = undecorated(function)
     if name in vars(inner):
