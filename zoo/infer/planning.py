@@ -271,17 +271,14 @@ def _check_options(asked: _Asked) -> None:
         ValueError: names the argument.
         FileExistsError: ``checkpoint`` holds files already.
     """
-    if asked.options.steps is not None:
-        check_whole(asked.options.steps, "steps")
-    check_whole(asked.options.every, "every")
-    if (
-        asked.options.patience is not None
-        and check_whole(asked.options.patience, "patience")
-        and asked.validation is None
-    ):
+    options = asked.options
+    if options.steps is not None:
+        check_whole(options.steps, "steps")
+    check_whole(options.every, "every")
+    if options.patience is not None and check_whole(options.patience, "patience") and asked.validation is None:
         raise ValueError("patience needs held-out rows: pass validation=, or leave it out")
-    if asked.options.checkpoint is not None:
-        refuse_taken(asked.options.checkpoint)
+    if options.checkpoint is not None:
+        refuse_taken(options.checkpoint)
 
 
 def _rows(
@@ -333,11 +330,8 @@ def _described(asked: _Asked) -> Answer:
     x, device = asked.x, asked.options.device
     n, d = x.shape
     place = x.device if device is None else device
-    why = (
-        "device is given"
-        if device is not None
-        else "dtype and device of the model's parameters, or of x if it has none"
-    )
+    own = "those of the model's parameters, or of x if it has none"
+    why = "device is given" if device is not None else own
     return Answer("rows", f"{n:,} x {d}, {str(x.dtype).removeprefix('torch.')} on {place}", why)
 
 
@@ -416,13 +410,10 @@ def _loss(asked: _Asked, found: Layout) -> tuple[ELBO, Answer]:
 
 def _search(asked: _Asked, loss: ELBO) -> tuple[PyroOptim, Settling | None, tuple[Answer, Answer]]:
     """The optimizer and its schedule."""
-    if asked.options.optim is not None:
-        name = type(asked.options.optim).__name__
-        return (
-            asked.options.optim,
-            None,
-            (Answer("optimizer", name, "optim is given"), Answer("schedule", "its own", "")),
-        )
+    given = asked.options.optim
+    if given is not None:
+        row = Answer("optimizer", type(given).__name__, "optim is given")
+        return given, None, (row, Answer("schedule", "its own", "optim is given"))
     noise = _noise(asked, loss)
     if not noise:
         row = Answer("optimizer", "LBFGS", "the bound has no noise, and every step uses all rows")
