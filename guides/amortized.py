@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import pyro
 import pyro.distributions as dist
@@ -12,7 +12,7 @@ from guides.gaussian import sample_factorised, sample_joint, shaped, width
 from guides.shared import Shared, shared_part
 from guides.sites import CannotServe, Sites, check_data, discrete, only, require_local
 from zoo.base.callables import PyroCallable
-from zoo.base.checks import check_whole, incomplete
+from zoo.base.checks import ArrayLike, check_whole, incomplete
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
 from zoo.networks.convolution import check_image, image_encoder
@@ -81,7 +81,7 @@ class Amortized(Module):
     def __init__(
         self,
         model: PyroCallable,
-        x: Any,
+        x: ArrayLike,
         hidden: Sequence[int] = (64, 64),
         covariance: Covariance = "diag",
         rank: int = 1,

@@ -1,7 +1,7 @@
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import pyro
 import pyro.distributions as dist
@@ -16,7 +16,7 @@ from guides.gaussian import shaped, unshaped, width
 from guides.shared import Shared, shared_part
 from guides.sites import CannotServe, Sites, check_data, only, require_local, summed_out
 from zoo.base.callables import PyroCallable
-from zoo.base.checks import check_whole, incomplete
+from zoo.base.checks import ArrayLike, check_whole, incomplete
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
 from zoo.distributions.bent import Bent
@@ -74,7 +74,7 @@ class Flow(Module):
     def __init__(
         self,
         model: PyroCallable,
-        x: Any,
+        x: ArrayLike,
         hidden: Sequence[int] = (64, 64),
         transform: Kind = "iaf",
         length: int = 2,

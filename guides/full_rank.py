@@ -1,5 +1,3 @@
-from typing import Any
-
 import pyro.distributions as dist
 import torch
 from pyro.nn import PyroParam
@@ -21,6 +19,7 @@ from guides.sites import (
     summed_out,
 )
 from zoo.base.callables import PyroCallable
+from zoo.base.checks import ArrayLike
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
 
@@ -46,7 +45,7 @@ class FullRank(Module):
 
     gaussian = True  # Gaussian sites (in unconstrained coordinates) and categorical ones alone
 
-    def __init__(self, model: PyroCallable, x: Any, closed_form: bool = False) -> None:
+    def __init__(self, model: PyroCallable, x: ArrayLike, closed_form: bool = False) -> None:
         super().__init__()
         x = check_data(x, model)
         self.sites = Sites.of("FullRank", model, x)

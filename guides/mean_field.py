@@ -1,5 +1,3 @@
-from typing import Any
-
 import pyro
 import pyro.distributions as dist
 import torch
@@ -11,6 +9,7 @@ from guides.gaussian import sample_factorised, shaped, width
 from guides.shared import Shared, shared_part
 from guides.sites import Sites, check_closed_form, check_count, check_data, closed_posterior, discrete, only, pick, put
 from zoo.base.callables import PyroCallable
+from zoo.base.checks import ArrayLike
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
 
@@ -45,7 +44,7 @@ class MeanField(Module):
     gaussian = True  # Gaussian sites (in unconstrained coordinates) and categorical ones alone
 
     def __init__(
-        self, model: PyroCallable, x: Any, closed_form: bool | None = None, *, shared: Shared = "mean_field"
+        self, model: PyroCallable, x: ArrayLike, closed_form: bool | None = None, *, shared: Shared = "mean_field"
     ) -> None:
         super().__init__()
         x = check_data(x, model)

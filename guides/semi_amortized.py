@@ -1,6 +1,5 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -17,7 +16,7 @@ from guides.gaussian import sample_factorised, shaped, width
 from guides.shared import Shared
 from guides.sites import CannotServe, Sites, check_data, only, require_local
 from zoo.base.callables import PyroCallable, handlers, mode, name_of
-from zoo.base.checks import check_whole
+from zoo.base.checks import ArrayLike, check_whole
 from zoo.base.latent_sites import Latent
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
@@ -93,7 +92,7 @@ class SemiAmortized(Module):
     def __init__(
         self,
         model: PyroCallable,
-        x: Any,
+        x: ArrayLike,
         hidden: Sequence[int] = (64, 64),
         steps: int = 5,
         rate: float = 0.7,

@@ -2,7 +2,6 @@
 
 import inspect
 from dataclasses import dataclass
-from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from zoo.base.callables import PyroCallable, modules, name_of, undecorated, unwrapped
-from zoo.base.checks import check_rows
+from zoo.base.checks import ArrayLike, check_rows
 from zoo.base.latent_sites import Latent, layout
 from zoo.base.protocols import Conjugate
 from zoo.base.random import seeded
@@ -86,7 +85,7 @@ def _check_family(guide: str, model: PyroCallable, latent: Latent) -> None:
         raise CannotServe(guide, model, latent.name, why, instead)
 
 
-def check_data(x: Any, model: PyroCallable) -> Tensor:
+def check_data(x: ArrayLike, model: PyroCallable) -> Tensor:
     """The rows (n, d) in the dtype and on the device of the model's parameters, or as they are where it has none.
 
     The parameters of a plain function are those of the modules it refers to, or those it makes by ``pyro.param``.

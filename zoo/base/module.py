@@ -4,7 +4,7 @@ import functools
 import hashlib
 import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -139,7 +139,7 @@ def _root(module: Module) -> str:
     return f"{type(module).__name__}_{next(_numbers)}"
 
 
-def like(x: Any, function: PyroCallable) -> Tensor:
+def like(x: Tensor | np.ndarray | Sequence[Any], function: PyroCallable) -> Tensor:
     """``x`` as a tensor of the dtype and device of a callable's parameters (as it is where there are none yet)."""
     x = torch.as_tensor(x)
     parameter = next((p for module in modules(function) for p in module.parameters()), None)

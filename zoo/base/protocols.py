@@ -89,8 +89,8 @@ class AcceptsMissing(Hook, Protocol):
 class Conjugate(Hook, Protocol):
     """A model whose posterior and marginal likelihood have closed forms.
 
-    One with the class attribute ``missing = True`` accepts rows with missing entries (NaN) throughout, ``forward``
-    included; see :mod:`zoo.algebra.missing`.
+    With the class attribute ``missing = True`` all its methods, ``forward`` included, accept rows with missing entries
+    (NaN); see :mod:`zoo.algebra.missing`.
     """
 
     def posterior(self, x: Tensor) -> Distribution:
@@ -101,8 +101,8 @@ class Conjugate(Hook, Protocol):
         """log p(x), shape (n,)."""
         ...
 
-    def em_step(self, x: Any) -> Tensor:
-        """One step of EM, in place. Returns the total log-likelihood of the parameters it started from."""
+    def em_step(self, data: Any, /) -> Tensor:
+        """One step of EM on rows (n, d) or their summary, in place. Returns the total log-likelihood before it."""
         ...
 
 
@@ -117,7 +117,7 @@ class ConjugateGivenShared(Hook, Protocol):
 
 @runtime_checkable
 class ClosedBound(Hook, Protocol):
-    """A model with the bound of a Gaussian (or categorical) q in closed form."""
+    """A model with the bound for a Gaussian (or categorical) q in closed form."""
 
     def elbo(self, x: Tensor, q: Distribution) -> Tensor:
         """The evidence lower bound of every row (n,)."""
@@ -125,8 +125,13 @@ class ClosedBound(Hook, Protocol):
 
 
 @runtime_checkable
+class ClosedConjugate(Conjugate, ClosedBound, Protocol):
+    """A conjugate model with the bound in closed form."""
+
+
+@runtime_checkable
 class Placed(Hook, Protocol):
-    """A model or guide that takes a random start on the data; :func:`zoo.fit` and :func:`zoo.em` place fresh ones."""
+    """A model or guide with a random initialisation on the data, which :func:`zoo.fit` and :func:`zoo.em` call."""
 
     @property
     def fresh(self) -> bool:
@@ -134,34 +139,34 @@ class Placed(Hook, Protocol):
         ...
 
     def initialize(self, x: Tensor) -> None:
-        """Place the parameters on the rows (n, d), from the running random stream."""
+        """Initialise the parameters on the rows (n, d), with the current random stream."""
         ...
 
 
 @runtime_checkable
 class Checked(Hook, Protocol):
-    """A model that refuses data under which its likelihood has no maximum."""
+    """A model that refuses data for which its likelihood has no maximum."""
 
     def check(self, x: Tensor) -> None:
-        """Raise a ValueError that names the row or column and the way out."""
+        """Raise a ValueError that names the row or column and a remedy."""
         ...
 
 
 @runtime_checkable
 class Summarized(Hook, Protocol):
-    """A conjugate model whose EM step takes sufficient statistics in place of rows."""
+    """A conjugate model whose EM step accepts sufficient statistics in place of rows."""
 
     def summarize(self, x: Tensor) -> Any:
-        """What ``em_step`` takes in place of the rows (n, d)."""
+        """Sufficient statistics of the rows (n, d), for ``em_step``."""
         ...
 
 
 @runtime_checkable
 class Maximized(Hook, Protocol):
-    """A conjugate model with a direct maximum of its likelihood."""
+    """A conjugate model whose maximum-likelihood estimate has a closed form."""
 
     def maximize(self, moments: Any) -> Any:
-        """Go to the maximum, in place, given the moments of the rows."""
+        """Set the parameters to the maximum, in place, given the moments of the rows."""
         ...
 
 
@@ -176,7 +181,7 @@ class Decoding(Hook, Protocol):
 
 @runtime_checkable
 class Imputing(Hook, Protocol):
-    """A model that fills missing entries in closed form."""
+    """A model with the conditional moments of missing entries in closed form."""
 
     def impute(self, x: Tensor) -> Any:
         """Mean and variance of the missing entries (NaN) of rows (n, d)."""
@@ -185,12 +190,12 @@ class Imputing(Hook, Protocol):
 
 @runtime_checkable
 class Floored(Hook, Protocol):
-    """A model with a floor on its variances."""
+    """A model with a lower bound on its variances."""
 
     floor: float
 
     def at_floor(self, z: Tensor) -> Tensor | None:
-        """The share (...) of variances at the floor for factors (..., k)."""
+        """The share (...) of variances at the lower bound for factors (..., k)."""
         ...
 
 
@@ -209,7 +214,7 @@ class LinearGaussian(Hook, Protocol):
 
 @runtime_checkable
 class Mixture(Hook, Protocol):
-    """A mixture of components, with the site ``component`` per row."""
+    """A mixture model with the local site ``component``."""
 
     components: int
 
@@ -229,7 +234,7 @@ class Quadratic(Hook, Protocol):
 
 @runtime_checkable
 class HasPosterior(Hook, Protocol):
-    """A guide with q(z | x) of its one local site as a distribution."""
+    """A guide whose q(z | x) of its single local site is available as a distribution."""
 
     def posterior(self, x: Tensor, index: Tensor | None = None) -> Distribution:
         """q(z | x), a distribution with batch shape (n,)."""
@@ -238,7 +243,7 @@ class HasPosterior(Hook, Protocol):
 
 @runtime_checkable
 class HoldsRows(Hook, Protocol):
-    """A guide with parameters of its own for every row of the data that it was built for."""
+    """A guide with separate parameters for every row of the data that it was built for."""
 
     count: int
 
@@ -255,7 +260,7 @@ class GaussianGuide(Hook, Protocol):
 
 @runtime_checkable
 class TightGuide(Hook, Protocol):
-    """A guide that declares whether it is the posterior itself, so that every draw gives log p(x)."""
+    """A guide that declares whether it is the exact posterior, so that every draw gives log p(x)."""
 
     @property
     def tight(self) -> bool:
