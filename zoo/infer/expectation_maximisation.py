@@ -14,10 +14,11 @@ from zoo.base.random import seeded
 def em(model: PyroCallable, x: ArrayLike, *, steps: int = 100_000, tol: float = 1e-9, seed: int = 0) -> Tensor:
     """Maximise the likelihood of a conjugate model by EM, in place, until convergence.
 
-    The computation is done in float64 on a copy, whose result is written to the model in its own dtype at the end; after
-    an error the model is unchanged. A model whose parameters are unchanged since it was built starts at random on the
-    data (``model.initialize``); one that has been fitted or modified continues from its current parameters. If the
-    model has ``summarize`` and no entry is missing, the cost of a step does not depend on the number of rows.
+    The computation is done in float64 on a copy; its result is written to the model in the model's own dtype at the
+    end, so that after an error the model is unchanged. A model whose parameters are unchanged since it was built starts
+    at random on the data (``model.initialize``); one that has been fitted or modified continues from its current
+    parameters. If the model has ``summarize`` and no entry is missing, the cost of a step does not depend on the number
+    of rows.
 
     Args:
         model: a :class:`~zoo.base.Conjugate` module: PPCA, FactorAnalysis, GMM or one of your own.

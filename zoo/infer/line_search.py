@@ -207,7 +207,7 @@ class LineSearchSVI(SVI):
         return False
 
     def _guarded(self, coordinates: Coordinates, wall: float, args: Any, kwargs: Any) -> Point:
-        """The current point; where the loss is too large or undefined, a finite value, since the search interpolates."""
+        """The current point; if its loss is too large or undefined, with a finite one, as the search interpolates."""
         if coordinates.finite:
             with suppress(torch.linalg.LinAlgError, ValueError):
                 point = self._evaluate(args, kwargs)

@@ -118,9 +118,9 @@ def best_of(
             under that seed.
         x: the data (n, d).
         seeds: their number (then 0, 1, ...), or the seeds themselves.
-        score: the criterion for a run (a :class:`zoo.Fit`, or the model after EM); higher is better. None uses the total
-            log marginal likelihood if it has a closed form, and otherwise the total bound at the end, evaluated with
-            fresh draws in evaluation mode.
+        score: the criterion for a run (a :class:`zoo.Fit`, or the model after EM); higher is better. None uses the
+            total log marginal likelihood if it has a closed form, and otherwise the total bound at the end, evaluated
+            with fresh draws in evaluation mode.
         options: for :func:`zoo.fit` or :func:`zoo.em`; every fit gets its own copies of ``loss`` and ``optim``.
 
     Returns:

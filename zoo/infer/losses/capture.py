@@ -26,16 +26,16 @@ class Capture:
     """A compiled graph, and the conditions under which it is valid.
 
     Attributes:
-        names: the parameters in Pyro's store; they are the first inputs.
-        used: the numbers of those that have a gradient.
+        names: the parameters in Pyro's store, which are the first inputs.
+        used: the positions of those that have a gradient.
         kinds: their shapes and types.
-        slots: for every input, the number of the tensor argument that it is, or None.
-        state: for every input, the buffer, frozen parameter or other tensor that it is, or None.
-        guards: gives the conditions that were branched on, from all inputs; None where there are none.
-        outcomes: what they were.
-        watch: numbers and tensors that the graph took from outside the arguments.
-        run: the graph: loss, gradients.
-        steps: how often it ran.
+        slots: for every input that is a tensor argument, its position among these, else None.
+        state: for every input that is a buffer, frozen parameter or other tensor, this tensor, else None.
+        guards: the graph that computes the conditions of branches from all inputs; None if there are none.
+        outcomes: the values of these conditions.
+        watch: numbers and tensors from outside the arguments on which the graph depends.
+        run: the graph, from inputs to loss and gradients.
+        steps: the number of runs.
     """
 
     names: tuple[str, ...]
@@ -57,7 +57,7 @@ class Capture:
         return [*params, *(state if slot is None else given[slot] for slot, state in self.rest)]
 
     def fits(self, args: Args, kwargs: Kwargs) -> bool:
-        """Whether parameters, state and branches are as they were at the capture."""
+        """Whether parameters, state and branches are the same as at the capture."""
         known = pyro.get_param_store()._params
         params = [known.get(name) for name in self.names]
         for p, kind in zip(params, self.kinds, strict=True):
@@ -74,7 +74,7 @@ class Capture:
             return tuple(map(bool, self.guards(*self.inputs(params, given)))) == self.outcomes
 
     def step(self, given: list[Tensor]) -> float:
-        """The loss; gradients are added to the parameters', and the parameters announced to SVI."""
+        """The loss; gradients are added to those of the parameters, which are added to the traces of SVI."""
         store = pyro.get_param_store()
         params = [store._params[name] for name in self.names]
         with torch.no_grad():
@@ -110,7 +110,7 @@ class Capture:
             params = [pyro.get_param_store()._params[name] for name in self.names]
             if self.same_branches(params, tensors_of(turned_args, turned_kwargs)):
                 args, kwargs = turned_args, turned_kwargs
-        for again in (seed, seed + 1000):  # twice, for rounding may fool one
+        for again in (seed, seed + 1000):  # twice, because of rounding
             loss, ours = self._compare(eager, args, kwargs, again)
             if ours is None:
                 return
@@ -122,7 +122,7 @@ class Capture:
         )
 
     def _compare(self, eager: Any, args: Args, kwargs: Kwargs, seed: int) -> tuple[float, float | None]:
-        """The losses of Trace_ELBO and of the graph near the present parameters; None for the second if all agrees."""
+        """The losses of Trace_ELBO and of the graph near the current parameters; None for the second if they agree."""
         params = [pyro.get_param_store()._params[name] for name in self.names]
         kept = [p.detach().clone() for p in params]
         found = []
@@ -145,7 +145,7 @@ class Capture:
         sizes = [float(g.abs().max()) if g is not None and g.numel() else 0.0 for g in gradients]
         largest = max(sizes, default=0.0)
         if not math.isfinite(loss + sum(sizes)):
-            return loss, None  # nothing to be learned here
+            return loss, None  # no comparison is possible
         eps = torch.finfo(params[0].dtype if params else torch.float32).eps
         right = names == our_names and abs(loss - ours) <= eps**0.6 * max(abs(loss), 1e-3 * largest)
         for one, other, size in zip(gradients, our_gradients, sizes, strict=True):
@@ -174,7 +174,7 @@ def refusal(model: PyroCallable, guide: PyroCallable, why: str) -> NotImplemente
 
 @contextmanager
 def gradients_kept(names: tuple[str, ...]) -> Iterator[None]:
-    """Parameters without gradients; afterwards they have those of before."""
+    """A block in which the parameters have no gradients; afterwards their previous ones are restored."""
     params = [pyro.get_param_store()._params[name] for name in names]
     kept = [p.grad for p in params]
     for p in params:

@@ -33,28 +33,28 @@ class CompiledELBO(Trace_ELBO):
     """``Trace_ELBO`` as one compiled graph: the loss and all gradients, without Pyro's machinery at every step.
 
     The first step of a new signature (model, guide, the shapes and types of tensor arguments, the other arguments,
-    the parameters) is plain ``Trace_ELBO``, with Pyro's validation where it is on. It is followed by the capture:
-    bound and gradients are recorded by ``make_fx``, compiled by TorchInductor and compared with ``Trace_ELBO`` at
-    two other values of the parameters, two other draws and permuted rows. Later steps run the graph. They draw anew
-    from torch's generator, the same numbers that ``Trace_ELBO`` would draw.
+    the parameters) is a plain ``Trace_ELBO`` step, with Pyro's validation if it is enabled, followed by the capture:
+    bound and gradients are recorded by ``make_fx``, compiled by TorchInductor and compared with ``Trace_ELBO`` at two
+    other values of the parameters, with two other seeds and permuted rows. Later steps run the graph, with new draws
+    from torch's generator: the same numbers that ``Trace_ELBO`` would draw.
 
-    When it pays: a capture costs some seconds of compiling, once for every shape of a batch, and saves two thirds of a
-    step of PPCA (1000 x 20) and a fifth of one of a VAE (784-400-20, batches of 128). On a CPU that breaks even after
-    one to three thousand steps; for fewer, ``Trace_ELBO`` is faster. ``tests/test_benchmarks.py`` measures it.
+    A capture takes some seconds of compilation for every shape of a batch, and saves two thirds of the time of a step
+    for PPCA (1000 x 20) and a fifth for a VAE (784-400-20, batches of 128). On a CPU the break-even point is at one to
+    three thousand steps; for fewer, ``Trace_ELBO`` is faster. Measured by ``tests/benchmark/test_benchmarks.py``.
 
-    What a graph cannot hold is refused. Branches on the arguments (on missing entries, say) are fine: each outcome
-    gets a graph of its own. Attributes of the modules, and what the functions find in their closures and globals, are
-    watched: where a number or a tensor there is exchanged, a new graph is captured. State in deeper places is compared
-    with Trace_ELBO again at the steps 10, 100, 1000, ... alone.
+    Pairs that a graph cannot represent are refused. Branches on the arguments (such as on missing entries) are
+    supported: each outcome has its own graph. Attributes of the modules, and variables in the closures and globals of
+    functions, are watched: if a number or a tensor there is replaced, a new graph is captured. State in deeper places
+    is only checked by comparing with ``Trace_ELBO`` again at steps 10, 100, 1000, ...
 
-    Takes the arguments of ``Trace_ELBO``.
+    Its arguments are those of ``Trace_ELBO``.
 
     Raises:
         ValueError: when used, for a guide that leaves out a latent site of the model.
         NotImplementedError: when used, for a pair that branches on parameters or draws, writes to its own state,
-            draws outside torch, or is otherwise not reproduced by its graph (Bernoulli draws, for one, which
-            TorchInductor takes from other random numbers).
-        RuntimeError: when used, where the compiler fails, as where there is none.
+            draws outside torch, or is otherwise not reproduced by its graph (such as Bernoulli draws, which
+            TorchInductor computes from other random numbers).
+        RuntimeError: when used, if the compiler fails or is missing.
 
     Example:
         >>> from pyro.infer import SVI
@@ -91,12 +91,12 @@ class CompiledELBO(Trace_ELBO):
         for number, value in enumerate((*args, *kwargs.values())):
             if isinstance(value, Tensor):
                 if value.requires_grad:
-                    raise refusal(model, guide, f"its argument {number} asks for a gradient")
+                    raise refusal(model, guide, f"its argument {number} requires a gradient")
                 described.append(kind_of(value))
             elif type(value) in PLAIN:
                 described.append((type(value), value))
             else:
-                raise refusal(model, guide, f"its argument {number} is a {type(value).__name__}, no tensor or number")
+                raise refusal(model, guide, f"its argument {number} is a {type(value).__name__}, not a tensor")
         given = tensors_of(args, kwargs)
         if len(given) > 1:  # which are the same tensor
             described.append(tuple(next(i for i, g in enumerate(given) if g is t) for t in given))
@@ -120,7 +120,7 @@ class CompiledELBO(Trace_ELBO):
     def _first(
         self, pair: "_Pair", signature: Any, model: PyroCallable, guide: PyroCallable, args: Args, kwargs: Kwargs
     ) -> float:
-        """A step of ``Trace_ELBO``, then the capture of the graph for those that follow."""
+        """A step of ``Trace_ELBO``, then the capture of the graph for later steps."""
         with poutine.block(), seeded(0), torch.no_grad(), pyro.validation_enabled(False):
             drawn = poutine.trace(guide).get_trace(*args, **kwargs)
             scored = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
@@ -129,10 +129,10 @@ class CompiledELBO(Trace_ELBO):
         with poutine.trace(param_only=True) as seen:
             loss = super().loss_and_grads(model, guide, *args, **kwargs)
         names = tuple(seen.trace.nodes)
-        # In another store, or after a branch, a known graph may fit now that the parameters are there.
+        # In another store, or after a branch, a known graph may fit now that the parameters exist.
         if pair.find(signature, args, kwargs) is None:
             if sum(map(len, pair.graphs.values())) >= MOST:
-                raise refusal(model, guide, f"it took {MOST} graphs: an argument or an attribute changes all the time")
+                raise refusal(model, guide, f"it needed {MOST} graphs: an argument or an attribute keeps changing")
             signature = self._signature(model, guide, args, kwargs)  # max_plate_nesting may have been guessed
             with poutine.block(), pyro.validation_enabled(False), gradients_kept(names):
                 capture = self._capture(names, model, guide, args, kwargs)
@@ -195,19 +195,27 @@ class CompiledELBO(Trace_ELBO):
             watch=watch,
             run=run,
         )
+        self._check(capture, model, guide, args, kwargs)
+        return capture
+
+    def _check(self, capture: Capture, model: PyroCallable, guide: PyroCallable, args: Args, kwargs: Kwargs) -> None:
+        """Compare a new graph with ``Trace_ELBO``, which must leave the state of model and guide as it is.
+
+        Raises:
+            NotImplementedError: they differ, or the state changes.
+        """
         before = [None if t is None else t.detach().clone() for t in capture.state]
         eager = functools.partial(self._eager, model, guide)
         for seed in (1, 2):
             capture.check(eager, model, guide, args, kwargs, seed=seed)
         after = zip(before, capture.state, strict=True)
-        if watch.changed() or any(a is not None and not equal_values(a, b) for a, b in after):
+        if capture.watch.changed() or any(a is not None and not equal_values(a, b) for a, b in after):
             raise refusal(model, guide, "it changes its own parameters, buffers or attributes when it runs")
-        return capture
 
     def _loss_and_surrogate(
         self, model: PyroCallable, guide: PyroCallable, args: Args, kwargs: Kwargs
     ) -> tuple[Tensor, Tensor]:
-        """What ``Trace_ELBO`` computes, as tensors."""
+        """Loss and surrogate loss of ``Trace_ELBO``, as tensors."""
         loss, surrogate = torch.zeros(()), torch.zeros(())
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             log_r = None
@@ -229,7 +237,7 @@ class CompiledELBO(Trace_ELBO):
 
 @dataclass
 class _Pair:
-    """The graphs of one model and guide, by signature; several where a branch, a parameter or an attribute differs."""
+    """The graphs of one model and guide by signature: several if a branch, a parameter or an attribute differs."""
 
     model: Callable[[], Any]
     guide: Callable[[], Any]

@@ -13,10 +13,10 @@ INSTEAD = "use Trace_ELBO() for this pair"
 
 
 def reason(error: Exception) -> str:
-    """Why a capture failed, in the words of the error or, where these are of torch's tracing, in plain ones."""
+    """Why a capture failed: the first line of the error, or an explanation of torch's tracing errors."""
     why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "tracing tensor" in why:
-        return "a number is taken out of a tensor (.item(), float(), a branch), which a graph would freeze"
+        return "it converts a tensor to a number (.item(), float(), a branch), which a graph would freeze"
     return why
 
 
@@ -24,11 +24,11 @@ def compiled(graph: fx.GraphModule, values: list[Tensor]) -> Callable[..., Any]:
     """A graph, compiled by TorchInductor for inputs such as ``values``.
 
     Raises:
-        RuntimeError: the compiler fails, as where there is none.
+        RuntimeError: the compiler fails or is missing.
     """
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch's compiler says of its own code
+            warnings.simplefilter("ignore")  # of torch's own code
             compiled: Any = torch._inductor.compile(
                 graph, [t.detach() for t in values], options={"fallback_random": True}
             )
@@ -41,7 +41,7 @@ def compiled(graph: fx.GraphModule, values: list[Tensor]) -> Callable[..., Any]:
 
 
 class Branches(TorchFunctionMode):
-    """Answers a branch on a tensor during the capture, and keeps the condition."""
+    """Evaluates branches on tensors during the capture, and records their conditions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Branches(TorchFunctionMode):
 
 
 def lifted(graph: fx.GraphModule, inputs: list[Tensor]) -> list[Tensor]:
-    """Turn tensors that the graph holds into inputs, all but literals; gives the inputs there are now."""
+    """Make the tensors that the graph holds, except literals, inputs of it. Returns the values of all inputs."""
     values = list(inputs)
     nodes = graph.graph
     last = [n for n in nodes.nodes if n.op == "placeholder"][-1:] or [None]
@@ -83,7 +83,7 @@ def lifted(graph: fx.GraphModule, inputs: list[Tensor]) -> list[Tensor]:
 
 
 def writes(graph: fx.GraphModule) -> bool:
-    """Whether an operation changes a tensor that was there before, directly or through a view."""
+    """Whether an operation changes a tensor from outside the graph, directly or through a view."""
 
     def root(node: Any) -> Any:
         while isinstance(node, fx.Node) and node.op == "call_function" and hasattr(node.target, "_schema"):
@@ -105,10 +105,10 @@ def writes(graph: fx.GraphModule) -> bool:
 
 
 def split_guards(graph: fx.GraphModule, kept: int, params: int) -> fx.GraphModule | None:
-    """Cut the conditions off a graph's outputs, all after the first ``kept``, into a graph of their own.
+    """Move the conditions, which are a graph's outputs after the first ``kept``, to a separate graph.
 
     Raises:
-        ValueError: a condition hangs on a draw or on one of the first inputs, the parameters.
+        ValueError: a condition depends on a draw or on one of the first inputs, the parameters.
     """
     nodes = graph.graph
     output = next(n for n in nodes.nodes if n.op == "output")

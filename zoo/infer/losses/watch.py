@@ -13,7 +13,7 @@ PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
 
 
 class Watch:
-    """Numbers and tensors that model and guide find in their modules, closures and globals."""
+    """Numbers and tensors that model and guide use from their modules, closures and globals."""
 
     def __init__(self, *roots: Any) -> None:
         self.entries: list[tuple[dict[str, Any], str, Any]] = []
@@ -83,7 +83,7 @@ class Watch:
         for cell in function.__closure__ or ():
             try:
                 value = cell.cell_contents
-            except ValueError:  # not yet filled
+            except ValueError:  # still empty
                 continue
             if _plain(value):
                 self.cells.append((cell, value))
@@ -113,6 +113,6 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _foreign(item: Any) -> bool:
-    """Whether the code is torch's, Pyro's or Python's own."""
+    """Whether the code is part of torch, Pyro or Python."""
     home = getattr(item, "__module__", None) or type(item).__module__
     return home.split(".")[0] in ("torch", "builtins", "functools") or home.startswith(("pyro.nn", "pyro.dist"))
