@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import polars
 import torch
@@ -14,6 +14,7 @@ from torch.distributions.kl import kl_divergence
 
 from zoo.base.callables import undecorated
 from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.independent import without_event_dims
 from zoo.base.latent_sites import Latent
 from zoo.base.memory import rows_at_once
 from zoo.base.protocols import Pair
@@ -225,9 +226,7 @@ def _prior(source: Reader, latent: Latent, arguments: Arguments) -> Distribution
 
 def _independent(q: Distribution) -> Distribution | None:
     """The distribution of the coordinates, if they are independent, with the event shape as batch shape."""
-    base: Any = q
-    while isinstance(base, torch.distributions.Independent):
-        base = base.base_dist
+    base = without_event_dims(q)
     return None if base.event_shape else base
 
 
