@@ -194,7 +194,7 @@ def test_other_rows_than_the_fitted_ones_leave_convergence_open(tables):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"draws": 0}, "draws must be"), ({"draws": 10}, "at least 25"), ({"simulations": 0}, "simulations must be")],
+    [({"draws": 0}, "draws must be"), ({"draws": 10}, "at least 30"), ({"simulations": 0}, "simulations must be")],
 )
 def test_too_few_draws_are_refused(options, message, tables):
     run = fitted(PPCA(4, 1), linear, tables["iris"], steps=2)

@@ -207,12 +207,12 @@ def test_other_refusals(x, iris):
     with pytest.raises(ValueError, match="parameters of VAE are point estimates"):
         loo(zoo.Fit(vae, guides.Amortized(vae, iris)), iris)
     run = zoo.Fit(normal(1.0), around(x, 1.0))
-    with pytest.raises(ValueError, match="draws must be at least 25"):
+    with pytest.raises(ValueError, match="draws must be at least 30"):
         loo(run, x, draws=10)
     with pytest.raises(ValueError, match="guide <lambda> has no site 'theta'"):
-        loo(zoo.Fit(normal(1.0), lambda x=None, index=None, size=None: None), x, draws=25)
+        loo(zoo.Fit(normal(1.0), lambda x=None, index=None, size=None: None), x, draws=30)
     model = Means()
     y = torch.randn(10, 2, dtype=torch.float64)
     point = zoo.fit(model, AutoDelta(model), y, steps=2, progress=False)
     with pytest.raises(ValueError, match="AutoDelta puts a point mass on 'centre'"):
-        loo(point, y, draws=25)
+        loo(point, y, draws=30)

@@ -182,7 +182,7 @@ def test_the_report_hears_of_every_row_and_nothing_moves(irises, untouched):
         ({"folds": 100}, "folds=100 of 150 rows"),
         ({"seeds": 0}, "^seeds must be a whole number of at least 1"),
         ({"seeds": []}, "^seeds is empty"),
-        ({"draws": 5}, "draws must be at least 25"),
+        ({"draws": 5}, "draws must be at least 30"),
         ({"held_out": torch.zeros(3, 2)}, "held_out has 2 columns, x 4"),
         ({"values": [7, 8]}, "no value could be fitted:\n  7: latent_dim must be below"),
     ],

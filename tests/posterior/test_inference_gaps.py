@@ -248,7 +248,7 @@ def test_refuses_other_families(some):
     [
         (lambda x: x, {"steps": 0}, "steps must be a whole number of at least 1"),
         (lambda x: x, {"particles": 0}, "particles must be a whole number of at least 1"),
-        (lambda x: x, {"draws": 24}, "draws must be at least 25"),
+        (lambda x: x, {"draws": 29}, "draws must be at least 30"),
         (lambda x: x[:20], {}, "FullRank holds 25 rows, got 20"),
         (lambda x: x[:, :3], {}, "x has 3 columns"),
     ],
@@ -270,8 +270,8 @@ def test_summary_and_repr():
     assert summary["best_se"] == 0
     assert repr(found).startswith("Gaps of 25 rows, nats per row: log marginal ")
     assert f"gap of the diag family {summary['approximation']:.4f}" in repr(found)
-    plain = gaps(still(Plain(model), MeanField(model, x), x), x, steps=1, draws=25)
-    assert "(IWAE-25)" in repr(plain)
+    plain = gaps(still(Plain(model), MeanField(model, x), x), x, steps=1, draws=30)
+    assert "(IWAE-30)" in repr(plain)
     assert "diag family at least" in repr(plain)
 
 

@@ -25,7 +25,8 @@ from zoo.export.convert import to_arviz
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.fitting import Fit, fit
 from zoo.infer.storage.checkpoint import write
-from zoo.posterior.evaluation import LEAST_DRAWS, evaluate
+from zoo.posterior.evaluation import evaluate
+from zoo.posterior.psis import LEAST as LEAST_DRAWS
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command("diagnose")(judging.diagnose_)

@@ -15,7 +15,7 @@ from zoo.diagnostics.checks.check import Case, Check, Finding, Level, Picture
 from zoo.diagnostics.checks.every import CHECKS
 from zoo.diagnostics.guide.calibration import LEAST
 from zoo.infer.run import Fit
-from zoo.posterior.evaluation import LEAST_DRAWS
+from zoo.posterior.psis import LEAST as LEAST_DRAWS
 
 ACCURACY = ("gap", "importance weights", "posterior")  # any of them shows how close the guide is
 TRAINING = "convergence"
@@ -120,7 +120,7 @@ def diagnose(
     Args:
         run: a trained pair: what :func:`zoo.fit` or :func:`zoo.load` returned, or ``zoo.Fit(model, guide)``.
         x: the rows (n, d) it was fitted to.
-        draws: draws per row; at least 25.
+        draws: draws per row; at least 30.
         simulations: simulated rows of the calibration, at least 20. None takes 500, and leaves the calibration of a
             model with shared sites out, where every simulation costs a fit.
         seed: of the draws; the caller's random stream is left alone.
@@ -130,7 +130,7 @@ def diagnose(
         a :class:`Diagnosis`, with every finding's threshold and reason.
 
     Raises:
-        ValueError: ``draws`` < 25, ``simulations`` < 20, or rows unfit for model or guide.
+        ValueError: ``draws`` < 30, ``simulations`` < 20, or rows unfit for model or guide.
 
     References:
         Yao, Vehtari, Simpson and Gelman (2018), Yes, but Did It Work?: Evaluating Variational Inference, ICML.

@@ -15,8 +15,7 @@ from zoo.base.protocols import Pair
 from zoo.diagnostics.guide.moments import flat, own_moments, units_of, weighted_moments
 from zoo.diagnostics.guide.shared_moments import LIMIT, SharedMoments, of_all_rows
 from zoo.posterior.engine import Arguments, Reader, reader, reading
-from zoo.posterior.evaluation import LEAST_DRAWS
-from zoo.posterior.psis import psis_weights
+from zoo.posterior.psis import LEAST, psis_weights
 from zoo.posterior.rowwise import row_draws
 
 BUDGET = 2**22  # numbers per array and chunk
@@ -142,9 +141,9 @@ def importance_moments(run: Pair, x: Any, *, draws: int = 1000, inner: int = 100
     Args:
         run: a trained pair: what :func:`zoo.fit` or :func:`zoo.load` returned, or ``zoo.Fit(model, guide)``.
         x: rows (n, d); a guide with parameters for every row takes those it was fitted to, in their order.
-        draws: draws per row, or of the shared sites, at least 25. The more, the higher a k-hat can be borne (up to 0.7
+        draws: draws per row, or of the shared sites, at least 30. The more, the higher a k-hat can be borne (up to 0.7
             from 2155 on).
-        inner: draws of the rows' own sites for every draw of the shared ones, at least 25.
+        inner: draws of the rows' own sites for every draw of the shared ones, at least 30.
         seed: of the draws; the caller's random stream is left alone.
 
     Raises:
@@ -156,8 +155,8 @@ def importance_moments(run: Pair, x: Any, *, draws: int = 1000, inner: int = 100
         Simpson and Gelman (2018), Yes, but Did It Work?: Evaluating Variational Inference, ICML.
     """
     for name, number in (("draws", draws), ("inner", inner)):
-        if check_whole(number, name) < LEAST_DRAWS:
-            raise ValueError(f"{name} must be at least {LEAST_DRAWS} to judge the importance weights, got {number}")
+        if check_whole(number, name) < LEAST:
+            raise ValueError(f"{name} must be at least {LEAST} to judge the importance weights, got {number}")
     x = check_rows(x, undecorated(run.model))
     limit = min(LIMIT, 1 - 1 / math.log10(draws))
     shared = None

@@ -13,8 +13,7 @@ from zoo.base.checks import check_rows, check_whole
 from zoo.base.protocols import ConjugateGivenShared, Pair
 from zoo.diagnostics.model.proposals import Proposal, moments_of_draws
 from zoo.posterior.engine import Arguments, Reader, reader, reading
-from zoo.posterior.evaluation import LEAST_DRAWS
-from zoo.posterior.psis import psis_weights
+from zoo.posterior.psis import LEAST, psis_weights
 from zoo.posterior.rowwise import log_mean
 
 BUDGET = 2**22  # numbers per array and chunk
@@ -115,7 +114,7 @@ def loo(run: Pair, x: Any, *, draws: int = 1000, inner: int = 100, correct: bool
     Args:
         run: a trained pair: what :func:`zoo.fit` or :func:`zoo.load` returned, or ``zoo.Fit(model, guide)``.
         x: the rows (n, d) it was fitted to.
-        draws: S, at least 25.
+        draws: S, at least 30.
         inner: draws of the rows' own latent sites for every draw of the shared ones.
         correct: False takes the guide's draws for the posterior's, as ``az.loo`` does with those of
             :func:`zoo.to_arviz`.
@@ -130,8 +129,8 @@ def loo(run: Pair, x: Any, *, draws: int = 1000, inner: int = 100, correct: bool
         WAIC, Statistics and Computing 27; with approximate posteriors Magnusson, Andersen, Jonasson and Vehtari (2019),
         Bayesian leave-one-out cross-validation for large data, ICML.
     """
-    if check_whole(draws, "draws") < LEAST_DRAWS:
-        raise ValueError(f"draws must be at least {LEAST_DRAWS} to judge the importance weights, got {draws}")
+    if check_whole(draws, "draws") < LEAST:
+        raise ValueError(f"draws must be at least {LEAST} to judge the importance weights, got {draws}")
     check_whole(inner, "inner", 2)
     x = check_rows(x, undecorated(run.model), least=2)
     with reading(run, seed):

@@ -18,8 +18,8 @@ from zoo.base.random import seeded
 from zoo.diagnostics.model.criteria import information_criteria, log_density
 from zoo.infer.run import Fit
 from zoo.infer.starts import best_of, each_seed
-from zoo.posterior.evaluation import LEAST_DRAWS
 from zoo.posterior.evidence import log_evidence_bounds
+from zoo.posterior.psis import LEAST
 
 Measure = Literal["bic", "aic", "held_out"]
 FAILURES = (
@@ -209,7 +209,7 @@ def select_size(
         seeds: the number of starts (then 0, 1, ...), or their seeds.
         folds: K of the cross-validation, at least 2; None leaves it out.
         held_out: rows (m, d) to compare on, in place of the folds: one fit per value and start.
-        draws: for log p(x) where it has no closed form; at least 25.
+        draws: for log p(x) where it has no closed form; at least 30.
         seed: of the folds and the draws; the caller's random streams are left alone.
         report: called with every row as it is ready.
         options: for :func:`zoo.em`, which takes 1000 steps at most here unless ``steps`` says otherwise, or
@@ -233,8 +233,8 @@ def select_size(
     3
     """
     chosen = _values(values)
-    if check_whole(draws, "draws") < LEAST_DRAWS:
-        raise ValueError(f"draws must be at least {LEAST_DRAWS} to judge the importance weights, got {draws}")
+    if check_whole(draws, "draws") < LEAST:
+        raise ValueError(f"draws must be at least {LEAST} to judge the importance weights, got {draws}")
     starts = each_seed(seeds)
     options = {"progress": False} | options
     x = check_rows(x, _Lenient(), least=4)
