@@ -1,1 +1,1 @@
-"""How are the versions of ArviZ called: the only package that imports it."""
+"""Compatibility with the supported versions of ArviZ; no other package imports it."""

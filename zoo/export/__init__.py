@@ -1,4 +1,4 @@
-"""How does a fitted run become an ArviZ object or file?"""
+"""Export of fitted runs to ArviZ: as an object in memory (``to_arviz``) or as a file (``write_arviz``)."""
 
 from zoo.export.compare import elpd
 from zoo.export.convert import to_arviz

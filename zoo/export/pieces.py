@@ -1,4 +1,4 @@
-"""All groups of one run, some rows at a time, so that memory does not grow with the number of rows."""
+"""All groups of one run, computed a few rows at a time, so that memory does not grow with the number of rows."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,9 +20,9 @@ from zoo.posterior.psis import LEAST, psis_khat
 from zoo.posterior.rowwise import log_mean
 
 BUDGET = 2**22  # numbers per array and piece
-INNER = 100  # draws of the local sites for every draw of the shared ones
+INNER = 100  # draws of the local sites per draw of the shared sites
 POINT = (
-    "the parameters are point estimates: there are no draws of them that LOO or WAIC could reweight. log p(x_i) at the "
+    "the parameters are point estimates, so there are no draws of them for LOO or WAIC to reweight. log p(x_i) at the "
     "estimates is log_marginal in constant_data; compare models by log p(x) of held-out rows (zoo.export.elpd)"
 )
 Notes = dict[str, dict[str, Any]]
@@ -33,11 +33,11 @@ class Piece:
     """The groups of some rows of one run.
 
     Attributes:
-        rows: which.
-        groups: variables by group and name. Those without the dimension ``row`` stand in the first piece, and sums over
-            the rows in every one: over the rows up to its own.
+        rows: the rows of the piece.
+        groups: variables by group and name. Variables without the dimension ``row`` are in the first piece; sums over
+            the rows are in every piece, and are over all rows so far.
         notes: further attributes by group.
-        bounds: the evidence lower bound, log p(X) and k-hat of all rows up to these, in nats; empty where they are
+        bounds: the evidence lower bound and log p(X) in nats, and k-hat, of all rows so far; empty where these are
             given row by row.
     """
 
@@ -53,13 +53,13 @@ class _Sums:
 
     log_p: Tensor  # log p(X, Z, theta)
     log_q: Tensor  # log q(Z, theta)
-    marginal: Tensor  # log p(X, theta) - log q(theta), the rows' own sites integrated out
+    marginal: Tensor  # log p(X, theta) - log q(theta), with the local sites integrated out
     closed: float = 0.0  # log p(X) of a conjugate model without shared sites
 
 
 @dataclass
 class _Densities:
-    """What the densities of a piece come to."""
+    """The variables computed from the densities of a piece."""
 
     stats: dict[str, Variable] = field(default_factory=dict)
     likelihood: dict[str, Variable] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class _Densities:
 
 
 def rows_per_piece(source: Reader, draws: int, rows_at_once: int | None) -> int:
-    """The rows to take at a time: all where a guide of shared and local sites draws them only together."""
+    """The number of rows per piece: all of them where a guide draws shared and local sites jointly."""
     n, d = source.x.shape
     if source.joint_only and source.layout.shared:
         return n
@@ -82,37 +82,37 @@ class Chain:
 
     Args:
         run: the model and the guide.
-        x: rows (n, d) as the run's model takes them.
+        x: rows (n, d), in the dtype and on the device of the model.
         draws: the number of draws.
-        seed: of the draws; every piece has a random stream of its own that follows from it.
-        number: of the chain.
-        transform: applied to the draws of the latent sites.
+        seed: the seed of the draws; every piece has its own random stream, derived from it.
+        number: the number of the chain.
+        transform: the transform of the draws of the latent sites.
     """
 
     def __init__(self, run: Pair, x: Tensor, draws: int, seed: int, number: int, transform: Transform) -> None:
         self.run, self.draws, self.transform = run, draws, transform
         self.seed, self.number = seed, number
-        self.held: dict[str, Tensor] = {}  # shared sites, drawn with the first rows
+        self.held: dict[str, Tensor] = {}  # draws of the shared sites, from the first piece
         self.prior_held: dict[str, Tensor] = {}
-        self.everyone: Drawn | None = None  # of a guide that knows its rows only together
+        self.everyone: Drawn | None = None  # draws of a guide that draws all rows jointly
         zero = torch.zeros(draws, dtype=torch.float64, device=x.device)
         self.sums = _Sums(zero, zero, zero)
-        self.point = ""  # why the guide has no density, where it puts a point mass on a site
+        self.point = ""  # the reason, where a point mass leaves the guide without a density
         with reading(run, 0):
             self.source = reader(run, x)
 
     def arguments(self, rows: slice) -> Arguments:
-        """Those of model and guide for some rows."""
+        """The arguments of model and guide for some rows."""
         x = self.source.x
         if rows.stop - rows.start == len(x):
             return (x,)
         return x[rows], torch.arange(rows.start, rows.stop, device=x.device), len(x)
 
     def piece(self, rows: slice) -> Piece:
-        """The groups of some rows; ask for the pieces in their order.
+        """The groups of some rows; the pieces must be computed in order.
 
         Raises:
-            ValueError: log weights that are no numbers; the message names the row.
+            ValueError: log weights that are NaN or infinite; the message names the row.
         """
         stream = np.random.SeedSequence(self.seed, spawn_key=(self.number, rows.start))
         with reading(self.run, int(stream.generate_state(1)[0])):
@@ -151,7 +151,7 @@ class Chain:
         return {own.name: variables.latent(own, self.transform(own, values[own.name])) for own in new}
 
     def _posterior(self, rows: slice, arguments: Arguments) -> Drawn:
-        """Draws from the guide; of one that knows its rows only together, these rows of draws for all."""
+        """Draws from the guide; where it draws all rows jointly, the part of the joint draws for these rows."""
         if not self.source.joint_only:
             return self.source.draw(arguments, self.draws, self.held, points=True)
         if self.everyone is None:
@@ -187,7 +187,7 @@ class Chain:
         return found
 
     def _of_rows(self, log_p: Densities, log_q: Densities, weights: Tensor) -> _Densities:
-        """The densities of a model all of whose sites are local, under a guide that splits into rows."""
+        """The densities of a model whose sites are all local, under a guide that factorizes over rows."""
         point = {"note": f"absent: {POINT}"}
         value, error = _log_mean(weights)
         kind = f"log p(x_i), estimated by importance weighting with {self.draws} draws from the guide, nats"
@@ -212,7 +212,7 @@ class Chain:
     def _of_all_rows(
         self, rows: slice, arguments: Arguments, drawn: Drawn, log_p: Densities, terms: Tensor
     ) -> _Densities:
-        """The densities where rows share sites, or where the guide draws all rows together: sums over the rows."""
+        """The densities with shared sites, or under a guide that draws all rows jointly: sums over the rows."""
         given, khat, about = self._given(arguments, drawn, terms)
         sums = self.sums
         if rows.start == 0:
@@ -221,7 +221,7 @@ class Chain:
             sums.marginal = sums.log_p - sums.log_q
         sums.log_p = sums.log_p + log_p.by_row.double().sum(-1)
         sums.log_q = sums.log_q + drawn.log_q.by_row.double().sum(-1)
-        # Of a joint guide the shared sites have no density of their own: the weights are those of everything.
+        # A joint guide has no separate density of the shared sites: the weights are those of all sites.
         apart = None if drawn.joint is not None else given
         sums.marginal = sums.marginal + (terms if apart is None else apart).double().sum(-1)
         total, marginal = sums.log_p - sums.log_q, sums.marginal
@@ -230,9 +230,9 @@ class Chain:
             "log_q": variables.per_draw(sums.log_q, kind="log q of all latent sites, nats"),
             "log_weight": variables.per_draw(total, kind="lp - log_q, nats"),
         }
-        note = "per draw, of all rows together: the mean of log_weight over the draws is the ELBO of all rows"
+        note = "per draw, summed over all rows: the mean of log_weight over the draws is the ELBO of all rows"
         if apart is not None and self.source.layout.local:
-            kind = "log p(X, shared sites) - log q(shared sites), the rows' own sites integrated out, nats"
+            kind = "log p(X, shared sites) - log q(shared sites), local sites integrated out, nats"
             stats["log_weight_shared"] = variables.per_draw(marginal, kind=kind)
         if khat is not None:
             stats["khat"] = _khat(khat, "of the row's weights given draws of the shared sites")
@@ -250,7 +250,7 @@ class Chain:
     def _given(
         self, arguments: Arguments, drawn: Drawn, terms: Tensor
     ) -> tuple[Tensor | None, Tensor | None, dict[str, Any]]:
-        """log p(x_i | shared sites) (draws, b) and the rows' k-hat (b,), None where unknown; and what they are."""
+        """log p(x_i | shared sites) (draws, b) and k-hat per row (b,), None where unknown, with their description."""
         layout, model = self.source.layout, undecorated(self.run.model)
         closed = {"kind": "log p(x_i | shared sites) in closed form, nats"}
         if not layout.shared:
@@ -262,22 +262,21 @@ class Chain:
             if isinstance(model, ConjugateGivenShared):
                 return model.log_marginal_given(arguments[0], self.held), None, closed
             reason = (
-                f"the guide draws all rows together, in '{drawn.joint}', so that the rows' own sites cannot be "
-                "integrated out of log p(x_i | shared sites); guides with a density per row are zoo's and AutoNormal"
+                f"the guide draws all rows jointly, in '{drawn.joint}', so that the local sites cannot be integrated out "
+                "of log p(x_i | shared sites); guides with a density per row are zoo's and AutoNormal"
             )
             return None, None, {"note": reason}
         given, khat = given_shared(self.source, arguments, self.held, terms, INNER)
         if exact:
             return given, khat, closed
         kind = (
-            f"log p(x_i | shared sites), estimated by importance weighting with {INNER} draws of the row's own sites, "
-            "nats"
+            f"log p(x_i | shared sites), estimated by importance weighting with {INNER} draws of the local sites, nats"
         )
         return given, khat, {"kind": kind, "draws": INNER}
 
 
 def _bounds(total: Tensor, marginal: Tensor) -> dict[str, float]:
-    """The evidence lower bound, log p(X) and k-hat, from log weights (draws,) of everything and of the shared sites."""
+    """The evidence lower bound, log p(X) and k-hat, from log weights (draws,) of all sites and of the shared ones."""
     draws = len(total)
     evidence, error = _log_mean(marginal.unsqueeze(1))
     found = {
@@ -292,7 +291,7 @@ def _bounds(total: Tensor, marginal: Tensor) -> dict[str, float]:
 
 
 def _log_mean(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The log of the mean of weights (draws, b) given as logs, and its standard error, NaN for a single draw."""
+    """The log of the mean of exp(weights) over the draws (draws, b), and its standard error: NaN for one draw."""
     return log_mean(weights) if len(weights) > 1 else (weights[0], torch.full_like(weights[0], nan))
 
 
@@ -307,8 +306,8 @@ def _khat(values: Tensor, what: str) -> Variable:
 
 
 def _point_mass(source: Reader, arguments: Arguments) -> str:
-    """Why the guide has no density, where it puts a point mass on a site; the empty string where it has one."""
-    source.draw(arguments, 2, points=True)  # whatever else may be wrong is raised here
+    """Why a point mass leaves the guide without a density; the empty string where it has one."""
+    source.draw(arguments, 2, points=True)  # any other error is raised here
     try:
         source.draw(arguments, 2)
     except ValueError as error:
@@ -317,13 +316,13 @@ def _point_mass(source: Reader, arguments: Arguments) -> str:
 
 
 def _check_weights(weights: Tensor, start: int) -> None:
-    """Refuse rows whose weights are no numbers, or all zero."""
+    """Refuse rows with weights that are NaN or infinite, or all zero."""
     wrong = weights.isnan().any(0) | ~weights.amax(0).isfinite()
     if wrong.any():
         row = int(wrong.nonzero()[0])
         what = "NaN" if weights[:, row].isnan().any() else str(float(weights[:, row].amax()))
         raise ValueError(
-            f"log p(x, z) - log q(z | x) of row {start + row} is {what} (and of {int(wrong.sum()) - 1} rows more of "
-            f"the {len(wrong)} from row {start} on): look for parameters that are no numbers, or draws outside the "
-            "model's support"
+            f"log p(x, z) - log q(z | x) of row {start + row} is {what} (and of {int(wrong.sum()) - 1} more of the "
+            f"{len(wrong)} rows from row {start} on): check for parameters that are NaN or infinite, and for draws "
+            "outside the model's support"
         )
