@@ -52,8 +52,8 @@ def check(runs: Sequence[Pair], x: Sequence[Tensor]) -> None:
                 )
         if _shape(run, x[number]) != _shape(runs[0], x[0]):
             raise ValueError(
-                f"run {number} and run 0 differ in the shapes of their latent sites or parameters: chains are fits of one "
-                "model of one size"
+                f"run {number} and run 0 differ in the shapes of their latent sites or parameters: chains are fits of "
+                "one model of one size"
             )
 
 

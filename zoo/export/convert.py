@@ -59,7 +59,7 @@ def to_arviz(
 
     Several runs of one model, as from several seeds, become one chain each. Rotation and sign of their factors, or the
     numbers of their components, are aligned to the first run by :func:`zoo.alignment.align`, in ``posterior``,
-    ``prior`` and ``constant_data``; the attribute ``alignment`` describes it, or states that none is known for the model.
+    ``prior`` and ``constant_data``; the attribute ``alignment`` describes it, or states that none is known.
     R-hat then measures whether the seeds agree: near 1 they have reached the same optimum and the same guide, which may
     still be far from the posterior. A parameter has one value per run and no draws, so the parameters are in
     ``constant_data`` with the leading dimension ``chain``, as is ``khat`` in ``sample_stats``; repeated over the draws

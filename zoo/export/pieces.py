@@ -262,8 +262,8 @@ class Chain:
             if isinstance(model, ConjugateGivenShared):
                 return model.log_marginal_given(arguments[0], self.held), None, closed
             reason = (
-                f"the guide draws all rows jointly, in '{drawn.joint}', so that the local sites cannot be integrated out "
-                "of log p(x_i | shared sites); guides with a density per row are zoo's and AutoNormal"
+                f"the guide draws all rows jointly, in '{drawn.joint}', so that the local sites cannot be integrated "
+                "out of log p(x_i | shared sites); guides with a density per row are zoo's and AutoNormal"
             )
             return None, None, {"note": reason}
         given, khat = given_shared(self.source, arguments, self.held, terms, INNER)

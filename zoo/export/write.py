@@ -101,7 +101,7 @@ def _write(sink: Sink, chain: int, piece: Piece) -> None:
 
 
 def _skeleton(export: Export, first: Piece) -> tuple[dict[str, xarray.Dataset], dict[str, dict[str, Blank]]]:
-    """Every group with its coordinates, attributes and constants, and the sizes of the variables still to be written."""
+    """Every group with its coordinates, attributes and constants, and the sizes of the variables to be written."""
     blanks = export.empty(first)
     whole: Mapping[str, Any] = {"constant_data": export.constants} if export.constants else {}
     shapes: dict[str, list[Any]] = {g: list(held.values()) for g, held in blanks.items()}
