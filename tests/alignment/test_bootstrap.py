@@ -8,7 +8,7 @@ import torch
 
 import guides
 import zoo
-from zoo.alignment.bootstrap import NEAR, _in_short, _one_by_one, _own, _samples, bootstrap_loadings
+from zoo.alignment.bootstrap import NEAR, _by_em, _by_moments, _own, _samples, bootstrap_loadings
 from zoo.alignment.canonical import to_canonical
 
 WEIGHT = torch.tensor([[2.0, 0.0], [1.5, 0.3], [1.8, -0.4], [0.2, 1.0], [0.0, 1.2], [-0.3, 0.9]]).double()
@@ -57,7 +57,7 @@ def test_the_short_way_is_that_of_em(cls):
     generator = torch.Generator().manual_seed(5)
     rows = [x[torch.randint(150, (150,), generator=generator)] for _ in range(3)]
     assert not errors
-    for sample, quick, slow in zip(rows, _in_short(model, short), _one_by_one(model, rows), strict=True):
+    for sample, quick, slow in zip(rows, _by_moments(model, short), _by_em(model, rows), strict=True):
         reached = [m.log_marginal(sample).sum().item() for m in (quick, slow)]
         assert abs(reached[0] - reached[1]) < 2 * NEAR
         best = copy.deepcopy(quick)
@@ -69,7 +69,7 @@ def test_a_heywood_case_ends_at_its_floor():
     x[:, 5] = x[:, 3] + x[:, 4] - 0.5 * x[:, 0]  # a column that the others determine
     model = fitted(zoo.FactorAnalysis, x, 3, floor=0.02)
     samples, _ = _samples(model, x, 5, 0)
-    for sample, found in zip(samples, _in_short(model, samples), strict=True):
+    for sample, found in zip(samples, _by_moments(model, samples), strict=True):
         assert (found.noise >= model.least * (1 - 1e-9)).all()
         assert (found.noise < 1.01 * model.least).any()
         assert torch.allclose(found.least, model.least)
@@ -83,7 +83,7 @@ def test_bases_are_those_of_the_gauge():
     samples, _ = _samples(model, x, 40, 0)
     aligned = bootstrap_loadings(model, x, draws=40, rotation="varimax", standardised=False)
     torch.testing.assert_close(aligned.estimate, reference.weight.detach(), rtol=0, atol=1e-8)
-    for number, found in zip(range(3), _in_short(model, samples), strict=False):
+    for number, found in zip(range(3), _by_moments(model, samples), strict=False):
         turned = zoo.alignment.align(found, reference).apply(found)
         torch.testing.assert_close(aligned.replicates[number], turned.weight.detach(), rtol=0, atol=1e-8)
         own = _own(found, reference, "varimax")

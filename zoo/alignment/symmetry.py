@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.algebra import linear_gaussian
+from zoo.algebra.mixture import KINDS, covariances
 from zoo.alignment.coordinates import NewCoordinates, turn
 from zoo.base.callables import PyroCallable, handlers, name_of, undecorated
 from zoo.base.latent_sites import Latent, latents
@@ -217,12 +218,7 @@ def mixture_of(model: PyroCallable | Fit) -> Mixture | None:
         weight, mean, scale = (part.double().clone() for part in (own.weight, own.mean, own.scale))
     if weight.shape != (k,) or mean.ndim != 2 or len(mean) != k:
         return None
-    d = mean.shape[1]
-    if kind in ("full", "tied"):
-        return Mixture(weight, mean, (scale @ scale.mT).expand(k, d, d))
-    if kind in ("diag", "spherical"):
-        return Mixture(weight, mean, torch.diag_embed(scale.square().reshape(k, -1).expand(k, d)))
-    return None
+    return Mixture(weight, mean, covariances(scale, kind, k, mean.shape[1])) if kind in KINDS else None
 
 
 def model_of(fitted: PyroCallable | Fit) -> Any:

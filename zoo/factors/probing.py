@@ -75,8 +75,8 @@ def probe(
 
     In every repeat the rows are shuffled, the last ones are held out, and the first ones, with at least one of every
     class, are the labelled ones. Both classifiers (scikit-learn's, with its default penalty) standardise their inputs
-    by the labelled rows. In the classifier on the rows, a missing entry is replaced by the mean of the labelled entries in
-    its column. The model never uses labels, but it may have been fitted to the held-out rows: pass rows it was not
+    by the labelled rows. In the classifier on the rows, a missing entry is replaced by the mean of the labelled entries
+    in its column. The model never uses labels, but it may have been fitted to the held-out rows: pass rows it was not
     fitted to where that matters. The standard errors are those of the choice of rows; since repeats share rows, they
     are somewhat too small (Nadeau and Bengio 2003, Machine Learning 52).
 

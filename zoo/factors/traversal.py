@@ -74,7 +74,7 @@ class Traversal:
         return (self.mean.amax(1) - self.mean.amin(1)).mean(0)
 
     def summary(self) -> dict[str, float]:
-        """The factor, its first and last value, the number of positions, the column that changes most, and its change."""
+        """The factor, its first and last value, the number of positions, and the column that changes most."""
         most = int(self.change.argmax())
         ends = {"first": float(self.values[0]), "last": float(self.values[-1])}
         size = {"places": float(len(self.z)), "most_changed": float(most), "change": float(self.change[most])}
