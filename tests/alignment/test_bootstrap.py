@@ -113,7 +113,7 @@ def test_standardised_loadings_are_correlations():
     edge = found.replicates.quantile(0.025, 0)
     torch.testing.assert_close(low, edge)
     assert torch.equal(found.sure, (low > 0) | (high < 0))
-    assert f"{int(found.sure.sum())} of 12 leave out 0" in repr(found)
+    assert f"{int(found.sure.sum())} of 12 exclude 0" in repr(found)
 
 
 def test_streams_are_left_alone_and_seeds_repeat(untouched):
@@ -151,7 +151,7 @@ def test_a_fit_in_place_of_its_model(iris):
     ("options", "message"),
     [
         ({"level": 1.0}, "level must be in"),
-        ({"draws": 39}, "draws must be at least 40 for intervals that hold 95%"),
+        ({"draws": 39}, "draws must be at least 40 for intervals of level 95%"),
         ({"basis": "mine"}, "basis must be one of fit, own"),
         ({"rotation": "oblimin"}, "rotation must be one of"),
     ],
@@ -164,7 +164,7 @@ def test_arguments_are_refused(options, message):
 
 def test_models_are_refused():
     x = simulated(60)
-    with pytest.raises(ValueError, match="holds the parameters it was built with"):
+    with pytest.raises(ValueError, match="has its initial parameters"):
         bootstrap_loadings(zoo.PPCA(6, 2).double(), x)
     early = zoo.PPCA(6, 2).double()
     zoo.em(early, x, steps=3)

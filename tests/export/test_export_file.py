@@ -210,7 +210,7 @@ def test_refusals(runs, x, tmp_path, monkeypatch):
     taken.unlink()
     with pytest.raises(ValueError, match=r"must end in .nc for netCDF or in .zarr for Zarr"):
         write_arviz(run, x, tmp_path / "run.csv")
-    with pytest.raises(FileNotFoundError, match="which does not exist: create it first"):
+    with pytest.raises(FileNotFoundError, match="does not exist: create it first"):
         write_arviz(run, x, tmp_path / "folder" / "run.nc")
     for wrong in ({"draws": 0}, {"rows_at_once": 0}, {"seed": -1}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be a whole number"):

@@ -202,7 +202,7 @@ def test_covariates_of_the_rows(x, tmp_path):
     model = BatchDecoder(batch)
     model.slope = torch.ones(1, 4).double()
     run = zoo.Fit(model, MeanField(model, x))
-    path = write_arviz(run, x, tmp_path / "run.nc", 200, rows_at_once=4)
+    path = write_arviz(run, x, tmp_path / "run.nc", draws=200, rows_at_once=4)
     idata = container.load().from_netcdf(str(path))
     for group in ("posterior_predictive", "prior_predictive"):
         mean = idata[group]["x"].values[0].mean((0, -1))

@@ -249,7 +249,7 @@ def intervene(
 def _check_factor(factor: int, k: int, name: str) -> int:
     factor = check_whole(factor, name, 0)
     if factor >= k:
-        raise ValueError(f"{name} has factor {factor}, but the model has {k}, counted from 0")
+        raise ValueError(f"{name}: {factor} is out of range, as the model has {k} factors, counted from 0")
     return factor
 
 
@@ -259,9 +259,10 @@ def _places(
     """The numbers of the chosen rows and their posterior means (m, k)."""
     means = encode(run, x, draws=draws, seed=seed)
     chosen = tuple(range(len(means)) if rows is None else (check_whole(row, "rows", 0) for row in rows))
-    if not chosen or max(chosen) >= len(means):
-        what = f"has row {max(chosen)}" if chosen else "is empty"
-        raise ValueError(f"rows {what}, but x has {len(means)} rows, counted from 0")
+    if not chosen:
+        raise ValueError("rows is empty: pass the numbers of rows of x, or None for all")
+    if max(chosen) >= len(means):
+        raise ValueError(f"rows: {max(chosen)} is out of range, as x has {len(means)} rows, counted from 0")
     return chosen, means[list(chosen)]
 
 
@@ -272,7 +273,7 @@ def _point(run: Pair, given: int | Numbers, name: str, k: int, x: ArrayLike | No
             raise ValueError(f"{name}={given} is the number of a row: pass the rows as x, or factors ({k},) as {name}")
         n = len(check_rows(x, undecorated(run.model)))
         if not 0 <= given < n:
-            raise ValueError(f"{name} is row {given}, but x has {n} rows, counted from 0")
+            raise ValueError(f"{name}={given} is out of range, as x has {n} rows, counted from 0")
         return _places(run, x, [given], draws, seed)[1][0]
     z = placed(given, run)
     if z.shape != (k,) or not z.isfinite().all():

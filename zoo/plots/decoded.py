@@ -151,7 +151,7 @@ def manifold(
     k = factor_site(run, "manifold").shape.numel()
     for factor in factors:
         if check_whole(factor, "factors", 0) >= k:
-            raise ValueError(f"factors has factor {factor}, but the model has {k}, counted from 0")
+            raise ValueError(f"factors: {factor} is out of range, as the model has {k} factors, counted from 0")
     if len(factors) != 2 or factors[0] == factors[1]:
         raise ValueError(f"factors must be two different numbers, got {tuple(factors)}")
     if (image is None) == (column is None):

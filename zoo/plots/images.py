@@ -164,10 +164,10 @@ def pick(rows: Sequence[int] | None, n: int, usual: int) -> list[int]:
         ValueError: a row does not exist, or there are none.
     """
     chosen = list(range(min(n, usual))) if rows is None else [check_whole(row, "rows", 0) for row in rows]
-    if not chosen or max(chosen) >= n:
-        raise ValueError(
-            f"rows {f'has row {max(chosen)}' if chosen else 'is empty'}, but x has {n} rows, counted from 0"
-        )
+    if not chosen:
+        raise ValueError("rows is empty: pass the numbers of rows of x, or None for the first ones")
+    if max(chosen) >= n:
+        raise ValueError(f"rows: {max(chosen)} is out of range, as x has {n} rows, counted from 0")
     return chosen
 
 

@@ -44,9 +44,9 @@ def latent(
     """The latent variables of the rows under the guide.
 
     Factors: the posterior means in the plane of two factors, with a colour and a marker for every label; a single
-    factor as a histogram by label, or without labels against the row number. A mixture (discrete ``component``): the first two
-    columns of the data, coloured by the responsibilities of the components, with their ellipses; the marker shows the
-    label, or without labels the most probable component.
+    factor as a histogram by label, or without labels against the row number. A mixture (discrete ``component``): the
+    first two columns of the data, coloured by the responsibilities of the components, with their ellipses; the marker
+    shows the label, or without labels the most probable component.
 
     Args:
         run: a trained pair.
@@ -159,7 +159,7 @@ def _check_factors(factors: tuple[int, int] | int, k: int) -> list[int]:
     chosen = [factors] if isinstance(factors, int) else list(factors)
     for factor in chosen:
         if check_whole(factor, "factors", 0) >= k:
-            raise ValueError(f"factors has factor {factor}, but the model has {k}, counted from 0")
+            raise ValueError(f"factors: {factor} is out of range, as the model has {k} factors, counted from 0")
     if len(chosen) not in (1, 2) or len(set(chosen)) != len(chosen):
         raise ValueError(f"factors must be two different numbers or one, got {factors}")
     return chosen

@@ -115,9 +115,7 @@ def khat(found: Evaluation | ImportanceMoments, *, ax: Axes | None = None) -> Ax
     floor = low - 0.12 * (high - low)
     limits = [*LIMITS]
     if isinstance(found, ImportanceMoments) and found.limit < 0.7:
-        lower = [
-            (at, name) for at, name in LIMITS if at < found.limit - 0.01
-        ]  # two lines in one place would be unreadable
+        lower = [(at, name) for at, name in LIMITS if at < found.limit - 0.01]  # two lines would overlap
         limits = [*lower, (found.limit, f"{found.limit:.2f}: the most for {found.draws} draws")]
     limit = limits[-1][0]
     row = np.arange(len(values))

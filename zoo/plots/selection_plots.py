@@ -23,7 +23,8 @@ def selection(found: Selection, *, ax: Axes | None = None) -> Axes:
     r"""The measures of every size in a selection, in nats per row on one axis; higher is better.
 
     These are held-out log p(x), and the criteria on its scale, -AIC / 2n and -BIC / 2n: a fit's log-likelihood per row
-    minus its penalty. A ring marks the size that each measure selects. Bars are two standard errors of the difference to
+    minus its penalty. A ring marks the size that each measure selects. Bars are two standard errors of the difference
+    to
     the best size over the same rows, so the best has none: a size whose bar reaches the best is hardly worse. (The
     standard error of a mean is mostly due to the variation between rows, which is common to all sizes.)
 
@@ -187,9 +188,9 @@ def predictive(found: PredictiveCheck, *, most: int = 16, ax: Axes | None = None
     """Statistics of the data relative to those of replicated data, in order of decreasing distance.
 
     Values are in standard deviations of the replicates from their mean: the bar is the central interval of the
-    replicates, the marker the value in the data, a triangle outside the bar and a circle inside. Statistics outside come
-    first. Where some are very far away, the axis is linear up to 3 and logarithmic beyond. An infinite distance (all
-    replicates are equal) is an arrow at the edge.
+    replicates, the marker the value in the data, a triangle outside the bar and a circle inside. Statistics outside
+    come first. Where some are very far away, the axis is linear up to 3 and logarithmic beyond. An infinite distance
+    (all replicates are equal) is an arrow at the edge.
 
     Args:
         found: from :func:`zoo.predictive_check`.
@@ -252,8 +253,8 @@ def marginals(found: PredictiveCheck, column: int | str = 0, *, ax: Axes | None 
     """The quantiles of a column against those of replicated data: on the diagonal where the model fits the column.
 
     The band is the pointwise central interval of the replicates' quantiles, so that even under a correct model a few
-    quantiles of many columns lie outside; these are triangles. The quantiles of a column are correlated: misfit shows as
-    a range of them outside the band, not as a single one.
+    quantiles of many columns lie outside; these are triangles. The quantiles of a column are correlated: misfit shows
+    as a range of them outside the band, not as a single one.
 
     Args:
         found: from :func:`zoo.predictive_check`.
