@@ -353,7 +353,7 @@ def test_what_does_not_go_together_is_named():
         to_canonical(factors, "promax")
     with pytest.raises(TypeError, match="PPCA and GMM have different symmetries"):
         align(factors, mixture)
-    with pytest.raises(ValueError, match="factors and columns must agree"):
+    with pytest.raises(ValueError, match="numbers of factors or columns"):
         align(factors, random_linear(PPCA, 3, 1))
     with pytest.raises(ValueError, match="components and columns must agree"):
         align(mixture, random_mixture("full", k=2))

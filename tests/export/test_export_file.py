@@ -218,7 +218,7 @@ def test_refusals(runs, x, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="labels has shape"):
         write_arviz(run, x, tmp_path / "run.nc", labels=["a"])
     monkeypatch.setitem(sys.modules, "zarr", None)
-    with pytest.raises(ModuleNotFoundError, match="pip install 'zarr>=3', or take .nc"):
+    with pytest.raises(ModuleNotFoundError, match="pip install 'zarr>=3', or use .nc"):
         write_arviz(run, x, tmp_path / "run.zarr")
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""Symmetries of the likelihood: canonical coordinates, the alignment of two fits, and aligned bootstrap intervals.
+"""Which rotation, signs and labels do two fits of one model have, and how do the fits differ once these agree?
 
 Rotations and signs of factors and the numbering of mixture components are not identified: with :math:`z \\sim N(0, I)`
 the likelihood of a linear-Gaussian model is the same for W and for W R with any orthogonal R, and that of a mixture is

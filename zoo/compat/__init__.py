@@ -1,1 +1,1 @@
-"""Compatibility with the supported versions of ArviZ; no other package imports it."""
+"""How are the supported versions of ArviZ called? No other package imports it."""

@@ -1,4 +1,4 @@
-"""Export of fitted runs to ArviZ: as an object in memory (``to_arviz``) or as a file (``write_arviz``)."""
+"""How does a fitted run become an ArviZ object or file?"""
 
 from zoo.export.compare import elpd
 from zoo.export.convert import to_arviz

@@ -153,8 +153,8 @@ def _check_sizes(sizes: Sequence[int], classes: int, most: int, held_out: int) -
     for size in sizes:
         if check_whole(size, "sizes") > most:
             raise ValueError(
-                f"sizes includes {size}, but only {most} rows remain besides the {held_out} held out: reduce it, or reduce "
-                "held_out"
+                f"sizes includes {size}, but only {most} rows remain besides the {held_out} held out: reduce it, "
+                "or reduce held_out"
             )
         if size < classes:
             raise ValueError(f"sizes includes {size}, but there are {classes} classes: take at least one row of each")
