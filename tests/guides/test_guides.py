@@ -439,7 +439,7 @@ def test_options_of_the_network_are_checked(some):
         Amortized(model, some)(size=5)
     with pytest.raises(ValueError, match="activation must be one of silu"):
         Amortized(model, some, activation="swish")
-    with pytest.raises(ValueError, match=r"image=\(1, 2, 3\) has 6 entries, a row has 4"):
+    with pytest.raises(ValueError, match=r"image=\(1, 2, 3\) has 6 entries, but a row has 4"):
         Amortized(model, some, image=(1, 2, 3))
 
 

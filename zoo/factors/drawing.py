@@ -74,7 +74,7 @@ def shared_draws(source: Reader, draws: int, *, given: bool) -> dict[str, Tensor
 
 
 def _from(stream: Any, source: Reader, row: int, draws: int) -> dict[str, Tensor]:
-    """The draws that a random stream gives with one of the rows that stand in for the data."""
+    """The draws from a given random stream, with one row in place of the data."""
     pyro.util.set_rng_state(stream)
     return _shared(source, _arguments(source, row), draws)
 
