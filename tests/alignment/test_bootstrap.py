@@ -76,7 +76,7 @@ def test_a_heywood_case_ends_at_its_floor():
         assert sample.count == 60
 
 
-def test_bases_are_those_of_the_gauge():
+def test_bases_are_those_of_the_canonical_transform():
     x = simulated(120)
     model = fitted(zoo.FactorAnalysis, x)
     reference = to_canonical(model, "varimax")
@@ -114,6 +114,13 @@ def test_standardised_loadings_are_correlations():
     torch.testing.assert_close(low, edge)
     assert torch.equal(found.sure, (low > 0) | (high < 0))
     assert f"{int(found.sure.sum())} of 12 exclude 0" in repr(found)
+    table = found.frame()
+    assert table.columns == ["column", "factor", "loading", "se", "low", "high"]
+    assert table["factor"].to_list() == [0, 1] * 6
+    assert table["column"].to_list()[:3] == ["x0", "x0", "x1"]
+    torch.testing.assert_close(table["low"].to_torch().reshape(6, 2), low)
+    sure = float(found.sure.sum())
+    assert found.summary() == {"columns": 6, "factors": 2, "replicates": 40, "failed": 0, "sure": sure}
 
 
 def test_streams_are_left_alone_and_seeds_repeat(untouched):

@@ -509,7 +509,7 @@ def test_a_network_of_ones_own(some, tmp_path):
 
 def test_a_network_of_another_width_is_refused(some):
     model = PPCA(4, 2).double()
-    with pytest.raises(ValueError, match=r"network gives width 3 .*\(\.\.\., 4\), 2 means, 2 numbers of the cov"):
+    with pytest.raises(ValueError, match=r"network returns width 3 .*\(\.\.\., 4\), 2 means, 2 numbers of the cov"):
         Amortized(model, some, network=torch.nn.Linear(4, 3))
     with pytest.raises(
         ValueError, match=r"network fails on zeros of shape \(2, 3, 8\).*network must map \(\.\.\., 8\)"

@@ -41,7 +41,7 @@ def to_arviz(
     - ``sample_stats``, in nats. Where no site is shared by all rows: ``lp`` = log p(x_i, z_i), ``log_q`` =
       log q(z_i | x_i) and ``log_weight``, their difference, (chain, draw, row). With shared sites, and under guides
       that draw all rows together (Pyro's joint autoguides), the same quantities for all sites jointly (chain, draw),
-      and ``log_weight_shared``, with the local sites integrated out. ``khat`` (row), given at least 25 draws, is a
+      and ``log_weight_shared``, with the local sites integrated out. ``khat`` (row), given enough draws, is a
       coordinate because it has no draws: see :func:`zoo.posterior.psis_khat`. The group is absent where the guide has
       a point mass on a site (``AutoDelta``, ``AutoLaplaceApproximation``) and thus no density.
     - ``log_likelihood``: log p(x_i | shared sites) (chain, draw, row) in nats, with the local sites integrated out: in
