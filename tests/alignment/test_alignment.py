@@ -359,7 +359,7 @@ def test_what_does_not_go_together_is_named():
         align(mixture, random_mixture("full", k=2))
     with pytest.raises(TypeError, match="PPCA has no components to match"):
         match_components(factors, mixture)
-    with pytest.raises(TypeError, match="does not fit GMM"):
+    with pytest.raises(TypeError, match="of the wrong kind for GMM"):
         canonical_transform(factors).apply(mixture)
     with pytest.raises(ValueError, match="the alignment is of 2 factors or components, the model has 1"):
         canonical_transform(factors).apply(random_linear(PPCA, 3, 1))
