@@ -246,7 +246,7 @@ def test_constant_columns_are_named(iris):
 
 
 def test_ppca_refuses_rows_that_are_all_alike():
-    with pytest.raises(ValueError, match="every row is the same"):
+    with pytest.raises(ValueError, match="all rows of x are equal"):
         zoo.em(PPCA(4, 1).double(), torch.tensor([[0.1, 0.2, 0.3, 0.7]]).double().repeat(50, 1))
 
 

@@ -203,5 +203,5 @@ def test_training_goes_on_in_neither(x):
 def test_refusals(x):
     model = zoo.VAE(4, 2, hidden=(4,)).double()
     run = zoo.Fit(model, Amortized(model, x, hidden=(4,)))
-    with pytest.raises(TypeError, match="the symmetries of VAE are not known"):
+    with pytest.raises(TypeError, match="the symmetries of VAE are unknown"):
         to_canonical(run)

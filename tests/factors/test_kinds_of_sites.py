@@ -164,7 +164,7 @@ def test_a_guide_that_depends_on_the_rows_asks_for_them(x):
         pyro.sample("mean", dist.Normal(x.mean(), 0.01))
 
     run = zoo.Fit(one_mean, guide)
-    with pytest.raises(ValueError, match=r"draws 'mean' given the rows: pass x, the rows"):
+    with pytest.raises(ValueError, match=r"draws 'mean' depending on the rows: pass x, the rows"):
         zoo.generate(run, 5)
     assert abs(zoo.generate(run, 5, x=x + 3).shared["mean"] - (x + 3).mean()) < 0.05
     assert zoo.generate(run, 5, prior=True).x.shape == (5, D)
@@ -378,7 +378,7 @@ def test_several_data_sites(x):
     run = zoo.Fit(supervised, Independent())
     found = zoo.generate(run, 6)
     assert {name: tuple(value.shape) for name, value in found.data.items()} == {"a": (6, 3), "b": (6, 1)}
-    with pytest.raises(ValueError, match="the model has the data sites 'a', 'b': take data"):
+    with pytest.raises(ValueError, match="the model has the data sites 'a', 'b': use data"):
         _ = found.x
     again = zoo.reconstruct(run, x)
     assert {name: tuple(value.shape) for name, value in again.means.items()} == {"a": (N, 3), "b": (N, 1)}

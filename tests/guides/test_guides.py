@@ -439,7 +439,7 @@ def test_options_of_the_network_are_checked(some):
         Amortized(model, some)(size=5)
     with pytest.raises(ValueError, match="activation must be one of silu"):
         Amortized(model, some, activation="swish")
-    with pytest.raises(ValueError, match=r"image=\(1, 2, 3\) has 6 entries, a row has 4"):
+    with pytest.raises(ValueError, match=r"image=\(1, 2, 3\) has 6 entries, but a row has 4"):
         Amortized(model, some, image=(1, 2, 3))
 
 
@@ -509,7 +509,7 @@ def test_a_network_of_ones_own(some, tmp_path):
 
 def test_a_network_of_another_width_is_refused(some):
     model = PPCA(4, 2).double()
-    with pytest.raises(ValueError, match=r"network gives width 3 .*\(\.\.\., 4\), 2 means, 2 numbers of the cov"):
+    with pytest.raises(ValueError, match=r"network returns width 3 .*\(\.\.\., 4\), 2 means, 2 numbers of the cov"):
         Amortized(model, some, network=torch.nn.Linear(4, 3))
     with pytest.raises(
         ValueError, match=r"network fails on zeros of shape \(2, 3, 8\).*network must map \(\.\.\., 8\)"

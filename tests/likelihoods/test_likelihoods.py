@@ -426,7 +426,7 @@ def test_names_are_checked():
         with pytest.raises(ValueError, match=message):
             build(wrong, 4)
     for wrong in ("bernoulli", ["gaussian"] * 4):
-        with pytest.raises(ValueError, match="covariance='full' is for likelihood='gaussian' alone"):
+        with pytest.raises(ValueError, match="covariance='full' is for likelihood='gaussian' only"):
             build(wrong, 4, covariance="full")
     with pytest.raises(ValueError, match="covariance must be one of scalar, diag, low_rank, full; got 'dia'"):
         build("gaussian", 4, covariance="dia")

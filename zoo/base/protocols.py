@@ -220,6 +220,16 @@ class Mixture(Hook, Protocol):
 
 
 @runtime_checkable
+class GaussianMixture(Mixture, Protocol):
+    """A Gaussian mixture."""
+
+    covariance: str  # "full", "tied", "diag" or "spherical": the form of scale
+    weight: Tensor  # (k,)
+    mean: Tensor  # (k, d)
+    scale: Tensor  # Cholesky factors (k, d, d) or (d, d), or standard deviations (k, d) or (k,)
+
+
+@runtime_checkable
 class Quadratic(Hook, Protocol):
     """A model that declares whether log p(x, z) is quadratic in its continuous sites, for any value of the discrete."""
 

@@ -1,4 +1,4 @@
-"""Latent factor models, each a Pyro model in a file of its own."""
+"""Latent factor models; each is a Pyro model in its own file."""
 
 from zoo.models.factor_analysis import FactorAnalysis
 from zoo.models.gmm import GMM
