@@ -1,17 +1,53 @@
-"""What a model or a guide may offer beyond its story: every hook that the package asks for, written down.
+"""The hooks of models and guides: everything that the package looks for beyond the Pyro story itself.
 
-A model or guide is a plain Pyro callable and has none of these by duty. What it has is found by ``isinstance`` on
-:func:`zoo.base.callables.undecorated`, so that a handler which changes the density is not credited with closed forms.
+Every hook is optional. Whether a model or guide has one is found by ``isinstance`` on
+:func:`zoo.base.callables.undecorated`, so that closed forms are not used under a handler that changes the density.
 """
 
+import functools
+import inspect
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 from torch.distributions import Distribution
 
 from zoo.base.callables import PyroCallable, undecorated
+
+if TYPE_CHECKING:
+    from abc import ABCMeta as ProtocolMeta
+else:
+    ProtocolMeta = type(Protocol)
+
+
+class ByAttribute(ProtocolMeta):
+    """``isinstance`` of a protocol by ``hasattr``.
+
+    From Python 3.12 on, ``isinstance`` looks up the members of a runtime protocol without ``__getattr__``, through
+    which modules give access to parameters, buffers and submodules.
+    """
+
+    def __instancecheck__(self, instance: object) -> bool:
+        if not getattr(self, "_is_protocol", False):  # a class that inherits from a protocol
+            return bool(super().__instancecheck__(instance))
+        return all(hasattr(instance, name) for name in members(self))
+
+
+class Hook(Protocol, metaclass=ByAttribute):
+    """Base class of all hooks: an object has a hook where it has all members by name."""
+
+
+@functools.cache
+def members(hook: type) -> frozenset[str]:
+    """The names that a hook requires.
+
+    >>> sorted(members(LinearGaussian))
+    ['mean', 'noise', 'weight']
+    """
+    owners = [owner for owner in hook.__mro__ if issubclass(type(owner), ByAttribute)]
+    names = {name for owner in owners for name in (*inspect.get_annotations(owner), *vars(owner))}
+    return frozenset(name for name in names if not name.startswith("_"))
 
 
 class Pair(Protocol):
@@ -36,7 +72,21 @@ class Pair(Protocol):
 
 
 @runtime_checkable
-class Conjugate(Protocol):
+class HasWidth(Hook, Protocol):
+    """A model that was built for a number of columns."""
+
+    data_dim: int
+
+
+@runtime_checkable
+class AcceptsMissing(Hook, Protocol):
+    """A model that declares whether rows may have missing entries (NaN)."""
+
+    missing: bool
+
+
+@runtime_checkable
+class Conjugate(Hook, Protocol):
     """A model whose posterior and marginal likelihood have closed forms.
 
     One with the class attribute ``missing = True`` accepts rows with missing entries (NaN) throughout, ``forward``
@@ -57,7 +107,7 @@ class Conjugate(Protocol):
 
 
 @runtime_checkable
-class ConjugateGivenShared(Protocol):
+class ConjugateGivenShared(Hook, Protocol):
     """A model with shared sites, conjugate given them."""
 
     def log_marginal_given(self, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:
@@ -66,7 +116,7 @@ class ConjugateGivenShared(Protocol):
 
 
 @runtime_checkable
-class ClosedBound(Protocol):
+class ClosedBound(Hook, Protocol):
     """A model with the bound of a Gaussian (or categorical) q in closed form."""
 
     def elbo(self, x: Tensor, q: Distribution) -> Tensor:
@@ -75,7 +125,7 @@ class ClosedBound(Protocol):
 
 
 @runtime_checkable
-class Placed(Protocol):
+class Placed(Hook, Protocol):
     """A model or guide that takes a random start on the data; :func:`zoo.fit` and :func:`zoo.em` place fresh ones."""
 
     @property
@@ -89,7 +139,7 @@ class Placed(Protocol):
 
 
 @runtime_checkable
-class Checked(Protocol):
+class Checked(Hook, Protocol):
     """A model that refuses data under which its likelihood has no maximum."""
 
     def check(self, x: Tensor) -> None:
@@ -98,7 +148,7 @@ class Checked(Protocol):
 
 
 @runtime_checkable
-class Summarized(Protocol):
+class Summarized(Hook, Protocol):
     """A conjugate model whose EM step takes sufficient statistics in place of rows."""
 
     def summarize(self, x: Tensor) -> Any:
@@ -107,7 +157,7 @@ class Summarized(Protocol):
 
 
 @runtime_checkable
-class Maximized(Protocol):
+class Maximized(Hook, Protocol):
     """A conjugate model with a direct maximum of its likelihood."""
 
     def maximize(self, moments: Any) -> Any:
@@ -116,7 +166,7 @@ class Maximized(Protocol):
 
 
 @runtime_checkable
-class Decoding(Protocol):
+class Decoding(Hook, Protocol):
     """A model with p(x | z) as a distribution."""
 
     def decode(self, z: Tensor) -> Distribution:
@@ -125,7 +175,7 @@ class Decoding(Protocol):
 
 
 @runtime_checkable
-class Imputing(Protocol):
+class Imputing(Hook, Protocol):
     """A model that fills missing entries in closed form."""
 
     def impute(self, x: Tensor) -> Any:
@@ -134,7 +184,7 @@ class Imputing(Protocol):
 
 
 @runtime_checkable
-class Floored(Protocol):
+class Floored(Hook, Protocol):
     """A model with a floor on its variances."""
 
     floor: float
@@ -145,7 +195,7 @@ class Floored(Protocol):
 
 
 @runtime_checkable
-class LinearGaussian(Protocol):
+class LinearGaussian(Hook, Protocol):
     """A linear-Gaussian model: x ~ N(W z + mu, diag(noise)), z ~ N(0, I)."""
 
     weight: Tensor  # (d, k)
@@ -158,14 +208,14 @@ class LinearGaussian(Protocol):
 
 
 @runtime_checkable
-class Mixture(Protocol):
+class Mixture(Hook, Protocol):
     """A mixture of components, with the site ``component`` per row."""
 
     components: int
 
 
 @runtime_checkable
-class Quadratic(Protocol):
+class Quadratic(Hook, Protocol):
     """A model that declares whether log p(x, z) is quadratic in its continuous sites, for any value of the discrete."""
 
     @property
@@ -178,7 +228,7 @@ class Quadratic(Protocol):
 
 
 @runtime_checkable
-class HasPosterior(Protocol):
+class HasPosterior(Hook, Protocol):
     """A guide with q(z | x) of its one local site as a distribution."""
 
     def posterior(self, x: Tensor, index: Tensor | None = None) -> Distribution:
@@ -187,14 +237,14 @@ class HasPosterior(Protocol):
 
 
 @runtime_checkable
-class HoldsRows(Protocol):
+class HoldsRows(Hook, Protocol):
     """A guide with parameters of its own for every row of the data that it was built for."""
 
     count: int
 
 
 @runtime_checkable
-class GaussianGuide(Protocol):
+class GaussianGuide(Hook, Protocol):
     """A guide that declares whether all its sites are Gaussian (in unconstrained coordinates) or categorical."""
 
     @property
@@ -204,7 +254,7 @@ class GaussianGuide(Protocol):
 
 
 @runtime_checkable
-class TightGuide(Protocol):
+class TightGuide(Hook, Protocol):
     """A guide that declares whether it is the posterior itself, so that every draw gives log p(x)."""
 
     @property
