@@ -188,9 +188,7 @@ def evaluate(run: Pair, x: Any, *, draws: int = 500, inner: int = 100, seed: int
         ValueError: too few draws, rows that are not fit for model or guide, or a guide without a density (a point mass,
             as AutoDelta and AutoLaplaceApproximation have it).
     """
-    for name, number in (("draws", draws), ("inner", inner)):
-        if check_whole(number, name) < LEAST_DRAWS:
-            raise ValueError(f"{name} must be at least {LEAST_DRAWS} to judge the importance weights, got {number}")
+    check_draws(draws, inner)
     x = check_rows(x, undecorated(run.model))
     with reading(run, seed):
         source = reader(run, x)
@@ -199,6 +197,17 @@ def evaluate(run: Pair, x: Any, *, draws: int = 500, inner: int = 100, seed: int
         if source.layout.shared or joint is not None:
             return _of_all_rows(source, draws, inner)
         return _of_rows(source, draws)
+
+
+def check_draws(draws: int, inner: int | None = None) -> None:
+    """Refuse too few draws.
+
+    Raises:
+        ValueError: ``draws`` or ``inner`` is below 25.
+    """
+    for name, number in (("draws", draws), ("inner", inner)):
+        if number is not None and check_whole(number, name) < LEAST_DRAWS:
+            raise ValueError(f"{name} must be at least {LEAST_DRAWS} to judge the importance weights, got {number}")
 
 
 def log_weights(run: Pair, x: Tensor, draws: int, *, seed: int = 0) -> Tensor:
