@@ -166,7 +166,7 @@ def test_a_guide_of_its_own_rows_is_fitted_anew(family, model, iris, untouched):
     after = dict((*turned.named_parameters(), *run.guide.named_parameters()))
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert found.refitted
-    assert f"a fresh {family.__name__}" in repr(found)
+    assert f"a newly fitted {family.__name__}" in repr(found)
     if family is FullRank:
         assert found.p_value > 0.01
         return
@@ -284,7 +284,7 @@ def test_shared_sites_by_whole_data_sets(untouched):
     assert wrong.p_value < 0.001
     assert "theta[0] too narrow" in wrong.verdict
     assert wrong.frame()["unit"].to_list() == ["theta[0]"]
-    with pytest.raises(ValueError, match="it has shared sites, and the run does not record the number of rows: pass rows="):
+    with pytest.raises(ValueError, match="it has shared sites, and the run does not record the number of rows"):
         sbc(run)
 
 
@@ -295,7 +295,7 @@ def test_a_fresh_autoguide_for_every_data_set(untouched):
         found = sbc(run, simulations=20, steps=100)
     assert found.simulations == 20  # of the recorded number of rows
     assert found.pit.isfinite().all()
-    assert "a fresh AutoNormal" in repr(found)
+    assert "a newly fitted AutoNormal" in repr(found)
 
 
 def one_factor(x=None, index=None, size=None):

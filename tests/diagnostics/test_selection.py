@@ -179,7 +179,7 @@ def test_the_report_hears_of_every_row_and_nothing_moves(irises, untouched):
         ({"values": [2, 2]}, "values holds 2 twice"),
         ({"values": [0]}, "values must be a whole number"),
         ({"folds": 1}, "folds must be a whole number of at least 2"),
-        ({"folds": 100}, "folds=100 of 150 rows"),
+        ({"folds": 100}, "folds=100 leaves fewer than two of 150 rows"),
         ({"seeds": 0}, "^seeds must be a whole number of at least 1"),
         ({"seeds": []}, "^seeds is empty"),
         ({"draws": 5}, "draws must be at least 25"),

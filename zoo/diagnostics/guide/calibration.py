@@ -83,7 +83,7 @@ class Calibration:
     def _words(self, j: int) -> str:
         tests = len(self.units) + 1
         if not float(self.p_values[j]) * tests < SIGNIFICANCE:
-            return f"calibrated as far as {self.simulations} simulations show"
+            return f"calibrated, as far as {self.simulations} simulations show"
         bias, spread = float(self.bias[j]), float(self.spread[j])
         errors = []
         if self.coverage is None:
@@ -117,7 +117,7 @@ class Calibration:
                 "every unit is calibrated, but draws from the guide do not explain x as well as the truth does: q "
                 "ignores part of the information in x, or has the wrong dependence between units"
             )
-        return f"calibrated as far as {self.simulations} simulations show"
+        return f"calibrated, as far as {self.simulations} simulations show"
 
     def summary(self) -> dict[str, float]:
         """P-values, and the coverage of central intervals averaged over the units."""
