@@ -163,7 +163,7 @@ def test_the_verdict_names_what_speaks_against_it(tables):
         assert found[check].level == "bad"
         assert check in found.verdict
     assert found["posterior"].value == pytest.approx(math.log(3), rel=1e-3)
-    assert "a fresh FullRank" in found["calibration"].reason  # which is right: it is this one that is not
+    assert "a newly fitted FullRank" in found["calibration"].reason  # which is right: it is this one that is not
     with pytest.raises(KeyError, match="no check 'taste': there are convergence, gap"):
         found["taste"]
 

@@ -104,7 +104,7 @@ def test_weights_mend_a_guide_that_is_not_the_posterior(x):
 def test_a_guide_too_narrow_is_named(x):
     found = loo(zoo.Fit(normal(1.0), around(x, 1.0, wide=0.4)), x, draws=DRAWS)
     assert len(found.high) > 0
-    assert "do not trust it" in repr(found)
+    assert "unreliable" in repr(found)
 
 
 def test_local_sites_are_integrated_out(x):
@@ -184,7 +184,7 @@ def test_two_models_on_the_same_rows(x):
     difference, error = right.compare(wrong)
     assert difference == pytest.approx(right.elpd - wrong.elpd, abs=1e-9)
     assert difference > 2 * error > 0
-    with pytest.raises(ValueError, match="compared on 25 and 24 rows"):
+    with pytest.raises(ValueError, match="25 and 24 rows: compare models on the same rows"):
         right.compare(loo(zoo.Fit(normal(1.0), around(x, 1.0)), x[1:], draws=200))
 
 

@@ -107,6 +107,15 @@ class Conjugate(Hook, Protocol):
 
 
 @runtime_checkable
+class ClosedLikelihood(Hook, Protocol):
+    """A model whose marginal likelihood has a closed form."""
+
+    def log_marginal(self, x: Tensor) -> Tensor:
+        """log p(x), shape (n,)."""
+        ...
+
+
+@runtime_checkable
 class ConjugateGivenShared(Hook, Protocol):
     """A model with shared sites, conjugate given them."""
 

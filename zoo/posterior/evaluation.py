@@ -186,9 +186,7 @@ def evaluate(run: Pair, x: ArrayLike, *, draws: int = 500, inner: int = 100, see
         ValueError: too few draws, rows that do not suit model or guide, or a guide without a density (a point mass, as
             in AutoDelta and AutoLaplaceApproximation).
     """
-    for name, number in (("draws", draws), ("inner", inner)):
-        if check_whole(number, name) < LEAST:
-            raise ValueError(f"{name} must be at least {LEAST} to judge the importance weights, got {number}")
+    check_draws(draws, inner)
     x = check_rows(x, undecorated(run.model))
     with reading(run, seed):
         source = reader(run, x)
@@ -197,6 +195,17 @@ def evaluate(run: Pair, x: ArrayLike, *, draws: int = 500, inner: int = 100, see
         if source.layout.shared or joint is not None:
             return _of_all_rows(source, draws, inner)
         return _of_rows(source, draws)
+
+
+def check_draws(draws: int, inner: int | None = None) -> None:
+    """Refuse too few draws.
+
+    Raises:
+        ValueError: ``draws`` or ``inner`` is below 30.
+    """
+    for name, number in (("draws", draws), ("inner", inner)):
+        if number is not None and check_whole(number, name) < LEAST:
+            raise ValueError(f"{name} must be at least {LEAST} to judge the importance weights, got {number}")
 
 
 def log_weights(run: Pair, x: Tensor, draws: int, *, seed: int = 0) -> Tensor:
