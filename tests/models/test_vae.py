@@ -432,9 +432,7 @@ def test_a_decoder_of_ones_own(name, iris, tmp_path):
 
 
 def test_a_decoder_of_another_width_is_refused():
-    with pytest.raises(
-        ValueError, match=r"decoder returns width 7 .*, 8\), 4 locations, then 4 noise parameters"
-    ):
+    with pytest.raises(ValueError, match=r"decoder returns width 7 .*, 8\), 4 locations, then 4 noise parameters"):
         VAE(4, 2, decoder=Decoder(7))
     with pytest.raises(ValueError, match=r"decoder returns width 8 .*\(\.\.\., 4\), 4 locations$"):
         VAE(4, 2, decoder=Decoder(8), noise="constant")
