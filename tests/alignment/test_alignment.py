@@ -361,5 +361,5 @@ def test_what_does_not_go_together_is_named():
         match_components(factors, mixture)
     with pytest.raises(TypeError, match="of the wrong kind for GMM"):
         canonical_transform(factors).apply(mixture)
-    with pytest.raises(ValueError, match="the alignment is of 2 factors or components, the model has 1"):
+    with pytest.raises(ValueError, match="the alignment is of 2 factors or components, but the model has 1"):
         canonical_transform(factors).apply(random_linear(PPCA, 3, 1))
