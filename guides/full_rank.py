@@ -20,9 +20,10 @@ from guides.sites import (
     put,
     summed_out,
 )
-from zoo.base.callables import PyroCallable
+from zoo.base.callables import PyroCallable, undecorated
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
+from zoo.base.protocols import Conjugate
 
 
 class FullRank(Module):
@@ -53,7 +54,12 @@ class FullRank(Module):
         self.__dict__["model"] = model  # looked at, not owned
         for latent in self.sites.discrete:
             why = "is discrete and has no covariance"
-            instead = f"Use MeanField, Amortized or Exact. {summed_out('FullRank', model, latent)}."
+            others = (
+                "MeanField, Amortized or Exact"
+                if isinstance(undecorated(model), Conjugate)
+                else "MeanField or Amortized"
+            )
+            instead = f"Use {others}. {summed_out('FullRank', model, latent)}."
             raise CannotServe("FullRank", model, latent.name, why, instead)
         self.count = n = len(x)
         k = width(self.sites.local)

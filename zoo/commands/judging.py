@@ -15,9 +15,10 @@ from zoo.diagnostics.diagnosis import Diagnosis, diagnose
 from zoo.infer.loading import load
 from zoo.infer.run import Fit
 
-RUN = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, as zoo fit --out or Fit.save wrote it.")]
+RUN = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, written by zoo fit --out or Fit.save.")]
 DATA = Annotated[
-    str | None, typer.Argument(metavar="DATA", help="Its rows: a data set or a file. By default those of zoo fit.")
+    str | None,
+    typer.Argument(metavar="DATA", help="Data set or file with its rows; by default, those that zoo fit used."),
 ]
 COLOURS = {"good": "green", "careful": "yellow", "bad": "red", "unknown": "dim"}
 
@@ -28,11 +29,11 @@ def diagnose_(
     draws: Annotated[int, typer.Option(help="Draws of the guide per row.")] = 500,
     simulations: Annotated[
         int | None,
-        typer.Option(help="Simulations of the calibration; by default 500 rows, none where rows share sites."),
+        typer.Option(help="Simulated rows of the calibration; by default 500, or none for a model with shared sites."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the draws.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="End with status 1 where a finding is bad.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with status 1 if a finding is bad.")] = False,
 ) -> None:
     """Check whether the posterior of a run can be trusted, with thresholds and reasons."""
     try:
@@ -51,10 +52,12 @@ def diagnose_(
 def report_(
     folder: RUN,
     source: DATA = None,
-    path: Annotated[Path | None, typer.Option("--out", help="The page; by default report.html in the folder.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    path: Annotated[
+        Path | None, typer.Option("--out", help="File for the page; by default report.html in the folder of the run.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed of the draws.")] = 0,
 ) -> None:
-    """Write one self-contained HTML page on a run: the verdict with reasons, figures, tables, how to run it again."""
+    """Write a self-contained HTML report on a run: verdict and reasons, figures, tables, how to repeat it."""
     from zoo.report.page import report
 
     try:

@@ -25,12 +25,14 @@ from zoo.export.convert import to_arviz
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.fitting import Fit, fit
 from zoo.infer.storage.checkpoint import write
+from zoo.likelihoods.kinds import LIKELIHOODS
 from zoo.posterior.evaluation import LEAST_DRAWS, evaluate
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command("diagnose")(judging.diagnose_)
 app.command("report")(judging.report_)
 app.command("select")(selecting.select_)
+MODELS, GUIDES = ", ".join(registry.models()), ", ".join(registry.guide_classes())
 LARGE = 2_000_000  # entries of the data beyond which a learned guide takes minibatches unless told otherwise
 
 
@@ -43,12 +45,12 @@ class Precision(StrEnum):
 
 @app.callback()
 def main() -> None:
-    """Latent factor models and variational guides, any with any, with the exact answer beside them."""
+    """Fit latent factor models with variational guides, and compare the results with exact answers."""
 
 
 @app.command("list")
 def list_() -> None:
-    """Show the models, the guides that serve each, and the data sets."""
+    """List the models, the guides that serve each, and the data sets."""
     names = list(registry.guide_classes())
     table = Table("model", *names, title="models x guides")
     for model_name, model_class in registry.models().items():
@@ -69,43 +71,53 @@ def list_() -> None:
 
 @app.command("fit")
 def fit_(
-    model: Annotated[str, typer.Argument(help="PPCA, FactorAnalysis, GMM or VAE.")],
+    model: Annotated[str, typer.Argument(help=f"One of {MODELS}.")],
     source: Annotated[str, typer.Argument(metavar="DATA", help="Name of a data set, or path of a file.")],
-    guide: Annotated[
-        str, typer.Option(help="MeanField, FullRank, Amortized, SemiAmortized, Flow or Exact.")
-    ] = "Amortized",
+    guide: Annotated[str, typer.Option(help=f"One of {GUIDES}.")] = "Amortized",
     latent_dim: Annotated[int | None, typer.Option("--latent-dim", "-k", help="Number of factors.")] = None,
     components: Annotated[int | None, typer.Option(help="Number of mixture components.")] = None,
     covariance: Annotated[
         str | None,
-        typer.Option(help="Of a mixture: full, tied, diag, spherical; of a VAE: scalar, diag, low_rank, full."),
+        typer.Option(
+            help="Covariance of a mixture: full, tied, diag, spherical; of a VAE: scalar, diag, low_rank, full."
+        ),
     ] = None,
-    noise: Annotated[str | None, typer.Option(help="Covariance of a VAE: network, constant.")] = None,
-    likelihood: Annotated[
-        str | None, typer.Option(help="Of a VAE: gaussian, bernoulli, poisson, student_t, logistic_256.")
+    noise: Annotated[
+        str | None, typer.Option(help="Whether a VAE's noise depends on the factors: network, constant.")
     ] = None,
-    model_hidden: Annotated[str | None, typer.Option(help="Hidden widths of a VAE's networks, as 64,64.")] = None,
-    floor: Annotated[float | None, typer.Option(help="Least variance of a VAE, as a fraction of the data's.")] = None,
-    hidden: Annotated[str | None, typer.Option(help="Hidden widths of the guide's network, as 64,64.")] = None,
-    guide_covariance: Annotated[str | None, typer.Option(help="Of Amortized: diag, low_rank, full.")] = None,
-    columns: Annotated[str | None, typer.Option(help="Columns of the data, as a,b,c.")] = None,
-    labels: Annotated[str | None, typer.Option(help="Column with labels, for the pictures.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the start, the batches and the draws.")] = 0,
-    steps: Annotated[int | None, typer.Option(help="Most steps; by default until converged.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows per step; by default all, of large data 256.")] = None,
+    likelihood: Annotated[str | None, typer.Option(help=f"Likelihood of a VAE: {', '.join(LIKELIHOODS)}.")] = None,
+    model_hidden: Annotated[str | None, typer.Option(help="Hidden widths of a VAE's networks, e.g. 64,64.")] = None,
+    floor: Annotated[
+        float | None, typer.Option(help="Lower bound on a VAE's variances, as a fraction of the data's.")
+    ] = None,
+    hidden: Annotated[str | None, typer.Option(help="Hidden widths of the guide's network, e.g. 64,64.")] = None,
+    guide_covariance: Annotated[str | None, typer.Option(help="Covariance of Amortized: diag, low_rank, full.")] = None,
+    columns: Annotated[str | None, typer.Option(help="Columns of the data, e.g. a,b,c.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Column with labels, for the figures.")] = None,
+    seed: Annotated[int, typer.Option(help="Random seed of the start, the batches and the draws.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Maximum number of steps; by default, until converged.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Rows per step; by default all of them, or 256 of large data.")
+    ] = None,
     dtype: Annotated[Precision, typer.Option(help="Floating-point type.")] = Precision.float64,
-    device: Annotated[str | None, typer.Option(help="Where to train, as cpu or cuda.")] = None,
-    folder: Annotated[Path | None, typer.Option("--out", help="Folder for the run; must not hold one yet.")] = None,
-    binarise: Annotated[bool, typer.Option("--binarise", help="Draw every entry in [0, 1] anew as 0 or 1.")] = False,
+    device: Annotated[str | None, typer.Option(help="Where to train, e.g. cpu or cuda.")] = None,
+    folder: Annotated[Path | None, typer.Option("--out", help="New folder to write the run to.")] = None,
+    binarise: Annotated[
+        bool,
+        typer.Option("--binarise", help="Dynamic binarisation: draw each entry in [0, 1] as 0 or 1 at every step."),
+    ] = False,
     patience: Annotated[
-        int | None, typer.Option(help="Hold a tenth of the rows out; stop after so many looks without a better bound.")
+        int | None,
+        typer.Option(
+            help="Hold out a tenth of the rows, and stop after this many looks at their bound without improvement."
+        ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
-    """Fit a model to data by SVI, next to its closed-form answer.
+    """Fit a model to data by SVI, and compare the result with the closed-form optimum where there is one.
 
-    Writes, with --out: parameters (safetensors), settings (JSON), the ArviZ file (netCDF), results (JSON) and pictures
-    of the loss and the latent space. zoo.load(DIR) brings the run back.
+    With --out, writes the parameters (safetensors), settings and results (JSON), an ArviZ file (netCDF), and figures
+    of the loss and the latent space. In Python, zoo.load(FOLDER) loads the run.
     """
     try:
         model_class = registry.find(model, registry.models(), "model")
@@ -282,15 +294,19 @@ def _export(run: Fit, table: data.Dataset, seed: int, place: Path) -> None:
 
 @app.command("benchmark")
 def benchmark_(
-    suite: Annotated[str, typer.Argument(help="conjugate: how near SVI comes to EM's optimum; deep: held-out bounds.")],
-    folder: Annotated[Path, typer.Option("--out", help="Folder of the tables; an interrupted run resumes from it.")],
-    seeds: Annotated[int | None, typer.Option(help="Number of seeds: 5 of conjugate, 1 of deep.")] = None,
-    only: Annotated[str | None, typer.Option(help="Run the cases with this in their names.")] = None,
-    guide: Annotated[list[str] | None, typer.Option(help="Run these guides only (conjugate); repeatable.")] = None,
-    budget: Annotated[str, typer.Option(help="Of deep: quick, cpu, full.")] = "quick",
-    device: Annotated[str | None, typer.Option(help="Where to train (deep), as cpu or cuda.")] = None,
+    suite: Annotated[
+        str, typer.Argument(help="conjugate: the distance from SVI to EM's optimum; deep: bounds on held-out rows.")
+    ],
+    folder: Annotated[
+        Path, typer.Option("--out", help="Folder for the tables; an interrupted benchmark resumes from it.")
+    ],
+    seeds: Annotated[int | None, typer.Option(help="Number of seeds; by default 5 for conjugate, 1 for deep.")] = None,
+    only: Annotated[str | None, typer.Option(help="Run only the cases whose names contain this text.")] = None,
+    guide: Annotated[list[str] | None, typer.Option(help="Run only this guide (conjugate); repeatable.")] = None,
+    budget: Annotated[str, typer.Option(help="Training budget (deep): quick, cpu, full.")] = "quick",
+    device: Annotated[str | None, typer.Option(help="Where to train (deep), e.g. cpu or cuda.")] = None,
 ) -> None:
-    """Run models x guides x data x seeds, beside scikit-learn or published numbers; write CSV, Markdown and netCDF."""
+    """Compare models, guides and seeds with scikit-learn or published numbers; write CSV, Markdown and netCDF."""
     from zoo.benchmark import conjugate, deep
 
     try:

@@ -19,18 +19,20 @@ WORDS = {"bic": "BIC", "aic": "AIC", "held_out": "held-out log p(x)"}
 
 
 def select_(
-    model: Annotated[str, typer.Argument(help="PPCA, FactorAnalysis, GMM or VAE.")],
+    model: Annotated[str, typer.Argument(help=f"One of {', '.join(registry.models())}.")],
     source: Annotated[str, typer.Argument(metavar="DATA", help="Name of a data set, or path of a file.")],
-    values: Annotated[str, typer.Option("--values", "-k", help="Numbers to try, as 1-6 or 1,2,5.")] = "1-6",
+    values: Annotated[str, typer.Option("--values", "-k", help="Numbers to try, e.g. 1-6 or 1,2,5.")] = "1-6",
     guide: Annotated[
-        str | None, typer.Option(help="Fit by SVI with this guide; by default by EM, where there is one.")
+        str | None, typer.Option(help="Fit by SVI with this guide; by default, by EM where the model has it.")
     ] = None,
-    covariance: Annotated[str | None, typer.Option(help="Of a mixture: full, tied, diag, spherical.")] = None,
-    likelihood: Annotated[str | None, typer.Option(help="Of a VAE, as gaussian or bernoulli.")] = None,
-    columns: Annotated[str | None, typer.Option(help="Columns of the data, as a,b,c.")] = None,
-    seeds: Annotated[int, typer.Option(help="Starts per number; the best one counts.")] = 5,
-    folds: Annotated[int, typer.Option(help="Of the cross-validation; 0 leaves it out.")] = 5,
-    seed: Annotated[int, typer.Option(help="Of the folds and the draws.")] = 0,
+    covariance: Annotated[
+        str | None, typer.Option(help="Covariance of a mixture: full, tied, diag, spherical.")
+    ] = None,
+    likelihood: Annotated[str | None, typer.Option(help="Likelihood of a VAE, e.g. gaussian or bernoulli.")] = None,
+    columns: Annotated[str | None, typer.Option(help="Columns of the data, e.g. a,b,c.")] = None,
+    seeds: Annotated[int, typer.Option(help="Random starts per number; the best is kept.")] = 5,
+    folds: Annotated[int, typer.Option(help="Folds of the cross-validation; 0 for none.")] = 5,
+    seed: Annotated[int, typer.Option(help="Random seed of the folds and the draws.")] = 0,
     folder: Annotated[Path | None, typer.Option("--out", help="Folder for selection.csv and selection.png.")] = None,
 ) -> None:
     """Fit a model for every number of factors or components, and compare them by BIC, AIC and held-out rows."""
