@@ -18,10 +18,11 @@ from guides.sites import (
     put,
     summed_out,
 )
-from zoo.base.callables import PyroCallable
+from zoo.base.callables import PyroCallable, undecorated
 from zoo.base.checks import ArrayLike
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
+from zoo.base.protocols import Conjugate
 
 
 class FullRank(Module):
@@ -51,7 +52,12 @@ class FullRank(Module):
         self.__dict__["model"] = model  # referred to, not registered
         for latent in self.sites.discrete:
             why = "is discrete and has no covariance"
-            instead = f"Use MeanField, Amortized or Exact. {summed_out('FullRank', model, latent)}."
+            others = (
+                "MeanField, Amortized or Exact"
+                if isinstance(undecorated(model), Conjugate)
+                else "MeanField or Amortized"
+            )
+            instead = f"Use {others}. {summed_out('FullRank', model, latent)}."
             raise CannotServe("FullRank", model, latent.name, why, instead)
         self.count = n = len(x)
         k = width(self.sites.local)

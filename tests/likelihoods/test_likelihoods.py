@@ -28,7 +28,7 @@ def close(a, b, tolerance=ALGEBRA):
 
 
 def column(kind, n=N):
-    """Data of that kind (n,), float64."""
+    """Data of that kind (n,), float64; of a kind without an entry here, draws of the likelihood itself."""
     draw = {
         "gaussian": lambda: 3 + 2 * torch.randn(n),
         "student_t": lambda: torch.distributions.StudentT(3.0).sample((n,)) - 1,
@@ -36,7 +36,10 @@ def column(kind, n=N):
         "poisson": lambda: torch.poisson(torch.full((n,), 4.0)),
         "logistic_256": lambda: torch.randint(0, 256, (n,)).double() / 255,
     }
-    return draw[kind]().double()
+    if kind in draw:
+        return draw[kind]().double()
+    module = build(kind, 1).double()
+    return module(*numbers(module)).sample((n,)).squeeze(-1)
 
 
 def names(kind):
