@@ -15,12 +15,11 @@ from zoo.export import variables
 from zoo.export.chains import Transform
 from zoo.export.variables import Groups, Variable
 from zoo.posterior.engine import Arguments, Densities, Drawn, Reader, reader, reading
-from zoo.posterior.evaluation import given_shared
+from zoo.posterior.evaluation import given_shared, inner_draws
 from zoo.posterior.psis import LEAST, psis_khat
 from zoo.posterior.rowwise import log_mean
 
 BUDGET = 2**22  # numbers per array and piece
-INNER = 100  # draws of the local sites for every draw of the shared ones
 POINT = (
     "the parameters are point estimates: there are no draws of them that LOO or WAIC could reweight. log p(x_i) at the "
     "estimates is log_marginal in constant_data; compare models by log p(x) of held-out rows (zoo.export.elpd)"
@@ -266,14 +265,15 @@ class Chain:
                 "integrated out of log p(x_i | shared sites); guides with a density per row are zoo's and AutoNormal"
             )
             return None, None, {"note": reason}
-        given, khat = given_shared(self.source, arguments, self.held, terms, INNER)
+        inner = inner_draws(self.source, None)
+        given, khat = given_shared(self.source, arguments, self.held, terms, inner)
         if exact:
             return given, khat, closed
         kind = (
-            f"log p(x_i | shared sites), estimated by importance weighting with {INNER} draws of the row's own sites, "
+            f"log p(x_i | shared sites), estimated by importance weighting with {inner} draws of the row's own sites, "
             "nats"
         )
-        return given, khat, {"kind": kind, "draws": INNER}
+        return given, khat, {"kind": kind, "draws": inner}
 
 
 def _bounds(total: Tensor, marginal: Tensor) -> dict[str, float]:

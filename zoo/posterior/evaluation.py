@@ -17,6 +17,9 @@ from zoo.posterior.rowwise import gaussian, log_mean, row_weights
 
 LEAST_DRAWS = 25  # below, the tail of the weights cannot be fitted
 BUDGET = 2**24  # numbers per array and chunk; bounds the memory
+INNER = 100  # draws of the rows' own sites for every draw of the shared ones
+INNER_SINGLE = 25  # the same where every draw is a run of model and guide
+SINGLE_RUNS = 5000  # of model and guide then, at most, to estimate log p(X): about ten seconds for a small model
 SHOWN = 4  # draws of the shared sites at which the rows' k-hat is taken
 
 
@@ -163,7 +166,7 @@ class Evaluation:
         return text + total + share
 
 
-def evaluate(run: Pair, x: Any, *, draws: int = 500, inner: int = 100, seed: int = 0) -> Evaluation:
+def evaluate(run: Pair, x: Any, *, draws: int = 500, inner: int | None = None, seed: int = 0) -> Evaluation:
     r"""Bound, log marginal likelihood and gap of a trained pair on the rows ``x``.
 
     Closed forms are used where model and guide have them; what is left is estimated from ``draws`` draws of the guide
@@ -181,16 +184,16 @@ def evaluate(run: Pair, x: Any, *, draws: int = 500, inner: int = 100, seed: int
         run: a trained pair: what :func:`zoo.fit` or :func:`zoo.load` returned, or ``zoo.Fit(model, guide)``.
         x: rows (n, d); a guide with parameters for every row takes those it was fitted to, in their order.
         draws: draws per row, K of IWAE-K, and of the shared sites; at least 25.
-        inner: draws of the rows' own sites for every draw of the shared ones; at least 25.
+        inner: draws of the rows' own sites for every draw of the shared ones; at least 25. None takes 100; for a model
+            or guide that does not broadcast over draws, so that each is a run of its own, it takes 25, and estimates
+            log p(X) from the first 200 of the ``draws`` (``estimator`` names their number).
         seed: of the draws; the caller's random stream is left alone.
 
     Raises:
         ValueError: too few draws, rows that are not fit for model or guide, or a guide without a density (a point mass,
             as AutoDelta and AutoLaplaceApproximation have it).
     """
-    for name, number in (("draws", draws), ("inner", inner)):
-        if check_whole(number, name) < LEAST_DRAWS:
-            raise ValueError(f"{name} must be at least {LEAST_DRAWS} to judge the importance weights, got {number}")
+    check_draws(draws, inner)
     x = check_rows(x, undecorated(run.model))
     with reading(run, seed):
         source = reader(run, x)
@@ -199,6 +202,24 @@ def evaluate(run: Pair, x: Any, *, draws: int = 500, inner: int = 100, seed: int
         if source.layout.shared or joint is not None:
             return _of_all_rows(source, draws, inner)
         return _of_rows(source, draws)
+
+
+def check_draws(draws: int, inner: int | None) -> None:
+    """Refuse too few draws.
+
+    Raises:
+        ValueError: ``draws`` or ``inner`` is below 25.
+    """
+    for name, number in (("draws", draws), ("inner", inner)):
+        if number is not None and check_whole(number, name) < LEAST_DRAWS:
+            raise ValueError(f"{name} must be at least {LEAST_DRAWS} to judge the importance weights, got {number}")
+
+
+def inner_draws(source: Reader, inner: int | None) -> int:
+    """``inner``, or its default: by the cost of a draw, known once the source has been drawn from and scored."""
+    if inner is not None:
+        return inner
+    return INNER_SINGLE if source.single else INNER
 
 
 def log_weights(run: Pair, x: Tensor, draws: int, *, seed: int = 0) -> Tensor:
@@ -242,7 +263,7 @@ class AllRows:
     Attributes:
         shared: log p(theta) - log q(theta) (draws,).
         bound: the rows' log p(x, z | theta) - log q(z), summed (draws,).
-        given: the rows' log p(x | theta), summed (draws,).
+        given: the rows' log p(x | theta), summed, of the first draws (kept,), all of them unless that costs too much.
         columns: of every chunk of rows, mean and error of both terms and k-hat, (b,) each.
     """
 
@@ -258,11 +279,12 @@ class AllRows:
 
     @property
     def weights(self) -> Tensor:
-        """The log importance weights of theta (draws,), whose mean, on the scale of densities, is p(X)."""
-        return torch.as_tensor(self.shared + self.given).double()
+        """The log importance weights of theta (kept,), whose mean, on the scale of densities, is p(X)."""
+        given = torch.as_tensor(self.given)
+        return torch.as_tensor(torch.as_tensor(self.shared).expand(len(self.elbo))[: len(given)] + given).double()
 
 
-def all_rows(source: Reader, draws: int, inner: int) -> AllRows:
+def all_rows(source: Reader, draws: int, inner: int | None, most: int | None = None) -> AllRows:
     """Draws of the bound and of log p(X) of a model whose rows share sites, or of a guide that draws all rows together.
 
     Call it inside :func:`zoo.posterior.engine.reading`.
@@ -270,7 +292,8 @@ def all_rows(source: Reader, draws: int, inner: int) -> AllRows:
     Args:
         source: the pair and its rows.
         draws: of the shared sites, held for all rows.
-        inner: draws of the rows' own sites for every one of them.
+        inner: draws of the rows' own sites for every one of them; None chooses by the cost of a draw.
+        most: runs to estimate log p(X), where every draw is one: the draws of the shared sites are then cut.
     """
     names = {latent.name for latent in source.layout.shared}
     count = BUDGET // (draws * source.x.shape[1])
@@ -284,21 +307,28 @@ def all_rows(source: Reader, draws: int, inner: int) -> AllRows:
             joint = drawn.joint
             held = {name: value for name, value in drawn.values.items() if name in names}
             sums.shared = log_p.of_shared - drawn.log_q.of_shared
-        given, khat = (terms, _unknown(terms)) if joint else given_shared(source, arguments, held, terms, inner)
+        if joint:
+            given, khat = terms, _unknown(terms)
+        else:
+            each = inner_draws(source, inner)
+            costly = source.single and not isinstance(undecorated(source.pair.model), ConjugateGivenShared)
+            kept = max(LEAST_DRAWS, most // each) if most is not None and costly and source.layout.local else draws
+            first = {name: value[:kept] for name, value in held.items()}
+            given, khat = given_shared(source, arguments, first, terms[:kept], each)
         sums.bound = sums.bound + terms.sum(1)
         sums.given = sums.given + given.sum(1)
         sums.columns.append((*_moments(terms), *_moments(given), khat))
     return sums
 
 
-def _of_all_rows(source: Reader, draws: int, inner: int) -> Evaluation:
+def _of_all_rows(source: Reader, draws: int, inner: int | None) -> Evaluation:
     """The evaluation of a model whose rows share sites, or of a guide that draws all rows together."""
-    sums = all_rows(source, draws, inner)
+    sums = all_rows(source, draws, inner, SINGLE_RUNS if inner is None else None)
     elbo, elbo_se, log_marginal, log_marginal_se, khat = (torch.cat(parts) for parts in zip(*sums.columns, strict=True))
     bound, weights = torch.as_tensor(sums.shared).expand(draws), sums.weights
     evidence, error = log_mean(weights.unsqueeze(1))
     khat_shared = psis_khat(weights.unsqueeze(1))
-    model, estimator = undecorated(source.pair.model), f"IS-{draws}"
+    model, estimator = undecorated(source.pair.model), f"IS-{len(weights)}"
     if not source.layout.shared and isinstance(model, Conjugate):
         log_marginal, log_marginal_se = model.log_marginal(source.x), torch.zeros_like(elbo)
         evidence, error, estimator = log_marginal.double().sum(), evidence.new_zeros(()), "exact"

@@ -18,7 +18,7 @@ from zoo.base.protocols import Conjugate, Pair
 from zoo.base.random import seeded
 from zoo.posterior.annealing import AIS, anneal
 from zoo.posterior.engine import Arguments, Reader, reader, reading
-from zoo.posterior.evaluation import LEAST_DRAWS, all_rows
+from zoo.posterior.evaluation import LEAST_DRAWS, all_rows, check_draws
 from zoo.posterior.rowwise import log_mean, real_site, refuse_joint, row_weights
 
 BLOCKS = 30  # from here on the spread of the blocks tells the error of their mean better than the delta method
@@ -142,7 +142,13 @@ class Bounds:
 
 
 def log_evidence_bounds(
-    run: Pair, x: Any, *, draws: Sequence[int] = (100, 5000), inner: int = 100, ais: AIS | None = None, seed: int = 0
+    run: Pair,
+    x: Any,
+    *,
+    draws: Sequence[int] = (100, 5000),
+    inner: int | None = None,
+    ais: AIS | None = None,
+    seed: int = 0,
 ) -> Bounds:
     r"""Every bound on log p(x) that there is, side by side: ELBO, IWAE-K, AIS, and log p(x) where it is known.
 
@@ -167,7 +173,8 @@ def log_evidence_bounds(
         run: a trained pair: what :func:`zoo.fit` or :func:`zoo.load` returned, or ``zoo.Fit(model, guide)``.
         x: rows (n, d); a guide with parameters for every row takes those it was fitted to, in their order.
         draws: the K of every IWAE, ascending, each a multiple of the one before; the last is the number of draws.
-        inner: draws of the rows' own sites for every draw of the shared ones; at least 25.
+        inner: draws of the rows' own sites for every draw of the shared ones; at least 25. None takes 100, or 25 for a
+            model or guide that does not broadcast over draws.
         ais: annealed importance sampling as well, for a model with one latent site, a real vector per row.
         seed: of the draws; the caller's random stream is left alone.
 
@@ -180,8 +187,7 @@ def log_evidence_bounds(
         :class:`~zoo.posterior.annealing.AIS`.
     """
     sizes = _check_draws(draws)
-    if check_whole(inner, "inner") < LEAST_DRAWS:
-        raise ValueError(f"inner must be at least {LEAST_DRAWS} to judge the importance weights, got {inner}")
+    check_draws(sizes[-1], inner)
     x = check_rows(x, undecorated(run.model))
     with reading(run, seed):
         source = reader(run, x)
@@ -230,7 +236,7 @@ def _annealed(source: Reader, latent: Latent, ais: AIS) -> tuple[Bound, Tensor]:
     return Bound("AIS", annealed, noise), acceptance
 
 
-def _together(source: Reader, sizes: list[int], inner: int, joint: str | None) -> Bounds:
+def _together(source: Reader, sizes: list[int], inner: int | None, joint: str | None) -> Bounds:
     """The bounds of all rows together."""
     total = sizes[-1]
     sums = all_rows(source, total, inner)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from zoo.base.callables import undecorated
-from zoo.base.checks import check_rows, check_whole
+from zoo.base.checks import check_rows
 from zoo.base.latent_sites import Latent
 from zoo.base.protocols import Pair
 from zoo.diagnostics.guide.moments import flat, own_moments, units_of, weighted_moments
 from zoo.diagnostics.guide.shared_moments import LIMIT, SharedMoments, of_all_rows
 from zoo.posterior.engine import Arguments, Reader, reader, reading
-from zoo.posterior.evaluation import LEAST_DRAWS
+from zoo.posterior.evaluation import check_draws
 from zoo.posterior.psis import psis_weights
 from zoo.posterior.rowwise import row_draws
 
@@ -122,7 +122,9 @@ class ImportanceMoments:
         )
 
 
-def importance_moments(run: Pair, x: Any, *, draws: int = 1000, inner: int = 100, seed: int = 0) -> ImportanceMoments:
+def importance_moments(
+    run: Pair, x: Any, *, draws: int = 1000, inner: int | None = None, seed: int = 0
+) -> ImportanceMoments:
     r"""Correct the guide's mean and covariance of every row by Pareto-smoothed importance sampling.
 
     The k numbers of a row are those of all latent sites, one after the other, as the model sees them; a discrete site
@@ -144,7 +146,8 @@ def importance_moments(run: Pair, x: Any, *, draws: int = 1000, inner: int = 100
         x: rows (n, d); a guide with parameters for every row takes those it was fitted to, in their order.
         draws: draws per row, or of the shared sites, at least 25. The more, the higher a k-hat can be borne (up to 0.7
             from 2155 on).
-        inner: draws of the rows' own sites for every draw of the shared ones, at least 25.
+        inner: draws of the rows' own sites for every draw of the shared ones, at least 25. None takes 100, or 25 for a
+            model or guide that does not broadcast over draws.
         seed: of the draws; the caller's random stream is left alone.
 
     Raises:
@@ -155,9 +158,7 @@ def importance_moments(run: Pair, x: Any, *, draws: int = 1000, inner: int = 100
         Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto smoothed importance sampling, JMLR 25(72); Yao, Vehtari,
         Simpson and Gelman (2018), Yes, but Did It Work?: Evaluating Variational Inference, ICML.
     """
-    for name, number in (("draws", draws), ("inner", inner)):
-        if check_whole(number, name) < LEAST_DRAWS:
-            raise ValueError(f"{name} must be at least {LEAST_DRAWS} to judge the importance weights, got {number}")
+    check_draws(draws, inner)
     x = check_rows(x, undecorated(run.model))
     limit = min(LIMIT, 1 - 1 / math.log10(draws))
     shared = None
