@@ -21,6 +21,8 @@ from zoo.infer.run import Fit
 from zoo.models import GMM, PPCA, VAE, FactorAnalysis
 from zoo.posterior.evaluation import log_weights
 
+pytestmark = pytest.mark.usefixtures("own_store")
+
 NAN = math.nan
 COVARIANCES = ["full", "tied", "diag", "spherical"]
 MODELS = {
@@ -51,13 +53,6 @@ def flowers(iris):
 def pupils():
     """Holzinger and Swineford's tests (301, 9) with 30% missing."""
     return holes(zoo.data.load("holzinger").x.double())
-
-
-@pytest.fixture(autouse=True)
-def own_store(leave_no_trace):
-    """A parameter store for the test: a model that is merely called registers its parameters."""
-    with pyro.get_param_store().scope():
-        yield
 
 
 def make(name, x):

@@ -2,9 +2,9 @@
 
 import math
 
-import pyro
 import pytest
 import torch
+from helpers import close
 from pyro.nn import PyroParam
 from torch.distributions import constraints
 
@@ -15,6 +15,8 @@ from zoo.alignment.canonical import canonical_transform, to_canonical
 from zoo.alignment.matching import align, match_components, posterior_difference, principal_angles, procrustes
 from zoo.alignment.symmetry import Alignment, covariance
 
+pytestmark = pytest.mark.usefixtures("own_store")
+
 ALGEBRA = 1e-10  # float64, well-conditioned: rounding stays far below
 ROTATIONS = ["principal", "varimax"]
 rotations = pytest.mark.parametrize("rotation", ROTATIONS)
@@ -22,17 +24,6 @@ linear = pytest.mark.parametrize(
     ("cls", "d", "k"), [(PPCA, 5, 2), (PPCA, 2, 1), (FactorAnalysis, 9, 4), (FactorAnalysis, 3, 5)]
 )
 covariances = pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
-
-
-@pytest.fixture(autouse=True)
-def store():
-    """A parameter store for every test."""
-    with pyro.get_param_store().scope():
-        yield
-
-
-def close(a, b, tolerance=ALGEBRA):
-    torch.testing.assert_close(a.detach(), b.detach(), rtol=tolerance, atol=tolerance)
 
 
 def random_linear(cls, d, k):

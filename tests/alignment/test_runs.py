@@ -5,6 +5,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers import rows_plate
 from pyro.infer import config_enumerate
 from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoMultivariateNormal, AutoNormal
 
@@ -27,10 +28,6 @@ def by_hand(model, x):
             pyro.sample("z", dist.Normal(loc.expand(len(x), 2), 0.3).to_event(1))
 
     return guide
-
-
-def rows_plate(x, index=None, size=None):
-    return pyro.plate("rows", size or len(x), subsample=index, dim=-1)
 
 
 GUIDES = {

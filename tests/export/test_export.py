@@ -14,8 +14,9 @@ import guides
 import zoo
 from zoo.compat import container
 from zoo.data import Dataset
-from zoo.export import densities, elpd, to_arviz, variables
+from zoo.export import elpd, to_arviz, variables
 from zoo.infer.fitting import Fit
+from zoo.posterior import evaluation
 from zoo.posterior.engine import reader, reading
 from zoo.posterior.psis import psis_khat, psis_weights
 
@@ -369,7 +370,7 @@ def test_shared_and_local_sites(data):
     centre = torch.tensor(idata["posterior"]["centre"].values[0])[:, None]  # (draws, 1, d)
     expected = dist.MultivariateNormal(centre, covariance).log_prob(data.x).numpy()
     assert np.abs(density.values[0] - expected).mean() < 0.1
-    assert density.attrs["draws"] == densities.INNER
+    assert density.attrs["draws"] == evaluation.INNER
     stats = to_arviz(run, data.x, draws=30)["sample_stats"]
     assert stats["log_weight_shared"].dims == ("chain", "draw")
     assert stats["khat"].dims == ("row",)

@@ -15,14 +15,15 @@ from pyro.infer.autoguide import AutoNormal
 import guides
 import zoo
 from zoo.compat import container
-from zoo.export import densities, to_arviz, write_arviz
+from zoo.export import to_arviz, write_arviz
 from zoo.infer.fitting import Fit
+from zoo.posterior import evaluation
 
 
 @pytest.fixture(autouse=True)
 def few_inner_draws(monkeypatch):
     """Which numbers stand in the file is not the question here."""
-    monkeypatch.setattr(densities, "INNER", 30)
+    monkeypatch.setattr(evaluation, "INNER", 30)
 
 
 class Both(zoo.base.Module):

@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers import rows_plate
 from pyro.infer import config_enumerate
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from user_models import (
@@ -57,10 +58,6 @@ def exact(family, x) -> zoo.Fit:
         run.guide.scale = scale.reshape(1)
     pyro.clear_param_store()
     return zoo.Fit(one_mean, run.guide)
-
-
-def rows_plate(x, index=None, size=None):
-    return pyro.plate("rows", size or len(x), subsample=index, dim=-1)
 
 
 @pytest.mark.parametrize("family", [AutoNormal, AutoMultivariateNormal])

@@ -18,12 +18,7 @@ from zoo.base.plates import rows
 from zoo.infer.losses.compiled import CompiledELBO
 from zoo.infer.optim.fused import Fused
 
-
-@pytest.fixture(autouse=True)
-def store():
-    """A parameter store for every test."""
-    with pyro.get_param_store().scope():
-        yield
+pytestmark = pytest.mark.usefixtures("own_store")
 
 
 @pytest.fixture

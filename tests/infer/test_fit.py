@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers import fit
 from pyro.infer import (
     JitTrace_ELBO,
     RenyiELBO,
@@ -23,10 +24,6 @@ import zoo
 from guides import Amortized, Exact, FullRank, MeanField
 from zoo.base.plates import rows
 from zoo.infer.optim.lbfgs import LBFGS
-
-
-def fit(model, guide, x, **settings):
-    return zoo.fit(model, guide, x, progress=False, **settings)
 
 
 def ppca(dtype=torch.float64):

@@ -19,11 +19,7 @@ from zoo.base.random import seeded
 from zoo.infer.losses.annealed import AnnealedELBO, linear_warmup
 from zoo.infer.losses.iwae import IWAE
 
-
-@pytest.fixture(autouse=True)
-def own_store(leave_no_trace):
-    with pyro.get_param_store().scope():
-        yield
+pytestmark = pytest.mark.usefixtures("own_store")
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers import zeros
 from pyro.infer import Trace_ELBO, config_enumerate
 from pyro.nn import PyroParam
 from torch.distributions import constraints
@@ -19,25 +20,16 @@ from zoo.infer.losses.compiled import CompiledELBO
 from zoo.infer.losses.iwae import IWAE
 from zoo.infer.losses.quadrature import QuadratureELBO
 
+pytestmark = pytest.mark.usefixtures("own_store")
+
 N, D, K = 12, 4, 2
 PARTS = torch.arange(N).split(4)
 ALGEBRA = {"rtol": 1e-9, "atol": 1e-9}
 
 
-@pytest.fixture(autouse=True)
-def store():
-    """A parameter store for every test."""
-    with pyro.get_param_store().scope():
-        yield
-
-
 @pytest.fixture
 def x():
     return torch.randn(N, D, dtype=torch.float64)
-
-
-def zeros(*shape):
-    return torch.zeros(shape, dtype=torch.float64)
 
 
 class Factors(Module):

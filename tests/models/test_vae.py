@@ -3,9 +3,9 @@
 import json
 import math
 
-import pyro
 import pytest
 import torch
+from helpers import close
 from pyro import poutine
 from torch import nn
 
@@ -16,18 +16,9 @@ from zoo.base.random import seeded
 from zoo.networks.convolution import Flattened
 from zoo.networks.perceptron import Constant
 
+pytestmark = pytest.mark.usefixtures("own_store")
+
 ALGEBRA = 1e-8  # float64 and a handful of operations
-
-
-@pytest.fixture(autouse=True)
-def store():
-    """A parameter store for every test."""
-    with pyro.get_param_store().scope():
-        yield
-
-
-def close(a, b, tolerance=ALGEBRA):
-    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers import as_it_is
 from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoNormal
 
 import zoo
@@ -24,11 +25,6 @@ from zoo.posterior.rowwise import real_site, row_weights
 FAST = AIS(temperatures=60, chains=8, leapfrog=4)
 
 
-def still(model, guide, x):
-    """A run of one step that moves nothing: model and guide as they are."""
-    return zoo.fit(model, guide, x, steps=1, optim=pyro.optim.Adam({"lr": 0.0}), progress=False)
-
-
 def poor(cls, family, n=30, by=0.1, noise=1.0):
     """A frozen linear-Gaussian model, rows it has drawn, and a guide some way off."""
     model = cls(6, 3).double()
@@ -39,7 +35,7 @@ def poor(cls, family, n=30, by=0.1, noise=1.0):
     with torch.no_grad():
         for parameter in guide.parameters():
             parameter.add_(by * torch.randn_like(parameter))
-    return still(model, guide, x), x
+    return as_it_is(model, guide, x), x
 
 
 def linear(model, x):
@@ -164,7 +160,7 @@ def test_weights_are_unbiased_with_hardly_any_temperatures(temperatures):
     model.scale = torch.tensor(2.0, dtype=torch.float64)
     model.requires_grad_(False)
     x = model(size=4)
-    run = still(model, linear(model, x), x)
+    run = as_it_is(model, linear(model, x), x)
     settings = AIS(temperatures, chains=40_000, leapfrog=3, pilots=1)
     with reading(run, 3):
         source = reader(run, x)
@@ -199,7 +195,7 @@ def test_annealing_from_a_guide_that_is_no_gaussian():
     model.scale = torch.tensor(0.5, dtype=torch.float64)
     model.requires_grad_(False)
     x = model(size=10)
-    run = still(model, Correlated(), x)
+    run = as_it_is(model, Correlated(), x)
     found = log_evidence_bounds(run, x, draws=(100,), ais=AIS(200, chains=64, leapfrog=4))
     assert found["AIS"].mean_se < 0.05
     assert abs(found["AIS"].mean - found["exact"].mean) < 5 * found["AIS"].mean_se
@@ -240,7 +236,7 @@ class Positive(Module):
 
 
 def test_refuses_to_anneal_constrained_sites(some):
-    run = still(Positive(), MeanField(Positive(), some), some)
+    run = as_it_is(Positive(), MeanField(Positive(), some), some)
     assert log_evidence_bounds(run, some, draws=(30,)).rungs[1].name == "IWAE-30"
     with pytest.raises(ValueError, match="'z' is constrained to"):
         log_evidence_bounds(run, some, draws=(30,), ais=FAST)

@@ -13,11 +13,10 @@ from zoo.base.protocols import Conjugate, ConjugateGivenShared
 from zoo.export import variables
 from zoo.export.variables import Variable
 from zoo.posterior.engine import Arguments, Densities, Drawn, Reader
-from zoo.posterior.evaluation import given_shared
+from zoo.posterior.evaluation import given_shared, inner_draws
 from zoo.posterior.psis import LEAST, psis_khat
 from zoo.posterior.rowwise import log_mean
 
-INNER = 100  # draws of the local sites per draw of the shared sites
 POINT = (
     "the parameters are point estimates, so there are no draws of them for LOO or WAIC to reweight. log p(x_i) at the "
     "estimates is log_marginal in constant_data; compare models by log p(x) of held-out rows (zoo.export.elpd)"
@@ -174,13 +173,14 @@ class Scores:
                 "out of log p(x_i | shared sites); guides with a density per row are zoo's and AutoNormal"
             )
             return None, None, {"note": reason}
-        given, khat = given_shared(self.source, arguments, held, terms, INNER)
+        inner = inner_draws(self.source, None)
+        given, khat = given_shared(self.source, arguments, held, terms, inner)
         if exact:
             return given, khat, closed
         kind = (
-            f"log p(x_i | shared sites), estimated by importance weighting with {INNER} draws of the local sites, nats"
+            f"log p(x_i | shared sites), estimated by importance weighting with {inner} draws of the local sites, nats"
         )
-        return given, khat, {"kind": kind, "draws": INNER}
+        return given, khat, {"kind": kind, "draws": inner}
 
 
 def _bounds(total: Tensor, marginal: Tensor) -> dict[str, float]:

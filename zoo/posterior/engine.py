@@ -106,6 +106,11 @@ class Reader:
         guide = unwrapped(self.pair.guide)
         return isinstance(guide, AutoGuide) and guide.create_plates is None
 
+    @property
+    def single(self) -> bool:
+        """Whether model or guide needs a run for every draw, as far as they have been run."""
+        return not all(self._broadcast.values())
+
     def chunks(self, count: int, wanted: Tensor | None = None) -> Iterator[tuple[Tensor, Arguments]]:
         """Row numbers (b,) of at most ``count`` rows at a time, and the arguments of model and guide for them.
 

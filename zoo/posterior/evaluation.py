@@ -15,6 +15,9 @@ from zoo.posterior.engine import Arguments, Reader, reader, reading
 from zoo.posterior.psis import LEAST, psis_khat
 from zoo.posterior.rowwise import gaussian, log_mean, row_weights
 
+INNER = 100  # draws of the local sites for every draw of the shared ones
+INNER_SINGLE = 30  # the same where every draw is a run of model and guide
+SINGLE_RUNS = 5000  # of model and guide then, at most, to estimate log p(X): about ten seconds for a small model
 SHOWN = 4  # draws of the shared sites at which the rows' k-hat is computed
 
 
@@ -161,7 +164,7 @@ class Evaluation:
         return text + total + share
 
 
-def evaluate(run: Pair, x: ArrayLike, *, draws: int = 500, inner: int = 100, seed: int = 0) -> Evaluation:
+def evaluate(run: Pair, x: ArrayLike, *, draws: int = 500, inner: int | None = None, seed: int = 0) -> Evaluation:
     r"""Bound, log marginal likelihood and gap of a trained pair on the rows ``x``.
 
     Closed forms are used where model and guide have them; the other terms are estimated from ``draws`` draws of the
@@ -179,7 +182,9 @@ def evaluate(run: Pair, x: ArrayLike, *, draws: int = 500, inner: int = 100, see
         run: a trained pair: what :func:`zoo.fit` or :func:`zoo.load` returned, or ``zoo.Fit(model, guide)``.
         x: rows (n, d); for a guide with parameters for every row, those it was fitted to, in the same order.
         draws: draws per row, K of IWAE-K, and of the shared sites; at least 30.
-        inner: draws of the local sites for every draw of the shared ones; at least 30.
+        inner: draws of the local sites for every draw of the shared ones; at least 30. None takes 100; for a model or
+            guide that does not broadcast over draws, so that each is a run of its own, it takes 30, and estimates
+            log p(X) from fewer draws of the shared sites.
         seed: of the draws; the caller's random stream is left unchanged.
 
     Raises:
@@ -206,6 +211,13 @@ def check_draws(draws: int, inner: int | None = None) -> None:
     for name, number in (("draws", draws), ("inner", inner)):
         if number is not None and check_whole(number, name) < LEAST:
             raise ValueError(f"{name} must be at least {LEAST} to judge the importance weights, got {number}")
+
+
+def inner_draws(source: Reader, inner: int | None) -> int:
+    """``inner``, or its default: by the cost of a draw, known once the source has been drawn from and scored."""
+    if inner is not None:
+        return inner
+    return INNER_SINGLE if source.single else INNER
 
 
 def log_weights(run: Pair, x: Tensor, draws: int, *, seed: int = 0) -> Tensor:
@@ -249,7 +261,7 @@ class AllRows:
     Attributes:
         shared: log p(theta) - log q(theta) (draws,).
         bound: the rows' log p(x, z | theta) - log q(z), summed (draws,).
-        given: the rows' log p(x | theta), summed (draws,).
+        given: the rows' log p(x | theta), summed, of the first draws (kept,), all of them unless that costs too much.
         columns: for every chunk of rows, mean and standard error of both terms and k-hat, (b,) each.
     """
 
@@ -265,19 +277,21 @@ class AllRows:
 
     @property
     def weights(self) -> Tensor:
-        """The log importance weights of theta (draws,), whose mean, on the scale of densities, is p(X)."""
-        return torch.as_tensor(self.shared + self.given).double()
+        """The log importance weights of theta (kept,), whose mean, on the scale of densities, is p(X)."""
+        given = torch.as_tensor(self.given)
+        return torch.as_tensor(torch.as_tensor(self.shared).expand(len(self.elbo))[: len(given)] + given).double()
 
 
-def all_rows(source: Reader, draws: int, inner: int) -> AllRows:
-    """Draws of the bound and of log p(X), for a model with shared sites or a guide that draws all rows jointly.
+def all_rows(source: Reader, draws: int, inner: int | None, most: int | None = None) -> AllRows:
+    """Draws of the bound and of log p(X) of a model with shared sites, or of a guide that draws all rows jointly.
 
     Call it inside :func:`zoo.posterior.engine.reading`.
 
     Args:
         source: the pair and its rows.
         draws: draws of the shared sites, the same for all rows.
-        inner: draws of the local sites for every one of them.
+        inner: draws of the local sites for every one of them; None chooses by the cost of a draw.
+        most: the most runs to estimate log p(X), where every draw is one: fewer shared draws are then kept.
     """
     names = {latent.name for latent in source.layout.shared}
     count = rows_at_once(draws * source.x.shape[1])
@@ -291,21 +305,28 @@ def all_rows(source: Reader, draws: int, inner: int) -> AllRows:
             joint = drawn.joint
             held = {name: value for name, value in drawn.values.items() if name in names}
             sums.shared = log_p.of_shared - drawn.log_q.of_shared
-        given, khat = (terms, _unknown(terms)) if joint else given_shared(source, arguments, held, terms, inner)
+        if joint:
+            given, khat = terms, _unknown(terms)
+        else:
+            each = inner_draws(source, inner)
+            costly = source.single and not isinstance(undecorated(source.pair.model), ConjugateGivenShared)
+            kept = max(LEAST, most // each) if most is not None and costly and source.layout.local else draws
+            first = {name: value[:kept] for name, value in held.items()}
+            given, khat = given_shared(source, arguments, first, terms[:kept], each)
         sums.bound = sums.bound + terms.sum(1)
         sums.given = sums.given + given.sum(1)
         sums.columns.append((*_moments(terms), *_moments(given), khat))
     return sums
 
 
-def _of_all_rows(source: Reader, draws: int, inner: int) -> Evaluation:
+def _of_all_rows(source: Reader, draws: int, inner: int | None) -> Evaluation:
     """The evaluation of a model with shared sites, or of a guide that draws all rows jointly."""
-    sums = all_rows(source, draws, inner)
+    sums = all_rows(source, draws, inner, SINGLE_RUNS if inner is None else None)
     elbo, elbo_se, log_marginal, log_marginal_se, khat = (torch.cat(parts) for parts in zip(*sums.columns, strict=True))
     bound, weights = torch.as_tensor(sums.shared).expand(draws), sums.weights
     evidence, error = log_mean(weights.unsqueeze(1))
     khat_shared = psis_khat(weights.unsqueeze(1))
-    model, estimator = undecorated(source.pair.model), f"IS-{draws}"
+    model, estimator = undecorated(source.pair.model), f"IS-{len(weights)}"
     if not source.layout.shared and isinstance(model, Conjugate):
         log_marginal, log_marginal_se = model.log_marginal(source.x), torch.zeros_like(elbo)
         evidence, error, estimator = log_marginal.double().sum(), evidence.new_zeros(()), "exact"

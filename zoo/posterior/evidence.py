@@ -17,7 +17,7 @@ from zoo.base.protocols import Conjugate, Pair
 from zoo.base.random import seeded
 from zoo.posterior.annealing import AIS, anneal
 from zoo.posterior.engine import Arguments, Reader, reader, reading
-from zoo.posterior.evaluation import all_rows
+from zoo.posterior.evaluation import all_rows, check_draws
 from zoo.posterior.psis import LEAST
 from zoo.posterior.rowwise import log_mean, real_site, refuse_joint, row_weights
 
@@ -146,7 +146,7 @@ def log_evidence_bounds(
     x: ArrayLike,
     *,
     draws: Sequence[int] = (100, 5000),
-    inner: int = 100,
+    inner: int | None = None,
     ais: AIS | None = None,
     seed: int = 0,
 ) -> Bounds:
@@ -174,7 +174,8 @@ def log_evidence_bounds(
         x: rows (n, d); for a guide with parameters for every row, those it was fitted to, in the same order.
         draws: the K of every IWAE, ascending, each a multiple of the one before; the last is the number of draws, at
             least 30.
-        inner: draws of the local sites for every draw of the shared ones; at least 30.
+        inner: draws of the local sites for every draw of the shared ones; at least 30. None takes 100, or 30 for a
+            model or guide that does not broadcast over draws.
         ais: settings of annealed importance sampling, for a model with one latent site, a real vector per row.
         seed: of the draws; the caller's random stream is left unchanged.
 
@@ -187,8 +188,7 @@ def log_evidence_bounds(
         :class:`~zoo.posterior.annealing.AIS`.
     """
     sizes = _check_draws(draws)
-    if check_whole(inner, "inner") < LEAST:
-        raise ValueError(f"inner must be at least {LEAST} to judge the importance weights, got {inner}")
+    check_draws(sizes[-1], inner)
     x = check_rows(x, undecorated(run.model))
     with reading(run, seed):
         source = reader(run, x)
@@ -237,7 +237,7 @@ def _annealed(source: Reader, latent: Latent, ais: AIS) -> tuple[Bound, Tensor]:
     return Bound("AIS", annealed, noise), acceptance
 
 
-def _together(source: Reader, sizes: list[int], inner: int, joint: str | None) -> Bounds:
+def _together(source: Reader, sizes: list[int], inner: int | None, joint: str | None) -> Bounds:
     """The bounds of all rows together."""
     total = sizes[-1]
     sums = all_rows(source, total, inner)

@@ -122,7 +122,7 @@ class ImportanceMoments:
 
 
 def importance_moments(
-    run: Pair, x: ArrayLike, *, draws: int = 1000, inner: int = 100, seed: int = 0
+    run: Pair, x: ArrayLike, *, draws: int = 1000, inner: int | None = None, seed: int = 0
 ) -> ImportanceMoments:
     r"""Correct the guide's mean and covariance of every row by Pareto-smoothed importance sampling.
 
@@ -145,7 +145,8 @@ def importance_moments(
         x: rows (n, d).
         draws: draws per row, or of the shared sites, at least 30. More draws support a higher k-hat, up to 0.7 for
             2155 draws and more.
-        inner: draws of the rows' own sites for every draw of the shared ones, at least 30.
+        inner: draws of the rows' own sites for every draw of the shared ones, at least 30. None takes 100,
+            or 30 for a model or guide that does not broadcast over draws.
         seed: of the draws.
 
     Raises:

@@ -14,6 +14,7 @@ from zoo.base.latent_sites import Latent
 from zoo.base.protocols import ConjugateGivenShared
 from zoo.diagnostics.guide.moments import flat, units_of, weighted_moments
 from zoo.posterior.engine import Arguments, Reader
+from zoo.posterior.evaluation import inner_draws
 from zoo.posterior.psis import psis_khat, psis_weights
 from zoo.posterior.rowwise import log_mean
 
@@ -102,13 +103,15 @@ class _Chunk:
     khat: Tensor  # (b,)
 
 
-def of_all_rows(source: Reader, draws: int, inner: int, limit: float) -> tuple[tuple[Tensor, ...], SharedMoments]:
+def of_all_rows(
+    source: Reader, draws: int, inner: int | None, limit: float
+) -> tuple[tuple[Tensor, ...], SharedMoments]:
     """The fields of ``ImportanceMoments`` for all rows, and the moments of the shared sites.
 
     Args:
         source: the pair and its rows.
         draws: of the shared sites.
-        inner: of the rows' own sites for every draw of the shared ones.
+        inner: of the rows' own sites for every draw of the shared ones; None chooses by the cost of a draw.
         limit: of k-hat.
     """
     names, local = {latent.name for latent in source.layout.shared}, source.layout.local
@@ -128,7 +131,7 @@ def of_all_rows(source: Reader, draws: int, inner: int, limit: float) -> tuple[t
         if joint is not None or not local:
             chunks.append(_together(source, local, arguments, drawn.values, terms))
         else:
-            chunks.append(_given(source, local, arguments, held, inner))
+            chunks.append(_given(source, local, arguments, held, inner_draws(source, inner)))
         total = total + chunks[-1].density.sum(1)
     if total.isnan().any() or not total.amax().isfinite():
         raise ValueError(
