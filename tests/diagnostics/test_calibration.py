@@ -359,7 +359,9 @@ def test_a_guide_with_rows_of_its_own_is_explained(iris):
         with pytest.raises(ValueError, match=f"guide {guide.__name__} has parameters for the rows .* pass build="):
             sbc(run)
         for ask in (gaps, zoo.evaluate, zoo.importance_moments):
-            with pytest.raises(ValueError, match=r"fails on 50 rows .*pick those numbered by index") as caught:
+            with pytest.raises(
+                ValueError, match=r"fails on 50 rows .*select those of the rows numbered by index"
+            ) as caught:
                 ask(run, iris[:50])
             assert "Trace Shapes" not in str(caught.value)
 

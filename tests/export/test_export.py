@@ -466,7 +466,7 @@ def test_a_data_site_outside_the_rows(data):
         centre = pyro.sample("centre", dist.Normal(0.0, 1.0))
         return pyro.sample("x", dist.Normal(centre, 1.0).expand([1, 4]).to_event(2), obs=None if x is None else x[:1])
 
-    with pytest.raises(ValueError, match="'x' has no values of its own for every row"):
+    with pytest.raises(ValueError, match="'x' does not have a value for every row"):
         to_arviz(Fit(model, AutoNormal(model)), data.x)
 
 

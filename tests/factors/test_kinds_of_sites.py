@@ -16,7 +16,7 @@ from zoo.distributions.observed import seen
 from zoo.factors import decode, encode
 
 N, D, K = 30, 4, 2
-OTHER_ROWS = r"holds 'batch', 'group' for 30 rows, and this is about 5: pass run.given\(batch=..., group=...\)"
+OTHER_ROWS = r"has 'batch', 'group' for 30 rows, and 5 are needed: pass run.given\(batch=..., group=...\)"
 ALGEBRA = {"rtol": 1e-9, "atol": 1e-9}
 
 
@@ -353,7 +353,7 @@ def test_given_changes_the_bound_as_the_model_would(x):
         ({"colour": [1.0]}, "has no buffer 'colour'; its buffers are 'batch', 'group', 'width'"),
         ({"batch": torch.zeros(3, 2)}, r"batch has shape \(3, 2\): pass one entry for every row, \(n\)"),
         ({"batch": torch.zeros(3), "group": torch.zeros(4)}, "'batch' 3, 'group' 4; pass them all together"),
-        ({"batch": torch.zeros(3)}, r"'batch' 3, 'group' 30 \(of those at hand\)"),
+        ({"batch": torch.zeros(3)}, r"'batch' 3, 'group' 30 \(current\)"),
     ],
 )
 def test_given_refuses(conditional, buffers, message):

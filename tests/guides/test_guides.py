@@ -377,7 +377,7 @@ def test_a_refusal_names_site_reason_and_way_out(case, some):
 def test_models_that_no_guide_serves(kind, some):
     with pytest.raises(ValueError, match=r"'c' \(Poisson\) is discrete without finite support"):
         kind(Counts(), some)
-    with pytest.raises(CannotServe, match=r"'z' stands in plate 'views' inside the rows.*to_event.*AutoNormal"):
+    with pytest.raises(CannotServe, match=r"'z' is in plate 'views' inside the rows.*to_event.*AutoNormal"):
         kind(Plated(), some)
     with pytest.raises(ValueError, match="has no latent site"):
         kind(Plain(), some)
@@ -389,7 +389,7 @@ def test_another_number_of_rows_is_refused(kind, some):
     for call in (guide, guide.posterior):
         with pytest.raises(ValueError, match=rf"{kind.__name__} holds 60 rows, got 50: fit a new one .* Amortized"):
             call(some[:50])
-        with pytest.raises(ValueError, match="index names 10 rows, x has 20"):
+        with pytest.raises(ValueError, match="index has 10 entries, x has 20 rows"):
             call(some[:20], torch.arange(10))
 
 

@@ -315,7 +315,7 @@ def test_a_discrete_site_may_be_summed_out(family, x):
             trace = poutine.trace(guide).get_trace(x)
         expected = trace.log_prob_sum() - summed(model, x, trace.nodes["z"]["value"])
     assert own == pytest.approx(float(expected), rel=1e-10)
-    with pytest.raises(ValueError, match="SemiAmortized climbs .* of Mixed, of which poutine.block hides a part"):
+    with pytest.raises(ValueError, match="SemiAmortized needs .* of Mixed, of which poutine.block hides a part"):
         SemiAmortized(poutine.block(model, hide=["component", "on"]), x)
 
 

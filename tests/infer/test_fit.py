@@ -383,7 +383,7 @@ def test_refuses_a_compiled_loss_twice(some):
     model = ppca()
     fit(model, Amortized(model, some), some, steps=2, loss=loss, optim=adam())
     other = ppca()
-    with pytest.raises(ValueError, match="JitTrace_ELBO is compiled for another model"):
+    with pytest.raises(ValueError, match="JitTrace_ELBO is already compiled for another model"):
         fit(other, Amortized(other, some), some, steps=2, loss=loss, optim=adam())
 
 

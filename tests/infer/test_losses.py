@@ -500,7 +500,7 @@ def test_refuses_what_has_no_weights_per_row(some, faithful):
         with pyro.plate("columns", 1, dim=-3), rows(x, index, size):
             pyro.sample("z", dist.Normal(some.new_zeros(()), 1.0))
 
-    with pytest.raises(ValueError, match="stands in plate 'columns'"):
+    with pytest.raises(ValueError, match="is in plate 'columns'"):
         IWAE(3).loss_and_grads(crossed, crossed, some)
     model = zoo.PPCA(4, 2).double()
     guide = Amortized(model, some)

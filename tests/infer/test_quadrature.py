@@ -234,3 +234,36 @@ def test_a_gamma_site_has_no_rule(some):
     with pytest.raises(NotImplementedError, match=r"'rate' \(Gamma\): use Trace_ELBO"):
         QuadratureELBO().loss(model, guide, some)
     assert not QuadratureELBO.exact(model, guide, some)
+
+
+class Counted:
+    """A model or guide that counts its runs on all rows."""
+
+    def __init__(self, function, rows):
+        self.function, self.rows, self.runs = function, rows, 0
+
+    def __call__(self, x=None, index=None, size=None):
+        self.runs += x is not None and len(x) == self.rows
+        return self.function(x, index, size)
+
+
+def test_a_step_traces_the_guide_once(some):
+    model = FactorAnalysis(4, 2).double()
+    guide = Counted(MeanField(model, some), len(some))
+    loss = QuadratureELBO()
+    with pyro.get_param_store().scope():
+        loss.prepare(pyro.poutine.trace(guide.function).get_trace(some))
+        losses = [loss.loss_and_grads(model, guide, some) for _ in range(3)]
+    assert guide.runs == 3
+    assert losses[0] == pytest.approx(QuadratureELBO().loss(model, guide.function, some), rel=1e-12)
+
+
+def test_a_rule_for_other_sites_is_replaced(some):
+    """Of another width, another number of values, another dtype, more sites and fewer of them."""
+    loss = QuadratureELBO()
+    pairs = [FactorAnalysis(4, 2), FactorAnalysis(4, 1), GMM(4, 2), GMM(4, 3), FactorAnalysis(4, 1), PPCA(4, 2)]
+    for model, dtype in zip(pairs, (torch.float64, *[torch.float32] * 4, torch.float64), strict=True):
+        model, x = model.to(dtype), some.to(dtype)
+        guide = MeanField(model, x)
+        with pyro.get_param_store().scope():
+            assert loss.loss(model, guide, x) == QuadratureELBO().loss(model, guide, x)

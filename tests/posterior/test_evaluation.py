@@ -280,7 +280,7 @@ def test_a_guide_of_all_rows_together(iris, name):
     assert found.khat.isnan().all()
     assert found.total <= exact + 5 * found.shared.total_se
     assert found.total > exact - 40
-    with pytest.raises(ValueError, match="does not split into rows"):
+    with pytest.raises(ValueError, match="is not a sum over rows"):
         found.gap  # noqa: B018
 
 

@@ -263,8 +263,8 @@ def test_refuses_draws(draws, message, untouched):
     ("settings", "message"),
     [
         ({"temperatures": 0}, "temperatures must be a whole number"),
-        ({"temperatures": (0.0, 0.7, 0.5, 1.0)}, "temperatures must climb from 0 to 1"),
-        ({"temperatures": (0.0, 0.7)}, "temperatures must climb from 0 to 1"),
+        ({"temperatures": (0.0, 0.7, 0.5, 1.0)}, "temperatures must increase from 0 to 1"),
+        ({"temperatures": (0.0, 0.7)}, "temperatures must increase from 0 to 1"),
         ({"chains": 1}, "chains must be a whole number of at least 2"),
         ({"leapfrog": 0}, "leapfrog"),
         ({"pilots": 0}, "pilots"),

@@ -301,7 +301,7 @@ def test_other_rows_are_a_named_error(call, guide):
     x = model(size=30)
     run = as_it_is(model, guide, x)
     with pytest.raises(
-        ValueError, match=rf"the guide {guide.__name__} fails on 20 rows .* pick those numbered by index"
+        ValueError, match=rf"the guide {guide.__name__} fails on 20 rows .* select those of the rows numbered by index"
     ):
         call(run, x[:20])
 
@@ -318,7 +318,7 @@ def test_shared_sites_are_refused_by_name(call):
     guide(x)
     run = zoo.Fit(model, guide)
     pyro.clear_param_store()
-    with pytest.raises(ValueError, match=r"'mean' is shared by all rows.*does not split into rows.*zoo.evaluate"):
+    with pytest.raises(ValueError, match=r"'mean' is shared by all rows.*is not a sum over rows.*zoo.evaluate"):
         call(run, x)
 
 
