@@ -44,14 +44,14 @@ def test_rows_files_and_resuming(short, tmp_path):
     assert [row["seed"] for row in again] == [2]
 
 
-def test_what_is_there_is_named(tmp_path):
+def test_unknown_names(tmp_path):
     with pytest.raises(ValueError, match="budget must be one of quick, cpu, full; got 'long'"):
         deep.benchmark_deep(tmp_path, budget="long")
-    with pytest.raises(ValueError, match="no protocol has 'cifar' in its name: there are MNIST"):
+    with pytest.raises(ValueError, match="no protocol has 'cifar' in its name: choose from MNIST"):
         deep.benchmark_deep(tmp_path, only="cifar")
 
 
-def test_every_protocol_has_every_budget_and_says_where_its_number_comes_from():
+def test_every_protocol_has_every_budget_and_a_source():
     for protocol in DEEP:
         assert tuple(protocol.budgets) == deep.BUDGETS
         assert (protocol.published is None) == (protocol.source == "")

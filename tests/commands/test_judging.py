@@ -56,7 +56,7 @@ def test_strict_ends_with_a_status(folder, tmp_path):
     assert runner.invoke(app, ["diagnose", str(folder), "--strict"]).exit_code == 0
 
 
-def test_a_run_without_its_rows_asks_for_them(tmp_path):
+def test_a_run_without_recorded_rows(tmp_path):
     x = zoo.data.load("iris", dtype=torch.float64).x
     model = zoo.PPCA(4, 1).double()
     zoo.fit(model, Exact(model), x, steps=3, progress=False).save(tmp_path / "bare")

@@ -137,7 +137,7 @@ def test_a_guide_too_wide(model, iris):
 
 
 def test_a_guide_that_ignores_its_rows(model, iris):
-    """Ranks among draws of the prior are uniform: only the likelihood tells."""
+    """Ranks among draws from the prior are uniform; only the likelihood detects this guide."""
 
     def guide(x, index=None, size=None):
         with rows(x, index, size):
@@ -380,7 +380,7 @@ def test_mixed_sites_are_refused():
 
 
 def test_deep_model(some):
-    """A guide that is not fitted at all is told from one that is right."""
+    """An unfitted guide fails where a fitted one passes."""
     model = zoo.VAE(4, 2, hidden=(8,)).double()
     model.initialize(some)
     found = sbc(zoo.Fit(model, Amortized(model, some, hidden=())))

@@ -65,7 +65,7 @@ def test_a_gap_within_its_errors_is_rounding():
     assert Gap().judge(evaluation(-0.01, 0.02)).level == "good"
 
 
-def test_a_lower_estimate_of_the_gap_is_worth_its_weights():
+def test_an_estimated_gap_depends_on_its_weights():
     good, weak = (Gap().judge(evaluation(0.0, estimator="IS-500", shared=term(khat))) for khat in (0.4, 0.9))
     assert (good.level, weak.level) == ("good", "careful")
     assert "k-hat of the weights is 0.90" in weak.reason
@@ -113,7 +113,7 @@ def bayesian(x=None, index=None, size=None):
         return pyro.sample("x", dist.Normal(loc, 0.3).to_event(1), obs=x)
 
 
-def test_a_model_with_shared_sites_is_asked_what_it_can_be(some):
+def test_possible_checks_of_a_model_with_shared_sites(some):
     x = some[::4] - some.mean(0)
     run = zoo.fit(bayesian, MeanField(bayesian, x), x, steps=300, progress=False)
     found = zoo.diagnose(run, x, draws=50)

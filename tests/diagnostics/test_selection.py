@@ -194,7 +194,7 @@ def test_refusals(irises, given, message):
 
 
 @pytest.mark.parametrize("family", [guides.MeanField, lambda model, rows: AutoNormal(model)])
-def test_a_guide_of_its_own_rows_cannot_be_asked_of_others(irises, family):
+def test_a_guide_of_its_own_rows_is_refused(irises, family):
     def build(k, rows):
         model = ppca(k, rows)
         return model, family(model, rows)

@@ -163,3 +163,4 @@ def test_a_model_with_shared_sites(table, tmp_path):
     assert "<dd>500 steps, not converged; all 500 steps were taken</dd>" in text
     assert f"<dt>loss curve</dt><dd>{assess(run.training).reason}</dd>" in text
     assert "With 200 replicated data sets" in text
+    assert "<td>factors</td>" in text  # the model among the guide's options, without its address

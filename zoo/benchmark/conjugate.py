@@ -139,7 +139,7 @@ def benchmark_conjugate(
     if not cases:
         raise ValueError(f"no case has {only!r} in its name: choose from {', '.join(case.name for case in CONJUGATE)}")
     if unknown := [name for name in guide_names if name not in GUIDES]:
-        raise ValueError(f"unknown guide {unknown[0]!r}: available are {', '.join(GUIDES)}")
+        raise ValueError(f"unknown guide {unknown[0]!r}: choose from {', '.join(GUIDES)}")
     rows = Rows(folder)
     done = {(row["case"], row["method"], row["seed"]) for row in rows}
     for row in _run(cases, seeds, guide_names, done):

@@ -219,7 +219,7 @@ def benchmark_deep(
         raise ValueError(f"budget must be one of {', '.join(BUDGETS)}; got {budget!r}")
     chosen = [p for p in DEEP if only is None or only.lower() in p.name.lower()]
     if not chosen:
-        raise ValueError(f"no protocol has {only!r} in its name: available are {', '.join(p.name for p in DEEP)}")
+        raise ValueError(f"no protocol has {only!r} in its name: choose from {', '.join(p.name for p in DEEP)}")
     rows = Rows(folder)
     done = {(row["case"], row["budget"], row["seed"]) for row in rows}
     for protocol in chosen:

@@ -15,7 +15,7 @@ def benchmark_(
     only: Annotated[str | None, typer.Option(help="Run only cases with this text in their names.")] = None,
     guide: Annotated[list[str] | None, typer.Option(help="Run only this guide (conjugate); repeatable.")] = None,
     budget: Annotated[str, typer.Option(help="Budget of deep: quick, cpu, full.")] = "quick",
-    device: Annotated[str | None, typer.Option(help="Device to train on (deep), as cpu or cuda.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device to train on (deep), e.g. cpu or cuda.")] = None,
 ) -> None:
     """Compare models x guides x data x seeds with scikit-learn or published results; write CSV, Markdown, netCDF."""
     from zoo.benchmark import conjugate, deep

@@ -10,7 +10,7 @@ out = Console()
 err = Console(stderr=True)
 MODEL = Annotated[str, typer.Argument(help="PPCA, FactorAnalysis, GMM or VAE.")]
 SOURCE = Annotated[str, typer.Argument(metavar="DATA", help="Name of a data set, or path of a file.")]
-COLUMNS = Annotated[str | None, typer.Option(help="Columns of the data, as a,b,c.")]
+COLUMNS = Annotated[str | None, typer.Option(help="Columns of the data, e.g. a,b,c.")]
 
 
 def fail(error: Exception) -> NoReturn:

@@ -35,6 +35,20 @@ LARGE = 2_000_000  # entries of the data above which a learned guide takes minib
 HELD_OUT = 0.1  # share of the rows held out with --patience
 ARVIZ = 2e7  # numbers in the ArviZ file, at most: some hundred megabytes
 
+COVARIANCE = Annotated[
+    str | None,
+    typer.Option(help="Of a mixture: full, tied, diag, spherical; of a VAE: scalar, diag, low_rank, full."),
+]
+LIKELIHOOD = Annotated[
+    str | None, typer.Option(help="Likelihood of a VAE: gaussian, bernoulli, poisson, student_t, logistic_256.")
+]
+FLOOR = Annotated[float | None, typer.Option(help="Lower limit of a VAE's variances, as a fraction of the data's.")]
+PATIENCE = Annotated[
+    int | None,
+    typer.Option(help="Hold out a tenth of the rows; stop after this many looks without a better ELBO on them."),
+]
+BINARISE = Annotated[bool, typer.Option("--binarise", help="Draw every entry in [0, 1] as 0 or 1, anew at every step.")]
+
 
 class Precision(StrEnum):
     """Floating-point types of a run."""
@@ -91,19 +105,12 @@ def fit_(
     ] = "Amortized",
     latent_dim: Annotated[int | None, typer.Option("--latent-dim", "-k", help="Number of factors.")] = None,
     components: Annotated[int | None, typer.Option(help="Number of mixture components.")] = None,
-    covariance: Annotated[
-        str | None,
-        typer.Option(help="Of a mixture: full, tied, diag, spherical; of a VAE: scalar, diag, low_rank, full."),
-    ] = None,
+    covariance: COVARIANCE = None,
     noise: Annotated[str | None, typer.Option(help="Noise of a VAE: network, constant.")] = None,
-    likelihood: Annotated[
-        str | None, typer.Option(help="Likelihood of a VAE: gaussian, bernoulli, poisson, student_t, logistic_256.")
-    ] = None,
-    model_hidden: Annotated[str | None, typer.Option(help="Hidden widths of a VAE's networks, as 64,64.")] = None,
-    floor: Annotated[
-        float | None, typer.Option(help="Lower limit of a VAE's variances, as a fraction of the data's.")
-    ] = None,
-    hidden: Annotated[str | None, typer.Option(help="Hidden widths of the guide's network, as 64,64.")] = None,
+    likelihood: LIKELIHOOD = None,
+    model_hidden: Annotated[str | None, typer.Option(help="Hidden widths of a VAE's networks, e.g. 64,64.")] = None,
+    floor: FLOOR = None,
+    hidden: Annotated[str | None, typer.Option(help="Hidden widths of the guide's network, e.g. 64,64.")] = None,
     guide_covariance: Annotated[str | None, typer.Option(help="Covariance of Amortized: diag, low_rank, full.")] = None,
     columns: COLUMNS = None,
     labels: Annotated[str | None, typer.Option(help="Column with labels, for the figures.")] = None,
@@ -113,15 +120,10 @@ def fit_(
         int | None, typer.Option(help="Rows per step; by default all, or 256 for large data.")
     ] = None,
     dtype: Annotated[Precision, typer.Option(help="Floating-point type.")] = Precision.float64,
-    device: Annotated[str | None, typer.Option(help="Device to train on, as cpu or cuda.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device to train on, e.g. cpu or cuda.")] = None,
     folder: Annotated[Path | None, typer.Option("--out", help="Folder for the run; must not contain one yet.")] = None,
-    binarise: Annotated[
-        bool, typer.Option("--binarise", help="Draw every entry in [0, 1] as 0 or 1, anew at every step.")
-    ] = False,
-    patience: Annotated[
-        int | None,
-        typer.Option(help="Hold out a tenth of the rows; stop after this many looks without a better ELBO on them."),
-    ] = None,
+    binarise: BINARISE = False,
+    patience: PATIENCE = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Fit a model to data by SVI, and compare with its closed-form optimum.
@@ -136,7 +138,7 @@ def fit_(
     try:
         if patience is not None:
             options["patience"] = patience
-        table, held_out = _rows(source, columns, labels, dtype, seed, apart=patience is not None)
+        table, held_out = _rows(source, columns, labels, dtype, seed, hold_out=patience is not None)
         origin: dict[str, Any] = {"columns": words(columns), "labels": labels, "binarised": binarise}
         origin["held_out"] = None if held_out is None else HELD_OUT
         origin["source"] = source if source in data.names() else str(Path(source).resolve())
@@ -155,11 +157,11 @@ def fit_(
 
 
 def _rows(
-    source: str, columns: str | None, labels: str | None, dtype: Precision, seed: int, *, apart: bool
+    source: str, columns: str | None, labels: str | None, dtype: Precision, seed: int, *, hold_out: bool
 ) -> tuple[data.Dataset, data.Dataset | None]:
-    """The rows to fit, and those held out if asked for."""
+    """The rows to fit, and the held-out rows or None."""
     table = data.load(source, columns=words(columns), labels=labels, dtype=getattr(torch, dtype.value))
-    return table.split(test=HELD_OUT, seed=seed) if apart else (table, None)
+    return table.split(test=HELD_OUT, seed=seed) if hold_out else (table, None)
 
 
 def _build(

@@ -21,10 +21,10 @@ WORDS = {"bic": "BIC", "aic": "AIC", "held_out": "held-out log p(x)"}
 def select_(
     model: MODEL,
     source: SOURCE,
-    values: Annotated[str, typer.Option("--values", "-k", help="Numbers to compare, as 1-6 or 1,2,5.")] = "1-6",
+    values: Annotated[str, typer.Option("--values", "-k", help="Numbers to compare, e.g. 1-6 or 1,2,5.")] = "1-6",
     guide: Annotated[str | None, typer.Option(help="Fit by SVI with this guide; by default by EM.")] = None,
     covariance: Annotated[str | None, typer.Option(help="Of a mixture: full, tied, diag, spherical.")] = None,
-    likelihood: Annotated[str | None, typer.Option(help="Likelihood of a VAE, as gaussian or bernoulli.")] = None,
+    likelihood: Annotated[str | None, typer.Option(help="Likelihood of a VAE, e.g. gaussian or bernoulli.")] = None,
     columns: COLUMNS = None,
     seeds: Annotated[int, typer.Option(help="Random starts per number; the best one is kept.")] = 5,
     folds: Annotated[int, typer.Option(help="Folds of the cross-validation; 0 skips it.")] = 5,

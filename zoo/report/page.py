@@ -1,6 +1,7 @@
 """A run as one self-contained HTML file with embedded figures: no network access, no scripts."""
 
 import base64
+import inspect
 import io
 import platform
 from collections.abc import Iterator, Sequence
@@ -200,6 +201,8 @@ def _short(value: Any) -> str:
     """A value as text, with numbers to six digits, also within lists."""
     if isinstance(value, float):
         return f"{value:.6g}"
+    if inspect.isfunction(value):
+        return name_of(value)
     if isinstance(value, list | tuple):
         return _cut(f"[{', '.join(map(_short, value))}]")
     if isinstance(value, dict):

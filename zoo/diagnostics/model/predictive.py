@@ -200,17 +200,17 @@ def predictive_check(
         raise ValueError(f"level must be in (0, 1), got {level!r}")
     names, x = column_names(x), check_rows(x, undecorated(run.model))
     columns = names or tuple(f"x{j}" for j in range(x.shape[1]))
-    asked = _asked(statistics or {}, x.shape[1])
-    measured = [_value(name, statistic, x) for name, statistic in asked.items()]
+    chosen = _all_statistics(statistics or {}, x.shape[1])
+    measured = [_value(name, statistic, x) for name, statistic in chosen.items()]
     points = torch.linspace(0, 1, POINTS + 2, dtype=torch.float64, device=x.device)[1:-1]
     found, quantiles = [], []
     with reading(run, seed):
         for table in _replicates(reader(run, x), draws, given):
-            found.append(torch.cat([value.flatten() for value in _values(asked, table, measured)]))
+            found.append(torch.cat([value.flatten() for value in _values(chosen, table, measured)]))
             quantiles.append(column_quantiles(table, points))
     labels = [
         (name, _place(k, value.shape, columns))
-        for name, value in zip(asked, measured, strict=True)
+        for name, value in zip(chosen, measured, strict=True)
         for k in range(value.numel())
     ]
     observed = torch.cat([value.flatten() for value in measured])
@@ -231,14 +231,14 @@ def predictive_check(
     )
 
 
-def _values(asked: dict[str, Statistic], table: Tensor, measured: list[Tensor]) -> list[Tensor]:
+def _values(chosen: dict[str, Statistic], table: Tensor, measured: list[Tensor]) -> list[Tensor]:
     """The statistics of a replicate.
 
     Raises:
         ValueError: one has another shape than on the data.
     """
-    values = [_value(name, statistic, table) for name, statistic in asked.items()]
-    for name, own, other in zip(asked, measured, values, strict=True):
+    values = [_value(name, statistic, table) for name, statistic in chosen.items()]
+    for name, own, other in zip(chosen, measured, values, strict=True):
         if own.shape != other.shape:
             raise ValueError(
                 f"statistic {name!r} has shape {tuple(own.shape)} on x and {tuple(other.shape)} on a "
@@ -261,7 +261,7 @@ def _replicates(source: Reader, draws: int, given: Given) -> Iterator[Tensor]:
             held = {site.name: values[site.name] for site in layout.latents if given == "rows" or not site.local}
         simulated, _ = source.simulate((x,), len(some), held)
         for table in _table(source, simulated):
-            yield table.masked_fill(missing, torch.nan)
+            yield table.mchosen_fill(missing, torch.nan)
 
 
 def _table(source: Reader, values: Mapping[str, Tensor]) -> Tensor:
@@ -281,16 +281,16 @@ def _table(source: Reader, values: Mapping[str, Tensor]) -> Tensor:
     return values[found[0]].reshape(-1, n, d)
 
 
-def _asked(own: Mapping[str, Statistic], d: int) -> dict[str, Statistic]:
+def _all_statistics(own: Mapping[str, Statistic], d: int) -> dict[str, Statistic]:
     """The default and the user's statistics by name."""
-    asked: dict[str, Statistic] = dict(STATISTICS)
+    chosen: dict[str, Statistic] = dict(STATISTICS)
     if 1 < d <= PAIRS:
-        asked["correlation"] = correlation
+        chosen["correlation"] = correlation
     for name, statistic in own.items():
-        if name in asked:
+        if name in chosen:
             raise ValueError(f"statistics has {name!r}, which is a default statistic: take another name")
-        asked[name] = statistic
-    return asked
+        chosen[name] = statistic
+    return chosen
 
 
 def _value(name: str, statistic: Statistic, table: Tensor) -> Tensor:
