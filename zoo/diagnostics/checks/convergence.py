@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +86,7 @@ class Convergence(Check):
         yield Picture("Training", caption, plots.loss(measured.run, optimum=measured.optimum))
 
 
-def _by_em(run: Fit, model: Conjugate, x: Tensor) -> RemainingGain:
+def _by_em(run: Fit, model: Any, x: Tensor) -> RemainingGain:
     """The gain of further steps of EM.
 
     Raises:
