@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import pyro
 import pyro.distributions as dist
@@ -12,7 +12,7 @@ from guides.gaussian import sample_factorised, sample_joint, shaped, width
 from guides.shared import Shared, shared_part
 from guides.sites import CannotServe, Sites, check_data, discrete, only, require_local
 from zoo.base.callables import PyroCallable
-from zoo.base.checks import check_whole, incomplete
+from zoo.base.checks import ArrayLike, check_whole, incomplete
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
 from zoo.networks.convolution import check_image, image_encoder
@@ -25,63 +25,59 @@ WHITENED = 1000  # columns up to which the root of their correlations is cheap
 
 
 class Amortized(Module):
-    r"""An inference network: the posterior's parameters of every row are a function of the row, with shared weights.
+    r"""An inference network: the posterior's parameters for every row are a function of the row.
 
     .. math:: q(\theta) \prod_n q(z_n \mid x_n)\, q(c_n \mid x_n), \quad
               q(z_n \mid x_n) = N(m_\phi(x_n), S_\phi(x_n)), \quad
               q(c_n \mid x_n) = \mathrm{Cat}(\mathrm{softmax}\, l_\phi(x_n))
 
-    Continuous sites z are Gaussian on the real line, carried to their support by ``biject_to``; sites :math:`\theta`
-    that all rows share have a Gaussian of their own, see :class:`guides.shared.SharedPart`.
+    Its inputs are columns standardised by the statistics of ``x`` (unchanged if all lie in [0, 1], as pixels do), and
+    it starts at the standard normal. With ``hidden=()`` it is the encoder of the linear VAE, with a mean affine in x
+    and one covariance for all rows (Lucas et al. 2019); up to a thousand columns are then whitened as well, so that all
+    weights are learned at the same rate. With hidden layers mean and covariance both depend on x.
 
-    The network sees columns of mean 0 and variance 1 (by the statistics of ``x``; columns that all lie in [0, 1], as
-    pixels do, as they are), and starts at the standard normal.
-    With ``hidden=()`` it is the encoder of the linear VAE: a mean affine in x and one covariance for all rows
-    (Lucas et al. 2019), which sees up to a thousand columns also uncorrelated, so that all its weights are learned at
-    one pace; with hidden layers mean and covariance both follow x.
-
-    Missing entries (NaN) enter as their column's mean, and a masked network also sees which entries are missing. The
-    network sees ``x`` alone: a covariate per row that the model holds is known to q only as far as ``x`` shows it
-    (``MeanField``, ``FullRank`` and ``SemiAmortized`` follow the model).
+    Missing entries (NaN) are replaced by their column's mean, and a masked network also has their indicators as inputs.
+    The network depends on ``x`` only, not on covariates of the model (``MeanField``, ``FullRank`` and ``SemiAmortized``
+    do depend on them).
 
     Args:
         model: any Pyro model with the signature ``(x=None, index=None, size=None)``.
-        x: data (n, d) that show the width, the dtype and the units of the columns.
+        x: data (n, d), for the number, the dtype and the scale of the columns.
         hidden: widths of the hidden layers; with ``image`` channels of convolutions, each halving height and width.
-        covariance: of the continuous sites, which share one: ``"diag"``, ``"low_rank"`` (a factor with ``rank``
+        covariance: the joint covariance of the continuous sites: ``"diag"``, ``"low_rank"`` (a factor with ``rank``
             columns plus a diagonal) or ``"full"`` (a Cholesky factor).
         rank: columns of the factor of ``"low_rank"``.
-        masked: give the network the pattern of missing entries as d further inputs. None: where ``x`` has some.
+        masked: give the network the indicators of missing entries as d further inputs. None: if ``x`` has some.
         activation, normalize, gated: of the hidden layers, see :func:`zoo.networks.perceptron.mlp`.
-        image: (channels, height, width) with product d makes the network convolutional; the pattern of missing entries
-            comes as further channels.
-        network: a module of your own in place of it, from standardised rows (..., d), or (..., 2 d) if masked, to
-            (..., outputs): means, covariance, logits, as the attribute ``outputs`` counts them. The covariance then
-            follows x whatever ``hidden`` is. It keeps the weights it comes with, and 0 is the standard normal; the
-            network options above have no effect on it.
-        shared: the covariance among the sites that all rows share: ``"mean_field"`` or ``"full_rank"``.
+        image: (channels, height, width) with product d makes the network convolutional; the indicators of missing
+            entries are further channels.
+        network: your own module in place of it, from standardised rows (..., d), or (..., 2 d) if masked, to
+            (..., outputs): means, covariance and logits, ``outputs`` numbers in all. The covariance then depends on x
+            whatever ``hidden`` is. Its weights are kept, the output 0 means the standard normal, and the network
+            options above have no effect.
+        shared: the covariance of the sites shared by all rows: ``"mean_field"`` or ``"full_rank"``.
 
     Attributes:
-        outputs: the width of what the network gives for one row.
+        outputs: the number of outputs of the network per row.
 
     Raises:
-        CannotServe: all sites of the model are shared by all rows, or ``covariance`` asks for correlations of a model
-            whose sites are all discrete; see also :meth:`guides.sites.Sites.of`.
-        ValueError: ``covariance`` or ``shared`` is none of its names, a width or the rank is no whole number of at
-            least 1, there is no such activation, ``image`` does not fit the columns, or ``network`` gives another
-            width.
+        CannotServe: all sites of the model are shared by all rows, or are discrete while ``covariance`` is not
+            ``"diag"``; see also :meth:`guides.sites.Sites.of`.
+        ValueError: ``covariance`` or ``shared`` is not one of its names, a width or the rank is not a whole number
+            of at least 1, the activation is unknown, ``image`` does not match the columns, or ``network`` has another
+            number of outputs.
 
     References:
         Kingma and Welling (2014), Auto-Encoding Variational Bayes, arXiv 1312.6114; Lucas, Tucker, Grosse and
         Norouzi (2019), Don't Blame the ELBO! A Linear VAE Perspective on Posterior Collapse, NeurIPS.
     """
 
-    gaussian = True  # Gaussian sites (in unconstrained coordinates) and categorical ones alone
+    gaussian = True  # all sites are Gaussian (in unconstrained coordinates) or categorical
 
     def __init__(
         self,
         model: PyroCallable,
-        x: Any,
+        x: ArrayLike,
         hidden: Sequence[int] = (64, 64),
         covariance: Covariance = "diag",
         rank: int = 1,
@@ -135,9 +131,9 @@ class Amortized(Module):
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """New weights from the running random stream, near the standard normal; columns' units from ``x`` (n, d).
+        """New random weights, near the standard normal; scales of the columns from ``x`` (n, d).
 
-        A ``network`` of your own keeps its weights.
+        Your own ``network`` keeps its weights.
         """
         self.columns.place(like(x, self))
         if self.own:
@@ -145,7 +141,7 @@ class Amortized(Module):
                 self.shared.reset_parameters()
             return
         reset(self)
-        flatten_last(self.encoder)  # nearly the prior for every row
+        flatten_last(self.encoder)  # close to the standard normal for every row
         if self.linear and self.split[1]:
             self.spread.normal_(0.0, 0.01)
 
@@ -179,7 +175,7 @@ class Amortized(Module):
     def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> None:
         """Sample every latent site given the rows ``x``."""
         if x is None:
-            raise ValueError("Amortized reads the rows: pass x")
+            raise ValueError("Amortized needs the rows: pass x")
         loc, raw, logits = self.encode(x)
         if self.shared is not None:
             self.shared()
@@ -192,7 +188,7 @@ class Amortized(Module):
                 pyro.sample(latent.name, discrete(latent, own))
 
     def posterior(self, x: Tensor, index: Tensor | None = None) -> Distribution:
-        """q of the model's one local site given the rows ``x``, a distribution with batch shape (n,).
+        """q of the model's single local site given the rows ``x``, a distribution with batch shape (n,).
 
         Raises:
             ValueError: the model has several local sites, or ``x`` another width than the network.

@@ -1,4 +1,4 @@
-"""What guides with an inference network share: how rows enter it, how it starts, and what of it a saved run records."""
+"""Helpers of guides with an inference network: its inputs, its initialisation, its record in saved runs."""
 
 import math
 from typing import Any
@@ -14,7 +14,7 @@ ONE = math.log(math.e - 1)  # softplus(ONE) = 1
 
 
 def resolved(masked: bool, activation: Activation) -> dict[str, Any]:
-    """What ``settings`` records in place of the arguments: the data will not be there when the guide is built again.
+    """The arguments to record in ``settings``, since the data are not available when the guide is rebuilt.
 
     Raises:
         ValueError: there is no such activation.
@@ -24,10 +24,10 @@ def resolved(masked: bool, activation: Activation) -> dict[str, Any]:
 
 
 def encode(guide: str, network: nn.Module, columns: Standardize, masked: bool, x: Tensor) -> Tensor:
-    """What the network gives for rows (..., d): (..., outputs), in the dtype of the guide's columns.
+    """The outputs of the network for rows (..., d): (..., outputs), in the dtype of the guide's columns.
 
-    The network sees standardised columns, with missing entries (NaN) as their column's mean, and if ``masked`` also
-    which entries are missing.
+    Its inputs are standardised columns, with missing entries (NaN) replaced by their column's mean, and if ``masked``
+    also the indicators of missing entries.
 
     Raises:
         ValueError: ``x`` has another width than the columns.
@@ -39,15 +39,15 @@ def encode(guide: str, network: nn.Module, columns: Standardize, masked: bool, x
     seen = columns(x)
     if masked:
         seen = torch.cat([seen, x.isnan().to(seen)], -1)
-    return network(seen).to(x)  # whatever mixed precision made of the products
+    return network(seen).to(x)  # undo mixed precision
 
 
 def flatten_last(network: Any) -> None:
-    """Shrink the last layer, so that all rows start near 0: not exactly, as ties would not break."""
+    """Shrink the last layer, so that the outputs for all rows start near 0, but not at 0, to break the symmetry."""
     network[-1].weight.mul_(0.1)
     network[-1].bias.zero_()
 
 
 def positive(raw: Tensor) -> Tensor:
-    """Positive numbers from real ones, 1 at 0."""
+    """Maps real numbers to positive ones, 0 to 1."""
     return softplus(raw + ONE)

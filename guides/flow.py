@@ -1,7 +1,7 @@
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import pyro
 import pyro.distributions as dist
@@ -16,7 +16,7 @@ from guides.gaussian import shaped, unshaped, width
 from guides.shared import Shared, shared_part
 from guides.sites import CannotServe, Sites, check_data, only, require_local, summed_out
 from zoo.base.callables import PyroCallable
-from zoo.base.checks import check_whole, incomplete
+from zoo.base.checks import ArrayLike, check_whole, incomplete
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
 from zoo.distributions.bent import Bent
@@ -24,46 +24,46 @@ from zoo.networks.perceptron import Activation, activation_class, mlp, reset
 from zoo.networks.standardize import Standardize
 
 Kind = Literal["iaf", "spline"]
-LEAST_SLOPE = 1e-3  # what Pyro's splines add to every slope
+LEAST_SLOPE = 1e-3  # added to every slope by Pyro's splines
 
 
 class Flow(Module):
-    r"""An inference network that bends a Gaussian: autoregressive flows, conditioned on the row.
+    r"""An inference network with autoregressive flows, conditioned on the row.
 
     .. math:: z = T_L \circ \dots \circ T_1(m_\phi(x) + s_\phi(x) \odot \epsilon;\ h_\phi(x)), \quad
               \epsilon \sim N(0, I), \qquad
               \log q(z \mid x) = \log N(\epsilon) - \sum_j \log s_j - \sum_l \log |\det \partial T_l|
 
-    The encoder gives the mean, the scale and a context h of every row; ``length`` transforms bend the draw, each number
-    by a function of the context and of the numbers before it, with the order reversed from one transform to the next.
-    They are inverse autoregressive, so that all numbers are drawn in one pass. The guide starts near the standard
-    normal, with transforms near the identity.
+    The encoder gives the mean, the scale and a context h for every row. Each of ``length`` transforms changes every
+    coordinate of the draw by a function of the context and of the coordinates before it, in the reverse order from one
+    transform to the next. They are inverse autoregressive, so that all coordinates are drawn in one pass. The guide
+    starts near the standard normal, with transforms near the identity.
 
-    Several sites are drawn one after the other, each by a flow of its own whose context holds the values of those
-    before: together any joint density, without auxiliary sites. Missing entries (NaN) enter as their column's mean, and
-    a masked network also sees which entries are missing.
+    Several sites are drawn one after the other, each by its own flow, whose context includes the values of the previous
+    sites, which gives a joint density without auxiliary sites. Missing entries (NaN) are replaced by their column's
+    mean, and a masked network also has their indicators as inputs.
 
     Args:
         model: any Pyro model with the signature ``(x=None, index=None, size=None)`` whose latent sites are
             continuous.
-        x: data (n, d) that show the width, the dtype and the units of the columns.
-        hidden: widths of the hidden layers of the encoder, and of the networks of the transforms; these have a layer of
-            64 for ``hidden=()``, and none that is narrower than the site.
-        transform: ``"iaf"``: affine, as Kingma et al.; ``"spline"``: monotonic rational splines (of linear order, on
+        x: data (n, d), for the number, the dtype and the scale of the columns.
+        hidden: widths of the hidden layers of the encoder and of the networks of the transforms; the latter have one
+            layer of 64 for ``hidden=()``, and no layer narrower than the site.
+        transform: ``"iaf"``: affine, as in Kingma et al.; ``"spline"``: monotonic rational splines (of linear order, on
             [-bound, bound] in units of the base), which can have several modes.
         length: the number of transforms per site.
         context: the width of the context h.
         bins: segments of a spline.
-        bound: where splines end and the identity begins.
-        masked: give the network the pattern of missing entries as d further inputs. None: where ``x`` has some.
+        bound: the end of the splines' interval, beyond which they are the identity.
+        masked: give the network the indicators of missing entries as d further inputs. None: if ``x`` has some.
         activation: of the hidden layers, see :func:`zoo.networks.perceptron.mlp`.
-        shared: the covariance among the sites that all rows share, which are Gaussian and not transformed by a flow:
+        shared: the covariance of the sites shared by all rows, which are Gaussian and not transformed by a flow:
             ``"mean_field"`` or ``"full_rank"``.
 
     Raises:
-        CannotServe: the model has a discrete site, or none with a value per row.
-        ValueError: ``transform`` or ``shared`` is none of its two names, a number is no whole one of at least 1
-            (``bins``: 2), ``bound`` is not positive, or there is no such activation.
+        CannotServe: the model has a discrete site, or no local site.
+        ValueError: ``transform`` or ``shared`` is not one of its names, a number is not a whole one of at least 1
+            (``bins``: 2), ``bound`` is not positive, or the activation is unknown.
 
     References:
         Kingma, Salimans, Jozefowicz, Chen, Sutskever and Welling (2016), Improved variational inference with inverse
@@ -74,7 +74,7 @@ class Flow(Module):
     def __init__(
         self,
         model: PyroCallable,
-        x: Any,
+        x: ArrayLike,
         hidden: Sequence[int] = (64, 64),
         transform: Kind = "iaf",
         length: int = 2,
@@ -125,11 +125,11 @@ class Flow(Module):
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """New weights from the running random stream, near the standard normal; columns' units from ``x`` (n, d)."""
+        """New random weights, near the standard normal; scales of the columns from ``x`` (n, d)."""
         self.columns.place(like(x, self))
         reset(self)
         for network in (self.encoder, *(step.nn.layers for flow in self.flows for step in flow)):  # type: ignore[attr-defined]
-            flatten_last(network)  # nearly the prior for every row
+            flatten_last(network)  # close to the standard normal for every row
         for flow in self.flows:
             for step in flow:  # type: ignore[attr-defined]
                 if isinstance(step, ConditionalSplineAutoregressive):
@@ -148,18 +148,18 @@ class Flow(Module):
         return loc, positive(raw), context
 
     def _site(self, number: int, loc: Tensor, scale: Tensor, context: Tensor) -> dist.TorchDistribution:
-        """q of a site given its context, which holds the sites before it."""
+        """q of a site given its context, which includes the previous sites."""
         latent, flow = self.sites.local[number], self.flows[number]
         steps = [step.condition(context) for step in flow]  # type: ignore[attr-defined]
         q = shaped(Bent(dist.Normal(loc, scale).to_event(1), steps), latent)
-        if isinstance(q, dist.TransformedDistribution):  # keep draws, so that scoring them inverts nothing
+        if isinstance(q, dist.TransformedDistribution):  # cache draws, so that scoring them needs no inverse
             return dist.TransformedDistribution(q.base_dist, [t.with_cache() for t in q.transforms])
         return q
 
     def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> None:
         """Sample every latent site given the rows ``x``."""
         if x is None:
-            raise ValueError("Flow reads the rows: pass x")
+            raise ValueError("Flow needs the rows: pass x")
         loc, scale, context = self.encode(x)
         sizes = [latent.width for latent in self.sites.local]
         if self.shared is not None:
@@ -173,11 +173,10 @@ class Flow(Module):
                     context = torch.cat([context.expand(*real.shape[:-1], context.shape[-1]), real], -1)
 
     def posterior(self, x: Tensor, index: Tensor | None = None) -> Distribution:
-        """q of the model's one local site given the rows ``x``, a distribution with batch shape (n,).
+        """q of the model's single local site given the rows ``x``, a distribution with batch shape (n,).
 
-        Its own draws are scored for nothing. The density of other values takes as many passes through the networks as
-        the site has numbers, transform by transform: exact, but no cheaper than that. Mean and variance have no closed
-        form.
+        The log density of its own draws is cached. That of other values is exact, but takes one pass through the
+        networks per coordinate of the site and transform. Mean and variance have no closed form.
 
         Raises:
             ValueError: the model has several local sites, or ``x`` another width than the network.
@@ -196,9 +195,9 @@ def _step(
     bound: float,
     activation: Activation,
 ) -> nn.Module:
-    """A conditional transform of ``width`` numbers, from the first to the last or, ``flipped``, the other way."""
+    """A conditional transform of ``width`` coordinates, in their order or, if ``flipped``, in reverse."""
     order = torch.arange(width)
-    with warnings.catch_warnings():  # of width 1, where Pyro would rather see no autoregression; the context is enough
+    with warnings.catch_warnings():  # Pyro warns of autoregression for width 1, where only the context matters
         warnings.filterwarnings("ignore", message="ConditionalAutoRegressiveNN input_dim = 1")
         network = ConditionalAutoRegressiveNN(
             width,

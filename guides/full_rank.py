@@ -1,5 +1,3 @@
-from typing import Any
-
 import pyro.distributions as dist
 import torch
 from pyro.nn import PyroParam
@@ -20,40 +18,46 @@ from guides.sites import (
     put,
     summed_out,
 )
-from zoo.base.callables import PyroCallable
+from zoo.base.callables import PyroCallable, undecorated
+from zoo.base.checks import ArrayLike
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
+from zoo.base.protocols import Conjugate
 
 
 class FullRank(Module):
-    r"""A Gaussian with a full covariance for every row, with parameters of its own.
+    r"""A Gaussian with a full covariance for every row, with separate parameters per row.
 
     .. math:: q(\theta) \prod_n q(z_n), \quad q(z) = \prod_n N(z_n \mid m_n, L_n L_n^T)
 
-    All continuous sites of a row share one covariance; constrained ones are Gaussian on the real line, carried to
-    their support by ``biject_to``. Sites :math:`\theta` that all rows share have a full covariance among themselves,
-    also across plates such as that of the features; see :class:`guides.shared.SharedPart`.
+    All continuous sites of a row have one joint covariance. Sites :math:`\theta` shared by all rows have a joint full
+    covariance, also across plates such as that of the features; see :class:`guides.shared.SharedPart`.
 
     Args:
         model: any Pyro model with the signature ``(x=None, index=None, size=None)``.
-        x: the data (n, d) it will be fitted to; the guide keeps their number, not their values.
-        closed_form: take the inference step of EM in closed form at every call, instead of learning q by gradients; for
+        x: the data (n, d) to fit; the guide keeps their number, not their values.
+        closed_form: compute the E-step of EM in closed form at every call, instead of learning q by gradients; for
             :class:`zoo.base.Conjugate` models only.
 
     Raises:
-        CannotServe: the model has a discrete site, or no closed form where one is asked for.
+        CannotServe: the model has a discrete site, or ``closed_form`` is true and it has none.
     """
 
-    gaussian = True  # Gaussian sites (in unconstrained coordinates) and categorical ones alone
+    gaussian = True  # all sites are Gaussian (in unconstrained coordinates) or categorical
 
-    def __init__(self, model: PyroCallable, x: Any, closed_form: bool = False) -> None:
+    def __init__(self, model: PyroCallable, x: ArrayLike, closed_form: bool = False) -> None:
         super().__init__()
         x = check_data(x, model)
         self.sites = Sites.of("FullRank", model, x)
-        self.__dict__["model"] = model  # looked at, not owned
+        self.__dict__["model"] = model  # referred to, not registered
         for latent in self.sites.discrete:
             why = "is discrete and has no covariance"
-            instead = f"Use MeanField, Amortized or Exact. {summed_out('FullRank', model, latent)}."
+            others = (
+                "MeanField, Amortized or Exact"
+                if isinstance(undecorated(model), Conjugate)
+                else "MeanField or Amortized"
+            )
+            instead = f"Use {others}. {summed_out('FullRank', model, latent)}."
             raise CannotServe("FullRank", model, latent.name, why, instead)
         self.count = n = len(x)
         k = width(self.sites.local)
@@ -69,9 +73,9 @@ class FullRank(Module):
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Start at the posterior for the model's current parameters, where the model is conjugate.
+        """Start at the posterior for the model's current parameters, if the model is conjugate.
 
-        The shared part takes a new start from the running random stream.
+        The shared part is initialised at random.
         """
         if self.shared is not None:
             self.shared.reset_parameters()
@@ -97,7 +101,7 @@ class FullRank(Module):
                 sample_joint(self.sites.local, pick(self.loc, index), pick(self.scale_tril, index))
 
     def posterior(self, x: Tensor | None = None, index: Tensor | None = None) -> Distribution:
-        """q of the model's one local site, a distribution with batch shape (n,).
+        """q of the model's single local site, a distribution with batch shape (n,).
 
         Raises:
             ValueError: the model has several local sites.

@@ -1,4 +1,4 @@
-"""Gaussian blocks over latent sites: what the continuous half of every guide is made of."""
+"""Gaussian distributions over latent sites, used by all guides for continuous sites."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from zoo.base.latent_sites import Latent
 
 
 def width(latents: Sequence[Latent]) -> int:
-    """The number of real coordinates of one draw of all these sites."""
+    """The number of unconstrained coordinates of one draw of all sites."""
     return sum(latent.width for latent in latents)
 
 
@@ -25,10 +25,10 @@ def sample_factorised(latents: Sequence[Latent], loc: Tensor, scale: Tensor) -> 
 
 
 def sample_joint(latents: Sequence[Latent], loc: Tensor, scale_tril: Tensor) -> None:
-    r"""Sample all sites from one Gaussian N(loc, L L'), site after site, each given those before it.
+    r"""Sample all sites from one Gaussian N(loc, L L'), one after the other, each given the previous ones.
 
     With the block rows of L, site b is :math:`N(m_b + \sum_{a<b} L_{ba} \epsilon_a, L_{bb} L_{bb}^T)`, where
-    :math:`\epsilon_a` is the whitened draw of site a: exactly the joint density, without auxiliary sites.
+    :math:`\epsilon_a` is the whitened draw of site a, which gives the joint density without auxiliary sites.
     """
     start, whitened = 0, loc[..., :0]
     for latent in latents:
@@ -45,7 +45,7 @@ def sample_joint(latents: Sequence[Latent], loc: Tensor, scale_tril: Tensor) -> 
 
 
 def _transforms(latent: Latent) -> list[Transform]:
-    """From real vectors to the site's event shape and support."""
+    """The maps from real vectors to the site's event shape and support."""
     steps: list[Transform] = []
     event = latent.shape
     if latent.transform is not None:
@@ -58,7 +58,7 @@ def _transforms(latent: Latent) -> list[Transform]:
 
 
 def shaped(base: dist.TorchDistribution, latent: Latent) -> dist.TorchDistribution:
-    """``base``, a distribution of real vectors, in the shape and on the support of the site."""
+    """The distribution ``base`` of real vectors, mapped to the shape and the support of the site."""
     steps = _transforms(latent)
     return dist.TransformedDistribution(base, steps) if steps else base
 

@@ -13,6 +13,7 @@ from guides.gaussian import sample_factorised, shaped, width
 from guides.shared import Shared, shared_part
 from guides.sites import Sites, check_closed_form, check_count, check_data, closed_posterior, discrete, only, pick, put
 from zoo.base.callables import PyroCallable, name_of, undecorated
+from zoo.base.checks import ArrayLike
 from zoo.base.latent_sites import layout
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
@@ -23,32 +24,31 @@ Family = Literal["conjugate", "gaussian"]
 
 
 class MeanField(Module):
-    r"""Fully factorised guide with parameters of its own for every row: classical variational EM.
+    r"""A fully factorised guide with separate parameters per row: classical variational EM.
 
     .. math:: q(\theta) \prod_n q(z_n)\, q(c_n), \quad
               q(z_n) = \prod_k N(z_{nk} \mid m_{nk}, s_{nk}^2), \quad q(c_n) = \mathrm{Cat}(c_n \mid \pi_n)
 
-    Continuous sites are Gaussian on the real line, carried to their support by ``biject_to``; discrete ones are
-    categorical. Sites :math:`\theta` that all rows share have a Gaussian of their own, factorised too unless ``shared``
-    says otherwise; see :class:`guides.shared.SharedPart`.
+    Discrete sites are categorical. Sites :math:`\theta` shared by all rows are factorised too, unless ``shared`` is
+    ``"full_rank"``; see :class:`guides.shared.SharedPart`.
 
     Args:
         model: any Pyro model with the signature ``(x=None, index=None, size=None)``.
-        x: the data (n, d) it will be fitted to; the guide keeps their number, not their values.
-        closed_form: take the inference step of variational EM in closed form at every call, instead of learning q by
-            gradients; for :class:`zoo.base.Conjugate` models only. None: so for a categorical posterior, whose
-            gradient vanishes wherever an assignment is nearly certain, and by gradients otherwise.
-        shared: the covariance among the sites that all rows share: ``"mean_field"`` or ``"full_rank"``.
-        family: ``"conjugate"``: every factor is of the family conjugate to it (Normal, Gamma, Dirichlet, Wishart,
-            Categorical), as coordinate ascent has them (:func:`zoo.cavi`), for a
+        x: the data (n, d) to fit; the guide keeps their number, not their values.
+        closed_form: compute the E-step of variational EM in closed form at every call, instead of learning q by
+            gradients; for :class:`zoo.base.Conjugate` models only. None: true for a categorical posterior, whose
+            gradient vanishes where an assignment is nearly certain, and false otherwise.
+        shared: the covariance of the sites shared by all rows: ``"mean_field"`` or ``"full_rank"``.
+        family: ``"conjugate"``: every factor is of its conjugate family (Normal, Gamma, Dirichlet, Wishart or
+            Categorical), as in coordinate ascent (:func:`zoo.cavi`), for a
             :class:`~zoo.base.protocols.ConditionallyConjugate` model; ``"gaussian"``: Gaussian in unconstrained
             coordinates. None: conjugate where the model allows it.
 
     Raises:
-        CannotServe: the model has a discrete site shared by all rows, a site of the rows in a further plate, or no
-            closed form where one is asked for.
-        ValueError: ``shared`` or ``family`` is none of the two, or the model is not conditionally conjugate and
-            conjugate families are asked for.
+        CannotServe: the model has a discrete site shared by all rows, a local site in a further plate, or
+            ``closed_form`` is true and there is none.
+        ValueError: ``shared`` or ``family`` is neither of the two, or conjugate families are requested of a model that
+            is not conditionally conjugate.
 
     References:
         Bishop (2006), Pattern Recognition and Machine Learning, ch. 10; Neal and Hinton (1998).
@@ -62,7 +62,7 @@ class MeanField(Module):
     def __init__(
         self,
         model: PyroCallable,
-        x: Any,
+        x: ArrayLike,
         closed_form: bool | None = None,
         *,
         shared: Shared = "mean_field",
@@ -71,7 +71,7 @@ class MeanField(Module):
         super().__init__()
         x = check_data(x, model)
         self.sites = Sites.of("MeanField", model, x)
-        self.__dict__["model"] = model  # looked at, not owned
+        self.__dict__["model"] = model  # referred to, not registered
         self.count = n = len(x)
         self.conjugate = self._conjugate_part(model, x, family)
         self.closed_form, self.shared = False, None
@@ -106,23 +106,23 @@ class MeanField(Module):
 
     @torch.no_grad()
     def place(self, factors: Mapping[str, Any]) -> None:
-        """Take the factors of conjugate families by site, as :func:`zoo.cavi` finds them."""
+        """Set the factors of conjugate families by site, such as those that :func:`zoo.cavi` finds."""
         if self.conjugate is None:
-            raise ValueError("MeanField holds Gaussian factors: build it with family='conjugate' to place others")
+            raise ValueError("MeanField holds Gaussian factors: build it with family='conjugate'")
         self.conjugate.place(factors)
 
     def factors(self, index: Tensor | None = None) -> dict[str, Any]:
-        """The factors of conjugate families by site, of local ones those of the rows ``index``."""
+        """The factors of conjugate families by site; of local sites those of the rows ``index`` (all by default)."""
         if self.conjugate is None:
-            raise ValueError("MeanField holds Gaussian factors: build it with family='conjugate' to have others")
+            raise ValueError("MeanField holds Gaussian factors: build it with family='conjugate'")
         return self.conjugate.factors(index)
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Start at the best q for the model's current parameters, where the model is conjugate.
+        """Start at the best q for the model's current parameters, if the model is conjugate.
 
-        The shared part takes a new start from the running random stream; factors of conjugate families start at
-        those of one sweep of coordinate ascent.
+        The shared part is initialised at random; factors of conjugate families are those after one sweep of coordinate
+        ascent.
         """
         if self.conjugate is not None:
             ascent = undecorated(self.model).coordinate_ascent(like(x, self), running_generator())
@@ -137,7 +137,7 @@ class MeanField(Module):
     def _e_step(self, x: Tensor, index: Tensor | None) -> None:
         r"""The best q for the model's current parameters.
 
-        For a Gaussian posterior N(m, P^-1) that is :math:`N(m_k, 1 / P_{kk})`, for a categorical one the posterior.
+        For a Gaussian posterior N(m, P^-1) this is :math:`N(m_k, 1 / P_{kk})`, for a categorical one the posterior.
         """
         posterior = closed_posterior(self.model, x, index)
         if isinstance(posterior, dist.Categorical) and len(self.sites.discrete) == 1:
@@ -166,7 +166,7 @@ class MeanField(Module):
                 pyro.sample(latent.name, discrete(latent, logits))
 
     def posterior(self, x: Tensor | None = None, index: Tensor | None = None) -> Distribution:
-        """q of the model's one local site, a distribution with batch shape (n,).
+        """q of the model's single local site, a distribution with batch shape (n,).
 
         Raises:
             ValueError: the model has several local sites.

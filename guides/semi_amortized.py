@@ -1,6 +1,5 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -17,18 +16,18 @@ from guides.gaussian import sample_factorised, shaped, width
 from guides.shared import Shared
 from guides.sites import CannotServe, Sites, check_data, only, require_local
 from zoo.base.callables import PyroCallable, handlers, mode, name_of
-from zoo.base.checks import check_whole
+from zoo.base.checks import ArrayLike, check_whole
 from zoo.base.latent_sites import Latent
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
 from zoo.networks.perceptron import Activation
 
-MOST = 10.0  # times, that a step may change a precision
-GROWTH = 1.5  # of a row's rate after a step that raised its bound
+MOST = 10.0  # the largest factor by which a step may change a precision
+GROWTH = 1.5  # factor on a row's rate after a step that raised its bound
 
 
 class SemiAmortized(Module):
-    r"""An inference network that proposes, and steps on every row's own bound that refine.
+    r"""An inference network that proposes q for every row, and steps on the row's bound that refine it.
 
     .. math:: q(z_n \mid x_n) = N(m_n, \mathrm{diag}(s_n^2)), \quad (m_n, s_n) = R^T(m_\phi(x_n), s_\phi(x_n))
 
@@ -37,48 +36,47 @@ class SemiAmortized(Module):
 
     .. math:: s^{-2} \leftarrow s^{-2} (1 - \rho\, s\, \partial_s L), \qquad m \leftarrow m + \rho\, s^2 \partial_m L
 
-    A step that lowers the bound of a row is taken back and that row's rate halved (it recovers by and by), so that the
-    refined q is never worse than the proposed one, as far as the rule for L is exact. The expectation in L is taken by
-    a rule without noise: the P points :math:`m + s \odot u` of a two-level orthogonal design, P the next power of 2
-    above the width of z. It is exact where log p(x, z) is quadratic in z, the KL from a Gaussian prior included. The
-    guide is a function of the rows, without draws of its own; the model is in evaluation mode (no dropout, batch
-    normalisation as it stands) while it refines. Refining costs T + 1 passes, forward and back, of P draws
-    per row through the model.
+    A step that lowers the bound of a row is undone and the row's rate halved (later steps increase it again), so that
+    the refined q is never worse than the proposal, as far as the rule for L is exact. The expectation in L is evaluated
+    by a quadrature rule: the P points :math:`m + s \odot u` of a two-level orthogonal design, with P the next power of
+    2 above the width of z. It is exact where log p(x, z) is quadratic in z, including the KL from a Gaussian prior. The
+    refined q is a deterministic function of the rows; the model is in evaluation mode (no dropout, fixed batch
+    normalisation) during refinement, which takes T + 1 forward and backward passes of P points per row through the
+    model.
 
-    The network learns to propose: it ascends the bound of the proposal itself, by the noise-free gradient with which
-    refining begins, whatever the loss. (The site ``proposal`` of the guide carries it: a factor of value 0.) A
-    straight-through gradient, that of the refined bound taken as if the refined q were the proposed one, vanishes as
-    refining succeeds, and what is left is noise: on frozen factor analysis of iris (turned by 0.39 rad, 5 steps, 300
-    steps of Adam) the proposal ends 208 nats per row from the best diagonal q and the refined q 0.02, against 0.014 and
-    0.0001 as it is done here. The gradients are thus not the slope of the loss, no line search may follow them
-    (``smooth`` is False), and fits take Adam.
+    The network is trained to maximise the bound of the proposal itself, by the exact gradient at the beginning of the
+    refinement, whatever the loss. (It enters through the guide's site ``proposal``, a factor of value 0.) A
+    straight-through gradient, that of the refined bound with the refined q in place of the proposal, vanishes as the
+    refinement succeeds, so that only noise remains: for frozen factor analysis of iris (rotated by 0.39 rad, 5 steps,
+    300 steps of Adam) the proposal ends 208 nats per row from the best diagonal q and the refined q 0.02, compared with
+    0.014 and 0.0001 here. The gradients are therefore not those of the loss, a line search cannot use them (``smooth``
+    is False), and fits use Adam.
 
-    Sites :math:`\theta` that all rows share have a Gaussian of their own (:class:`guides.shared.SharedPart`), and rows
-    are refined at its centre: L is then the row's bound given :math:`\theta = T(m)`, with m the mean of
-    :math:`q(\theta)` in real coordinates and T the map to the supports. So :math:`q(\theta) \prod_n q(z_n \mid x_n)` is
-    a product, a row is refined once whatever the number of draws, and the model need not broadcast over draws of
-    :math:`\theta`. The loss averages over :math:`q(\theta)` all the same. Of its optimum the refined q misses what the
-    spread of :math:`q(\theta)` contributes, which shrinks as 1 / n.
+    With sites :math:`\theta` shared by all rows, rows are refined at the centre of their Gaussian: L is the row's bound
+    given :math:`\theta = T(m)`, with m the mean of :math:`q(\theta)` in real coordinates and T the map to the supports.
+    Then :math:`q(\theta) \prod_n q(z_n \mid x_n)` is a product, a row is refined once whatever the number of draws, and
+    the model need not broadcast over draws of :math:`\theta`. The loss is still averaged over :math:`q(\theta)`; the
+    refined q only neglects the effect of the spread of :math:`q(\theta)` on its optimum, which shrinks as 1 / n.
 
     Args:
         model: any Pyro model with the signature ``(x=None, index=None, size=None)`` whose latent sites are continuous.
-            It is held, not owned: its parameters stay the model's. It is called with the row numbers of a minibatch.
-        x: data (n, d) that show the width, the dtype and the units of the columns.
+            It is referred to, not registered as a submodule. It is called with the row numbers of a minibatch.
+        x: data (n, d), for the number, the dtype and the scale of the columns.
         hidden: widths of the hidden layers of the network; ``hidden=()`` is the linear one.
-        steps: the number of refining steps T; 0 leaves the proposal, which is ``Amortized``.
-        rate: :math:`\rho` in (0, 1]; 1 is the full Newton step, which finds the optimum of a row at once where the
-            posterior is an uncorrelated Gaussian, and overshoots where it is correlated.
-        masked: give the network the pattern of missing entries as d further inputs. None: where ``x`` has some.
+        steps: the number of refinement steps T; 0 leaves the proposal, which is ``Amortized``.
+        rate: :math:`\rho` in (0, 1]; 1 is the full Newton step, which finds the optimum of a row in one step if the
+            posterior is an uncorrelated Gaussian, and overshoots if it is correlated.
+        masked: give the network the indicators of missing entries as d further inputs. None: if ``x`` has some.
         activation: of the hidden layers, see :func:`zoo.networks.perceptron.mlp`.
-        shared: the covariance among the sites that all rows share: ``"mean_field"`` or ``"full_rank"``.
+        shared: the covariance of the sites shared by all rows: ``"mean_field"`` or ``"full_rank"``.
 
     Attributes:
         proposal: the network (with the part for the shared sites), a guide :class:`guides.Amortized`.
 
     Raises:
-        CannotServe: the model has a discrete site, or none with a value per row.
-        ValueError: ``steps`` is no whole number, or ``rate`` not in (0, 1]; sites of the model are hidden by
-            ``poutine.block``, so that its density is not there to climb; otherwise as ``Amortized``.
+        CannotServe: the model has a discrete site, or no local site.
+        ValueError: ``steps`` is not a whole number, ``rate`` is not in (0, 1], or sites of the model are hidden by
+            ``poutine.block``, so that its full density is not available; otherwise as for ``Amortized``.
 
     References:
         Kim, Wiseman, Miller, Sontag and Rush (2018), Semi-amortized variational autoencoders, ICML; Marino, Yue and
@@ -88,12 +86,12 @@ class SemiAmortized(Module):
 
     points: Tensor
 
-    smooth = False  # its gradients are not the slope of the loss
+    smooth = False  # its gradients are not those of the loss
 
     def __init__(
         self,
         model: PyroCallable,
-        x: Any,
+        x: ArrayLike,
         hidden: Sequence[int] = (64, 64),
         steps: int = 5,
         rate: float = 0.7,
@@ -110,24 +108,24 @@ class SemiAmortized(Module):
         self.rate = float(rate)
         self.sites = Sites.of("SemiAmortized", model, x)
         for latent in self.sites.discrete:
-            why = "is discrete, and has no gradient to refine it by"
+            why = "is discrete, so that there is no gradient for its refinement"
             raise CannotServe("SemiAmortized", model, latent.name, why, "Use Amortized or MeanField.")
         if any(isinstance(handler, BlockMessenger) for handler in handlers(model)[0]):
             raise ValueError(
-                f"SemiAmortized climbs log p(x, z) of {name_of(model)}, of which poutine.block hides a part: use "
+                f"SemiAmortized needs log p(x, z) of {name_of(model)}, of which poutine.block hides a part: use "
                 "Amortized or Flow on the blocked model"
             )
         require_local("SemiAmortized", model, self.sites)
-        self.__dict__["model"] = model  # held, not owned: its parameters stay the model's
+        self.__dict__["model"] = model  # referred to, not registered
         self.proposal = Amortized(model, x, hidden, masked=masked, activation=activation, shared=shared)
         self.__dict__["_resolved"] = resolved(self.proposal.masked, activation)
         self.total = len(x)
         self.register_buffer("points", _design(width(self.sites.local)).to(x), persistent=False)  # (p, k)
-        self.together = self._broadcasts(x)  # whether the model takes all points in one run
+        self.together = self._broadcasts(x)  # whether the model supports all points in one run
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """New weights from the running random stream, near the standard normal; columns' units from ``x`` (n, d)."""
+        """New random weights, near the standard normal; scales of the columns from ``x`` (n, d)."""
         self.proposal.initialize(x)
 
     def propose(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,13 +137,13 @@ class SemiAmortized(Module):
     def refine(
         self, loc: Tensor, scale: Tensor, x: Tensor, index: Tensor | None = None, size: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Mean and scales (n, k) after the steps on the bounds of the rows ``x`` (n, d), without a graph.
+        """Mean and scales (n, k) after the steps on the bounds of the rows ``x`` (n, d), detached.
 
         Args:
-            loc: the mean to start from (n, k).
-            scale: the scales to start from (n, k).
+            loc: the initial means (n, k).
+            scale: the initial scales (n, k).
             x: the rows.
-            index: their numbers, where they are a minibatch.
+            index: their numbers, for a minibatch.
             size: the full number of rows.
         """
         return self._refine(loc, scale, x, index, size)[0]
@@ -153,7 +151,7 @@ class SemiAmortized(Module):
     def _refine(
         self, loc: Tensor, scale: Tensor, x: Tensor, index: Tensor | None = None, size: int | None = None
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Refined mean and scales, and the slopes of the rows' bounds where it started; each (n, k)."""
+        """Refined mean and scales, and the gradients of the rows' bounds at the start; each (n, k)."""
         with mode(False, self.model):
             return self._ascend(loc.detach(), scale.detach(), x, index, size)
 
@@ -181,7 +179,7 @@ class SemiAmortized(Module):
     def _climb(
         self, loc: Tensor, scale: Tensor, x: Tensor, index: Tensor | None, size: int | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The bound of every row (n,) at the centre of the shared sites, up to a constant, and its slopes (n, k)."""
+        """The bound of every row (n,) at the centre of the shared sites, up to a constant, and its gradients (n, k)."""
         with torch.enable_grad():
             m, s = loc.detach().requires_grad_(), scale.detach().requires_grad_()
             z = m + s * self.points.unsqueeze(1)  # (p, n, k)
@@ -190,20 +188,20 @@ class SemiAmortized(Module):
         return bound.detach(), (in_loc, in_scale)
 
     def _log_joint(self, z: Tensor, x: Tensor, index: Tensor | None, size: int | None) -> Tensor:
-        """log p(x, z) of real draws (p, n, k), on the scale of real numbers: (p, n)."""
+        """log p(x, z) as a density of real draws (p, n, k): (p, n)."""
         if self.together:
             return self._score(z, x, index, size)
         return torch.cat([self._score(point, x, index, size) for point in z])
 
     def _score(self, z: Tensor, x: Tensor, index: Tensor | None, size: int | None) -> Tensor:
-        """The same from one run of the model: (p, n) for draws (p, n, k), (1, n) for one of them (n, k)."""
+        """The same in one run of the model: (p, n) for draws (p, n, k), (1, n) for a single one (n, k)."""
         nesting = self.sites.nesting
         values: dict[str, Tensor] = {} if self.proposal.shared is None else self.proposal.shared.centre()
         values = {name: value.detach() for name, value in values.items()}
         total = z.new_zeros(z.shape[:-1])
         for latent, real in zip(self.sites.local, z.split([s.width for s in self.sites.local], -1), strict=True):
             value, volume = _placed(real, latent)
-            if z.ndim > 2:  # left of all plates of the model
+            if z.ndim > 2:  # to the left of all plates of the model
                 value = value.reshape(len(value), *(1,) * (nesting - 1), *value.shape[1:])
             values[latent.name] = value
             total = total + volume
@@ -218,20 +216,20 @@ class SemiAmortized(Module):
         return total
 
     def _broadcasts(self, x: Tensor) -> bool:
-        """Whether the model scores several draws in one run as it does one by one; tried on one row."""
+        """Whether one run of the model for several draws equals one run for each; tested on one row."""
         arguments = x[:1], torch.zeros(1, dtype=torch.long, device=x.device), len(x)
         z = torch.linspace(-1.0, 1.0, 2 * self.points.shape[1]).to(x).reshape(2, 1, -1)
         with torch.no_grad(), mode(False, self.model), pyro.validation_enabled(False):
             apart = torch.cat([self._score(point, *arguments) for point in z])
             try:
                 return torch.allclose(self._score(z, *arguments), apart, rtol=1e-4, atol=1e-4, equal_nan=True)
-            except Exception:  # whatever it is: draws one by one have not raised it
+            except Exception:  # any error: there was none in separate runs
                 return False
 
     def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> None:
         """Sample every latent site given the rows ``x``."""
         if x is None:
-            raise ValueError("SemiAmortized reads the rows: pass x")
+            raise ValueError("SemiAmortized needs the rows: pass x")
         loc, scale = self.propose(x)
         climb = None
         if self.steps:
@@ -243,10 +241,10 @@ class SemiAmortized(Module):
         with rows(x, index, size, name=self.sites.plate):
             sample_factorised(self.sites.local, loc, scale)
             if climb is not None and climb.requires_grad:
-                pyro.factor("proposal", climb.detach() - climb, has_rsample=True)  # the loss has minus the bound
+                pyro.factor("proposal", climb.detach() - climb, has_rsample=True)  # the loss is minus the bound
 
     def posterior(self, x: Tensor, index: Tensor | None = None) -> Distribution:
-        """The refined q of the model's one local site given the rows ``x`` of numbers ``index``, with batch (n,).
+        """The refined q of the model's single local site given the rows ``x``, a distribution with batch shape (n,).
 
         Raises:
             ValueError: the model has several local sites, or ``x`` another width than the network.
@@ -262,7 +260,7 @@ class SemiAmortized(Module):
 
 @contextmanager
 def _unnoticed() -> Iterator[None]:
-    """Hides a block from the handlers around it; parameters that it puts in Pyro's store are taken out again."""
+    """A block hidden from the handlers around it; parameters that it adds to Pyro's store are removed again."""
     store = pyro.get_param_store()
     before = set(store.keys())
     try:
@@ -271,7 +269,7 @@ def _unnoticed() -> Iterator[None]:
     finally:
         for name, value in list(store.named_parameters()):
             if name not in before:
-                value.__dict__.pop("unconstrained", None)  # a weak reference, which no copy survives
+                value.__dict__.pop("unconstrained", None)  # a weak reference, which cannot be copied
                 del store[name]
 
 
@@ -284,7 +282,7 @@ def _design(k: int) -> Tensor:
 
 
 def _placed(real: Tensor, latent: Latent) -> tuple[Tensor, Tensor]:
-    """Real vectors (..., k) as values of a site, and the log volume that this takes (...)."""
+    """Real vectors (..., k) as values of a site, and the log determinant of the map (...)."""
     transform, batch = latent.transform, real.shape[:-1]
     if transform is None:
         return real.reshape(*batch, *latent.shape), real.new_zeros(batch)

@@ -1,4 +1,4 @@
-"""The part of a guide for the sites that all rows share, in plates of the model's own or in none."""
+"""The part of a guide for the sites shared by all rows."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -16,23 +16,23 @@ from zoo.base.latent_sites import Latent
 from zoo.base.module import Module
 
 Shared = Literal["mean_field", "full_rank"]
-START = 0.1  # scale of the start: of the means around 0, whose symmetry it breaks, and of q around them
-AUXILIARY = "_shared_latent"  # holds all shared sites in real coordinates
+START = 0.1  # initial scale, of the means around 0, which breaks the symmetry, and of q around them
+AUXILIARY = "_shared_latent"  # all shared sites in real coordinates
 
 
 class SharedPart(Module):
-    r"""A Gaussian over the sites that all rows share, in real coordinates.
+    r"""A Gaussian over the sites shared by all rows, in real coordinates.
 
     .. math:: q(\theta) = N(T^{-1}(\theta) \mid m, S)\, |\det \partial T^{-1} / \partial \theta|
 
     with T the map from the real line to the sites' supports (``biject_to``) and S diagonal (``"mean_field"``) or full
-    (``"full_rank"``). A site is sampled inside the plates that it has in the model. Where a full covariance reaches
-    across a plate, the sites are point masses at the image of one auxiliary site, with the log density of T, as in
-    Pyro's own joint autoguides.
+    (``"full_rank"``). A site is sampled inside the plates that it has in the model. With a full covariance across a
+    plate, the sites are deterministic functions of one auxiliary site, with the log density of T, as in Pyro's joint
+    autoguides.
 
     Args:
         latents: the shared sites.
-        x: a tensor of the dtype and device to take.
+        x: a tensor with the dtype and device to use.
         covariance: ``"mean_field"`` or ``"full_rank"``.
     """
 
@@ -40,7 +40,7 @@ class SharedPart(Module):
         super().__init__()
         self.latents = tuple(latents)
         self.covariance = covariance
-        self.__dict__["_resolved"] = {"latents": [latent.name for latent in latents]}  # what ``settings`` records
+        self.__dict__["_resolved"] = {"latents": [latent.name for latent in latents]}  # recorded in ``settings``
         k = width(latents)
         self.loc = PyroParam(x.new_zeros(k))  # (k,)
         if covariance == "mean_field":
@@ -51,7 +51,7 @@ class SharedPart(Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """A new start from the running random stream: means near 0, scales of a tenth."""
+        """A new random start: means near 0, scales of 0.1."""
         self.loc.normal_(0.0, START)
         if self.covariance == "mean_field":
             self.scale = torch.full_like(self.scale, START)
@@ -68,7 +68,7 @@ class SharedPart(Module):
             sample_joint(self.latents, self.loc, self.scale_tril)
 
     def centre(self) -> dict[str, Tensor]:
-        """The values of the sites at the means m, which are medians of each coordinate; shaped as in the model."""
+        """The values of the sites at the means m, the median of each coordinate, shaped as in the model."""
         return {latent.name: _image(real, latent)[0] for latent, real in self._split(self.loc)}
 
     def _split(self, real: Tensor) -> list[tuple[Latent, Tensor]]:
@@ -99,10 +99,10 @@ class SharedPart(Module):
 
 
 def shared_part(latents: Sequence[Latent], x: Tensor, covariance: Shared) -> SharedPart | None:
-    """The part of a guide for these sites; None where there are none.
+    """The part of a guide for these sites; None if there are none.
 
     Raises:
-        ValueError: ``covariance`` is none of the two.
+        ValueError: ``covariance`` is neither of the two.
     """
     if covariance not in get_args(Shared):
         raise ValueError(f"shared must be one of {', '.join(get_args(Shared))}; got {covariance!r}")
@@ -110,7 +110,7 @@ def shared_part(latents: Sequence[Latent], x: Tensor, covariance: Shared) -> Sha
 
 
 def inside(latent: Latent, plates: dict[str, pyro.plate]) -> ExitStack:
-    """The plates of a site, entered; each is made once and kept in ``plates``, as Pyro demands."""
+    """The plates of a site, entered; each is made once and kept in ``plates``, as Pyro requires."""
     stack = ExitStack()
     for own in latent.plates:
         if own.name not in plates:
@@ -120,10 +120,10 @@ def inside(latent: Latent, plates: dict[str, pyro.plate]) -> ExitStack:
 
 
 def _laid_out(real: Tensor, latent: Latent) -> Tensor:
-    """Coordinates (..., w) of a site as (..., *batch, *event): a batch dimension for every plate, 1 between them.
+    """Coordinates (..., w) of a site as (..., *batch, *event), with a batch dimension for every plate, 1 between them.
 
-    What stands to the left are the particles. They come as batch dimensions to the left of all plates, so that those
-    of the plates are 1 so far and are dropped.
+    The leading dimensions are those of particles, to the left of all plates; the dimensions of the plates, which are 1
+    before, are dropped.
     """
     depth = max((-own.dim for own in latent.plates), default=0)
     sizes = [1] * depth
@@ -136,7 +136,7 @@ def _laid_out(real: Tensor, latent: Latent) -> Tensor:
 
 
 def _image(real: Tensor, latent: Latent) -> tuple[Tensor, Tensor]:
-    """Values of a site at coordinates (..., w), and the log volume that the map takes, by batch element."""
+    """Values of a site at coordinates (..., w), and the log determinant of the map, by batch element."""
     laid = _laid_out(real, latent)
     transform = latent.transform
     if transform is None:

@@ -1,8 +1,7 @@
-"""What a guide learns about a model before it serves it, and how it says that it cannot."""
+"""The sites of a model as a guide treats them, and the errors for those that it does not support."""
 
 import inspect
 from dataclasses import dataclass
-from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -12,17 +11,17 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from zoo.base.callables import PyroCallable, modules, name_of, undecorated, unwrapped
-from zoo.base.checks import check_rows
+from zoo.base.checks import ArrayLike, check_rows
 from zoo.base.latent_sites import Latent, layout
 from zoo.base.protocols import Conjugate
 from zoo.base.random import seeded
 
 
 class CannotServe(ValueError):  # noqa: N818 - it reads as what it says
-    """A guide was asked to serve a model it has no family for.
+    """A guide does not support a latent site of the model.
 
     Attributes:
-        site: the latent site in question.
+        site: the name of the site.
     """
 
     def __init__(self, guide: str, model: PyroCallable, site: str, why: str, instead: str) -> None:
@@ -32,11 +31,11 @@ class CannotServe(ValueError):  # noqa: N818 - it reads as what it says
 
 @dataclass(frozen=True)
 class Sites:
-    """The latent sites of a model, sorted by how a guide treats them.
+    """The latent sites of a model, by how a guide treats them.
 
     Attributes:
         local: continuous sites with one value per row.
-        shared: continuous sites that all rows share, in plates of their own or in none.
+        shared: continuous sites shared by all rows, possibly in plates of their own.
         discrete: discrete sites with one value per row.
         plate: the name of the plate of the rows.
         nesting: the depth of the model's plates.
@@ -50,17 +49,16 @@ class Sites:
 
     @classmethod
     def of(cls, guide: str, model: PyroCallable, x: Tensor | None) -> "Sites":
-        """Trace the model once.
+        """The sites of a model, from one run of it.
 
         Raises:
-            CannotServe: a discrete site is a vector or shared by all rows, or a site of the rows stands in a further
-                plate.
+            CannotServe: a discrete site is a vector or shared by all rows, or a local site is in a further plate.
             ValueError: the model has no latent site.
         """
         seen = layout(model, x)
         found = seen.latents
         if not found:
-            raise ValueError(f"{guide} cannot serve {name_of(model)}: it has no latent site, nothing to infer")
+            raise ValueError(f"{guide} cannot serve {name_of(model)}: it has no latent site to infer")
         for latent in found:
             _check_family(guide, model, latent)
         discrete = tuple(latent for latent in found if latent.cardinality is not None)
@@ -70,7 +68,7 @@ class Sites:
 
 
 def _check_family(guide: str, model: PyroCallable, latent: Latent) -> None:
-    """Raise :class:`CannotServe` for a site that no guide of this package has a family for."""
+    """Raise :class:`CannotServe` for a site that no guide of this package supports."""
     elsewhere = "Sum it out of the model instead."
     if latent.cardinality is not None and not latent.local:
         raise CannotServe(guide, model, latent.name, "is discrete and shared by all rows", elsewhere)
@@ -78,7 +76,7 @@ def _check_family(guide: str, model: PyroCallable, latent: Latent) -> None:
         raise CannotServe(guide, model, latent.name, "is a discrete vector", elsewhere)
     if latent.local and latent.plates:
         own = latent.plates[-1]
-        why = f"stands in plate '{own.name}' inside the rows, and {guide} draws one vector per row"
+        why = f"is in plate '{own.name}' inside the rows, and {guide} draws one vector per row"
         instead = (
             f"Make '{own.name}' an event dimension of size {own.size} of the site (.to_event), or use AutoNormal of "
             "pyro.infer.autoguide, which keeps the plate."
@@ -86,10 +84,10 @@ def _check_family(guide: str, model: PyroCallable, latent: Latent) -> None:
         raise CannotServe(guide, model, latent.name, why, instead)
 
 
-def check_data(x: Any, model: PyroCallable) -> Tensor:
-    """The rows (n, d) in the dtype and on the device of the model's parameters, or as they are where it has none.
+def check_data(x: ArrayLike, model: PyroCallable) -> Tensor:
+    """The rows (n, d) with the dtype and device of the model's parameters, unchanged if it has none.
 
-    The parameters of a plain function are those of the modules it refers to, or those it makes by ``pyro.param``.
+    The parameters of a function are those of the modules it refers to, or those that it makes by ``pyro.param``.
 
     Raises:
         TypeError, ValueError: as :func:`zoo.base.checks.check_rows`.
@@ -108,10 +106,10 @@ def check_data(x: Any, model: PyroCallable) -> Tensor:
 
 
 def check_count(guide: str, held: int, x: Tensor | None, index: Tensor | None) -> None:
-    """Raise where a guide with parameters for every row is shown other rows.
+    """Refuse rows other than those of a guide with parameters for every row.
 
     Raises:
-        ValueError: ``x`` has another number of rows than the guide holds, or than ``index`` names.
+        ValueError: ``x`` has another number of rows than the guide, or than ``index``.
     """
     if x is None:
         return
@@ -121,14 +119,14 @@ def check_count(guide: str, held: int, x: Tensor | None, index: Tensor | None) -
             f"{guide} holds {held} rows, got {given}: fit a new one for this data, or use Amortized or Exact"
         )
     if index is not None and len(index) != given:
-        raise ValueError(f"index names {len(index)} rows, x has {given}")
+        raise ValueError(f"index has {len(index)} entries, x has {given} rows")
 
 
 def only(sites: Sites) -> Latent:
-    """The one local site of a model.
+    """The single local site of a model.
 
     Raises:
-        ValueError: the model has several, or none; draws from the guide hold all sites.
+        ValueError: the model has several, or none.
     """
     local = sites.local + sites.discrete
     if len(local) != 1:
@@ -137,7 +135,7 @@ def only(sites: Sites) -> Latent:
 
 
 def require_local(guide: str, model: PyroCallable, sites: Sites) -> None:
-    """Raise where an inference network would have nothing to infer.
+    """Refuse a model for which an inference network has nothing to infer.
 
     Raises:
         CannotServe: all latent sites are shared.
@@ -148,7 +146,7 @@ def require_local(guide: str, model: PyroCallable, sites: Sites) -> None:
 
 
 def summed_out(guide: str, model: PyroCallable, latent: Latent) -> str:
-    """How a guide for continuous sites serves a model with the discrete site ``latent``: by summing it out."""
+    """How to use a guide for continuous sites with the discrete site ``latent``: by summing it out."""
     return (
         f"Or sum it out: build {guide} on pyro.poutine.block({name_of(model)}, hide=['{latent.name}']) and train it "
         "against config_enumerate of the model with TraceEnum_ELBO"
@@ -158,15 +156,15 @@ def summed_out(guide: str, model: PyroCallable, latent: Latent) -> str:
 def discrete(latent: Latent, logits: Tensor) -> dist.TorchDistribution:
     """q of a discrete site given the logits of its values (..., cardinality)."""
     if latent.support is constraints.boolean or isinstance(latent.support, type(constraints.boolean)):
-        return dist.Bernoulli(logits=logits[..., 1] - logits[..., 0])  # whose values are floating point
+        return dist.Bernoulli(logits=logits[..., 1] - logits[..., 0])  # its values are floating-point numbers
     return dist.Categorical(logits=logits)
 
 
 def check_closed_form(guide: str, model: PyroCallable, sites: Sites, asked: bool | None) -> bool:
-    """Whether the inference step has a closed form: one local site of a conjugate model.
+    """Whether the inference step has a closed form, for the only site of a conjugate model.
 
     Raises:
-        CannotServe: it has none, and one is asked for.
+        CannotServe: it has none, and ``asked`` is true.
     """
     found = sites.local + sites.discrete + sites.shared
     closed = isinstance(undecorated(model), Conjugate) and len(found) == 1 and found[0].local
@@ -179,7 +177,7 @@ def check_closed_form(guide: str, model: PyroCallable, sites: Sites, asked: bool
 def closed_posterior(model: PyroCallable, x: Tensor, index: Tensor | None) -> Distribution | None:
     """The posterior of a conjugate model at its current parameters, None for other models.
 
-    A ``posterior`` that takes ``index`` is given the row numbers of a minibatch: the model may hold covariates.
+    A ``posterior`` with an argument ``index`` gets the row numbers of a minibatch, for models with covariates.
     """
     inner = undecorated(model)
     if not isinstance(inner, Conjugate):
@@ -191,7 +189,7 @@ def closed_posterior(model: PyroCallable, x: Tensor, index: Tensor | None) -> Di
 
 @torch.no_grad()
 def put(parameter: Tensor, value: Tensor, index: Tensor | None) -> None:
-    """Write the rows ``index`` (all for None) of a per-row parameter, in place."""
+    """Set the rows ``index`` (all for None) of a per-row parameter, in place."""
     if index is None:
         parameter.copy_(value)
     else:

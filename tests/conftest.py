@@ -60,6 +60,13 @@ def leave_no_trace():
 
 
 @pytest.fixture
+def own_store(leave_no_trace):
+    """A parameter store for the test: a model or guide that is merely called registers its parameters."""
+    with pyro.get_param_store().scope():
+        yield
+
+
+@pytest.fixture
 def untouched():
     """A context manager: the block changes no global generator, no parameter store and no switch.
 

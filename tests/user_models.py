@@ -92,3 +92,20 @@ class SparseFactors(Module):
         with rows(x, index, size):
             z = pyro.sample("z", dist.Laplace(mean.new_zeros(self.latent_dim), 1.0).to_event(1))
             return pyro.sample("y", dist.Normal(z @ weight.mT + mean, scale).to_event(1), obs=x)
+
+
+class Everything(Module):
+    """Sites of several shapes and supports, shared and of every row."""
+
+    def __init__(self, data_dim=DATA_DIM):
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(data_dim, dtype=torch.float64))
+
+    def forward(self, x=None, index=None, size=None):
+        zero = self.mean.new_zeros(())
+        rate = pyro.sample("rate", dist.Gamma(zero + 2.0, zero + 2.0))
+        with rows(x, index, size):
+            z = pyro.sample("z", dist.Normal(zero.expand(2, 3), 1.0).to_event(2))
+            share = pyro.sample("share", dist.Dirichlet(self.mean.new_ones(3)))
+            mean = self.mean + (z @ share.unsqueeze(-1)).sum((-2, -1)).unsqueeze(-1)
+            return pyro.sample("x", dist.Normal(mean, rate.unsqueeze(-1)).to_event(1), obs=x)

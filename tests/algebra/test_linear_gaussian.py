@@ -4,9 +4,9 @@ import copy
 import math
 
 import numpy as np
-import pyro
 import pytest
 import torch
+from helpers import close
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch.distributions import MultivariateNormal, kl_divergence
@@ -18,21 +18,12 @@ from zoo.algebra import linear_gaussian
 from zoo.algebra.linear_gaussian import Moments
 from zoo.base.protocols import Conjugate
 
+pytestmark = pytest.mark.usefixtures("own_store")
+
 ALGEBRA = 1e-8  # float64, well-conditioned matrices: rounding stays far below
 CASES = [(PPCA, 5, 2), (PPCA, 2, 1), (FactorAnalysis, 5, 2), (FactorAnalysis, 3, 4)]
 cases = pytest.mark.parametrize(("cls", "d", "k"), CASES)
 models = pytest.mark.parametrize("cls", [PPCA, FactorAnalysis])
-
-
-@pytest.fixture(autouse=True)
-def store():
-    """A parameter store for every test."""
-    with pyro.get_param_store().scope():
-        yield
-
-
-def close(a, b, tolerance=ALGEBRA):
-    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
 def random_model(cls, d, k):
@@ -246,7 +237,7 @@ def test_constant_columns_are_named(iris):
 
 
 def test_ppca_refuses_rows_that_are_all_alike():
-    with pytest.raises(ValueError, match="every row is the same"):
+    with pytest.raises(ValueError, match="all rows of x are equal"):
         zoo.em(PPCA(4, 1).double(), torch.tensor([[0.1, 0.2, 0.3, 0.7]]).double().repeat(50, 1))
 
 

@@ -8,7 +8,7 @@ import torch
 
 import guides
 import zoo
-from zoo.alignment.bootstrap import NEAR, _in_short, _one_by_one, _own, _samples, bootstrap_loadings
+from zoo.alignment.bootstrap import NEAR, _by_em, _by_moments, _own, _samples, bootstrap_loadings
 from zoo.alignment.canonical import to_canonical
 
 WEIGHT = torch.tensor([[2.0, 0.0], [1.5, 0.3], [1.8, -0.4], [0.2, 1.0], [0.0, 1.2], [-0.3, 0.9]]).double()
@@ -57,7 +57,7 @@ def test_the_short_way_is_that_of_em(cls):
     generator = torch.Generator().manual_seed(5)
     rows = [x[torch.randint(150, (150,), generator=generator)] for _ in range(3)]
     assert not errors
-    for sample, quick, slow in zip(rows, _in_short(model, short), _one_by_one(model, rows), strict=True):
+    for sample, quick, slow in zip(rows, _by_moments(model, short), _by_em(model, rows), strict=True):
         reached = [m.log_marginal(sample).sum().item() for m in (quick, slow)]
         assert abs(reached[0] - reached[1]) < 2 * NEAR
         best = copy.deepcopy(quick)
@@ -69,21 +69,21 @@ def test_a_heywood_case_ends_at_its_floor():
     x[:, 5] = x[:, 3] + x[:, 4] - 0.5 * x[:, 0]  # a column that the others determine
     model = fitted(zoo.FactorAnalysis, x, 3, floor=0.02)
     samples, _ = _samples(model, x, 5, 0)
-    for sample, found in zip(samples, _in_short(model, samples), strict=True):
+    for sample, found in zip(samples, _by_moments(model, samples), strict=True):
         assert (found.noise >= model.least * (1 - 1e-9)).all()
         assert (found.noise < 1.01 * model.least).any()
         assert torch.allclose(found.least, model.least)
         assert sample.count == 60
 
 
-def test_bases_are_those_of_the_gauge():
+def test_bases_are_those_of_the_canonical_transform():
     x = simulated(120)
     model = fitted(zoo.FactorAnalysis, x)
     reference = to_canonical(model, "varimax")
     samples, _ = _samples(model, x, 40, 0)
     aligned = bootstrap_loadings(model, x, draws=40, rotation="varimax", standardised=False)
     torch.testing.assert_close(aligned.estimate, reference.weight.detach(), rtol=0, atol=1e-8)
-    for number, found in zip(range(3), _in_short(model, samples), strict=False):
+    for number, found in zip(range(3), _by_moments(model, samples), strict=False):
         turned = zoo.alignment.align(found, reference).apply(found)
         torch.testing.assert_close(aligned.replicates[number], turned.weight.detach(), rtol=0, atol=1e-8)
         own = _own(found, reference, "varimax")
@@ -113,7 +113,14 @@ def test_standardised_loadings_are_correlations():
     edge = found.replicates.quantile(0.025, 0)
     torch.testing.assert_close(low, edge)
     assert torch.equal(found.sure, (low > 0) | (high < 0))
-    assert f"{int(found.sure.sum())} of 12 leave out 0" in repr(found)
+    assert f"{int(found.sure.sum())} of 12 exclude 0" in repr(found)
+    table = found.frame()
+    assert table.columns == ["column", "factor", "loading", "se", "low", "high"]
+    assert table["factor"].to_list() == [0, 1] * 6
+    assert table["column"].to_list()[:3] == ["x0", "x0", "x1"]
+    torch.testing.assert_close(table["low"].to_torch().reshape(6, 2), low)
+    sure = float(found.sure.sum())
+    assert found.summary() == {"columns": 6, "factors": 2, "replicates": 40, "failed": 0, "sure": sure}
 
 
 def test_streams_are_left_alone_and_seeds_repeat(untouched):
@@ -151,7 +158,7 @@ def test_a_fit_in_place_of_its_model(iris):
     ("options", "message"),
     [
         ({"level": 1.0}, "level must be in"),
-        ({"draws": 39}, "draws must be at least 40 for intervals that hold 95%"),
+        ({"draws": 39}, "draws must be at least 40 for intervals of level 95%"),
         ({"basis": "mine"}, "basis must be one of fit, own"),
         ({"rotation": "oblimin"}, "rotation must be one of"),
     ],
@@ -164,7 +171,7 @@ def test_arguments_are_refused(options, message):
 
 def test_models_are_refused():
     x = simulated(60)
-    with pytest.raises(ValueError, match="holds the parameters it was built with"):
+    with pytest.raises(ValueError, match="has its initial parameters"):
         bootstrap_loadings(zoo.PPCA(6, 2).double(), x)
     early = zoo.PPCA(6, 2).double()
     zoo.em(early, x, steps=3)

@@ -5,6 +5,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers import rows_plate
 from pyro.infer import config_enumerate
 from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoMultivariateNormal, AutoNormal
 
@@ -27,10 +28,6 @@ def by_hand(model, x):
             pyro.sample("z", dist.Normal(loc.expand(len(x), 2), 0.3).to_event(1))
 
     return guide
-
-
-def rows_plate(x, index=None, size=None):
-    return pyro.plate("rows", size or len(x), subsample=index, dim=-1)
 
 
 GUIDES = {
@@ -203,5 +200,5 @@ def test_training_goes_on_in_neither(x):
 def test_refusals(x):
     model = zoo.VAE(4, 2, hidden=(4,)).double()
     run = zoo.Fit(model, Amortized(model, x, hidden=(4,)))
-    with pytest.raises(TypeError, match="the symmetries of VAE are not known"):
+    with pytest.raises(TypeError, match="the symmetries of VAE are unknown"):
         to_canonical(run)

@@ -87,14 +87,14 @@ def test_parents_that_somebody_else_uses_stay(tmp_path):
 def test_a_file_where_a_folder_should_be(new, tmp_path):
     (tmp_path / "file").write_text("a")
     place = tmp_path / "file" / "deep" / "table.csv"
-    with pytest.raises(NotADirectoryError, match="a file stands where a folder above it should"), new(place):
+    with pytest.raises(NotADirectoryError, match="one of its parent folders is a file"), new(place):
         pass
 
 
 def test_taken_folders_are_named(tmp_path):
     for name in "abcd":
         (tmp_path / name).write_text(name)
-    with pytest.raises(FileExistsError, match=r"holds other files \(a, b, c, \.\.\.\): choose a folder that is new"):
+    with pytest.raises(FileExistsError, match=r"contains other files \(a, b, c, \.\.\.\): choose a folder that is new"):
         refuse_taken(tmp_path)
     with pytest.raises(FileExistsError, match="is a file"):
         refuse_taken(tmp_path / "a")

@@ -14,7 +14,9 @@ from zoo.benchmark.rows import Rows
 def test_rows_files_and_resuming(tmp_path):
     seen = []
     names = ("Exact", "FullRank")
-    table = benchmark.conjugate(tmp_path, seeds=[0], only="iris PPCA 2", guide_names=names, report=seen.append)
+    table = benchmark.benchmark_conjugate(
+        tmp_path, seeds=[0], only="iris PPCA 2", guide_names=names, report=seen.append
+    )
     assert [row["method"] for row in seen] == ["scikit-learn", "Exact", "FullRank"]
     assert table["distance"].abs().max() < 1e-6  # scikit-learn's too, once its n - 1 is undone
     exact = table.filter(pl.col("method") == "Exact").to_dicts()[0]
@@ -29,7 +31,7 @@ def test_rows_files_and_resuming(tmp_path):
     kept = log.read_text().splitlines()
     log.write_text("\n".join(kept[:2]) + "\n")  # interrupted before the last cell
     again = []
-    benchmark.conjugate(tmp_path, seeds=[0], only="iris PPCA 2", guide_names=names, report=again.append)
+    benchmark.benchmark_conjugate(tmp_path, seeds=[0], only="iris PPCA 2", guide_names=names, report=again.append)
     assert [row["method"] for row in again] == ["FullRank"]
     assert [json.loads(line)["method"] for line in log.read_text().splitlines()] == [
         "scikit-learn",
@@ -40,7 +42,7 @@ def test_rows_files_and_resuming(tmp_path):
 
 def test_guides_that_cannot_serve_are_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "STARTS", 2)
-    table = benchmark.conjugate(tmp_path, seeds=[0], only="faithful GMM 2", guide_names=("Exact", "FullRank"))
+    table = benchmark.benchmark_conjugate(tmp_path, seeds=[0], only="faithful GMM 2", guide_names=("Exact", "FullRank"))
     assert table["method"].to_list() == ["scikit-learn", "Exact"]
     assert table["log_marginal"].max() * 272 == pytest.approx(-1130.26396, abs=1e-3)
 
@@ -54,16 +56,16 @@ def test_a_failed_cell_is_a_row_of_the_table(tmp_path, monkeypatch):
         return best_of(build, *args, **kwargs)
 
     monkeypatch.setattr(benchmark, "best_of", fail)
-    table = benchmark.conjugate(tmp_path, seeds=[0], only="iris PPCA 2", guide_names=("Exact",))
+    table = benchmark.benchmark_conjugate(tmp_path, seeds=[0], only="iris PPCA 2", guide_names=("Exact",))
     assert table["distance"].is_nan().to_list() == [False, True]
     assert "| iris PPCA 2 | 0.0e+00 | failed |" in (tmp_path / "table.md").read_text()
 
 
 def test_unknown_names(tmp_path):
     with pytest.raises(ValueError, match="'nothing'"):
-        benchmark.conjugate(tmp_path, only="nothing")
+        benchmark.benchmark_conjugate(tmp_path, only="nothing")
     with pytest.raises(ValueError, match="'Fullrank'"):
-        benchmark.conjugate(tmp_path, guide_names=("Fullrank",))
+        benchmark.benchmark_conjugate(tmp_path, guide_names=("Fullrank",))
 
 
 def test_simulated_rows_are_always_the_same():

@@ -23,7 +23,7 @@ def short(monkeypatch):
 @pytest.mark.filterwarnings("ignore::zoo.infer.UnboundedLikelihood")
 def test_rows_files_and_resuming(short, tmp_path):
     seen = []
-    table = deep.deep(tmp_path, seeds=[0, 1], report=seen.append)
+    table = deep.benchmark_deep(tmp_path, seeds=[0, 1], report=seen.append)
     assert [row["seed"] for row in seen] == [0, 1]
     assert table["budget"].to_list() == ["quick"] * 2
     assert (table["elbo"] < table["iwae"]).all()
@@ -40,18 +40,18 @@ def test_rows_files_and_resuming(short, tmp_path):
     assert zoo.load(runs[0]).settings["steps"] == len(zoo.load(runs[0]).losses)
 
     again = []
-    deep.deep(tmp_path, seeds=[0, 1, 2], report=again.append)
+    deep.benchmark_deep(tmp_path, seeds=[0, 1, 2], report=again.append)
     assert [row["seed"] for row in again] == [2]
 
 
-def test_what_is_there_is_named(tmp_path):
+def test_unknown_names(tmp_path):
     with pytest.raises(ValueError, match="budget must be one of quick, cpu, full; got 'long'"):
-        deep.deep(tmp_path, budget="long")
-    with pytest.raises(ValueError, match="no protocol has 'cifar' in its name: there are MNIST"):
-        deep.deep(tmp_path, only="cifar")
+        deep.benchmark_deep(tmp_path, budget="long")
+    with pytest.raises(ValueError, match="no protocol has 'cifar' in its name: choose from MNIST"):
+        deep.benchmark_deep(tmp_path, only="cifar")
 
 
-def test_every_protocol_has_every_budget_and_says_where_its_number_comes_from():
+def test_every_protocol_has_every_budget_and_a_source():
     for protocol in DEEP:
         assert tuple(protocol.budgets) == deep.BUDGETS
         assert (protocol.published is None) == (protocol.source == "")

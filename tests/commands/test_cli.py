@@ -124,7 +124,7 @@ def test_vae_states_its_floor_and_its_estimator(zoo_command, table):
         (("PPCA", "irs", "-k", 2), ("'irs'", "'iris'")),
         (("PPCA", "iris", "-k", 0), ("latent_dim", "at least 1")),
         (("PPCA", "iris", "-k", 4), ("latent_dim", "below data_dim=4")),
-        (("PPCA", "iris"), ("PPCA needs 'latent_dim'", "--latent-dim")),
+        (("PPCA", "iris"), ("PPCA requires 'latent_dim'", "--latent-dim")),
         (("PPCA", "iris", "--components", 2), ("PPCA has no setting 'components'",)),
         (("GMM", "iris", "-k", 2), ("GMM has no setting 'latent_dim'", "components")),
         (("GMM", "iris", "--components", 151, "--guide", "Exact"), ("components=151", "150 rows")),

@@ -25,7 +25,7 @@ def test_a_scan_by_em(tmp_path):
     two = table.row(1, named=True)
     assert two["log_likelihood"] == pytest.approx(-1130.26396, abs=1e-3)
     assert "2322.19*" in answer.stdout  # the least BIC, mclust's choice
-    assert "chosen: BIC 2" in answer.stdout
+    assert "best by BIC: 2" in answer.stdout
     assert (tmp_path / "selected" / "selection.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -33,7 +33,7 @@ def test_without_folds_there_are_criteria_alone():
     answer = select("PPCA", "iris", "-k", "1,3,4", "--seeds", "1", "--folds", "0")
     assert answer.exit_code == 0, answer.output
     assert "829.98*" in answer.stdout
-    assert "chosen: BIC 3, AIC 3" in answer.stdout
+    assert "best by BIC: 3, AIC: 3" in answer.stdout
     assert "held-out log p(x)" not in answer.stdout
     assert "latent_dim 4: latent_dim must be below data_dim=4" in answer.stdout
 
@@ -42,20 +42,20 @@ def test_a_scan_with_a_guide():
     answer = select("FactorAnalysis", "holzinger", "-k", "1", "--guide", "Exact", *QUICK)
     assert answer.exit_code == 0, answer.output
     assert "-3851.224" in answer.stdout
-    assert "chosen: BIC 1" in answer.stdout
+    assert "best by BIC: 1" in answer.stdout
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["GMM", "faithful", "-k", "two"], "--values must be numbers as 1-6 or 1,2,5, got 'two'"),
+        (["GMM", "faithful", "-k", "two"], "--values must be numbers such as 1-6 or 1,2,5, got 'two'"),
         (["GMM", "faithful", "-k", "3-1"], "values is empty"),
         (["GMM", "faithful", "-k", "1,1"], "values holds 1 twice"),
-        (["VAE", "iris", "-k", "1"], "VAE has no closed-form EM: name a guide, as --guide Amortized"),
+        (["VAE", "iris", "-k", "1"], "VAE has no closed-form EM: choose a guide, as --guide Amortized"),
         (["GNM", "faithful"], "unknown model 'GNM': did you mean 'GMM'?"),
         (["GMM", "faithful", "--folds", "1"], "folds"),
         (["PPCA", "iris", "-k", "1", "--covariance", "full"], "PPCA has no setting 'covariance'"),
-        (["PPCA", "iris", "-k", "1", "--guide", "MeanField", *QUICK], "MeanField has parameters for the rows"),
+        (["PPCA", "iris", "-k", "1", "--guide", "MeanField", *QUICK], "MeanField has parameters only for the rows"),
     ],
 )
 def test_refusals(words, message):

@@ -386,7 +386,7 @@ def test_dtype_must_be_floating(dtype):
 
 def test_numbers_too_large_for_the_dtype(csv, npy):
     path = csv("a,b\n1,1e300\n")
-    with pytest.raises(ValueError, match=r"'b' holds 1e\+300, too large for torch.float32: pass dtype"):
+    with pytest.raises(ValueError, match=r"'b' has 1e\+300, too large for torch.float32: pass dtype"):
         load(path)
     assert load(path, dtype=torch.float64).x[0, 1] == 1e300
     with pytest.raises(ValueError, match="too large"):
@@ -395,7 +395,7 @@ def test_numbers_too_large_for_the_dtype(csv, npy):
 
 def test_text_column_names_value_row_and_way_out(csv, parquet):
     for path in (csv("a,b\n1,2\n3,oops\n4,no\n"), parquet({"a": [1, 2], "b": ["2", "oops"]})):
-        with pytest.raises(ValueError, match=r"'b' holds text, first 'oops' in data row 2.*columns=.*labels='b'"):
+        with pytest.raises(ValueError, match=r"'b' contains text, first 'oops' in data row 2.*columns=.*labels='b'"):
             load(path)
         assert load(path, columns=["a"]).x.shape[1] == 1
     with pytest.raises(ValueError, match="first 'true' in data row 2"):
@@ -405,18 +405,18 @@ def test_text_column_names_value_row_and_way_out(csv, parquet):
 def test_columns_of_neither_numbers_nor_text(parquet):
     path = parquet({"a": [1], "when": [date(2020, 1, 1)], "list": [[1, 2]]})
     for name in ("when", "list"):
-        with pytest.raises(ValueError, match=f"'{name}' holds .*, not numbers"):
+        with pytest.raises(ValueError, match=f"'{name}' has type .*, not numbers"):
             load(path, columns=[name])
-        with pytest.raises(ValueError, match=f"'{name}' holds .*, not labels"):
+        with pytest.raises(ValueError, match=f"'{name}' has type .*, not labels"):
             load(path, columns=["a"], labels=name)
 
 
 def test_labels_must_be_whole_and_complete(csv, parquet, npy):
     with pytest.raises(ValueError, match="'k' is empty in data row 2"):
         load(csv("a,k\n1,x\n2,\n"), labels="k")
-    with pytest.raises(ValueError, match="'k' holds fractions"):
+    with pytest.raises(ValueError, match="'k' contains fractions"):
         load(parquet({"a": [1], "k": [0.5]}), labels="k")
-    with pytest.raises(ValueError, match="'1' holds fractions"):
+    with pytest.raises(ValueError, match="'1' contains fractions"):
         load(npy(np.array([[0.0, np.inf]])), labels=1)
     with pytest.raises(ValueError, match="'1' is empty in data row 1"):
         load(npy(np.array([[0.0, np.nan]])), labels=1)
@@ -497,7 +497,7 @@ def test_npy_that_is_no_numeric_table(npy, array, message):
 def test_damaged_npy_names_the_file(tmp_path, npy):
     whole = npy(np.zeros((100, 3))).read_bytes()
     for content in (b"", b"hello", whole[:50], whole[:500], whole.replace(b"}", b" ")):
-        with pytest.raises(ValueError, match=r"damaged\.npy is no numeric NPY array"):
+        with pytest.raises(ValueError, match=r"damaged\.npy is not a numeric NPY array"):
             load(write(tmp_path / "damaged.npy", content))
     np.savez(tmp_path / "archive.npz", a=np.zeros((2, 2)))
     (tmp_path / "archive.npz").rename(tmp_path / "archive.npy")
@@ -528,8 +528,8 @@ def test_idx_names_file_and_fault(tmp_path):
         (idx(np.zeros((3, 4, 2))), r"has sizes \(3, 4, 2\), expected \(3, 2, 4\)"),
         (gzip.compress(raw[:9], mtime=0), r"has sizes \(3,\)"),
         (gzip.compress(b"", mtime=0), "magic number , expected"),
-        (gzip.compress(raw[:-1], mtime=0), "holds less than 24 bytes"),
-        (gzip.compress(raw + b"\0", mtime=0), "holds more than 24 bytes"),
+        (gzip.compress(raw[:-1], mtime=0), "has less than 24 bytes"),
+        (gzip.compress(raw + b"\0", mtime=0), "has more than 24 bytes"),
         (good[:-12], "damaged or not gzipped"),
         (raw, "damaged or not gzipped"),
         (good[:-8] + b"\0" * 8, "damaged or not gzipped"),
@@ -582,7 +582,7 @@ def test_second_mirror_stands_in_for_the_first(monkeypatch, tmp_path):
 
 def test_local_folder_is_searched_and_verified(monkeypatch, tmp_path):
     monkeypatch.setenv("LATENT_ZOO_DATA", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"LATENT_ZOO_DATA=.* holds neither mnist/train-images"):
+    with pytest.raises(FileNotFoundError, match=r"LATENT_ZOO_DATA=.* contains neither mnist/train-images"):
         load("mnist")
     for folder in (tmp_path, tmp_path / "mnist"):
         folder.mkdir(exist_ok=True)

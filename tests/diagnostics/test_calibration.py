@@ -137,7 +137,7 @@ def test_a_guide_too_wide(model, iris):
 
 
 def test_a_guide_that_ignores_its_rows(model, iris):
-    """Ranks among draws of the prior are uniform: only the likelihood tells."""
+    """Ranks among draws from the prior are uniform; only the likelihood detects this guide."""
 
     def guide(x, index=None, size=None):
         with rows(x, index, size):
@@ -166,7 +166,7 @@ def test_a_guide_of_its_own_rows_is_fitted_anew(family, model, iris, untouched):
     after = dict((*turned.named_parameters(), *run.guide.named_parameters()))
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert found.refitted
-    assert f"a fresh {family.__name__}" in repr(found)
+    assert f"a newly fitted {family.__name__}" in repr(found)
     if family is FullRank:
         assert found.p_value > 0.01
         return
@@ -184,12 +184,12 @@ def test_responsibilities(mixture, iris):
     found = sbc(zoo.Fit(mixture, powered(mixture, 4.0)), simulations=1000)
     assert found.units == ("component = 0", "component = 1", "component = 2")
     assert found.p_value < 0.001
-    assert "too sure" in found.verdict
+    assert "overconfident" in found.verdict
     assert found.coverage is None
     assert "coverage_0.9" not in found.summary()
-    assert "not sure enough" in sbc(zoo.Fit(mixture, powered(mixture, 0.3)), simulations=1000).verdict
+    assert "underconfident" in sbc(zoo.Fit(mixture, powered(mixture, 0.3)), simulations=1000).verdict
     favoured = sbc(zoo.Fit(mixture, powered(mixture, 1.0, 3.0)))
-    assert "component = 2 taken too often" in favoured.verdict
+    assert "component = 2 predicted too often" in favoured.verdict
     assert favoured.p_value < 0.001
 
 
@@ -235,7 +235,7 @@ def test_refusals(model, iris, untouched):
                 sbc(exact, **given)
     free = zoo.PPCA(4, 2).double()
     auto = zoo.fit(free, AutoNormal(free), iris, steps=2, progress=False)
-    with pytest.raises(ValueError, match="AutoNormal holds parameters of the rows .* use MeanField"):
+    with pytest.raises(ValueError, match="AutoNormal has parameters for the rows .* use Amortized"):
         sbc(auto)
 
     def own(x, index=None, size=None):
@@ -245,14 +245,14 @@ def test_refusals(model, iris, untouched):
 
     run = zoo.Fit(free, own)
     for simulations in (150, 1000):  # as many rows as it was fitted to, and more
-        with pytest.raises(ValueError, match="own holds parameters of the rows"):
+        with pytest.raises(ValueError, match="own has parameters for the rows"):
             sbc(run, simulations=simulations)
     broken = zoo.PPCA(4, 2).double()
     broken.initialize(iris)
     bad = zoo.Fit(broken, Exact(broken))
     with torch.no_grad():
         broken.mean.fill_(math.inf)
-    with pytest.raises(ValueError, match="what the model simulates holds"):
+    with pytest.raises(ValueError, match="the simulated data set holds"):
         sbc(bad)
 
 
@@ -284,7 +284,7 @@ def test_shared_sites_by_whole_data_sets(untouched):
     assert wrong.p_value < 0.001
     assert "theta[0] too narrow" in wrong.verdict
     assert wrong.frame()["unit"].to_list() == ["theta[0]"]
-    with pytest.raises(ValueError, match="rows share a site, and the run does not record their size: pass rows="):
+    with pytest.raises(ValueError, match="it has shared sites, and the run does not record the number of rows"):
         sbc(run)
 
 
@@ -295,7 +295,7 @@ def test_a_fresh_autoguide_for_every_data_set(untouched):
         found = sbc(run, simulations=20, steps=100)
     assert found.simulations == 20  # of the recorded number of rows
     assert found.pit.isfinite().all()
-    assert "a fresh AutoNormal" in repr(found)
+    assert "a newly fitted AutoNormal" in repr(found)
 
 
 def one_factor(x=None, index=None, size=None):
@@ -336,12 +336,12 @@ def test_covariates_are_simulated_by_whole_data_sets():
     found = sbc(run, simulations=300, rows=30, build=lambda model, x: guide)
     assert found.simulations == 300
     assert found.p_value > 0.01
-    with pytest.raises(ValueError, match="the model holds covariates of its rows.*pass rows="):
+    with pytest.raises(ValueError, match="it has covariates for its rows.*pass rows="):
         sbc(run)
 
 
 def test_a_guide_with_rows_of_its_own_is_explained(iris):
-    """No shape dump of Pyro's, whether it fails or answers for all its rows whatever it is asked."""
+    """A refusal rather than Pyro's shape dump, whether the guide fails or returns q of all its rows."""
     model = zoo.PPCA(4, 2).double()
 
     def fails(x=None, index=None, size=None):
@@ -356,10 +356,12 @@ def test_a_guide_with_rows_of_its_own_is_explained(iris):
 
     for guide in (fails, answers):
         run = zoo.Fit(model, guide)
-        with pytest.raises(ValueError, match=f"guide {guide.__name__} holds parameters of the rows .* pass build="):
+        with pytest.raises(ValueError, match=f"guide {guide.__name__} has parameters for the rows .* pass build="):
             sbc(run)
         for ask in (gaps, zoo.evaluate, zoo.importance_moments):
-            with pytest.raises(ValueError, match=r"fails on 50 rows .*pick those numbered by index") as caught:
+            with pytest.raises(
+                ValueError, match=r"fails on 50 rows .*select those of the rows numbered by index"
+            ) as caught:
                 ask(run, iris[:50])
             assert "Trace Shapes" not in str(caught.value)
 
@@ -373,12 +375,12 @@ def test_mixed_sites_are_refused():
                 mean = (z + c).unsqueeze(-1)
                 return pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
 
-    with pytest.raises(ValueError, match="'c' is discrete and not alone"):
+    with pytest.raises(ValueError, match="'c' is discrete beside other sites"):
         sbc(zoo.Fit(Mixed(), lambda x=None, index=None, size=None: None))
 
 
 def test_deep_model(some):
-    """A guide that is not fitted at all is told from one that is right."""
+    """An unfitted guide fails where a fitted one passes."""
     model = zoo.VAE(4, 2, hidden=(8,)).double()
     model.initialize(some)
     found = sbc(zoo.Fit(model, Amortized(model, some, hidden=())))

@@ -1,4 +1,4 @@
-"""Every check judges by its thresholds, and the verdict is capped by what could not be asked."""
+"""Every check grades by its thresholds, and missing checks limit the verdict."""
 
 import math
 from dataclasses import replace
@@ -22,6 +22,7 @@ from zoo.diagnostics.checks.gap import Gap
 from zoo.diagnostics.checks.importance_weights import ImportanceWeights
 from zoo.diagnostics.diagnosis import Diagnosis, pictures, tables
 from zoo.infer import Training
+from zoo.infer.convergence import assess
 from zoo.posterior.evaluation import Evaluation, SharedTerm
 
 
@@ -56,7 +57,7 @@ def test_an_exact_gap_is_never_below_zero(gap, se, level):
     found = Gap().judge(evaluation(gap, se))
     assert found.level == level
     if gap < -1:
-        assert "1.15 nats per row above log p(x), which no bound can be" in found.reason
+        assert "1.15 nats per row above log p(x), which is impossible" in found.reason
         assert found.advice
 
 
@@ -64,10 +65,10 @@ def test_a_gap_within_its_errors_is_rounding():
     assert Gap().judge(evaluation(-0.01, 0.02)).level == "good"
 
 
-def test_a_lower_estimate_of_the_gap_is_worth_its_weights():
+def test_an_estimated_gap_depends_on_its_weights():
     good, weak = (Gap().judge(evaluation(0.0, estimator="IS-500", shared=term(khat))) for khat in (0.4, 0.9))
     assert (good.level, weak.level) == ("good", "careful")
-    assert "k-hat 0.90" in weak.reason
+    assert "k-hat of the weights is 0.90" in weak.reason
 
 
 @pytest.mark.parametrize(
@@ -87,19 +88,19 @@ def diagnosis(**levels):
     return Diagnosis(findings, {}, {})
 
 
-def test_what_could_not_be_asked_caps_the_verdict():
+def test_missing_checks_limit_the_verdict():
     one = diagnosis(convergence="good", gap="unknown", posterior="unknown", calibration="unknown", collapse="unknown")
     assert (one.level, one.trusted) == ("unknown", False)
-    assert "1 of 5 checks could be asked" in one.verdict
+    assert "1 of 5 checks were possible" in one.verdict
     blind = diagnosis(convergence="unknown", gap="good")
     assert (blind.level, blind.trusted) == ("careful", True)
     assert "look at convergence" in blind.verdict
-    assert "1 of 2 checks could be asked: not convergence" in blind.verdict
+    assert "1 of 2 checks were possible; missing: convergence" in blind.verdict
     bad = diagnosis(convergence="unknown", gap="unknown", posterior="bad")
-    assert bad.verdict.startswith("Do not trust this posterior: posterior speaks against it")
+    assert bad.verdict.startswith("Do not trust this posterior: it failed the check of posterior")
     good = diagnosis(convergence="good", gap="good", calibration="unknown")
     assert good.level == "good"
-    assert good.verdict.startswith("This posterior can be trusted as far as these checks see (2 of 3")
+    assert good.verdict.startswith("This posterior can be trusted, as far as these checks show (2 of 3")
     assert good.frame()["check"].to_list() == ["convergence", "gap", "calibration"]
     assert set(good.summary()) == {"convergence", "gap", "calibration"}
 
@@ -112,13 +113,13 @@ def bayesian(x=None, index=None, size=None):
         return pyro.sample("x", dist.Normal(loc, 0.3).to_event(1), obs=x)
 
 
-def test_a_model_with_shared_sites_is_asked_what_it_can_be(some):
+def test_possible_checks_of_a_model_with_shared_sites(some):
     x = some[::4] - some.mean(0)
     run = zoo.fit(bayesian, MeanField(bayesian, x), x, steps=300, progress=False)
     found = zoo.diagnose(run, x, draws=50)
     unknown = [finding.check for finding in found.findings if finding.level == "unknown"]
     assert unknown == ["posterior", "calibration", "collapse"]
-    assert "3 of 6 checks could be asked" in found.verdict
+    assert "3 of 6 checks were possible" in found.verdict
     assert "weight" in found["importance weights"].reason
     assert "every simulation is a whole data set" in found["calibration"].reason
 
@@ -127,23 +128,26 @@ def test_a_pair_without_a_record_of_its_training(some):
     model = zoo.VAE(4, 1, hidden=(4,)).double()
     found = zoo.diagnose(zoo.Fit(model, MeanField(model, some)), some, simulations=20, draws=50)
     assert found["convergence"].level == "unknown"
-    assert "no record of the training" in found["convergence"].reason
+    assert "no training record" in found["convergence"].reason
     conjugate = zoo.PPCA(4, 2).double()
     zoo.em(conjugate, some)
     found = zoo.diagnose(zoo.Fit(conjugate, Exact(conjugate)), some, simulations=20, draws=50)
-    assert found["convergence"].level == "good"  # EM tells
+    assert found["convergence"].level == "good"  # by EM
     assert found.level == "good"
 
 
 def test_a_record_is_judged_by_the_rule_that_ends_a_fit(some):
     model = zoo.VAE(4, 1, hidden=(4,)).double()
     guide = MeanField(model, some)
-    falling = Training(losses=torch.linspace(10, 0, 1000), converged=False)
+    falling = Training(losses=torch.linspace(10, 0, 1000), converged=False, stopped="all 1,000 steps were taken")
     flat = Training(losses=torch.randn(1000), converged=True)
     (check,) = [one for one in CHECKS if one.name == "convergence"]
     for training, level in ((falling, "bad"), (flat, "good")):
         run = zoo.Fit(model, guide, training)
-        assert check.judge(check.measure(Case(run, some, 50, None, 0))).level == level
+        found = check.judge(check.measure(Case(run, some, 50, None, 0)))
+        assert found.level == level
+        assert found.reason.startswith(assess(training).reason)
+        assert found.reason.endswith("; training ended: all 1,000 steps were taken") == (training is falling)
 
 
 def test_laplace_is_a_point(iris):
@@ -156,7 +160,7 @@ def test_laplace_is_a_point(iris):
             ask(run, iris)
     found = zoo.diagnose(run, iris)
     assert found["posterior"].level == "bad"
-    assert "a point estimate, no posterior" in found["posterior"].reason
+    assert "a point estimate, not a posterior" in found["posterior"].reason
     assert found["gap"].level == "unknown"
     assert not found.trusted
 
@@ -171,11 +175,11 @@ def test_a_joint_autoguide_of_a_conjugate_model(some):
     assert found.measured["gap"].estimator == "exact"
     assert found.measured["gap"].shared.log_marginal == pytest.approx(model.log_marginal(x).sum().item(), abs=1e-8)
     assert {f.check for f in found.findings if f.level == "unknown"} >= {"posterior", "calibration", "collapse"}
-    assert "checks could be asked" in found.verdict
+    assert "checks were possible" in found.verdict
 
 
 class Longest(Check):
-    """A check of a user's: one class in one file."""
+    """A user's own check: one class in one file."""
 
     name = "longest row"
 

@@ -1,4 +1,4 @@
-"""The verdict: it tells good fits from spoiled ones, says why, and says what could not be asked."""
+"""The verdict: good fits pass, spoiled ones fail with a reason, and missing checks are named."""
 
 import math
 
@@ -149,7 +149,7 @@ def test_a_spoiled_fit_is_not(name, tables):
     assert all(finding.advice for finding in bad)
 
 
-def test_a_factorised_guide_of_correlated_factors_is_seen(tables):
+def test_a_factorised_guide_of_correlated_factors_fails(tables):
     found = zoo.diagnose(refitted(tables), tables["iris"])
     assert found["gap"].level == "bad"
     assert found["gap"].value == pytest.approx(118.7366 / 150, abs=1e-3)  # by Lawley and Maxwell's closed form
@@ -157,18 +157,18 @@ def test_a_factorised_guide_of_correlated_factors_is_seen(tables):
     assert "held" in found["convergence"].reason
 
 
-def test_the_verdict_names_what_speaks_against_it(tables):
+def test_the_verdict_names_the_failed_checks(tables):
     found = zoo.diagnose(SPOILED["narrow"](tables), tables["iris"])
     for check in ("gap", "importance weights", "posterior"):
         assert found[check].level == "bad"
         assert check in found.verdict
     assert found["posterior"].value == pytest.approx(math.log(3), rel=1e-3)
-    assert "a fresh FullRank" in found["calibration"].reason  # which is right: it is this one that is not
+    assert "a newly fitted FullRank" in found["calibration"].reason  # which is right: it is this one that is not
     with pytest.raises(KeyError, match="no check 'taste': there are convergence, gap"):
         found["taste"]
 
 
-def test_a_model_of_the_users_is_asked_what_it_can_be(untouched):
+def test_possible_checks_of_a_user_model(untouched):
     x = 2.0 + torch.randn(60, 1, dtype=torch.float64)
 
     def model(x=None, index=None, size=None):
@@ -194,7 +194,7 @@ def test_other_rows_than_the_fitted_ones_leave_convergence_open(tables):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"draws": 0}, "draws must be"), ({"draws": 10}, "at least 25"), ({"simulations": 0}, "simulations must be")],
+    [({"draws": 0}, "draws must be"), ({"draws": 10}, "at least 30"), ({"simulations": 0}, "simulations must be")],
 )
 def test_too_few_draws_are_refused(options, message, tables):
     run = fitted(PPCA(4, 1), linear, tables["iris"], steps=2)
@@ -202,7 +202,7 @@ def test_too_few_draws_are_refused(options, message, tables):
         zoo.diagnose(run, tables["iris"], **options)
 
 
-def test_a_model_that_needs_its_rows_is_asked_all_the_same():
+def test_a_model_that_requires_its_rows():
     x = torch.randn(40, 2, dtype=torch.float64)
 
     def model(x, index=None, size=None):

@@ -158,7 +158,7 @@ def test_weights_that_are_no_numbers_name_their_row(some):
 
     model = zoo.PPCA(4, 2).double()
     run = zoo.Fit(model, guide)
-    with pytest.raises(ValueError, match="log weights of row 7 hold NaN"):
+    with pytest.raises(ValueError, match="log weights of row 7 are NaN"):
         importance_moments(run, some)
 
 
@@ -217,5 +217,5 @@ def test_posterior_error_refuses(some):
     with pytest.raises(ValueError, match="posterior_error needs .* 'component' is discrete"):
         posterior_error(zoo.Fit(mixture, Exact(mixture)), some)
     linear = zoo.PPCA(4, 2).double()
-    with pytest.raises(ValueError, match="guide Flow is a .* zoo.evaluate gives its KL"):
+    with pytest.raises(ValueError, match="guide Flow is a .* zoo.evaluate gives the KL"):
         posterior_error(zoo.Fit(linear, Flow(linear, some)), some)

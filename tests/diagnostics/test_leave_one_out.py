@@ -104,7 +104,7 @@ def test_weights_mend_a_guide_that_is_not_the_posterior(x):
 def test_a_guide_too_narrow_is_named(x):
     found = loo(zoo.Fit(normal(1.0), around(x, 1.0, wide=0.4)), x, draws=DRAWS)
     assert len(found.high) > 0
-    assert "do not trust it" in repr(found)
+    assert "unreliable" in repr(found)
 
 
 def test_local_sites_are_integrated_out(x):
@@ -184,7 +184,7 @@ def test_two_models_on_the_same_rows(x):
     difference, error = right.compare(wrong)
     assert difference == pytest.approx(right.elpd - wrong.elpd, abs=1e-9)
     assert difference > 2 * error > 0
-    with pytest.raises(ValueError, match="compared on 25 and 24 rows"):
+    with pytest.raises(ValueError, match="25 and 24 rows: compare models on the same rows"):
         right.compare(loo(zoo.Fit(normal(1.0), around(x, 1.0)), x[1:], draws=200))
 
 
@@ -207,12 +207,12 @@ def test_other_refusals(x, iris):
     with pytest.raises(ValueError, match="parameters of VAE are point estimates"):
         loo(zoo.Fit(vae, guides.Amortized(vae, iris)), iris)
     run = zoo.Fit(normal(1.0), around(x, 1.0))
-    with pytest.raises(ValueError, match="draws must be at least 25"):
+    with pytest.raises(ValueError, match="draws must be at least 30"):
         loo(run, x, draws=10)
     with pytest.raises(ValueError, match="guide <lambda> has no site 'theta'"):
-        loo(zoo.Fit(normal(1.0), lambda x=None, index=None, size=None: None), x, draws=25)
+        loo(zoo.Fit(normal(1.0), lambda x=None, index=None, size=None: None), x, draws=30)
     model = Means()
     y = torch.randn(10, 2, dtype=torch.float64)
     point = zoo.fit(model, AutoDelta(model), y, steps=2, progress=False)
     with pytest.raises(ValueError, match="AutoDelta puts a point mass on 'centre'"):
-        loo(point, y, draws=25)
+        loo(point, y, draws=30)

@@ -10,7 +10,7 @@ import zoo
 from guides import Amortized, Exact, Flow, FullRank
 from zoo.base.plates import rows
 from zoo.diagnostics import nuts
-from zoo.diagnostics.guide.mixing import mixing
+from zoo.diagnostics.guide.mixing import chain_diagnostics
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_refusals(model, iris, some):
     ]:
         with pytest.raises(ValueError, match=message):
             nuts(run, some, **given)
-    with pytest.raises(ValueError, match="1050 rows have 2100 latent numbers .* at most 1000 of them"):
+    with pytest.raises(ValueError, match="1050 rows have 2100 latent dimensions .* at most 1000 of the rows"):
         nuts(run, iris.repeat(7, 1))
     mixture = zoo.GMM(4, 2).double()
     with pytest.raises(ValueError, match="GMM has no continuous latent site"):
@@ -140,7 +140,7 @@ def test_refusals(model, iris, some):
 
 def test_comparison_refuses_another_model(sampled, few):
     other = zoo.FactorAnalysis(4, 1).double()
-    with pytest.raises(ValueError, match=r"site 'z' has shape \(3, 1\), the chains' \(3, 2\)"):
+    with pytest.raises(ValueError, match=r"site 'z' has shape \(3, 1\), the chains have \(3, 2\)"):
         sampled.compare(zoo.Fit(other, Amortized(other, few)))
     mixture = zoo.GMM(4, 2).double()
     with pytest.raises(ValueError, match="has no site 'z'"):
@@ -149,17 +149,17 @@ def test_comparison_refuses_another_model(sampled, few):
 
 def test_mixing_of_chains_that_agree_and_of_those_that_do_not():
     z = torch.randn(4, 500, 2, 3)
-    found = mixing(z)
+    found = chain_diagnostics(z)
     assert set(found) == {"rhat", "ess_bulk", "ess_tail", "mean_se", "deviation_se"}
     assert all(value.shape == (2, 3) for value in found.values())
     assert found["rhat"].max() < 1.01
     assert (found["ess_bulk"] > 1000).all()
     torch.testing.assert_close(found["mean_se"], torch.full((2, 3), 2000**-0.5, dtype=torch.float64), rtol=0.2, atol=0)
-    apart = mixing(z + torch.arange(4).reshape(4, 1, 1, 1))
+    apart = chain_diagnostics(z + torch.arange(4).reshape(4, 1, 1, 1))
     assert apart["rhat"].min() > 1.1
-    assert mixing(z[..., 0, 0])["rhat"].shape == ()
-    with pytest.raises(ValueError, match="pass two chains of four draws or more"):
-        mixing(z[:1])
+    assert chain_diagnostics(z[..., 0, 0])["rhat"].shape == ()
+    with pytest.raises(ValueError, match="pass at least two chains of four draws"):
+        chain_diagnostics(z[:1])
 
 
 @pytest.mark.slow

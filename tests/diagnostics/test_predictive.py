@@ -225,7 +225,7 @@ def test_any_model_and_guide(iris):
         found = predictive_check(run, x, draws=20, given=given)
         assert found.replicates.isfinite().all()
         assert given == found.given
-    assert "rows' own latent variables" in repr(found)
+    assert "latent variables given the rows" in repr(found)
 
 
 @pytest.mark.parametrize(
@@ -234,8 +234,8 @@ def test_any_model_and_guide(iris):
         ({"draws": 5}, "draws must be at least 20"),
         ({"given": "posterior"}, "given must be one of prior, rows"),
         ({"level": 1.0}, "level must be in (0, 1)"),
-        ({"statistics": {"mean": torch.mean}}, "statistics holds 'mean'"),
-        ({"statistics": {"name": lambda t: "high"}}, "statistic 'name' gives no number"),
+        ({"statistics": {"mean": torch.mean}}, "statistics has 'mean'"),
+        ({"statistics": {"name": lambda t: "high"}}, "statistic 'name' is not a number"),
         ({"statistics": {"part": lambda t: t[t[:, 0] > 5.0, 0]}}, "statistic 'part' has shape"),
     ],
 )

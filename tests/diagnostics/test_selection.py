@@ -101,7 +101,7 @@ def test_table_and_text(found):
     assert frame["value"].to_list() == [1, 2, 3, 4]
     assert frame["below"].to_list()[:3] == [found.below(k)[0] for k in (1, 2, 3)]
     text = repr(found)
-    assert "bic chooses 3" in text
+    assert "best by bic: 3" in text
     assert "-379.9146" in text
     assert "2 folds" in text
 
@@ -150,7 +150,7 @@ def test_pairs_with_a_guide(irises):
     closed = select_size(ppca, train, [1], seeds=1, held_out=test, tol=1e-7)
     assert found[1].held_out == pytest.approx(closed[1].held_out, abs=0.01)
     assert (found[1].log_likelihood, found[1].df, found[1].bic) == (None, None, None)
-    with pytest.raises(ValueError, match="no row has 'bic' here"):
+    with pytest.raises(ValueError, match="'bic' is not available here"):
         found.best("bic")
 
 
@@ -179,10 +179,10 @@ def test_the_report_hears_of_every_row_and_nothing_moves(irises, untouched):
         ({"values": [2, 2]}, "values holds 2 twice"),
         ({"values": [0]}, "values must be a whole number"),
         ({"folds": 1}, "folds must be a whole number of at least 2"),
-        ({"folds": 100}, "folds=100 of 150 rows"),
+        ({"folds": 100}, "folds=100 leaves fewer than two of 150 rows"),
         ({"seeds": 0}, "^seeds must be a whole number of at least 1"),
         ({"seeds": []}, "^seeds is empty"),
-        ({"draws": 5}, "draws must be at least 25"),
+        ({"draws": 5}, "draws must be at least 30"),
         ({"held_out": torch.zeros(3, 2)}, "held_out has 2 columns, x 4"),
         ({"values": [7, 8]}, "no value could be fitted:\n  7: latent_dim must be below"),
     ],
@@ -194,12 +194,12 @@ def test_refusals(irises, given, message):
 
 
 @pytest.mark.parametrize("family", [guides.MeanField, lambda model, rows: AutoNormal(model)])
-def test_a_guide_of_its_own_rows_cannot_be_asked_of_others(irises, family):
+def test_a_guide_of_its_own_rows_is_refused(irises, family):
     def build(k, rows):
         model = ppca(k, rows)
         return model, family(model, rows)
 
-    with pytest.raises(TypeError, match="none for those held out"):
+    with pytest.raises(TypeError, match="not for held-out rows"):
         select_size(build, irises, [1], seeds=1)
 
 

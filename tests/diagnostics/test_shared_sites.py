@@ -239,5 +239,5 @@ def test_point_estimates_have_no_density(x, family):
     found = zoo.diagnose(run, x)
     assert found.level == "bad"
     assert not found.trusted
-    assert "a point estimate, no posterior" in found["posterior"].reason
+    assert "a point estimate, not a posterior" in found["posterior"].reason
     assert predictive_check(run, x, draws=20).replicates.isfinite().all()  # replicates need no density

@@ -14,8 +14,9 @@ import guides
 import zoo
 from zoo.compat import container
 from zoo.data import Dataset
-from zoo.export import elpd, pieces, to_arviz, variables
+from zoo.export import elpd, to_arviz, variables
 from zoo.infer.fitting import Fit
+from zoo.posterior import evaluation
 from zoo.posterior.engine import reader, reading
 from zoo.posterior.psis import psis_khat, psis_weights
 
@@ -369,7 +370,7 @@ def test_shared_and_local_sites(data):
     centre = torch.tensor(idata["posterior"]["centre"].values[0])[:, None]  # (draws, 1, d)
     expected = dist.MultivariateNormal(centre, covariance).log_prob(data.x).numpy()
     assert np.abs(density.values[0] - expected).mean() < 0.1
-    assert density.attrs["draws"] == pieces.INNER
+    assert density.attrs["draws"] == evaluation.INNER
     stats = to_arviz(run, data.x, draws=30)["sample_stats"]
     assert stats["log_weight_shared"].dims == ("chain", "draw")
     assert stats["khat"].dims == ("row",)
@@ -426,7 +427,7 @@ def test_leaves_no_trace_and_repeats(run, data):
         ({"rows": ["a"]}, "rows has shape"),
         ({"labels": [0, 1]}, "labels has shape"),
         ({"draws": 0}, "draws must be"),
-        ({"draws": 10_000_000}, "GiB: take fewer"),
+        ({"draws": 10_000_000}, "GiB: reduce draws"),
     ],
 )
 def test_refusals(arguments, message, run, data):
@@ -446,7 +447,7 @@ def test_a_site_named_like_a_dimension(data):
             return pyro.sample("x", dist.Normal(row[..., None].expand(*row.shape, 4), 1.0).to_event(1), obs=x)
 
     run = zoo.fit(model, AutoNormal(model), data.x, steps=2, progress=False)
-    with pytest.raises(ValueError, match="'row' bears the name of a dimension"):
+    with pytest.raises(ValueError, match="'row' has the name of a dimension"):
         to_arviz(run, data.x)
 
 
@@ -456,7 +457,7 @@ def test_weights_that_are_no_numbers(data):
             loc = torch.zeros(len(x), 2).index_fill(0, torch.tensor([17, 20]), torch.nan)
             pyro.sample("z", dist.Normal(loc, 1.0, validate_args=False).to_event(1))
 
-    with pytest.raises(ValueError, match=r"of row 17 is NaN \(and of 1 rows more"):
+    with pytest.raises(ValueError, match=r"of row 17 is NaN \(and of 1 more of the 30 rows"):
         to_arviz(Fit(plain, guide), data.x, draws=30)
 
 
@@ -465,7 +466,7 @@ def test_a_data_site_outside_the_rows(data):
         centre = pyro.sample("centre", dist.Normal(0.0, 1.0))
         return pyro.sample("x", dist.Normal(centre, 1.0).expand([1, 4]).to_event(2), obs=None if x is None else x[:1])
 
-    with pytest.raises(ValueError, match="'x' has no values of its own for every row"):
+    with pytest.raises(ValueError, match="'x' does not have a value for every row"):
         to_arviz(Fit(model, AutoNormal(model)), data.x)
 
 
@@ -561,5 +562,5 @@ def test_elpd_of_held_out_rows():
     with pytest.raises(ValueError, match="row 3 is -inf \\(and 1 more"):
         elpd(values.index_fill(0, torch.tensor([3, 7]), -torch.inf))
     for wrong in (values[:1], values[None]):
-        with pytest.raises(ValueError, match="one number for each of two rows or more"):
+        with pytest.raises(ValueError, match="one number per row, for at least two rows"):
             elpd(wrong)

@@ -15,14 +15,15 @@ from pyro.infer.autoguide import AutoNormal
 import guides
 import zoo
 from zoo.compat import container
-from zoo.export import pieces, to_arviz, write_arviz
+from zoo.export import to_arviz, write_arviz
 from zoo.infer.fitting import Fit
+from zoo.posterior import evaluation
 
 
 @pytest.fixture(autouse=True)
 def few_inner_draws(monkeypatch):
     """Which numbers stand in the file is not the question here."""
-    monkeypatch.setattr(pieces, "INNER", 30)
+    monkeypatch.setattr(evaluation, "INNER", 30)
 
 
 class Both(zoo.base.Module):
@@ -113,7 +114,7 @@ def assert_same(back, idata, values: bool = True) -> None:
 @pytest.mark.parametrize("name", ["factors", "seeds", "mixture", "both", "function", "shared"])
 def test_a_file_is_what_to_arviz_returns(name, runs, x, tmp_path):
     named = {"labels": ["a", "b", "c", "d", "e"] * 5, "rows": [f"row {i}" for i in range(25)], "seed": 4}
-    path = write_arviz(runs[name], x, tmp_path / "run.nc", 30, **named)
+    path = write_arviz(runs[name], x, tmp_path / "run.nc", draws=30, **named)
     idata = to_arviz(runs[name], x, draws=30, **named)
     assert_same(tree(path), idata)
     if name == "seeds":
@@ -123,7 +124,7 @@ def test_a_file_is_what_to_arviz_returns(name, runs, x, tmp_path):
 
 @pytest.mark.parametrize("name", ["factors", "seeds", "both", "function", "shared"])
 def test_pieces_fit_together(name, runs, x, tmp_path):
-    path = write_arviz(runs[name], x, tmp_path / "run.nc", 26, rows_at_once=10)
+    path = write_arviz(runs[name], x, tmp_path / "run.nc", draws=26, rows_at_once=10)
     back = tree(path)
     assert_same(back, to_arviz(runs[name], x, draws=26), values=False)
     for group in ("posterior", "posterior_predictive", "prior", "prior_predictive", "sample_stats"):
@@ -164,10 +165,10 @@ PARAMETERS = ("weight", "mean", "noise")
 
 def test_same_seed_same_file(runs, x, tmp_path, untouched):
     with untouched():
-        first = write_arviz(runs["factors"], x, tmp_path / "first.nc", 30, rows_at_once=10)
-        second = write_arviz(runs["factors"], x, str(tmp_path / "second.nc"), 30, rows_at_once=10)
+        first = write_arviz(runs["factors"], x, tmp_path / "first.nc", draws=30, rows_at_once=10)
+        second = write_arviz(runs["factors"], x, str(tmp_path / "second.nc"), draws=30, rows_at_once=10)
     assert first.read_bytes() == second.read_bytes()
-    other = write_arviz(runs["factors"], x, tmp_path / "other.nc", 30, rows_at_once=10, seed=1)
+    other = write_arviz(runs["factors"], x, tmp_path / "other.nc", draws=30, rows_at_once=10, seed=1)
     assert (tree(first)["posterior"]["z"] != tree(other)["posterior"]["z"]).all()
 
 
@@ -187,30 +188,30 @@ def test_nothing_is_left_of_an_interrupted_file(suffix, runs, x, tmp_path, monke
     monkeypatch.setattr(type(run.model), "log_marginal", interrupted)
     path = tmp_path / f"run{suffix}"
     with pytest.raises(KeyboardInterrupt):
-        write_arviz(run, x, path, 30, rows_at_once=5)
+        write_arviz(run, x, path, draws=30, rows_at_once=5)
     assert calls == [0, 1, 1]  # it had begun
     assert not list(tmp_path.iterdir())
 
 
 def test_zarr(runs, x, tmp_path):
     pytest.importorskip("zarr", reason="zarr is not installed")
-    path = write_arviz(runs["mixture"], x, tmp_path / "run.zarr", 30, labels=["a"] * 25)
+    path = write_arviz(runs["mixture"], x, tmp_path / "run.zarr", draws=30, labels=["a"] * 25)
     assert_same(tree(path), to_arviz(runs["mixture"], x, draws=30, labels=["a"] * 25))
-    pieces = write_arviz(runs["factors"], x, tmp_path / "pieces.zarr", 30, rows_at_once=7)
-    same = write_arviz(runs["factors"], x, tmp_path / "pieces.nc", 30, rows_at_once=7)
+    pieces = write_arviz(runs["factors"], x, tmp_path / "pieces.zarr", draws=30, rows_at_once=7)
+    same = write_arviz(runs["factors"], x, tmp_path / "pieces.nc", draws=30, rows_at_once=7)
     assert_same(tree(pieces), tree(same))
 
 
 def test_refusals(runs, x, tmp_path, monkeypatch):
     run, taken = runs["factors"], tmp_path / "taken.nc"
     taken.write_text("something")
-    with pytest.raises(FileExistsError, match="remove it, or take another name"):
+    with pytest.raises(FileExistsError, match="remove it, or choose another name"):
         write_arviz(run, x, taken)
     assert taken.read_text() == "something"
     taken.unlink()
-    with pytest.raises(ValueError, match=r"let it end in .nc for netCDF or .zarr for Zarr"):
+    with pytest.raises(ValueError, match=r"must end in .nc for netCDF or in .zarr for Zarr"):
         write_arviz(run, x, tmp_path / "run.csv")
-    with pytest.raises(FileNotFoundError, match="which does not exist: create it first"):
+    with pytest.raises(FileNotFoundError, match="does not exist: create it first"):
         write_arviz(run, x, tmp_path / "folder" / "run.nc")
     for wrong in ({"draws": 0}, {"rows_at_once": 0}, {"seed": -1}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be a whole number"):
@@ -218,7 +219,7 @@ def test_refusals(runs, x, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="labels has shape"):
         write_arviz(run, x, tmp_path / "run.nc", labels=["a"])
     monkeypatch.setitem(sys.modules, "zarr", None)
-    with pytest.raises(ModuleNotFoundError, match="pip install 'zarr>=3', or take .nc"):
+    with pytest.raises(ModuleNotFoundError, match="pip install 'zarr>=3', or use .nc"):
         write_arviz(run, x, tmp_path / "run.zarr")
     assert not list(tmp_path.iterdir())
 

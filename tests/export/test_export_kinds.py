@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers import rows_plate
 from pyro.infer import config_enumerate
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from user_models import (
@@ -59,10 +60,6 @@ def exact(family, x) -> zoo.Fit:
     return zoo.Fit(one_mean, run.guide)
 
 
-def rows_plate(x, index=None, size=None):
-    return pyro.plate("rows", size or len(x), subsample=index, dim=-1)
-
-
 @pytest.mark.parametrize("family", [AutoNormal, AutoMultivariateNormal])
 def test_bounds_of_a_known_evidence(family, x):
     run = exact(family, x)
@@ -103,7 +100,7 @@ def test_sites_in_plates(x, tmp_path):
     given = dist.MultivariateNormal(torch.zeros(4).double(), covariance.unsqueeze(1)).log_prob(x)
     # a guide that is not fitted: with 100 inner draws the estimate is low in expectation, by half its variance
     assert abs(float((torch.as_tensor(idata["log_likelihood"]["x"].values[0]) - given).mean())) < 0.5
-    path = write_arviz(run, x, tmp_path / "run.nc", 30, rows_at_once=5)
+    path = write_arviz(run, x, tmp_path / "run.nc", draws=30, rows_at_once=5)
     back = container.load().from_netcdf(str(path))
     own = {k: torch.as_tensor(back["posterior"][k].values[0]) for k in ("weight", "precision", "z")}
     with reading(run, 0):
@@ -117,10 +114,10 @@ def test_a_joint_guide_of_shared_and_local_sites(x, tmp_path):
     run = pair(model, AutoMultivariateNormal(model), x)
     idata = to_arviz(run, x, draws=30)
     assert "log_likelihood" not in groups(idata)
-    assert "draws all rows together" in idata["posterior"].attrs["log_likelihood"]
+    assert "draws all rows jointly" in idata["posterior"].attrs["log_likelihood"]
     assert {"elbo", "log_marginal", "khat"} <= set(idata.attrs)
     assert "khat" not in idata["sample_stats"].coords
-    path = write_arviz(run, x, tmp_path / "run.nc", 30, rows_at_once=5)
+    path = write_arviz(run, x, tmp_path / "run.nc", draws=30, rows_at_once=5)
     back = container.load().from_netcdf(str(path))
     np.testing.assert_array_equal(back["posterior"]["weight"].values, idata["posterior"]["weight"].values)
 
@@ -202,7 +199,7 @@ def test_covariates_of_the_rows(x, tmp_path):
     model = BatchDecoder(batch)
     model.slope = torch.ones(1, 4).double()
     run = zoo.Fit(model, MeanField(model, x))
-    path = write_arviz(run, x, tmp_path / "run.nc", 200, rows_at_once=4)
+    path = write_arviz(run, x, tmp_path / "run.nc", draws=200, rows_at_once=4)
     idata = container.load().from_netcdf(str(path))
     for group in ("posterior_predictive", "prior_predictive"):
         mean = idata[group]["x"].values[0].mean((0, -1))
@@ -256,8 +253,8 @@ def test_names_that_clash(x):
         return story
 
     for plate, site, message in (
-        ("draw", "weight", "plate 'draw' bears the name of a dimension"),
-        ("features", "factor", "latent site 'factor' bears the name of a dimension"),
+        ("draw", "weight", "plate 'draw' has the name of a dimension"),
+        ("features", "factor", "latent site 'factor' has the name of a dimension"),
     ):
         own = model(plate, site)
         run = pair(own, AutoNormal(own), x)

@@ -374,7 +374,7 @@ def test_conditional_moments_against_inverses(kind):
 
 
 def test_impute_refuses_what_it_has_no_rule_for():
-    with pytest.raises(TypeError, match="impute knows independent columns and Gaussians given z, got Dirichlet"):
+    with pytest.raises(TypeError, match="impute supports independent columns and Gaussians given z, got Dirichlet"):
         conditional_moments(dist.Dirichlet(torch.ones(2, 3, 4)), torch.ones(3, 4))
 
 
@@ -480,20 +480,20 @@ def test_a_mixture_has_no_factors(call, mixture, faithful, untouched):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda r, x: zoo.traverse(r, 3), "factor names factor 3, and the model has 3, counted from 0"),
+        (lambda r, x: zoo.traverse(r, 3), "factor: 3 is out of range, as the model has 3 factors, counted from 0"),
         (lambda r, x: zoo.traverse(r, -1), "factor must be a whole number of at least 0, got -1"),
         (lambda r, x: zoo.traverse(r, 0, steps=1), "steps must be a whole number of at least 2"),
         (lambda r, x: zoo.traverse(r, 0, span=(1, 1)), "span must be two different finite numbers, got (1, 1)"),
         (lambda r, x: zoo.traverse(r, 0, values=[0.0, math.inf]), "values must be a list of finite numbers"),
-        (lambda r, x: zoo.traverse(r, 0, rows=[0]), "rows names rows of x: pass x as well"),
-        (lambda r, x: zoo.traverse(r, 0, x=x, rows=[40]), "rows names row 40, and x has 40 rows"),
-        (lambda r, x: zoo.traverse(r, 0, x=x, rows=[]), "rows names none"),
+        (lambda r, x: zoo.traverse(r, 0, rows=[0]), "rows selects rows of x: pass x as well"),
+        (lambda r, x: zoo.traverse(r, 0, x=x, rows=[40]), "rows: 40 is out of range, as x has 40 rows"),
+        (lambda r, x: zoo.traverse(r, 0, x=x, rows=[]), "rows is empty"),
         (lambda r, x: zoo.traverse(r, 0, x=x[:, :4]), "x has 4 columns"),
         (
             lambda r, x: zoo.factors.interpolate(r, 0, 1),
             "a=0 is the number of a row: pass the rows as x, or factors (3,) as a",
         ),
-        (lambda r, x: zoo.factors.interpolate(r, 0, 99, x=x), "b names row 99, and x has 40 rows"),
+        (lambda r, x: zoo.factors.interpolate(r, 0, 99, x=x), "b=99 is out of range, as x has 40 rows"),
         (
             lambda r, x: zoo.factors.interpolate(r, torch.ones(2), 0, x=x),
             "a must be the number of a row of x, or 3 finite",
@@ -508,7 +508,7 @@ def test_a_mixture_has_no_factors(call, mixture, faithful, untouched):
             "a and b are opposite",
         ),
         (lambda r, x: zoo.factors.intervene(r, x, {}), "factors is empty"),
-        (lambda r, x: zoo.factors.intervene(r, x, {5: 0.0}), "factors names factor 5, and the model has 3"),
+        (lambda r, x: zoo.factors.intervene(r, x, {5: 0.0}), "factors: 5 is out of range, as the model has 3"),
         (
             lambda r, x: zoo.factors.intervene(r, x, {0: [1.0, 2.0]}),
             "factors[0] must be a finite number or one for each of the 40",
@@ -517,16 +517,16 @@ def test_a_mixture_has_no_factors(call, mixture, faithful, untouched):
         (lambda r, x: zoo.generate(r, 0), "size must be a whole number of at least 1"),
         (lambda r, x: zoo.impute(r, x, draws=1), "draws must be a whole number of at least 2"),
         (lambda r, x: decode(r, torch.zeros(2)), "z has shape (2,): pass one row of factors per row of x, (n, 3)"),
-        (lambda r, x: zoo.factors.probe(r, x), "labels is None and x brings none"),
-        (lambda r, x: zoo.factors.probe(r, x, [0, 1]), "labels has shape (2,), and x 40 rows"),
-        (lambda r, x: zoo.factors.probe(r, x, [0] * 40), "labels holds one class only (0)"),
+        (lambda r, x: zoo.factors.probe(r, x), "labels is None, and x has none"),
+        (lambda r, x: zoo.factors.probe(r, x, [0, 1]), "labels has shape (2,), but x has 40 rows"),
+        (lambda r, x: zoo.factors.probe(r, x, [0] * 40), "labels has only one class (0)"),
         (
             lambda r, x: zoo.factors.probe(r, x, [0, 1] * 20, sizes=(5, 21)),
-            "sizes holds 21, and 20 rows are left beside the 20 held out",
+            "sizes includes 21, but only 20 rows remain besides the 20 held out",
         ),
         (
             lambda r, x: zoo.factors.probe(r, x, list(range(8)) * 5, sizes=(7,)),
-            "sizes holds 7, and there are 8 classes",
+            "sizes includes 7, but there are 8 classes",
         ),
         (lambda r, x: zoo.factors.probe(r, x, [0, 1] * 20, sizes=()), "sizes is empty"),
         (lambda r, x: zoo.factors.probe(r, x, [0, 1] * 20, held_out=1), "held_out must be a share"),

@@ -16,7 +16,7 @@ from zoo.distributions.observed import seen
 from zoo.factors import decode, encode
 
 N, D, K = 30, 4, 2
-OTHER_ROWS = r"holds 'batch', 'group' for 30 rows, and this is about 5: pass run.given\(batch=..., group=...\)"
+OTHER_ROWS = r"has 'batch', 'group' for 30 rows, and 5 are needed: pass run.given\(batch=..., group=...\)"
 ALGEBRA = {"rtol": 1e-9, "atol": 1e-9}
 
 
@@ -164,7 +164,7 @@ def test_a_guide_that_depends_on_the_rows_asks_for_them(x):
         pyro.sample("mean", dist.Normal(x.mean(), 0.01))
 
     run = zoo.Fit(one_mean, guide)
-    with pytest.raises(ValueError, match=r"draws 'mean' given the rows: pass x, the rows"):
+    with pytest.raises(ValueError, match=r"draws 'mean' depending on the rows: pass x, the rows"):
         zoo.generate(run, 5)
     assert abs(zoo.generate(run, 5, x=x + 3).shared["mean"] - (x + 3).mean()) < 0.05
     assert zoo.generate(run, 5, prior=True).x.shape == (5, D)
@@ -353,7 +353,7 @@ def test_given_changes_the_bound_as_the_model_would(x):
         ({"colour": [1.0]}, "has no buffer 'colour'; its buffers are 'batch', 'group', 'width'"),
         ({"batch": torch.zeros(3, 2)}, r"batch has shape \(3, 2\): pass one entry for every row, \(n\)"),
         ({"batch": torch.zeros(3), "group": torch.zeros(4)}, "'batch' 3, 'group' 4; pass them all together"),
-        ({"batch": torch.zeros(3)}, r"'batch' 3, 'group' 30 \(of those at hand\)"),
+        ({"batch": torch.zeros(3)}, r"'batch' 3, 'group' 30 \(current\)"),
     ],
 )
 def test_given_refuses(conditional, buffers, message):
@@ -378,7 +378,7 @@ def test_several_data_sites(x):
     run = zoo.Fit(supervised, Independent())
     found = zoo.generate(run, 6)
     assert {name: tuple(value.shape) for name, value in found.data.items()} == {"a": (6, 3), "b": (6, 1)}
-    with pytest.raises(ValueError, match="the model has the data sites 'a', 'b': take data"):
+    with pytest.raises(ValueError, match="the model has the data sites 'a', 'b': use data"):
         _ = found.x
     again = zoo.reconstruct(run, x)
     assert {name: tuple(value.shape) for name, value in again.means.items()} == {"a": (N, 3), "b": (N, 1)}

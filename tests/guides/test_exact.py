@@ -8,6 +8,8 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from guides import Exact
 from zoo import GMM, PPCA, FactorAnalysis
 
+pytestmark = pytest.mark.usefixtures("own_store")
+
 ALGEBRA = 1e-8  # float64: the draws cancel up to rounding
 COVARIANCES = ["full", "tied", "diag", "spherical"]
 MODELS = {
@@ -15,13 +17,6 @@ MODELS = {
     "FactorAnalysis": lambda: FactorAnalysis(4, 2),
     **{f"GMM-{c}": lambda c=c: GMM(4, 3, c) for c in COVARIANCES},
 }
-
-
-@pytest.fixture(autouse=True)
-def store():
-    """A parameter store for every test."""
-    with pyro.get_param_store().scope():
-        yield
 
 
 def placed(build, x):

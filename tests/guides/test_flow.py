@@ -16,14 +16,10 @@ from zoo.base.plates import rows
 from zoo.base.random import seeded
 from zoo.infer.losses.quadrature import QuadratureELBO
 
+pytestmark = pytest.mark.usefixtures("own_store")
+
 both = pytest.mark.parametrize("kind", ["iaf", "spline"])
 trained = pytest.mark.parametrize("kind", ["iaf", pytest.param("spline", marks=pytest.mark.slow)])
-
-
-@pytest.fixture(autouse=True)
-def own_store(leave_no_trace):
-    with pyro.get_param_store().scope():
-        yield
 
 
 def pushed(guide, by=0.5):

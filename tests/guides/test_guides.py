@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers import close, jitter, zeros
 from pyro import poutine
 from torch.distributions import MultivariateNormal, biject_to, constraints
 
@@ -17,22 +18,9 @@ from zoo.base.plates import rows
 from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.optim.lbfgs import LBFGS
 
+pytestmark = pytest.mark.usefixtures("own_store")
+
 ALGEBRA = 1e-8  # float64 and a handful of operations
-
-
-@pytest.fixture(autouse=True)
-def store():
-    """A parameter store for every test."""
-    with pyro.get_param_store().scope():
-        yield
-
-
-def close(a, b, tolerance=ALGEBRA):
-    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
-
-
-def zeros(*shape):
-    return torch.zeros(shape).double()
 
 
 class Story(Module):
@@ -50,12 +38,6 @@ class Story(Module):
 
 
 LOCAL = 1 + 2 + 6  # real coordinates of tau, share and z
-
-
-def jitter(module):
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.5 * torch.randn_like(parameter))
 
 
 def drawn(guide, x):
@@ -77,7 +59,7 @@ def simplex_volume(real):
 def test_the_joint_density_is_the_dense_gaussians(kind):
     x, model = torch.randn(5, 2).double(), Story()
     guide = kind(model, x)
-    jitter(guide)
+    jitter(guide, by=0.5)
     values, densities = drawn(guide, x)
     assert {name: tuple(value.shape) for name, value in values.items()} == {
         "level": (),
@@ -134,7 +116,7 @@ def test_amortized_serves_several_supports(covariance):
 
     x = torch.randn(5, 2).double()
     guide = Amortized(Local(), x, hidden=(4,), covariance=covariance, rank=2)
-    jitter(guide)
+    jitter(guide, by=0.5)
     loc, raw, _ = guide.encode(x)
     root = torch.diag_embed(guide._scale(raw)) if covariance == "diag" else guide._scale(raw)
     values, densities = drawn(guide, x)
@@ -157,7 +139,7 @@ def test_covariances_of_the_network(covariance, hidden, some):
 
     assert (matrices() - torch.eye(3)).abs().max() < 0.5  # near the standard normal at the start
     assert guide.posterior(some).mean.abs().max() < 1.0
-    jitter(guide)
+    jitter(guide, by=0.5)
     _, raw, _ = guide.encode(some)
     raw = raw.expand(60, -1)
     deviation = torch.nn.functional.softplus(raw[:, :3] + math.log(math.e - 1))  # 1 at 0
@@ -211,7 +193,7 @@ def test_the_best_factorised_guide_stops_at_the_known_gap(iris, theta, gap, lear
     formula = 150 * (precision.diagonal().log().sum() - torch.logdet(precision)) / 2
     assert formula.item() == pytest.approx(gap, abs=1e-4)  # the digits that were printed
     guide = LEARNERS[learner](model, iris)
-    jitter(guide)  # so that it must learn: MeanField starts at the optimum of a conjugate model
+    jitter(guide, by=0.5)  # so that it must learn: MeanField starts at the optimum of a conjugate model
     fit = zoo.fit(model, guide, iris, progress=False)
     assert fit.converged
     q = guide.posterior(iris)
@@ -226,7 +208,7 @@ def test_the_best_factorised_guide_stops_at_the_known_gap(iris, theta, gap, lear
 def test_full_covariances_leave_no_gap(iris):
     model = rotated(iris, math.pi / 8)
     for guide in (FullRank(model, iris), Amortized(model, iris, hidden=(), covariance="full")):
-        jitter(guide)
+        jitter(guide, by=0.5)
         zoo.fit(model, guide, iris, progress=False)
         gap = (model.log_marginal(iris) - model.elbo(iris, guide.posterior(iris))).sum()
         assert -1e-8 < gap < 1e-3
@@ -395,7 +377,7 @@ def test_a_refusal_names_site_reason_and_way_out(case, some):
 def test_models_that_no_guide_serves(kind, some):
     with pytest.raises(ValueError, match=r"'c' \(Poisson\) is discrete without finite support"):
         kind(Counts(), some)
-    with pytest.raises(CannotServe, match=r"'z' stands in plate 'views' inside the rows.*to_event.*AutoNormal"):
+    with pytest.raises(CannotServe, match=r"'z' is in plate 'views' inside the rows.*to_event.*AutoNormal"):
         kind(Plated(), some)
     with pytest.raises(ValueError, match="has no latent site"):
         kind(Plain(), some)
@@ -407,7 +389,7 @@ def test_another_number_of_rows_is_refused(kind, some):
     for call in (guide, guide.posterior):
         with pytest.raises(ValueError, match=rf"{kind.__name__} holds 60 rows, got 50: fit a new one .* Amortized"):
             call(some[:50])
-        with pytest.raises(ValueError, match="index names 10 rows, x has 20"):
+        with pytest.raises(ValueError, match="index has 10 entries, x has 20 rows"):
             call(some[:20], torch.arange(10))
 
 
@@ -439,7 +421,7 @@ def test_options_of_the_network_are_checked(some):
         Amortized(model, some)(size=5)
     with pytest.raises(ValueError, match="activation must be one of silu"):
         Amortized(model, some, activation="swish")
-    with pytest.raises(ValueError, match=r"image=\(1, 2, 3\) has 6 entries, a row has 4"):
+    with pytest.raises(ValueError, match=r"image=\(1, 2, 3\) has 6 entries, but a row has 4"):
         Amortized(model, some, image=(1, 2, 3))
 
 
@@ -509,7 +491,7 @@ def test_a_network_of_ones_own(some, tmp_path):
 
 def test_a_network_of_another_width_is_refused(some):
     model = PPCA(4, 2).double()
-    with pytest.raises(ValueError, match=r"network gives width 3 .*\(\.\.\., 4\), 2 means, 2 numbers of the cov"):
+    with pytest.raises(ValueError, match=r"network returns width 3 .*\(\.\.\., 4\), 2 means, 2 numbers of the cov"):
         Amortized(model, some, network=torch.nn.Linear(4, 3))
     with pytest.raises(
         ValueError, match=r"network fails on zeros of shape \(2, 3, 8\).*network must map \(\.\.\., 8\)"

@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers import jitter, zeros
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.nn import PyroParam
@@ -19,25 +20,16 @@ from zoo.base.plates import rows
 from zoo.base.random import seeded
 from zoo.posterior.engine import reader, reading
 
+pytestmark = pytest.mark.usefixtures("own_store")
+
 N, D, K = 12, 4, 2
 ALGEBRA = {"rtol": 1e-9, "atol": 1e-9}
 PART = torch.tensor([7, 2, 9])
 
 
-@pytest.fixture(autouse=True)
-def store():
-    """A parameter store for every test."""
-    with pyro.get_param_store().scope():
-        yield
-
-
 @pytest.fixture
 def x():
     return torch.randn(N, D, dtype=torch.float64)
-
-
-def zeros(*shape):
-    return torch.zeros(shape, dtype=torch.float64)
 
 
 def one_mean(x=None, index=None, size=None):
@@ -134,12 +126,6 @@ SERVED = [
 ]
 every_family = pytest.mark.parametrize("family", FAMILIES)
 every_cell = pytest.mark.parametrize(("model", "family"), SERVED)
-
-
-def jitter(module):
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
 
 
 def part_of(guide):
@@ -329,7 +315,7 @@ def test_a_discrete_site_may_be_summed_out(family, x):
             trace = poutine.trace(guide).get_trace(x)
         expected = trace.log_prob_sum() - summed(model, x, trace.nodes["z"]["value"])
     assert own == pytest.approx(float(expected), rel=1e-10)
-    with pytest.raises(ValueError, match="SemiAmortized climbs .* of Mixed, of which poutine.block hides a part"):
+    with pytest.raises(ValueError, match="SemiAmortized needs .* of Mixed, of which poutine.block hides a part"):
         SemiAmortized(poutine.block(model, hide=["component", "on"]), x)
 
 

@@ -18,12 +18,7 @@ from zoo.base.plates import rows
 from zoo.infer.losses.compiled import CompiledELBO
 from zoo.infer.optim.fused import Fused
 
-
-@pytest.fixture(autouse=True)
-def store():
-    """A parameter store for every test."""
-    with pyro.get_param_store().scope():
-        yield
+pytestmark = pytest.mark.usefixtures("own_store")
 
 
 @pytest.fixture
@@ -227,7 +222,7 @@ def counts_in_a_buffer(self, z):
 TWISTS = {
     "branches on a draw": (lambda self, z: 1.0 if torch.rand(()) > 0.5 else 2.0, "branches on a draw"),
     "branches on a parameter": (lambda self, z: 1.0 if self.weight[0, 0] > 0 else 2.0, "branches on a parameter"),
-    "takes a number": (lambda self, z: 1.0 + z.detach().abs().mean().item(), "taken out of a tensor"),
+    "takes a number": (lambda self, z: 1.0 + z.detach().abs().mean().item(), "converts a tensor to a number"),
     "draws in Python": (lambda self, z: 1.0 + random.random(), "randomness outside torch"),
     "reads through numpy": (lambda self, z: 1.0 + abs(float(z.detach().numpy().mean())), "through numpy"),
     "counts": (counts, "changes its own"),

@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers import fit
 from pyro.infer import (
     JitTrace_ELBO,
     RenyiELBO,
@@ -23,10 +24,6 @@ import zoo
 from guides import Amortized, Exact, FullRank, MeanField
 from zoo.base.plates import rows
 from zoo.infer.optim.lbfgs import LBFGS
-
-
-def fit(model, guide, x, **settings):
-    return zoo.fit(model, guide, x, progress=False, **settings)
 
 
 def ppca(dtype=torch.float64):
@@ -386,7 +383,7 @@ def test_refuses_a_compiled_loss_twice(some):
     model = ppca()
     fit(model, Amortized(model, some), some, steps=2, loss=loss, optim=adam())
     other = ppca()
-    with pytest.raises(ValueError, match="JitTrace_ELBO is compiled for another model"):
+    with pytest.raises(ValueError, match="JitTrace_ELBO is already compiled for another model"):
         fit(other, Amortized(other, some), some, steps=2, loss=loss, optim=adam())
 
 

@@ -19,11 +19,7 @@ from zoo.base.random import seeded
 from zoo.infer.losses.annealed import AnnealedELBO, linear_warmup
 from zoo.infer.losses.iwae import IWAE
 
-
-@pytest.fixture(autouse=True)
-def own_store(leave_no_trace):
-    with pyro.get_param_store().scope():
-        yield
+pytestmark = pytest.mark.usefixtures("own_store")
 
 
 @pytest.fixture
@@ -504,7 +500,7 @@ def test_refuses_what_has_no_weights_per_row(some, faithful):
         with pyro.plate("columns", 1, dim=-3), rows(x, index, size):
             pyro.sample("z", dist.Normal(some.new_zeros(()), 1.0))
 
-    with pytest.raises(ValueError, match="stands in plate 'columns'"):
+    with pytest.raises(ValueError, match="is in plate 'columns'"):
         IWAE(3).loss_and_grads(crossed, crossed, some)
     model = zoo.PPCA(4, 2).double()
     guide = Amortized(model, some)

@@ -20,12 +20,7 @@ from zoo.infer.optim.fused import Fused
 from zoo.infer.optim.lbfgs import LBFGS
 from zoo.infer.settling import Settling
 
-
-@pytest.fixture(autouse=True)
-def store():
-    """A parameter store for every test."""
-    with pyro.get_param_store().scope():
-        yield
+pytestmark = pytest.mark.usefixtures("own_store")
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers import fit
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
@@ -17,10 +18,6 @@ from zoo.base import Module, rows
 from zoo.infer.guard import Diverged
 
 K = 2
-
-
-def fit(model, guide, x, **options):
-    return zoo.fit(model, guide, x, progress=False, **options)
 
 
 def adam(lr=0.03):

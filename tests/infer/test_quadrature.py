@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers import jitter
 from pyro.infer.autoguide import AutoNormal, init_to_value
 
 from guides import Amortized, Exact, FullRank, MeanField
@@ -12,22 +13,9 @@ from zoo.base.module import Module
 from zoo.base.plates import rows
 from zoo.infer.losses.quadrature import QuadratureELBO
 
+pytestmark = pytest.mark.usefixtures("own_store")
+
 ALGEBRA = 1e-8  # float64: the rule is exact up to rounding
-
-
-@pytest.fixture(autouse=True)
-def store():
-    """A parameter store for every test."""
-    with pyro.get_param_store().scope():
-        yield
-
-
-def jitter(*modules):
-    """Random steps away from the start, in unconstrained coordinates: every parameter matters afterwards."""
-    with torch.no_grad():
-        for module in modules:
-            for parameter in module.parameters():
-                parameter.add_(0.3 * torch.randn_like(parameter))
 
 
 GUIDES = {
@@ -49,7 +37,7 @@ def pair(request, some):
     model = cls(4, 3).double()
     model.initialize(some)
     guide = GUIDES[name](model, some)
-    jitter(model, guide)
+    jitter(model, guide, by=0.3)
     return model, guide
 
 
@@ -90,7 +78,7 @@ def test_pyros_own_guide(some):
     model.initialize(some)
     guide = AutoNormal(model, init_loc_fn=init_to_value(values={"z": torch.zeros(60, 2).double()}))
     guide(some)
-    jitter(guide)
+    jitter(guide, by=0.3)
     q = dist.Normal(guide.locs.z, guide.scales.z).to_event(1)
     assert QuadratureELBO().loss(model, guide, some) == pytest.approx(-model.elbo(some, q).sum().item(), rel=ALGEBRA)
     assert QuadratureELBO.exact(model, guide, some)
@@ -130,7 +118,7 @@ def test_two_gaussian_sites_share_the_points(kind, some):
     whole.initialize(some)
     model = Two(whole)
     guide = kind(model, some)
-    jitter(whole, guide)
+    jitter(whole, guide, by=0.3)
     if kind is MeanField:
         q = dist.Normal(guide.loc, guide.scale).to_event(1)
     else:
@@ -161,7 +149,7 @@ def test_gaussian_and_categorical_sites_together(kind, some):
     means = some[:3]
     model = Factors(ppca, means)
     guide = kind(model, some)
-    jitter(ppca, guide)
+    jitter(ppca, guide, by=0.3)
     if kind is MeanField:
         loc, scale, logits = guide.loc, guide.scale, guide.c_logits
     else:
@@ -191,7 +179,7 @@ class Level(Module):
 def test_a_site_that_all_rows_share(kind, some):
     model = Level()
     guide = kind(model, some)
-    jitter(guide)
+    jitter(guide, by=0.3)
     q = (
         dist.Normal(guide.shared.loc, guide.shared.scale).to_event(1)
         if kind is MeanField
@@ -246,3 +234,36 @@ def test_a_gamma_site_has_no_rule(some):
     with pytest.raises(NotImplementedError, match=r"'rate' \(Gamma\): use Trace_ELBO"):
         QuadratureELBO().loss(model, guide, some)
     assert not QuadratureELBO.exact(model, guide, some)
+
+
+class Counted:
+    """A model or guide that counts its runs on all rows."""
+
+    def __init__(self, function, rows):
+        self.function, self.rows, self.runs = function, rows, 0
+
+    def __call__(self, x=None, index=None, size=None):
+        self.runs += x is not None and len(x) == self.rows
+        return self.function(x, index, size)
+
+
+def test_a_step_traces_the_guide_once(some):
+    model = FactorAnalysis(4, 2).double()
+    guide = Counted(MeanField(model, some), len(some))
+    loss = QuadratureELBO()
+    with pyro.get_param_store().scope():
+        loss.prepare(pyro.poutine.trace(guide.function).get_trace(some))
+        losses = [loss.loss_and_grads(model, guide, some) for _ in range(3)]
+    assert guide.runs == 3
+    assert losses[0] == pytest.approx(QuadratureELBO().loss(model, guide.function, some), rel=1e-12)
+
+
+def test_a_rule_for_other_sites_is_replaced(some):
+    """Of another width, another number of values, another dtype, more sites and fewer of them."""
+    loss = QuadratureELBO()
+    pairs = [FactorAnalysis(4, 2), FactorAnalysis(4, 1), GMM(4, 2), GMM(4, 3), FactorAnalysis(4, 1), PPCA(4, 2)]
+    for model, dtype in zip(pairs, (torch.float64, *[torch.float32] * 4, torch.float64), strict=True):
+        model, x = model.to(dtype), some.to(dtype)
+        guide = MeanField(model, x)
+        with pyro.get_param_store().scope():
+            assert loss.loss(model, guide, x) == QuadratureELBO().loss(model, guide, x)

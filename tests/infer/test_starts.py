@@ -220,7 +220,7 @@ def test_a_point_mass_is_ranked_by_a_score_of_yours(some):
         model = Prior()
         return model, AutoDelta(model)
 
-    with pytest.raises(ValueError, match="no bound to rank the runs by.*pass score="):
+    with pytest.raises(ValueError, match="no bound by which to rank the runs.*pass score="):
         best_of(build, some, seeds=1, steps=5, progress=False)
     found = best_of(build, some, seeds=2, steps=5, progress=False, score=lambda run: -float(run.losses[-1]))
     assert all(row.elbo is None for row in found.table)

@@ -3,6 +3,7 @@
 import pyro
 import pytest
 import torch
+from helpers import close
 from pyro import poutine
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
@@ -12,20 +13,11 @@ import zoo
 from zoo import GMM
 from zoo.base.protocols import Conjugate
 
+pytestmark = pytest.mark.usefixtures("own_store")
+
 ALGEBRA = 1e-8  # float64, well-conditioned covariances: rounding stays far below
 COVARIANCES = ["full", "tied", "diag", "spherical"]
 covariances = pytest.mark.parametrize("covariance", COVARIANCES)
-
-
-@pytest.fixture(autouse=True)
-def store():
-    """A parameter store for every test."""
-    with pyro.get_param_store().scope():
-        yield
-
-
-def close(a, b, tolerance=ALGEBRA):
-    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
 def random_model(covariance, d=3, k=4):
@@ -203,7 +195,7 @@ def test_a_start_is_reproducible_and_lies_on_the_data(covariance, iris):
     assert not torch.equal(a.mean, c.mean)
     assert all((mean == iris).all(-1).any() for mean in a.mean)  # k-means++ chooses rows
     assert len(a.mean.unique(dim=0)) == 3
-    close(a.weight.detach(), torch.full((3,), 1 / 3).double())
+    close(a.weight, torch.full((3,), 1 / 3, dtype=torch.float64))
     spread = iris.var(0, correction=0)
     expected = spread.mean().expand(4) if covariance == "spherical" else spread
     close(dense(a).diagonal(dim1=-2, dim2=-1), expected.expand(3, 4), 2e-6)  # the ridge is 1e-6 of the variance

@@ -3,9 +3,9 @@
 import json
 import math
 
-import pyro
 import pytest
 import torch
+from helpers import close
 from pyro import poutine
 from torch import nn
 
@@ -16,18 +16,9 @@ from zoo.base.random import seeded
 from zoo.networks.convolution import Flattened
 from zoo.networks.perceptron import Constant
 
+pytestmark = pytest.mark.usefixtures("own_store")
+
 ALGEBRA = 1e-8  # float64 and a handful of operations
-
-
-@pytest.fixture(autouse=True)
-def store():
-    """A parameter store for every test."""
-    with pyro.get_param_store().scope():
-        yield
-
-
-def close(a, b, tolerance=ALGEBRA):
-    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
 @pytest.fixture
@@ -289,7 +280,7 @@ def test_images_convolve_where_the_numbers_are_images():
         model = VAE(4, 2, image=(1, 2, 2), covariance=covariance)
         assert isinstance(model.mean, Flattened)
         assert not isinstance(model.scale, Flattened)
-    with pytest.raises(ValueError, match=r"image=\(1, 3, 2\) has 6 entries, a row has 4"):
+    with pytest.raises(ValueError, match=r"image=\(1, 3, 2\) has 6 entries, but a row has 4"):
         VAE(4, 2, image=(1, 3, 2))
 
 
@@ -311,7 +302,7 @@ def test_options_are_checked():
         ({"activation": "swish"}, "activation must be one of silu,"),
         ({"activation": "swish", "gated": True}, "activation must be one of silu,"),
         ({"likelihood": "normal"}, "likelihood must be one of gaussian,"),
-        ({"likelihood": "poisson", "covariance": "full"}, "covariance='full' is for likelihood='gaussian' alone"),
+        ({"likelihood": "poisson", "covariance": "full"}, "covariance='full' is for likelihood='gaussian' only"),
         ({"covariance": "dense"}, "covariance must be one of"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -334,7 +325,7 @@ def test_unfit_data_are_refused_before_the_fit(iris, untouched):
     with untouched(), pytest.raises(ValueError, match=r"x holds 0\.25 in row 3, column 2, but likelihood 'bernoulli'"):
         zoo.fit(model, guide, x, steps=1, progress=False)
     x[:, 2] = math.nan
-    with pytest.raises(ValueError, match="column 2 of x holds nothing but NaN: a VAE needs"):
+    with pytest.raises(ValueError, match="column 2 of x has only NaN: a VAE needs"):
         zoo.fit(model, guide, x, steps=1, progress=False)
 
 
@@ -432,9 +423,9 @@ def test_a_decoder_of_ones_own(name, iris, tmp_path):
 
 
 def test_a_decoder_of_another_width_is_refused():
-    with pytest.raises(ValueError, match=r"decoder gives width 7 .*\(\.\.\., 8\), 4 locations, then 4 noise numbers"):
+    with pytest.raises(ValueError, match=r"decoder returns width 7 .*, 8\), 4 locations, then 4 noise parameters"):
         VAE(4, 2, decoder=Decoder(7))
-    with pytest.raises(ValueError, match=r"decoder gives width 8 .*\(\.\.\., 4\), 4 locations$"):
+    with pytest.raises(ValueError, match=r"decoder returns width 8 .*\(\.\.\., 4\), 4 locations$"):
         VAE(4, 2, decoder=Decoder(8), noise="constant")
 
 

@@ -119,7 +119,7 @@ def test_images_are_three_numbers(wrong):
 
 def test_images_fit_the_columns():
     assert check_image([1, 28, 28], 784) == (1, 28, 28)
-    with pytest.raises(ValueError, match=r"image=\(1, 28, 28\) has 784 entries, a row has 64: pass"):
+    with pytest.raises(ValueError, match=r"image=\(1, 28, 28\) has 784 entries, but a row has 64: pass"):
         check_image((1, 28, 28), 64)
     for wrong in ((1, 0, 28), (1, 2.0, 3)):
         with pytest.raises(ValueError, match="image must be a whole number of at least 1"):
@@ -171,13 +171,13 @@ def test_a_network_of_the_users_is_tried(untouched):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (nn.Linear(3, 4), r"decoder gives width 4 for zeros of shape \(2, 3, 3\)"),
-        (Wide(), "decoder gives width 6"),
-        (Flat(), r"decoder gives shape \(18,\)"),
+        (nn.Linear(3, 4), r"decoder returns width 4 for zeros of shape \(2, 3, 3\)"),
+        (Wide(), "decoder returns width 6"),
+        (Flat(), r"decoder returns shape \(18,\)"),
         (nn.Linear(4, 5), r"decoder fails on zeros of shape \(2, 3, 3\), mat1 and mat2"),
-        (Deaf(), "decoder gives a tuple, no tensor"),
-        (nn.Linear, "decoder is the class Linear, no module"),
-        (len, "decoder is a len, no module"),
+        (Deaf(), "decoder returns a tuple, not a tensor"),
+        (nn.Linear, "decoder is the class Linear, not a module"),
+        (len, "decoder is a len, not a module"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

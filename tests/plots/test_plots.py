@@ -122,9 +122,9 @@ def test_ellipses_in_other_columns(data):
     model = mixture(data, "diag").model
     ax = plots.ellipses(model, Figure().subplots(), dims=(2, 1), sds=(1,))
     np.testing.assert_allclose(ax.patches[0].center, model.mean[0, [2, 1]].detach(), rtol=1e-6)
-    with pytest.raises(ValueError, match="the model has 3 columns"):
+    with pytest.raises(ValueError, match="but the model has 3 columns"):
         plots.ellipses(model, ax, dims=(0, 3))
-    with pytest.raises(ValueError, match="PPCA is no Gaussian mixture"):
+    with pytest.raises(ValueError, match="PPCA is not a Gaussian mixture"):
         plots.ellipses(zoo.PPCA(3, 1), ax)
 
 
@@ -152,8 +152,8 @@ def test_gap_refuses(rows, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"labels": [0, 1]}, "labels has shape (2,), and x 60 rows"),
-        ({"labels": np.arange(60)}, "more than a legend holds"),
+        ({"labels": [0, 1]}, "labels has shape (2,), but x has 60 rows"),
+        ({"labels": np.arange(60)}, "more than a legend can show"),
         ({"labels": np.arange(60) % 3, "label_names": ["u", "v"]}, "from 0 to 1"),
     ],
 )
@@ -173,7 +173,7 @@ def test_leaves_no_trace(run, data, tmp_path):
     path = plots.save(ax, tmp_path / "new" / "loss.png")
     assert path.read_bytes()[:4] == b"\x89PNG"
     assert plots.save(ax.figure, tmp_path / "loss.pdf").stat().st_size > 1000
-    with pytest.raises(ValueError, match="known format"):
+    with pytest.raises(ValueError, match="known suffix"):
         plots.save(ax, tmp_path / "loss.txt")
 
 
@@ -326,7 +326,10 @@ def test_latent_of_chosen_factors(pictures):
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("factor 1 (posterior mean)", "factor 0 (posterior mean)")
     ax = plots.latent(run, x, factors=1)
     np.testing.assert_allclose(ax.collections[0].get_offsets()[:, 1], mean[:, 1], rtol=1e-5)
-    for factors, message in (((0, 2), "names factor 2, and the model has 2"), ((1, 1), "two different numbers")):
+    for factors, message in (
+        ((0, 2), "factors: 2 is out of range, as the model has 2"),
+        ((1, 1), "two different numbers"),
+    ):
         with pytest.raises(ValueError, match=message):
             plots.latent(run, x, factors=factors)
 
@@ -343,29 +346,35 @@ def test_twenty_labels_differ_in_colour_or_marker():
     [
         (
             lambda r, x: plots.samples(zoo.generate(r, 3), image=(2, 4)),
-            "image=(2, 4) has 8 pixels, and the rows",
+            "image=(2, 4) has 8 pixels, but the rows",
         ),
         (lambda r, x: plots.samples(zoo.generate(r, 3), image=(9,)), "image must be (height, width)"),
-        (lambda r, x: plots.samples(zoo.generate(r, 3), image=True, limits=(1, 0)), "limits must be two growing"),
+        (lambda r, x: plots.samples(zoo.generate(r, 3), image=True, limits=(1, 0)), "limits must be two increasing"),
         (lambda r, x: plots.traversal([], image=True), "result is empty"),
         (
             lambda r, x: plots.traversal([zoo.traverse(r, 0), zoo.traverse(r, 1, steps=3)], image=True),
-            "traversals of different values or places",
+            "traversals with different values or positions",
         ),
         (
             lambda r, x: plots.traversal([zoo.traverse(r, f, x=x) for f in (0, 1)], image=True),
             "several factors from 20 rows each",
         ),
-        (lambda r, x: plots.traversal(zoo.traverse(r, 0, x=x)), "20 lines, and profiles show one"),
+        (lambda r, x: plots.traversal(zoo.traverse(r, 0, x=x)), "20 lines, but profiles show one"),
         (lambda r, x: plots.traversal(zoo.traverse(r, 0), standard=x[:, :2]), "standard has shape (20, 2)"),
-        (lambda r, x: plots.traversal(zoo.traverse(r, 0), standard=0 * x), "column 0 of standard does not vary"),
-        (lambda r, x: plots.reconstruction(x[:5], zoo.reconstruct(r, x)), "result has shape (20, 9), and x (5, 9)"),
-        (lambda r, x: plots.reconstruction(x, zoo.reconstruct(r, x), rows=[20]), "rows names row 20, and there are 20"),
+        (lambda r, x: plots.traversal(zoo.traverse(r, 0), standard=0 * x), "column 0 of standard is constant"),
+        (lambda r, x: plots.reconstruction(x[:5], zoo.reconstruct(r, x)), "result has shape (20, 9), but x has (5, 9)"),
+        (
+            lambda r, x: plots.reconstruction(x, zoo.reconstruct(r, x), rows=[20]),
+            "rows: 20 is out of range, as x has 20",
+        ),
         (lambda r, x: plots.imputation(x, zoo.impute(r, x)), "x has no missing entries"),
-        (lambda r, x: plots.manifold(r), "pass image for rows that are images, or column"),
-        (lambda r, x: plots.manifold(r, image=True, column=1), "and not both"),
-        (lambda r, x: plots.manifold(r, column=9), "column=9: the rows have 9 columns"),
-        (lambda r, x: plots.manifold(r, image=True, factors=(0, 2)), "factors names factor 2, and the model has 2"),
+        (lambda r, x: plots.manifold(r), "pass either image"),
+        (
+            lambda r, x: plots.manifold(r, image=True, column=1),
+            "pass either image, for rows that are images, or column",
+        ),
+        (lambda r, x: plots.manifold(r, column=9), "column=9, but the rows have 9 columns"),
+        (lambda r, x: plots.manifold(r, image=True, factors=(0, 2)), "factors: 2 is out of range, as the model has 2"),
         (lambda r, x: plots.manifold(r, image=True, factors=(1, 1)), "two different numbers"),
     ],
 )
@@ -375,7 +384,7 @@ def test_decoded_refuses(call, message, pictures):
 
 
 def test_a_square_is_refused_where_there_is_none(run):
-    with pytest.raises(ValueError, match="image=True asks for a square, and 3 columns make none"):
+    with pytest.raises(ValueError, match="image=True needs a square image, and 3 is not a square"):
         plots.samples(zoo.generate(run, 2), image=True)
 
 
@@ -385,7 +394,7 @@ def test_a_mixture_has_no_manifold(data):
 
 
 def test_a_pair_without_a_record_of_its_training_has_no_losses(run):
-    with pytest.raises(ValueError, match="no record of its training, and so no losses to draw"):
+    with pytest.raises(ValueError, match="no record of its training and thus no losses to draw"):
         plots.loss(zoo.Fit(run.model, run.guide))
     ax = plots.latent(zoo.Fit(run.model, run.guide, store=run.store), torch.zeros(5, run.model.data_dim).double())
     assert ax.collections

@@ -91,7 +91,7 @@ def test_row_gaps_given_what_rows_share(together):
 
 def test_row_gaps_refuses_rows_without_gaps(together):
     unknown = replace(together, khat=torch.full((3,), math.nan))
-    with pytest.raises(ValueError, match="no gap of their own.*found.shared.gap, is 1.5 nats"):
+    with pytest.raises(ValueError, match="there are no gaps per row.*found.shared.gap, is 1.5 nats"):
         plots.row_gaps(unknown)
     ax = plots.khat(unknown)
     assert not ax.collections  # and nothing at the floor
@@ -153,7 +153,7 @@ def test_ranks_of_many_units(calibration):
 
 def test_coverage(calibration):
     ax = plots.coverage(calibration)
-    assert words(ax) == ["as promised", "z[0]", "z[1]"]
+    assert words(ax) == ["nominal", "z[0]", "z[1]"]
     kept = {bar.get_label(): bar for bar in ax.containers}
     np.testing.assert_allclose(kept["z[0]"].lines[0].get_ydata(), 0, atol=1e-9)
     np.testing.assert_allclose(kept["z[1]"].lines[0].get_ydata(), [50, 20, 10, 5])

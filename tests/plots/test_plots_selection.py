@@ -145,9 +145,9 @@ def test_marginals(replicated):
     assert lines(ax, "outside: 2")[:, 0].tolist() == pytest.approx([0.5, 0.7])
     assert ax.get_xlabel() == "b: quantiles of the replicates"
     assert "inside: 5 of 5 quantiles" in words(plots.marginals(replicated, 0))
-    with pytest.raises(ValueError, match="no column 'c': there are a, b"):
+    with pytest.raises(ValueError, match="no column 'c', only a, b"):
         plots.marginals(replicated, "c")
-    with pytest.raises(ValueError, match="column=2: the rows have 2 columns"):
+    with pytest.raises(ValueError, match="column=2, but the rows have 2 columns"):
         plots.marginals(replicated, 2)
 
 
@@ -179,7 +179,7 @@ def test_loadings():
     spans = np.concatenate([np.array(c.get_segments())[:, :, 0] for c in ax.collections])
     np.testing.assert_allclose(spans.mean(1), estimate.T.flatten(), atol=1e-12)
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "b"]
-    assert words(plots.loadings(found, factors=[1])) == ["factor 1", "0 within"]
+    assert words(plots.loadings(found, factors=[1])) == ["factor 1", "0 inside"]
     for wrong in ([2], [], [0, 0]):
         with pytest.raises(ValueError, match="factors must be different numbers of the 2 factors"):
             plots.loadings(found, factors=wrong)

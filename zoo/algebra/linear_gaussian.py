@@ -1,9 +1,9 @@
-r"""The algebra that PPCA and factor analysis share.
+r"""The algebra of linear-Gaussian models: PPCA and factor analysis.
 
 .. math:: z \sim N(0, I_K), \quad x \mid z \sim N(W z + \mu, \Psi), \quad \Psi = \mathrm{diag}(\psi)
 
-Everything here is a function of ``weight`` W (d, k), ``mean`` mu (d,) and ``noise`` psi (d,), the noise variances.
-Rows with missing entries (NaN) take the way through :mod:`zoo.algebra.missing_linear`.
+The functions take ``weight`` W (d, k), ``mean`` mu (d,) and ``noise`` psi (d,), the noise variances. Rows with missing
+entries (NaN) are handled by :mod:`zoo.algebra.missing_linear`.
 """
 
 import math
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyro.distributions as dist
 import torch
-from scipy.optimize import minimize  # type: ignore[import-untyped]  # comes with scikit-learn
+from scipy.optimize import minimize  # type: ignore[import-untyped]  # a dependency of scikit-learn
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -24,12 +24,12 @@ from zoo.base.independent import without_event_dims
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Sufficient statistics of rows under a Gaussian: all that EM needs to see of the data.
+    """Sufficient statistics of rows under a Gaussian model: all that EM needs of the data.
 
     Attributes:
         count: the number of rows n.
         mean: the column means (d,).
-        covariance: the sample covariance, divided by n (d, d).
+        covariance: the sample covariance with divisor n (d, d).
     """
 
     count: int
@@ -38,7 +38,7 @@ class Moments:
 
     @classmethod
     def of(cls, x: Tensor, chunk: int = 65536) -> "Moments":
-        """The moments of the rows of ``x`` (n, d), in float64, without a float64 copy of ``x``."""
+        """The moments of rows (n, d) in float64, without a float64 copy of ``x``."""
         n = len(x)
         total = sum(part.double().sum(0) for part in x.split(chunk))
         mean = total / n
@@ -49,12 +49,12 @@ class Moments:
         return cls(n, mean, scatter / n)
 
     def to(self, other: Tensor) -> "Moments":
-        """The same moments in the dtype and on the device of ``other``."""
+        """The moments in the dtype and on the device of ``other``."""
         return Moments(self.count, self.mean.to(other), self.covariance.to(other))
 
 
 def posterior_precision(weight: Tensor, noise: Tensor) -> Tensor:
-    r""":math:`P = I + W^T \Psi^{-1} W` (k, k), the precision of z given x: the same for every row."""
+    r""":math:`P = I + W^T \Psi^{-1} W` (k, k), the precision of z given x, the same for every row."""
     identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
     return identity + (weight.T / noise) @ weight
 
@@ -83,7 +83,7 @@ def log_marginal(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> Tens
 
 
 def elbo(x: Tensor, q: Distribution, weight: Tensor, mean: Tensor, noise: Tensor) -> Tensor:
-    r"""The bound of a Gaussian q(z) = N(m, V) in closed form, one per row (n,).
+    r"""The evidence lower bound of a Gaussian q(z) = N(m, V) in closed form, one per row (n,).
 
     .. math:: -\tfrac12 (D \log 2\pi + \log|\Psi| + r^T \Psi^{-1} r + \mathrm{tr}(W^T \Psi^{-1} W V))
               -\tfrac12 (\mathrm{tr} V + m^T m - K) + \tfrac12 \log|V|, \quad r = x - \mu - W m
@@ -104,7 +104,7 @@ def gaussian_moments(q: Distribution) -> tuple[Tensor, Tensor]:
     """Mean (n, k) and covariance (n, k, k) of a Gaussian, whatever its parametrisation.
 
     Raises:
-        TypeError: ``q`` is no Gaussian.
+        TypeError: ``q`` is not a Gaussian.
     """
     base = without_event_dims(q)
     if isinstance(base, torch.distributions.Normal):
@@ -115,7 +115,7 @@ def gaussian_moments(q: Distribution) -> tuple[Tensor, Tensor]:
 
 
 def log_likelihood(moments: Moments, weight: Tensor, mean: Tensor, noise: Tensor) -> Tensor:
-    """The total log-likelihood of all rows from their moments, a scalar."""
+    """The total log-likelihood of all rows, from their moments: a scalar."""
     offset = moments.mean - mean
     scatter = moments.covariance + torch.outer(offset, offset)  # (d, d)
     root = torch.linalg.cholesky(posterior_precision(weight, noise))
@@ -131,7 +131,7 @@ def em_update(moments: Moments, weight: Tensor, noise: Tensor) -> tuple[Tensor, 
 
     With :math:`\beta = P^{-1} W^T \Psi^{-1}` and S the covariance,
     :math:`W \leftarrow S \beta^T (P^{-1} + \beta S \beta^T)^{-1}` and the residuals
-    :math:`\mathrm{diag}(S - W \beta S)`: factor analysis keeps them, PPCA their mean.
+    :math:`\mathrm{diag}(S - W \beta S)`: factor analysis uses them, PPCA their mean.
     """
     root = torch.linalg.cholesky(posterior_precision(weight, noise))
     beta = torch.cholesky_solve(weight.T / noise, root)  # (k, d)
@@ -141,16 +141,16 @@ def em_update(moments: Moments, weight: Tensor, noise: Tensor) -> tuple[Tensor, 
     weight = torch.linalg.solve(second, cross).T
     variance = moments.covariance.diagonal()
     residual = variance - (weight * cross.T).sum(1)
-    return weight, torch.maximum(residual, 1e-12 * variance)  # rounding may take a perfect fit below zero
+    return weight, torch.maximum(residual, 1e-12 * variance)  # a perfect fit may be negative by rounding
 
 
 def refuse_low_rank(x: Tensor, latent_dim: int) -> None:
-    """Raise where complete rows (n, d) lie in a plane of the factors' dimension: no variance is left for the noise.
+    """Refuses complete rows (n, d) in a subspace of the factors' dimension, which leaves no variance for the noise.
 
     Raises:
-        ValueError: tells the rank of the rows.
+        ValueError: the rank of the centred rows is too low; the message states it.
     """
-    for some in (x[: 4 * x.shape[1] + 4], x):  # a few rows show it, unless they are like no others
+    for some in (x[: 4 * x.shape[1] + 4], x):  # a few rows usually suffice
         moments = Moments.of(some)
         values = torch.linalg.eigvalsh(moments.covariance)
         resolution = 1e-14 * (values.sum() + moments.mean.square().sum())
@@ -158,15 +158,15 @@ def refuse_low_rank(x: Tensor, latent_dim: int) -> None:
         if rank > latent_dim:
             return
     if rank == 0:
-        raise ValueError("x does not vary, every row is the same: the likelihood of PPCA is unbounded there")
+        raise ValueError("all rows of x are equal: the likelihood of PPCA is unbounded")
     raise ValueError(
         f"the rows of x span {rank} dimensions, no more than latent_dim={latent_dim}: no variance is left for the "
-        "noise and the likelihood of PPCA is unbounded. Take fewer factors, or more rows"
+        "noise, and the likelihood of PPCA is unbounded. Use fewer factors, or more rows"
     )
 
 
 def best_weight(moments: Moments, noise: Tensor, latent_dim: int) -> Tensor:
-    r"""The loadings (d, k) of highest likelihood for given noise variances, in closed form.
+    r"""The loadings (d, k) that maximise the likelihood for given noise variances, in closed form.
 
     With :math:`\lambda_j, u_j` the leading eigenpairs of :math:`\Psi^{-1/2} S \Psi^{-1/2}`, column j is
     :math:`\Psi^{1/2} u_j \sqrt{\max(\lambda_j - 1, 0)}` (Joereskog 1967, Psychometrika 32).
@@ -175,20 +175,20 @@ def best_weight(moments: Moments, noise: Tensor, latent_dim: int) -> Tensor:
     values, vectors = torch.linalg.eigh(moments.covariance / torch.outer(root, root))
     leading = (values[-latent_dim:] - 1).clamp_min(0).sqrt()
     weight = root.unsqueeze(1) * vectors[:, -latent_dim:] * leading
-    return torch.nn.functional.pad(weight, (0, latent_dim - weight.shape[1]))  # more factors than columns add nothing
+    return torch.nn.functional.pad(weight, (0, latent_dim - weight.shape[1]))  # zeros for surplus factors
 
 
 def best_noise(moments: Moments, noise: Tensor, least: Tensor, latent_dim: int, steps: int = 10_000) -> Tensor:
-    r"""The noise variances (d,) of highest likelihood nearest uphill from ``noise``, none below ``least``, in float64.
+    r"""The noise variances (d,) at a maximum of the likelihood reached from ``noise``, bounded below by ``least``.
 
     With :math:`\lambda` the eigenvalues of :math:`\Psi^{-1/2} S \Psi^{-1/2}` and :math:`\lambda^+ = \max(\lambda, 1)`,
-    the log-likelihood at the best loadings is, but for a constant,
+    the log-likelihood at the best loadings is, up to a constant,
 
     .. math:: -\tfrac n2 \Big(\sum_j \log \psi_j + \sum_{j \le K} (\log \lambda_j^+ + \lambda_j / \lambda_j^+)
               + \sum_{j > K} \lambda_j\Big)
 
-    and its derivative by :math:`\psi_j` is :math:`-\tfrac n2 (W W^T + \Psi - S)_{jj} / \psi_j^2`. L-BFGS-B on the
-    logarithms, within bounds, as R's factanal does it (Joereskog 1967, Psychometrika 32).
+    and its derivative by :math:`\psi_j` is :math:`-\tfrac n2 (W W^T + \Psi - S)_{jj} / \psi_j^2`. It is maximised
+    by L-BFGS-B in float64 over the logarithms, as in R's factanal (Joereskog 1967, Psychometrika 32).
 
     Raises:
         FloatingPointError: the search ended without a maximum.
@@ -202,7 +202,7 @@ def best_noise(moments: Moments, noise: Tensor, least: Tensor, latent_dim: int, 
         top, rest = values[-latent_dim:], values[:-latent_dim]
         raised = np.maximum(top, 1.0)
         value = logs.sum() + (np.log(raised) + top / raised).sum() + rest.sum()
-        explained = (vectors[:, -latent_dim:] ** 2) @ (raised - 1.0)  # of W W', in units of the noise
+        explained = (vectors[:, -latent_dim:] ** 2) @ (raised - 1.0)  # the diagonal of W W', in units of the noise
         slope = explained + 1.0 - covariance.diagonal() / psi
         return 0.5 * moments.count * float(value), 0.5 * moments.count * slope
 
@@ -223,7 +223,7 @@ def best_noise(moments: Moments, noise: Tensor, least: Tensor, latent_dim: int, 
 def cloud(x: Tensor, latent_dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """A random start on the scale of the data: loadings (d, k), column means (d,), noise variances (d,).
 
-    Half of every column's variance goes to the noise, half to loadings of random direction.
+    Half of every column's variance is noise, the other half is explained by loadings of random direction.
     """
     variance, mean = column_moments(x)
     usual = variance[variance > 0].mean() if (variance > 0).any() else variance.new_ones(())
@@ -240,20 +240,20 @@ def impute(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> Imputation
 
 
 def summarize(x: Tensor) -> Moments | Incomplete:
-    """What EM needs to see of the rows ``x`` (n, d): their moments, or all of them where entries are missing."""
+    """The data that EM needs of rows (n, d): their moments, or all rows if entries are missing."""
     return Incomplete.of(x) if incomplete(x) else Moments.of(x)
 
 
 def refuse_constant_columns(x: Tensor | Moments, model: str, why: str | None = None) -> None:
-    """Raise where what is observed of a column does not vary: its noise variance goes to 0, the likelihood to infinity.
+    """Refuses columns with constant observed entries, for which a noise variance of 0 gives an infinite likelihood.
 
     Args:
         x: the rows (n, d), or their moments.
         model: its name.
-        why: what is wrong with such a column, and the way out; None: that the likelihood is unbounded.
+        why: the problem with such a column and a remedy; None: an unbounded likelihood.
 
     Raises:
-        ValueError: names the constant columns, counted from 0.
+        ValueError: columns are constant; the message names them, counted from 0.
     """
     if isinstance(x, Moments):
         spread, level = x.covariance.diagonal().sqrt(), x.mean.abs()
@@ -267,7 +267,6 @@ def refuse_constant_columns(x: Tensor | Moments, model: str, why: str | None = N
     if constant:
         shown = ", ".join(map(str, constant[:10])) + (", ..." if len(constant) > 10 else "")
         why = why or (
-            f"the likelihood of {model} is unbounded there. Leave them out, or take PPCA, whose columns share one "
-            "noise variance"
+            f"the likelihood of {model} is unbounded. Omit them, or use PPCA, whose columns share one noise variance"
         )
         raise ValueError(f"x has {len(constant)} constant column{'s' * (len(constant) > 1)} ({shown}): {why}")

@@ -1,4 +1,4 @@
-"""Rows with missing entries (NaN), missing at random: what the models that accept them share.
+"""Rows with entries missing at random (NaN): data structures and algebra for the models that accept them.
 
 Rubin (1976), Inference and missing data, Biometrika 63; Little and Rubin (2019), Statistical Analysis with Missing
 Data.
@@ -20,8 +20,8 @@ class Imputation:
     """The missing entries of rows, given the observed ones.
 
     Attributes:
-        mean: the rows (n, d) with :math:`E[x_m | x_o]` in the missing entries, the others as observed.
-        variance: the conditional variance of every entry (n, d), 0 where it was observed.
+        mean: the rows (n, d), with :math:`E[x_m | x_o]` for missing entries and observed entries unchanged.
+        variance: the conditional variance of every entry (n, d), 0 for observed ones.
     """
 
     mean: Tensor
@@ -29,17 +29,17 @@ class Imputation:
 
     @property
     def missing(self) -> Tensor:
-        """Which entries were missing (n, d): those with a variance."""
+        """Whether an entry was missing (n, d): its variance is positive."""
         return self.variance > 0
 
     def summary(self) -> dict[str, float]:
-        """The numbers of rows and of missing entries, and the root mean conditional variance of these."""
+        """The numbers of rows and of missing entries, and the root of the mean conditional variance of these."""
         count = int(self.missing.sum())
         sd = float(self.variance.double().sum() / count) ** 0.5 if count else 0.0
         return {"rows": float(len(self.mean)), "missing": float(count), "sd": sd}
 
     def frame(self) -> polars.DataFrame:
-        """A row per missing entry: its row and column, counted from 0, mean and standard deviation."""
+        """One line per missing entry: its row and column, counted from 0, its mean and its standard deviation."""
         row, column = self.missing.cpu().nonzero(as_tuple=True)
         mean, variance = (value.detach().cpu().double()[row, column] for value in (self.mean, self.variance))
         return polars.DataFrame(
@@ -54,14 +54,14 @@ class Imputation:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Some rows of an :class:`Incomplete`, sorted by their pattern of missingness.
+    """Some rows of an :class:`Incomplete`, sorted by missingness pattern.
 
     Attributes:
-        rows: their numbers (b,).
+        rows: the numbers of the rows (b,).
         filled: the data (b, d), 0 where missing.
-        observed: which entries are there (b, d).
+        observed: whether an entry is observed (b, d).
         patterns: the distinct rows of ``observed`` (p, d).
-        which: the pattern of every row (b,).
+        which: the index of every row's pattern (b,).
     """
 
     rows: Tensor
@@ -77,7 +77,7 @@ class Incomplete:
 
     Attributes:
         filled: the data (n, d), 0 where missing.
-        observed: which entries are there (n, d).
+        observed: whether an entry is observed (n, d).
     """
 
     filled: Tensor
@@ -93,14 +93,14 @@ class Incomplete:
         return len(self.filled)
 
     def sorted(self) -> "Sorted":
-        """The same rows, sorted by pattern."""
+        """The rows sorted by missingness pattern."""
         patterns, which = torch.unique(self.observed, dim=0, return_inverse=True)
         return Sorted(self, patterns, which, which.argsort(stable=True))
 
 
 @dataclass(frozen=True, eq=False)
 class Sorted:
-    """Incomplete data, sorted by pattern: ``patterns`` (p, d), ``which`` (n,) of them, ``order`` of the rows (n,)."""
+    """Incomplete data sorted by pattern: ``patterns`` (p, d), each row's index ``which`` (n,), and ``order`` (n,)."""
 
     data: Incomplete
     patterns: Tensor
@@ -111,7 +111,7 @@ class Sorted:
         return len(self.data)
 
     def parts(self, size: int) -> Iterator[Part]:
-        """Chunks of at most ``size`` rows, each with the patterns that occur in it."""
+        """Chunks of at most ``size`` rows, each with the patterns in it."""
         for chosen in self.order.split(max(1, size)):
             here, which = self.which[chosen].unique_consecutive(return_inverse=True)
             filled, observed = self.data.filled[chosen], self.data.observed[chosen]
@@ -119,21 +119,21 @@ class Sorted:
 
 
 def marginal_root(covariance: Tensor, observed: Tensor) -> Tensor:
-    """The Cholesky factor of the observed block of a covariance (..., d, d), and the identity in the missing one."""
+    """The Cholesky factor of a covariance (..., d, d) in the observed block, and the identity in the missing block."""
     both = observed.unsqueeze(-1) & observed.unsqueeze(-2)
     identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
     return torch.linalg.cholesky(torch.where(both, covariance, identity))
 
 
 def log_density(offset: Tensor, observed: Tensor, root: Tensor) -> Tensor:
-    """log N of the observed entries (...): ``offset`` x - mu (..., d) is 0 elsewhere, ``root`` by `marginal_root`."""
+    """log N of the observed entries (...), for x - mu (..., d), 0 where missing, and the root of `marginal_root`."""
     white = torch.linalg.solve_triangular(root, offset.unsqueeze(-1), upper=False).squeeze(-1)
-    logdet = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # the identity adds nothing
+    logdet = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # the identity contributes 0
     return -0.5 * (observed.to(offset).sum(-1) * math.log(2 * math.pi) + white.square().sum(-1)) - logdet
 
 
 def column_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Variance and mean of every column (d,), by the entries that are there (0 where nothing is)."""
+    """Variance and mean of the observed entries of every column (d,); 0 for a column without any."""
     if not incomplete(x):
         variance, mean = torch.var_mean(x, 0, correction=0)
         return variance, mean
@@ -144,19 +144,19 @@ def column_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def refuse_unobserved_columns(x: Tensor, model: str) -> None:
-    """Raise where a column shows too little to say anything about it.
+    """Refuses columns with fewer than two observed values.
 
     Raises:
-        ValueError: names a column, counted from 0, with fewer than two observed values.
+        ValueError: a column has too few observed values; the message names it, counted from 0.
     """
     if not incomplete(x):
         return
     count = (~x.isnan()).sum(0)
     scarce = (count < 2).nonzero().flatten().tolist()
     if scarce:
-        held = "nothing but NaN" if count[scarce[0]] == 0 else "one observed value only"
-        more = f" (and so {len(scarce) - 1} more)" if len(scarce) > 1 else ""
+        held = "only NaN" if count[scarce[0]] == 0 else "only one observed value"
+        more = f" (and likewise {len(scarce) - 1} more)" if len(scarce) > 1 else ""
         raise ValueError(
-            f"column {scarce[0]} of x holds {held}{more}: {model} needs at least two observed values in every column, "
-            "leave it out"
+            f"column {scarce[0]} of x has {held}{more}: {model} needs at least two observed values in every column, "
+            "so omit it"
         )

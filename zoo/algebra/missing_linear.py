@@ -3,7 +3,7 @@ r"""The algebra of :mod:`zoo.algebra.linear_gaussian` for rows with missing entr
 .. math:: P_n = I + W_o^T \Psi_o^{-1} W_o, \quad
           p(z_n \mid x_{n,o}) = N(P_n^{-1} W_o^T \Psi_o^{-1} (x_o - \mu_o), P_n^{-1})
 
-where the observed rows o of W and Psi differ from row to row of the data.
+where o, the observed columns of a row of the data, selects rows of W and entries of Psi.
 """
 
 import math
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from zoo.algebra.missing import Imputation, Incomplete
 
-BUDGET = 2**22  # numbers per array and chunk; bounds the memory
+BUDGET = 2**22  # numbers per array and chunk, a limit on memory
 
 
 def _precision(observed: Tensor, weight: Tensor, noise: Tensor) -> Tensor:
-    """P_n of every row (n, k, k), from which entries it has (n, d)."""
+    """P_n of every row (n, k, k), given its observed entries (n, d)."""
     k = weight.shape[1]
     outer = (weight.unsqueeze(2) * weight.unsqueeze(1)).flatten(1) / noise.unsqueeze(1)  # (d, k * k)
     gram = (observed.to(weight) @ outer).unflatten(1, (k, k))
@@ -26,7 +26,7 @@ def _precision(observed: Tensor, weight: Tensor, noise: Tensor) -> Tensor:
 
 
 def _infer(data: Incomplete, weight: Tensor, mean: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Offset x - mu (n, d), 0 where missing; root of P_n (n, k, k); projection W' Psi^-1 (x - mu) (n, k)."""
+    """The offset x - mu (n, d), 0 where missing, the root of P_n (n, k, k), and W' Psi^-1 (x - mu) (n, k)."""
     offset = torch.where(data.observed, data.filled.to(weight) - mean, 0.0)
     root = torch.linalg.cholesky(_precision(data.observed, weight, noise))
     return offset, root, (offset / noise) @ weight
@@ -40,7 +40,7 @@ def _covariance(root: Tensor) -> Tensor:
 
 
 def posterior(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> dist.MultivariateNormal:
-    """p(z | the observed entries), batch (n,), event (k,): the prior where nothing is observed."""
+    """p(z | observed entries), batch (n,), event (k,); the prior for rows without any."""
     _, root, projection = _infer(Incomplete.of(x), weight, mean, noise)
     covariance = _covariance(root)
     loc = (covariance @ projection.unsqueeze(-1)).squeeze(-1)
@@ -48,7 +48,7 @@ def posterior(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> dist.Mu
 
 
 def log_marginal(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> Tensor:
-    """The log density of the observed entries of every row (n,); 0 where there are none."""
+    """The log density of the observed entries of every row (n,); 0 for rows without any."""
     parts = []
     for part in x.split(_rows(weight)):
         data = Incomplete.of(part)
@@ -57,7 +57,7 @@ def log_marginal(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> Tens
 
 
 def _log_density(data: Incomplete, offset: Tensor, root: Tensor, projection: Tensor, noise: Tensor) -> Tensor:
-    """The log density of the observed entries (n,), from what :func:`_infer` returns."""
+    """The log density of the observed entries (n,), from the results of :func:`_infer`."""
     white = torch.linalg.solve_triangular(root, projection.unsqueeze(-1), upper=False).squeeze(-1)
     observed = data.observed.to(offset)
     logdet = observed @ noise.log() + 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -66,7 +66,7 @@ def _log_density(data: Incomplete, offset: Tensor, root: Tensor, projection: Ten
 
 
 def elbo(x: Tensor, loc: Tensor, covariance: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> Tensor:
-    """The bound of Gaussians N(loc, covariance), (n, k) and (n, k, k), in closed form: one per row (n,)."""
+    """The evidence lower bound of Gaussians with mean (n, k) and covariance (n, k, k), in closed form: (n,)."""
     data = Incomplete.of(x)
     residual = torch.where(data.observed, data.filled - mean - loc @ weight.T, 0.0)  # (n, d)
     k = weight.shape[1]
@@ -81,14 +81,14 @@ def elbo(x: Tensor, loc: Tensor, covariance: Tensor, weight: Tensor, mean: Tenso
 def em_update(
     data: Incomplete, weight: Tensor, mean: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    r"""One step of EM: the missing entries integrate out, and every column is a regression on the factors.
+    r"""One step of EM with the missing entries integrated out, where every column is a regression on the factors.
 
     With :math:`\tilde z = (z, 1)` and sums over the rows in which column j is observed,
     :math:`(w_j, \mu_j) \leftarrow (\sum E[\tilde z \tilde z^T])^{-1} \sum x_{nj} E[\tilde z]`.
 
     Returns:
-        the total log-likelihood before the step; the new weight (d, k) and mean (d,); the sums of the expected squared
-        residuals (d,); the number of observed entries (d,).
+        the total log-likelihood before the step, the new weight (d, k) and mean (d,), the sums of the expected squared
+        residuals (d,), and the numbers of observed entries (d,).
     """
     d, k = weight.shape
     total = weight.new_zeros(())
@@ -111,12 +111,12 @@ def em_update(
         count += there.sum(0)
     found = torch.linalg.solve(gram.unflatten(1, (k + 1, k + 1)), cross)  # (d, k + 1)
     residual = square - (found * cross).sum(1)
-    residual = torch.maximum(residual, 1e-12 * square)  # rounding may take a perfect fit below zero
+    residual = torch.maximum(residual, 1e-12 * square)  # a perfect fit may be negative by rounding
     return total, found[:, :k].contiguous(), mean + found[:, k], residual, count
 
 
 def impute(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> Imputation:
-    r"""The missing entries' conditional mean :math:`w_j^T m_n + \mu_j` and variance :math:`w_j^T V_n w_j + \psi_j`."""
+    r"""Conditional mean :math:`w_j^T m_n + \mu_j` and variance :math:`w_j^T V_n w_j + \psi_j` of missing entries."""
     outer = (weight.unsqueeze(2) * weight.unsqueeze(1)).flatten(1)  # (d, k * k)
     means, variances = [], []
     for part in x.split(_rows(weight)):
@@ -130,5 +130,6 @@ def impute(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> Imputation
 
 
 def _rows(weight: Tensor) -> int:
+    """The number of rows per chunk."""
     d, k = weight.shape
     return max(1, BUDGET // max(d, (k + 1) ** 2))

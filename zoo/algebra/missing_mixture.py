@@ -1,4 +1,4 @@
-r"""Gaussian components and rows with missing entries: the E-step of a mixture, for every pattern of missingness.
+r"""Gaussian mixtures of rows with missing entries: densities, the E-step and imputation, by missingness pattern.
 
 .. math:: E[x_m \mid x_o] = \mu_m + \Sigma_{mo} \Sigma_{oo}^{-1} (x_o - \mu_o), \quad
           \mathrm{Cov}[x_m \mid x_o] = \Sigma_{mm} - \Sigma_{mo} \Sigma_{oo}^{-1} \Sigma_{om}
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from zoo.algebra.missing import Imputation, Incomplete, Part, Sorted, log_density, marginal_root
 
-BUDGET = 2**22  # numbers per array and chunk; bounds the memory
+BUDGET = 2**22  # numbers per array and chunk, a limit on memory
 
 
 def joint(x: Tensor, log_weight: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
-    """log p(observed entries, c = j), (n, k), for means (k, d) and covariances (k, d, d)."""
+    """log p(observed entries, c = j) (n, k), for means (k, d) and covariances (k, d, d)."""
     data = Incomplete.of(x).sorted()
     parts = []
     for part in data.parts(BUDGET // covariance.numel()):
@@ -27,21 +27,21 @@ def joint(x: Tensor, log_weight: Tensor, mean: Tensor, covariance: Tensor) -> Te
 
 
 def _offset(part: Part, mean: Tensor) -> Tensor:
-    """x - mu of every component (b, k, d), 0 where missing."""
+    """x - mu for every component (b, k, d), 0 where missing."""
     return torch.where(part.observed.unsqueeze(1), part.filled.to(mean).unsqueeze(1) - mean, 0.0)
 
 
 def _complete(part: Part, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What every component says of some rows.
+    """Density and conditional moments of some rows under every component.
 
     Args:
         part: b rows with p patterns.
-        mean: of the components (k, d).
+        mean: the means of the components (k, d).
         covariance: matrices (k, d, d), or variances (k, d).
 
     Returns:
-        the log density of the observed entries (b, k); :math:`E[x | x_o, c] - mu` (b, k, d); for every pattern the
-        conditional covariance (p, k, d, d), or variance (p, k, d), 0 where observed.
+        the log density of the observed entries (b, k), :math:`E[x | x_o, c] - \\mu` (b, k, d), and for every pattern
+        the conditional covariance (p, k, d, d) or variance (p, k, d), 0 where observed.
     """
     there = part.observed.unsqueeze(1)  # (b, 1, d)
     offset = _offset(part, mean)
@@ -66,8 +66,9 @@ def statistics(
     r"""The E-step.
 
     Returns:
-        the total log-likelihood; the sums of the responsibilities r (k,), of :math:`r\,(x - \mu)` (k, d), and of
-        :math:`r\,(x - \mu)(x - \mu)^T` (k, d, d) or its diagonal (k, d), in the form of ``covariance``; x expected.
+        the total log-likelihood, the sums of the responsibilities r (k,), and the expected sums of
+        :math:`r\,(x - \mu)` (k, d) and of :math:`r\,(x - \mu)(x - \mu)^T` (k, d, d), or its diagonal (k, d) where
+        ``covariance`` holds variances.
     """
     matrix = covariance.ndim == 3
     total, counts = mean.new_zeros(()), mean.new_zeros(len(mean))
@@ -90,7 +91,7 @@ def statistics(
 
 
 def impute(x: Tensor, log_weight: Tensor, mean: Tensor, covariance: Tensor) -> Imputation:
-    """The missing entries' mean and variance under the mixture of the components' conditional Gaussians."""
+    """Mean and variance of the missing entries under the mixture of the components' conditional Gaussians."""
     data = Incomplete.of(x).sorted()
     filled, variance = data.data.filled.clone(), torch.zeros_like(data.data.filled)
     for part in data.parts(BUDGET // covariance.numel()):

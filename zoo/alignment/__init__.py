@@ -1,4 +1,16 @@
-"""Which rotation, signs and labels do two fits of one model have, and what is left once these agree?"""
+"""Which rotation, signs and labels do two fits of one model have, and how do the fits differ once these agree?
+
+Rotations and signs of factors and the numbering of mixture components are not identified: with :math:`z \\sim N(0, I)`
+the likelihood of a linear-Gaussian model is the same for W and for W R with any orthogonal R, and that of a mixture is
+the same for any numbering of its components. Two fits of one model may agree in every prediction and in no parameter.
+Compare them after :func:`to_canonical`, after :func:`align`, or by quantities that do not depend on the coordinates
+(:func:`covariance`, :func:`principal_angles`).
+
+A model is recognised by its structure, not by its class. A linear-Gaussian model has ``weight`` (d, k), ``mean`` (d,),
+``noise`` (d,) and the matching ``log_marginal``; a Gaussian mixture has ``components`` (their number k), ``weight``
+(k,), ``mean`` (k, d), and ``scale`` in the form that ``covariance`` names. Where an argument is a model, a
+:class:`zoo.Fit` of one is accepted as well.
+"""
 
 from zoo.alignment.bootstrap import Loadings, bootstrap_loadings
 from zoo.alignment.canonical import canonical_transform, to_canonical

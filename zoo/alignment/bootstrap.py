@@ -1,11 +1,12 @@
-"""How sure the loadings of a linear-Gaussian model are: intervals by the nonparametric bootstrap."""
+"""Intervals for the loadings of a linear-Gaussian model, by the nonparametric bootstrap."""
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
+import polars
 import torch
 from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 from torch import Tensor
@@ -14,37 +15,42 @@ from torch.nn.functional import normalize
 from zoo.algebra.linear_gaussian import Moments
 from zoo.alignment.canonical import canonical_rotation, canonical_transform, to_canonical
 from zoo.alignment.matching import procrustes
-from zoo.alignment.symmetry import Factors, model_of
+from zoo.alignment.symmetry import Factors, LinearModule, model_of
 from zoo.alignment.varimax import Rotation
 from zoo.base.callables import PyroCallable
-from zoo.base.checks import check_rows, check_whole, incomplete
+from zoo.base.checks import ArrayLike, check_rows, check_whole, incomplete
+from zoo.base.protocols import Checked, Maximized, Placed
 from zoo.data.dataset import column_names
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.run import Fit
 
 Basis = Literal["fit", "own"]
-# EM ends this near the maximum, in nats over all rows: a distance of 1.4% of a standard error, as a quadratic
-# likelihood is z^2 / 2 below its maximum at z standard errors from it.
+# EM stops within this distance of the maximum, in nats over all rows. That is 1.4% of a standard error: a quadratic
+# log-likelihood is z^2 / 2 below its maximum at z standard errors from it.
 NEAR = 1e-4
-FAR = 0.1  # a fit this far below its maximum, in nats, is 0.45 standard errors away from it
-STEPS = 10_000  # to the maximum, at most
-FAILED = 0.1  # the share of samples that may fail before the rest is a choice of easy ones
-FAILURES = (ValueError, FloatingPointError, torch.linalg.LinAlgError)  # a column constant in a sample, say
+FAR = 0.1  # nats below the maximum: 0.45 standard errors away from it
+STEPS = 10_000  # largest number of EM steps per sample
+FAILED = 0.1  # largest share of failed samples; with more, the remaining ones are a biased selection
+FAILURES = (
+    ValueError,
+    FloatingPointError,
+    torch.linalg.LinAlgError,
+)  # e.g. of a constant column
 
 
 @dataclass(frozen=True, eq=False)
 class Loadings:
-    """Loadings and their bootstrap replicates: what :func:`bootstrap_loadings` returns.
+    """Loadings and their bootstrap replicates, from :func:`bootstrap_loadings`.
 
     Attributes:
         estimate: the loadings of the fit in its canonical rotation (d, k), in float64.
-        replicates: those of the fits to the samples, in the same coordinates (draws, d, k).
-        standardised: whether they are correlations of columns and factors, and not in the units of the columns.
-        level: the share of the replicates that the intervals hold.
+        replicates: the loadings of the fits to the samples, in the same coordinates (draws, d, k).
+        standardised: whether loadings are correlations of columns and factors; else in the units of the columns.
+        level: the share of the replicates inside the intervals.
         rotation: the canonical rotation.
-        basis: ``"fit"`` or ``"own"``: whose coordinates the replicates are in.
+        basis: ``"fit"`` or ``"own"``: the coordinates of the replicates.
         columns: the names of the d columns.
-        failed: the number of samples to which no model could be fitted; they are left out.
+        failed: the number of samples to which no model could be fitted; they are omitted.
     """
 
     estimate: Tensor
@@ -58,7 +64,7 @@ class Loadings:
 
     @property
     def interval(self) -> Tensor:
-        """The ends of the percentile intervals (2, d, k)."""
+        """The limits of the percentile intervals (2, d, k)."""
         edge = (1 - self.level) / 2
         return self.replicates.quantile(torch.tensor([edge, 1 - edge]).to(self.replicates), 0)
 
@@ -69,9 +75,23 @@ class Loadings:
 
     @property
     def sure(self) -> Tensor:
-        """Whether the interval of a loading leaves out 0 (d, k)."""
+        """Whether the interval of a loading excludes 0 (d, k)."""
         low, high = self.interval
         return (low > 0) | (high < 0)
+
+    def summary(self) -> dict[str, float]:
+        """The numbers of columns, factors, replicates and failed samples, and of intervals that exclude 0."""
+        d, k = self.estimate.shape
+        sizes = {"columns": float(d), "factors": float(k), "replicates": float(len(self.replicates))}
+        return sizes | {"failed": float(self.failed), "sure": float(self.sure.sum())}
+
+    def frame(self) -> polars.DataFrame:
+        """One row per column and factor: the loading, its standard error, and the limits of its interval."""
+        d, k = self.estimate.shape
+        low, high = self.interval
+        values = {"loading": self.estimate, "se": self.deviation, "low": low, "high": high}
+        head = {"column": [name for name in self.columns for _ in range(k)], "factor": list(range(k)) * d}
+        return polars.DataFrame(head | {name: value.flatten().tolist() for name, value in values.items()})
 
     def __repr__(self) -> str:
         d, k = self.estimate.shape
@@ -80,13 +100,13 @@ class Loadings:
         return (
             f"Loadings of {d} columns on {k} factor{'s' * (k != 1)} ({self.rotation}) by {len(self.replicates)} "
             f"bootstrap samples {turned}{failed}: the {100 * self.level:g}% intervals of {int(self.sure.sum())} of "
-            f"{d * k} leave out 0"
+            f"{d * k} exclude 0"
         )
 
 
 def bootstrap_loadings(
     run: PyroCallable | Fit,
-    x: Any,
+    x: ArrayLike,
     *,
     draws: int = 200,
     level: float = 0.95,
@@ -95,45 +115,45 @@ def bootstrap_loadings(
     standardised: bool = True,
     seed: int = 0,
 ) -> Loadings:
-    r"""Fits the model again to samples of n rows with replacement, and measures how far its loadings move.
+    r"""Refits the model to samples of n rows drawn with replacement, and returns the spread of its loadings.
 
-    Every sample has its maximum of the likelihood, sought from the fit at hand so that all are the same maximum: by the
-    eigenvalues of the sample's covariance where the rows are complete, by :func:`zoo.em` where entries are missing or
-    the model is your own. None is a draw from a posterior: the intervals are those of the maximum-likelihood estimate
-    under repeated sampling of rows, and do not assume that the model is right. Percentile intervals hold the truth
-    somewhat less often than ``level`` says where rows are few, and say little at an edge (a uniqueness at its floor, a
-    loading of size 1).
+    Every replicate maximises the likelihood of its sample, starting from the given fit so that all replicates belong to
+    the same mode: by the eigenvalues of the sample's covariance where the rows are complete, by :func:`zoo.em` where
+    entries are missing or the model is a user's own. Replicates are not draws from a posterior: the intervals describe
+    the maximum-likelihood estimate under repeated sampling of rows, and do not assume that the model is correct. With
+    few rows, percentile intervals cover the truth somewhat less often than ``level``; at the boundary of the parameter
+    space (a uniqueness at its floor, a loading of size 1) they are unreliable.
 
-    Loadings are known only up to a rotation, so an interval needs a convention:
+    Loadings are identified only up to a rotation, so an interval needs a convention:
 
-    - ``basis="fit"``: every replicate is turned to where it is nearest to the fit (:func:`zoo.alignment.align`). The
-      factors are the fitted ones, their direction is taken as given, and the intervals are of the loadings on them:
-      the narrower ones.
-    - ``basis="own"``: every replicate is in its own canonical rotation, with factors in the order and with the signs
-      that suit the fit. The intervals are those of the canonical loadings, wide where two factors explain about the
-      same and either could come first.
+    - ``basis="fit"``: every replicate is aligned to the fit (:func:`zoo.alignment.align`). The directions of the fitted
+      factors are taken as given, and the intervals, the narrower of the two kinds, are of the loadings on them.
+    - ``basis="own"``: every replicate is in its own canonical rotation, with the order and signs of its factors matched
+      to the fit. The intervals are of the canonical loadings, and wide where two factors explain about the same
+      variance, so that either could come first.
 
     Args:
-        run: a linear-Gaussian model (PPCA, FactorAnalysis) at its maximum likelihood, or a :class:`zoo.Fit` of one.
-        x: the rows (n, d) it was fitted to, or a :class:`zoo.data.Dataset`, whose columns are named.
+        run: a linear-Gaussian model (PPCA, FactorAnalysis) at its maximum likelihood.
+        x: the rows (n, d) it was fitted to, or a :class:`zoo.data.Dataset`, whose column names are then used.
         draws: the number of samples, at least 2 / (1 - level).
-        level: of the intervals, in (0, 1).
+        level: the level of the intervals, in (0, 1).
         rotation: ``"principal"`` or ``"varimax"``, see :func:`zoo.to_canonical`.
         basis: ``"fit"`` or ``"own"``.
-        standardised: loadings in standard deviations of the columns under the model (each fit's own): correlations of
-            columns and factors. False leaves them in the units of the columns.
-        seed: of the samples; the caller's random stream is left alone.
+        standardised: divide loadings by the standard deviations of the columns under each fit, which makes them
+            correlations of columns and factors. False leaves them in the units of the columns.
+        seed: seed of the samples; the caller's random stream is not affected.
 
     Raises:
         TypeError: the model is not linear-Gaussian.
-        ValueError: too few draws, an argument out of range, a model that is not at its maximum on these rows, or more
-            than one in ten samples to which no model can be fitted; the message tells why.
+        ValueError: too few draws, an argument out of range, a model that is not at its maximum on these rows, or a
+            failed fit on more than one in ten samples; the message names the reason.
 
     References:
         Efron (1979), Bootstrap methods: another look at the jackknife, Annals of Statistics 7; Timmerman, Kiers and
         Smilde (2007), Estimating confidence intervals for principal component loadings, British J. Math. Stat. Psych.
         60, and Zhang, Preacher and Luo (2010), Bootstrap confidence intervals for ordinary least squares factor
-        loadings and correlations in exploratory factor analysis, Multivariate Behavioral Research 45, on the two bases.
+        loadings and correlations in exploratory factor analysis, Multivariate Behavioral Research 45: the two
+        conventions.
 
     >>> import torch, zoo
     >>> x = zoo.data.load("iris", dtype=torch.float64)
@@ -147,34 +167,34 @@ def bootstrap_loadings(
         raise ValueError(f"level must be in (0, 1), got {level!r}")
     least = math.ceil(2 / (1 - level) - 1e-9)
     if check_whole(draws, "draws") < least:
-        raise ValueError(f"draws must be at least {least} for intervals that hold {100 * level:g}%, got {draws}")
+        raise ValueError(f"draws must be at least {least} for intervals of level {100 * level:g}%, got {draws}")
     if basis not in get_args(Basis):
         raise ValueError(f"basis must be one of {', '.join(get_args(Basis))}; got {basis!r}")
     model = copy.deepcopy(model_of(run))
     if canonical_transform(model, rotation).rotation is None:
-        raise TypeError(
-            f"{type(model).__name__} has components, not factors with loadings: take PPCA or FactorAnalysis"
-        )
-    columns, x = column_names(x), check_rows(x, model, least=2)
+        raise TypeError(f"{type(model).__name__} has components, not factors with loadings: use PPCA or FactorAnalysis")
+    columns, data = column_names(x), check_rows(x, model, least=2)
     model = model.double()
-    reference = to_canonical(model, rotation)
-    _refuse_far(model, x)
+    reference: LinearModule = to_canonical(model, rotation)
+    _refuse_far(model, data)
     unit = reference.noise.detach().sqrt().unsqueeze(1)
     replicates: list[Tensor] = []
-    samples, errors = _samples(model, x, draws, seed)
-    fitted = _in_short(model, samples) if all(isinstance(s, Moments) for s in samples) else _one_by_one(model, samples)
+    samples, errors = _samples(model, data, draws, seed)
+    moments = [sample for sample in samples if isinstance(sample, Moments)]
+    rows = [sample for sample in samples if isinstance(sample, Tensor)]
+    fitted = _by_em(model, rows) if rows else _by_moments(model, moments)
     for found in fitted:
         if isinstance(found, str):
             errors.append(found)
-        elif basis == "fit":  # what zoo.alignment.align does, without its copies of the model
+        elif basis == "fit":  # as zoo.alignment.align, without its copies of the model
             turned = procrustes(found.weight.detach() / unit, reference.weight.detach() / unit)[1] * unit
             replicates.append(_loadings(turned, found.noise, standardised))
         else:
             replicates.append(_loadings(_own(found, reference, rotation), found.noise, standardised))
     if len(errors) > FAILED * draws:
         raise ValueError(
-            f"{len(errors)} of {draws} samples could not be fitted, and the others are the easy ones: take more rows, "
-            f"fewer factors, or leave out columns that hardly vary ({errors[0]})"
+            f"{len(errors)} of {draws} samples could not be fitted, so the others are a biased selection: use more "
+            f"rows, fewer factors, or drop columns that hardly vary ({errors[0]})"
         )
     return Loadings(
         estimate=_loadings(reference.weight, reference.noise, standardised),
@@ -183,47 +203,48 @@ def bootstrap_loadings(
         level=float(level),
         rotation=rotation,
         basis=basis,
-        columns=columns or tuple(f"x{j}" for j in range(x.shape[1])),
+        columns=columns or tuple(f"x{j}" for j in range(data.shape[1])),
         failed=len(errors),
     )
 
 
-def _refuse_far(model: Any, x: Tensor) -> None:
-    """Samples would lie around the maximum, not around a fit that has not come to it."""
-    if getattr(model, "fresh", False):
-        raise ValueError(f"this {type(model).__name__} holds the parameters it was built with: fit it first, by zoo.em")
+def _refuse_far(model: LinearModule, x: Tensor) -> None:
+    """Refuses a fit below its maximum: the replicates would scatter around the maximum, not around the fit."""
+    if isinstance(model, Placed) and model.fresh:
+        raise ValueError(f"this {type(model).__name__} has its initial parameters: fit it first, by zoo.em")
     with torch.no_grad():
         before = float(model.log_marginal(x.double()).sum())
     lacking = float(em(copy.deepcopy(model), x, tol=NEAR / len(x))[-1]) - before
     if lacking > FAR:
         raise ValueError(
-            f"the model is {lacking:.3g} nats below its maximum on these rows, so that intervals would not be around "
-            "it: bring it there by zoo.em(model, x), and pass the rows it was fitted to"
+            f"the model is {lacking:.3g} nats below its maximum on these rows, so the intervals would not be centred "
+            "on it: run zoo.em(model, x), and pass the rows it was fitted to"
         )
 
 
-def _samples(model: Any, x: Tensor, draws: int, seed: int) -> tuple[list[Tensor | Moments], list[str]]:
-    """Samples of the rows with replacement: their moments, where the model is one of ours and nothing is missing.
+def _samples(model: LinearModule, x: Tensor, draws: int, seed: int) -> tuple[list[Tensor | Moments], list[str]]:
+    """Samples of the rows with replacement: all as rows, or all as moments where the model can be fitted to these.
 
     Returns:
-        the samples, and why the others are not fit for the model.
+        the samples, and the reasons why the model refuses the others.
     """
     generator = torch.Generator().manual_seed(seed)
     samples: list[Tensor | Moments] = []
     errors = []
-    known = hasattr(model, "maximize") and not incomplete(x)
+    known = isinstance(model, Maximized) and not incomplete(x)
     for number in range(draws):
         sample = x[torch.randint(len(x), (len(x),), generator=generator).to(x.device)]
         try:
-            model.check(sample)
+            if isinstance(model, Checked):
+                model.check(sample)
             samples.append(Moments.of(sample) if known else sample)
         except ValueError as error:
             errors.append(f"sample {number}: {error}")
     return samples, errors
 
 
-def _one_by_one(model: Any, samples: list[Any]) -> Iterator[Any]:
-    """Models fitted to samples (n, d), or why that failed."""
+def _by_em(model: LinearModule, samples: Sequence[Tensor]) -> Iterator[LinearModule | str]:
+    """The models fitted to samples (n, d) by EM, or the reasons for failure."""
     for sample in samples:
         fitted = copy.deepcopy(model)
         try:
@@ -234,14 +255,15 @@ def _one_by_one(model: Any, samples: list[Any]) -> Iterator[Any]:
             yield fitted
 
 
-def _in_short(model: Any, samples: list[Any]) -> Iterator[Any]:
-    """What :func:`_one_by_one` yields, from moments and without EM, which may creep for thousands of steps.
+def _by_moments(model: LinearModule, samples: Sequence[Moments]) -> Iterator[LinearModule | str]:
+    """The models fitted to moments by direct maximisation, where EM may take thousands of steps; or the failures.
 
-    All models are one object, to be read before the next one is asked for.
+    The same object is yielded every time: read it before advancing the iterator.
     """
     fitted = copy.deepcopy(model)
+    assert isinstance(fitted, Maximized)
     for sample in samples:
-        fitted.load_state_dict(model.state_dict())  # every search sets out from the fit
+        fitted.load_state_dict(model.state_dict())  # every search starts from the fit
         try:
             fitted.maximize(sample)
         except FAILURES as error:
@@ -251,7 +273,7 @@ def _in_short(model: Any, samples: list[Any]) -> Iterator[Any]:
 
 
 def _loadings(weight: Tensor, noise: Tensor, standardised: bool) -> Tensor:
-    """The weight (d, k), over the standard deviations of the columns under the model where that is asked for."""
+    """The weight (d, k), divided by the standard deviations of the columns under the model if ``standardised``."""
     weight = weight.detach().double()
     if not standardised:
         return weight.clone()
@@ -259,13 +281,13 @@ def _loadings(weight: Tensor, noise: Tensor, standardised: bool) -> Tensor:
 
 
 @torch.no_grad()
-def _own(model: Any, reference: Any, rotation: Rotation) -> Tensor:
-    """The weight (d, k) in the model's canonical rotation, with the order and the signs of the reference's columns.
+def _own(model: LinearModule, reference: LinearModule, rotation: Rotation) -> Tensor:
+    """The weight (d, k) in the model's canonical rotation, with order and signs of the factors as in the reference.
 
-    These are the ones of largest correlations with it, in units of its noise (Hungarian method).
+    They maximise the sum of absolute correlations with it, in units of its noise (Hungarian method).
     """
     weight, noise = model.weight.detach(), model.noise.detach()
-    weight = weight @ canonical_rotation(Factors(weight, noise), rotation)  # zoo.to_canonical, without its copies
+    weight = weight @ canonical_rotation(Factors(weight, noise), rotation)  # as zoo.to_canonical, without its copies
     unit = reference.noise.sqrt().unsqueeze(1)
     cross = normalize(weight / unit, dim=0).T @ normalize(reference.weight / unit, dim=0)
     own, theirs = linear_sum_assignment(-cross.abs().cpu().numpy())

@@ -1,34 +1,36 @@
-"""A guide in other latent coordinates: rotated factors or renumbered components, with the right density."""
+"""A guide in other latent coordinates: rotated factors or renumbered components, with the transformed density."""
 
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import pyro.distributions as dist
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Categorical, Distribution, constraints
 from torch.distributions.transforms import Transform
 from torch.distributions.utils import _standard_normal
 
 from zoo.base.callables import PyroCallable
+from zoo.base.independent import without_event_dims
 from zoo.base.protocols import GaussianGuide, HasPosterior, HoldsRows, TightGuide
 from zoo.posterior.rowwise import gaussian
 
 Site = dict[str, Any]
+Labels = TypeVar("Labels", bound=Categorical)
 
 
 class NewCoordinates(Messenger):
-    r"""A Pyro handler that puts a latent site of a guide into other coordinates, whatever the guide is.
+    r"""A Pyro handler that transforms a latent site of any guide to other coordinates.
 
     Factors become :math:`z' = z R` with an orthogonal R, so that :math:`q'(z') = q(z' R^T)`; labels are renumbered. The
-    guide itself continues in its own coordinates. Under the same random stream, draws of factors are those of the
-    guide, rotated.
+    body of the guide keeps working in its own coordinates. Under the same random stream, draws of factors are the
+    guide's draws, rotated.
 
     Args:
         site: the name of the latent site.
         rotation: orthogonal R (k, k), for factors.
-        order: permutation (k,), for components: the new component j is the old component ``order[j]``.
+        order: permutation (k,), for components: new component j is old component ``order[j]``.
 
     >>> import pyro
     >>> turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
@@ -42,18 +44,21 @@ class NewCoordinates(Messenger):
     def __init__(self, site: str, rotation: Tensor | None = None, order: Tensor | None = None) -> None:
         super().__init__()
         self.site, self.rotation, self.order = site, rotation, order
-        self._real = f"{site}_unconstrained"  # the site of which AutoNormal's z is the image, under the identity
+        self._real = f"{site}_unconstrained"  # AutoNormal draws this site and maps it to z by the identity
         self._done = False
 
     def __call__(self, guide: PyroCallable) -> PyroCallable:
-        """The guide in the new coordinates, with what it offers beside its draws."""
+        """The guide in the new coordinates, with its hooks."""
         placed: Any = super().__call__(guide)
         inner: Any = guide
         if isinstance(inner, HasPosterior):
             placed.posterior = partial(self._posterior, inner)
-        for protocol, name in ((HoldsRows, "count"), (GaussianGuide, "gaussian"), (TightGuide, "tight")):
-            if isinstance(inner, protocol):
-                setattr(placed, name, getattr(inner, name))
+        if isinstance(inner, HoldsRows):
+            placed.count = inner.count
+        if isinstance(inner, GaussianGuide):
+            placed.gaussian = inner.gaussian
+        if isinstance(inner, TightGuide):
+            placed.tight = inner.tight
         return placed
 
     def __enter__(self) -> "NewCoordinates":
@@ -61,13 +66,16 @@ class NewCoordinates(Messenger):
         entered: NewCoordinates = super().__enter__()
         return entered
 
-    def _posterior(self, guide: HasPosterior, x: Tensor, index: Tensor | None = None) -> Any:
+    def _posterior(self, guide: HasPosterior, x: Tensor, index: Tensor | None = None) -> Distribution:
         return self._moved(guide.posterior(x, index))
 
-    def _moved(self, q: Any) -> Any:
+    def _moved(self, q: Distribution) -> Distribution:
         if self.rotation is not None:
             return rotated(q, self.rotation)
-        return q if self.order is None else renumbered(q, self.order)
+        if self.order is None:
+            return q
+        assert isinstance(q, Categorical)
+        return renumbered(q, self.order)
 
     def _pyro_sample(self, message: Site) -> None:
         if message["name"] in (self.site, self._real) and not self._done:
@@ -75,10 +83,10 @@ class NewCoordinates(Messenger):
 
     def _pyro_post_sample(self, message: Site) -> None:
         if message["name"] == self._real:
-            self._done = True  # the image follows by itself
+            self._done = True  # z is computed from it, in the new coordinates already
         if message["name"] != self.site or self._done:
             return
-        # Handlers further out have read the new value; what the guide goes on with is the old one.
+        # Outer handlers have recorded the new value; the body of the guide continues with the old one.
         if self.rotation is not None:
             message["value"] = turn(message["value"], self.rotation.mT)
         elif self.order is not None:
@@ -106,16 +114,16 @@ class Rotation(Transform):
         return turn(y, self.rotation.mT)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """0: a rotation keeps volumes."""
+        """0: a rotation preserves volume."""
         return x.new_zeros(x.shape[:-1])
 
 
 class RotatedNormal(dist.MultivariateNormal):
-    """A Gaussian whose draws are those of another one, rotated.
+    """A Gaussian whose draws are the rotated draws of another Gaussian.
 
     Args:
         loc: mean (..., k).
-        root: any root (..., k, k) of the covariance, root @ root.mT; draws are loc + root @ noise.
+        root: a root (..., k, k) of the covariance, root @ root.mT; draws are loc + root @ noise.
     """
 
     def __init__(self, loc: Tensor, root: Tensor) -> None:
@@ -139,18 +147,15 @@ class RotatedNormal(dist.MultivariateNormal):
 
 
 def turn(z: Tensor, rotation: Tensor) -> Tensor:
-    """z @ rotation in the precision of the rotation, with the type of z (..., k)."""
+    """z @ rotation (..., k), computed in the precision of the rotation, in the dtype of z."""
     return (z.to(rotation) @ rotation).to(z)
 
 
-def rotated(q: Any, rotation: Tensor) -> Any:
+def rotated(q: Distribution, rotation: Tensor) -> Distribution:
     """The distribution of z R for z ~ q, with event shape (k,)."""
     if tuple(q.event_shape) != tuple(rotation.shape[:1]):
         raise ValueError(f"a rotation of {len(rotation)} factors does not fit a site of event shape {q.event_shape}")
-    base = q
-    while isinstance(base, torch.distributions.Independent):
-        base = base.base_dist
-    if isinstance(base, dist.Delta):  # its log_prob would not survive the rounding of a rotation back
+    if isinstance(without_event_dims(q), dist.Delta):  # its log_prob is -inf at a value rotated back with rounding
         return dist.Delta(turn(q.mean, rotation), q.log_prob(q.mean), event_dim=1)
     if (known := gaussian(q)) is not None and len(known[0].shape) == len(q.batch_shape) + 1:
         loc, root = known
@@ -159,7 +164,7 @@ def rotated(q: Any, rotation: Tensor) -> Any:
     return dist.TransformedDistribution(q, [Rotation(rotation)])
 
 
-def renumbered(q: Any, order: Tensor) -> Any:
-    """The distribution of the new label for a categorical q of the old one."""
+def renumbered(q: Labels, order: Tensor) -> Labels:
+    """The distribution of the new label, given a categorical q of the old label."""
     order = order.to(q.logits.device)
     return type(q)(logits=q.logits[..., order])

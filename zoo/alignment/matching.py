@@ -1,6 +1,4 @@
-"""One fit matched to another: rotations, numberings, and what is left between them."""
-
-from typing import Any
+"""Alignment of one fit to another, by rotation or numbering, and the difference that remains."""
 
 import torch
 from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
@@ -16,36 +14,36 @@ from zoo.alignment.symmetry import (
     unknown,
 )
 from zoo.base.callables import PyroCallable, name_of
-from zoo.base.checks import check_rows
+from zoo.base.checks import ArrayLike, check_rows
 from zoo.infer.run import Fit
 
 
 def principal_angles(a: Tensor, b: Tensor) -> Tensor:
-    """The principal angles between the column spaces of two matrices, in radians, the largest first.
+    """The principal angles between the column spaces of two matrices, in radians, in decreasing order.
 
-    Sines and cosines both come from singular values and the angle from both, so that small angles keep all their
-    digits (from cosines alone, everything below 1e-8 is lost).
+    Each angle is computed from both its sine and its cosine, so that small angles keep all their digits (from cosines
+    alone, angles below 1e-8 are lost).
 
     Args:
         a: (d, k).
-        b: (d, m), its rows in the same units as those of ``a``.
+        b: (d, m), with rows in the same units as ``a``.
 
     Returns:
-        as many angles as the smaller of the two ranks, in float64.
+        the angles (r,) in float64, r the smaller of the two ranks.
 
     Raises:
-        ValueError: matrices of different height, or all zero.
+        ValueError: the matrices differ in their number of rows, or one is all zero.
 
     References:
         Bjoerck and Golub (1973), Numerical methods for computing angles between linear subspaces, Math. Comp. 27.
     """
     first, second = _basis(a, "a"), _basis(b, "b")
     if len(first) != len(second):
-        raise ValueError(f"a has {len(first)} rows, b {len(second)}: take loadings of the same columns")
+        raise ValueError(f"a has {len(first)} rows, b has {len(second)}: pass loadings of the same columns")
     if first.shape[1] < second.shape[1]:
         first, second = second, first
-    # scipy.linalg.subspace_angles takes sines or cosines by the wrong angle where some are below 45 degrees and some
-    # above: of (1.2, 1e-9) it makes (1.2, 1.5e-8).
+    # scipy.linalg.subspace_angles is inaccurate where some angles are below 45 degrees and some above: for angles of
+    # (1.2, 1e-9) it returns (1.2, 1.5e-8).
     cross = first.T @ second
     sines = torch.linalg.svdvals(second - first @ cross)
     cosines = torch.linalg.svdvals(cross)
@@ -68,28 +66,29 @@ def procrustes(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return rotation, a @ rotation
 
 
-def match_components(a: PyroCallable | Fit, b: PyroCallable | Fit, x: Any = None) -> Tensor:
-    """The numbering of the components of ``a`` that fits those of ``b`` best.
+def match_components(a: PyroCallable | Fit, b: PyroCallable | Fit, x: ArrayLike | None = None) -> Tensor:
+    """The numbering of the components of ``a`` that best matches the components of ``b``.
 
-    By the Hungarian method, it minimises the sum over pairs of the Bhattacharyya distance of the two Gaussians, which
-    does not depend on the units of the columns; or, given rows ``x``, maximises the overlap of their responsibilities.
+    Without rows, it minimises the sum over pairs of the Bhattacharyya distance between the two Gaussians, which does
+    not depend on the units of the columns; given rows ``x``, it maximises the overlap of the responsibilities. Both by
+    the Hungarian method.
 
     Args:
-        a: a Gaussian mixture, or a :class:`zoo.Fit` of one.
-        b: another one, with as many components.
+        a: a Gaussian mixture.
+        b: another one, with the same number of components.
         x: rows (n, d), or None.
 
     Returns:
         order (k,): component ``order[j]`` of ``a`` is component j of ``b``.
 
     Raises:
-        TypeError: a model is no Gaussian mixture.
-        ValueError: numbers of components or columns differ.
+        TypeError: a model is not a Gaussian mixture.
+        ValueError: the models differ in their number of components or columns.
     """
     models = [model_of(each) for each in (a, b)]
     first, second = (mixture_of(model) for model in models)
     if first is None or second is None:
-        raise TypeError(f"{name_of(models[first is not None])} has no components to match: take a mixture")
+        raise TypeError(f"{name_of(models[first is not None])} has no components to match: pass Gaussian mixtures")
     check_same_shape(first.mean, second.mean, "components")
     if x is not None:
         with torch.no_grad():
@@ -104,13 +103,13 @@ def match_components(a: PyroCallable | Fit, b: PyroCallable | Fit, x: Any = None
 
 
 def align(fitted: PyroCallable | Fit, reference: PyroCallable | Fit) -> Alignment:
-    r"""The alignment that brings a fit nearest to another: ``align(fitted, reference).apply(fitted)`` is the copy.
+    r"""The alignment of a fit to a reference; ``align(fitted, reference).apply(fitted)`` is the aligned copy.
 
-    Factors: :func:`procrustes` of the two weights, every row in units of the reference's noise
+    Factors: :func:`procrustes` of the two weights, with rows in units of the reference's noise
     (:math:`\Psi^{-1/2} W`), so that the units of the columns do not matter. Components: :func:`match_components`.
 
     Args:
-        fitted: a linear-Gaussian model or a Gaussian mixture, or a :class:`zoo.Fit` of one.
+        fitted: a linear-Gaussian model or a Gaussian mixture.
         reference: another one of the same shape.
 
     Raises:
@@ -121,7 +120,7 @@ def align(fitted: PyroCallable | Fit, reference: PyroCallable | Fit) -> Alignmen
     if own is None or other is None:
         if own is not None or other is not None:
             names = " and ".join(name_of(model_of(each)) for each in (fitted, reference))
-            raise TypeError(f"{names} have no symmetry in common: align two models of one kind")
+            raise TypeError(f"{names} have different symmetries: align two models of the same kind")
         if mixture_of(fitted) is None:
             raise unknown(fitted)
         return Alignment(order=match_components(fitted, reference))
@@ -130,21 +129,21 @@ def align(fitted: PyroCallable | Fit, reference: PyroCallable | Fit) -> Alignmen
     return Alignment(rotation=procrustes(own.weight / unit, other.weight.to(own.weight) / unit.to(own.weight))[0])
 
 
-def posterior_difference(fitted: PyroCallable | Fit, reference: PyroCallable | Fit, x: Any) -> Tensor:
+def posterior_difference(fitted: PyroCallable | Fit, reference: PyroCallable | Fit, x: ArrayLike) -> Tensor:
     """The difference of the exact posterior means of two models on the rows ``x``, after :func:`align`.
 
     Args:
-        fitted: a linear-Gaussian model or a Gaussian mixture, or a :class:`zoo.Fit` of one, whose model is taken.
+        fitted: a linear-Gaussian model or a Gaussian mixture.
         reference: another one of the same shape.
         x: rows (n, d).
 
     Returns:
-        (n, k) in float64: aligned mean less the reference's, in standard deviations of the reference's posterior; for
-        mixtures the plain difference of the responsibilities, as a sure label has no standard deviation.
+        (n, k) in float64: the aligned mean minus the reference's, in standard deviations of the reference's posterior;
+        for mixtures the difference of the responsibilities without a unit, as that of a certain label would be 0.
 
     Raises:
         TypeError: the models are not both linear-Gaussian or both Gaussian mixtures.
-        ValueError: their shapes differ, or the rows are not fit for them.
+        ValueError: their shapes differ, or they cannot take the rows.
     """
     alignment = align(fitted, reference)
     with torch.no_grad():
@@ -167,7 +166,7 @@ def _basis(matrix: Tensor, name: str) -> Tensor:
 
 
 def _bhattacharyya(first: Mixture, second: Mixture, j: int) -> Tensor:
-    """Bhattacharyya distance of every component of ``first`` (k,) from component j of ``second``."""
+    """The Bhattacharyya distance of every component of ``first`` (k,) to component j of ``second``."""
     mean, matrix = second.mean[j].to(first.mean), second.covariance[j].to(first.mean)
     offset, middle = first.mean - mean, (first.covariance + matrix) / 2
     apart = (offset * torch.linalg.solve(middle, offset)).sum(-1)

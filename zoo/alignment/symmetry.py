@@ -1,32 +1,33 @@
-"""The symmetries of the likelihood: rotations of factors and numberings of components."""
+"""Symmetries of the likelihood, rotations of factors and numberings of components, and the models that have them."""
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from zoo.algebra import linear_gaussian
+from zoo.algebra.mixture import KINDS, covariances
 from zoo.alignment.coordinates import NewCoordinates, turn
 from zoo.base.callables import PyroCallable, handlers, name_of, undecorated
 from zoo.base.latent_sites import Latent, latents
-from zoo.base.protocols import Conjugate, TightGuide
+from zoo.base.protocols import Conjugate, GaussianMixture, LinearGaussian, TightGuide
 from zoo.infer.run import Fit
 
-Fitted = TypeVar("Fitted", bound=PyroCallable | Fit)  # a model, or a pair of model and guide
+Fitted = TypeVar("Fitted", bound=PyroCallable | Fit)  # a model, or a run
 
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
-    """A change of latent coordinates that leaves the likelihood unchanged: a rotation of factors, or a renumbering.
+    """A change of latent coordinates under which the likelihood is invariant: rotated factors or renumbered labels.
 
     Attributes:
         rotation: orthogonal (k, k); the new factors are ``z @ rotation`` and the new weight ``weight @ rotation``.
             None for a mixture.
-        order: permutation (k,); the new component j is the old component ``order[j]``. None for factors.
+        order: permutation (k,); new component j is old component ``order[j]``. None for factors.
     """
 
     rotation: Tensor | None = None
@@ -48,17 +49,17 @@ class Alignment:
     def apply(self, fitted: Fitted) -> Fitted:
         """A copy of a model, or of a run, in the new coordinates; likelihood and bound are unchanged.
 
-        Of a run both halves are copied: the model's parameters are transformed, and the guide is put behind a handler
-        (:class:`zoo.alignment.coordinates.NewCoordinates`) that transforms its draws and its density, whatever the
-        guide is. A guide that is the model's own posterior, as ``Exact``, becomes that of the new model.
-        To keep a run in a folder, save it before: its canonical coordinates follow from it again after ``zoo.load``.
+        Of a run, both model and guide are copied: the model's parameters are transformed, and the guide is wrapped in a
+        handler (:class:`zoo.alignment.coordinates.NewCoordinates`) that transforms its draws and its density, whatever
+        the guide is. A guide that is the model's own posterior, such as ``Exact``, becomes the new model's posterior.
+        The copy cannot be saved: save the original run, and transform it again after ``zoo.load``.
 
         Args:
-            fitted: a linear-Gaussian model, a Gaussian mixture, or a :class:`zoo.Fit` of one.
+            fitted: a linear-Gaussian model or a Gaussian mixture.
 
         Raises:
-            TypeError: the symmetries of the model are not known, or are not of this kind.
-            ValueError: a model with another number of factors or components.
+            TypeError: the symmetries of the model are unknown, or of the other kind.
+            ValueError: the model has another number of factors or components.
         """
         if isinstance(fitted, Fit):
             changed: Any = self._of_run(fitted)
@@ -70,13 +71,13 @@ class Alignment:
         change = self.order if self.rotation is None else self.rotation
         if change is None or (factors is None) != (self.rotation is None):
             raise TypeError(
-                f"this alignment does not fit {name_of(model)}: factors are rotated, components are renumbered"
+                f"the alignment is of the wrong kind for {name_of(model)}: factors are rotated, components renumbered"
             )
         found, inner = handlers(model)
         changed = copy.deepcopy(inner)
         number = len(mixture.weight) if mixture is not None else changed.weight.shape[1]
         if len(change) != number:
-            raise ValueError(f"the alignment is of {len(change)} factors or components, the model has {number}")
+            raise ValueError(f"the alignment is of {len(change)} factors or components, but the model has {number}")
         with torch.no_grad():
             if self.rotation is not None:
                 changed.weight = turn(changed.weight, self.rotation)
@@ -103,7 +104,7 @@ def concerned_site(change: Alignment, found: Sequence[Latent]) -> str:
     """The name of the latent site that an alignment transforms.
 
     Raises:
-        TypeError: no site, or several, could be meant.
+        TypeError: no site, or more than one, fits the alignment.
     """
     local = [site for site in found if site.local]
     if change.rotation is not None:
@@ -112,7 +113,7 @@ def concerned_site(change: Alignment, found: Sequence[Latent]) -> str:
         assert change.order is not None
         meant = [s.name for s in local if s.cardinality == len(change.order)]
     if len(meant) != 1:
-        raise TypeError(f"an alignment transforms one latent site, and {len(meant)} sites of the model fit it")
+        raise TypeError(f"an alignment transforms one latent site, but {len(meant)} sites of the model fit it")
     return meant[0]
 
 
@@ -122,7 +123,7 @@ def concerned_site(change: Alignment, found: Sequence[Latent]) -> str:
 def covariance(model: PyroCallable | Fit) -> Tensor:
     r"""The covariance (d, d) of a row under the model, in float64.
 
-    :math:`W W^T + \Psi`; for a mixture the spread of the means plus the mean of the spreads.
+    :math:`W W^T + \Psi`; for a mixture the covariance of the means plus the mean of the covariances.
 
     Raises:
         TypeError: the model is neither linear-Gaussian nor a Gaussian mixture.
@@ -137,7 +138,33 @@ def covariance(model: PyroCallable | Fit) -> Tensor:
     return (mixture.weight * centred.T) @ centred + within
 
 
-# --- what a model is -----------------------------------------------------------------------------
+# --- recognising models --------------------------------------------------------------------------
+
+
+class LinearModule(Protocol):
+    """What a linear-Gaussian model offers once it has been recognised as one."""
+
+    weight: Tensor  # (d, k)
+    mean: Tensor  # (d,)
+
+    @property
+    def noise(self) -> Tensor:
+        """The noise variances (d,)."""
+        ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def log_marginal(self, x: Tensor) -> Tensor:
+        """log p(x) (n,)."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its state, as of any module."""
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
+        """Sets the state, as of any module."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,19 +185,19 @@ class Mixture:
 
 
 def factors_of(model: PyroCallable | Fit) -> Factors | None:
-    """What a linear-Gaussian model (or that of a run) consists of; None for any other."""
+    """The parameters of a linear-Gaussian model (or that of a run); None for any other model."""
     own = model_of(model)
-    if not (isinstance(own, nn.Module) and isinstance(own, Conjugate)):
+    if not (isinstance(own, nn.Module) and isinstance(own, Conjugate) and isinstance(own, LinearGaussian)):
         return None
-    parts = [getattr(own, name, None) for name in ("weight", "mean", "noise")]
-    if not all(isinstance(part, Tensor) for part in parts) or [p.ndim for p in parts if p is not None] != [2, 1, 1]:
+    parts: list[object] = [own.weight, own.mean, own.noise]  # by name only: they may be networks
+    if [part.ndim for part in parts if isinstance(part, Tensor)] != [2, 1, 1]:
         return None
     precise: Any = copy.deepcopy(own).double()
     with torch.no_grad():
         weight, mean, noise = precise.weight.clone(), precise.mean, precise.noise.clone()
         if not len(weight) == len(mean) == len(noise):
             return None
-        # Names alone do not make z ~ N(0, I): the model's own density must be the one that rotations leave alone.
+        # Names alone do not imply z ~ N(0, I): the model's own density must be the one invariant under rotations.
         probes = mean + torch.cat([torch.zeros_like(mean).unsqueeze(0), weight.T])
         known = linear_gaussian.log_marginal(probes, weight, mean, noise)
         if not torch.allclose(precise.log_marginal(probes), known, rtol=1e-6, atol=1e-6):
@@ -179,39 +206,36 @@ def factors_of(model: PyroCallable | Fit) -> Factors | None:
 
 
 def mixture_of(model: PyroCallable | Fit) -> Mixture | None:
-    """What a Gaussian mixture (or that of a run) consists of; None for any other model."""
+    """The parameters of a Gaussian mixture (or that of a run); None for any other model."""
     own = model_of(model)
-    k, kind = getattr(own, "components", None), getattr(own, "covariance", None)
-    if not (isinstance(own, nn.Module) and isinstance(k, int) and isinstance(kind, str)):
+    if not (isinstance(own, nn.Module) and isinstance(own, GaussianMixture)):
         return None
+    k, kind = own.components, own.covariance
     names = {name.removesuffix("_unconstrained") for name, _ in own.named_parameters()}
     if names != {"weight", "mean", "scale"}:  # another parameter would have to be renumbered too
         return None
     with torch.no_grad():
-        weight, mean, scale = (getattr(own, name).double().clone() for name in ("weight", "mean", "scale"))
+        weight, mean, scale = (part.double().clone() for part in (own.weight, own.mean, own.scale))
     if weight.shape != (k,) or mean.ndim != 2 or len(mean) != k:
         return None
-    d = mean.shape[1]
-    if kind in ("full", "tied"):
-        return Mixture(weight, mean, (scale @ scale.mT).expand(k, d, d))
-    if kind in ("diag", "spherical"):
-        return Mixture(weight, mean, torch.diag_embed(scale.square().reshape(k, -1).expand(k, d)))
-    return None
+    return Mixture(weight, mean, covariances(scale, kind, k, mean.shape[1])) if kind in KINDS else None
 
 
 def model_of(fitted: PyroCallable | Fit) -> Any:
-    """The model of a run, or the model itself, behind handlers that change no density."""
+    """The model of a run, or the model itself, without handlers that leave the density unchanged."""
     return undecorated(fitted.model if isinstance(fitted, Fit) else fitted)
 
 
 def unknown(fitted: PyroCallable | Fit) -> TypeError:
+    """The error for a model without known symmetries."""
     return TypeError(
-        f"the symmetries of {name_of(model_of(fitted))} are not known: it is neither linear-Gaussian (weight, mean, "
+        f"the symmetries of {name_of(model_of(fitted))} are unknown: it is neither linear-Gaussian (weight, mean, "
         "noise), whose factors can be rotated, nor a Gaussian mixture, whose components can be renumbered. Compare "
         "such models by their bounds (zoo.evaluate) or their predictions"
     )
 
 
 def check_same_shape(a: Tensor, b: Tensor, what: str) -> None:
+    """Raises a ValueError where the parameters of two models differ in shape."""
     if a.shape != b.shape:
-        raise ValueError(f"{what} and columns must agree in number: the shapes are {tuple(a.shape)}, {tuple(b.shape)}")
+        raise ValueError(f"the models differ in their numbers of {what} or columns: {tuple(a.shape)}, {tuple(b.shape)}")

@@ -1,4 +1,4 @@
-"""What do models and guides stand on: a module with a root name of its own, the plate ``rows``, the latent sites."""
+"""What are models and guides built from: modules with their own parameters, the plate ``rows``, the latent sites."""
 
 from zoo.base.checks import check_rows, check_whole, incomplete
 from zoo.base.latent_sites import Latent, latents

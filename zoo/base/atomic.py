@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: the one way in which the package writes to disk."""
+"""Atomic writing of files and folders, used for everything that the package writes to disk."""
 
 import os
 import shutil
@@ -10,18 +10,18 @@ from pathlib import Path
 
 @contextmanager
 def new_file(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
-    """A file (or a folder, as Zarr writes one) that appears at ``path`` when the block ends, or not at all.
+    """A file (or a folder, such as a Zarr store) that appears at ``path`` when the block ends, or not at all.
 
-    Yields a temporary name beside ``path``, with the same suffix, for the block to write to. If the block raises, what
-    it wrote is removed, and so are the folders above that were made for it.
+    Yields a temporary path in the same folder, with the same suffix, to write to. If the block raises an error, the
+    temporary file is removed, together with the parent folders created for it.
 
     Args:
-        path: of the file; folders above it are made.
-        replace: whether a file that is there is replaced; otherwise there must be none.
+        path: the path of the file; its parent folders are created.
+        replace: whether to replace an existing file, which is otherwise an error.
 
     Raises:
-        FileExistsError: there is something at ``path`` (before or after the block), and ``replace`` is False.
-        NotADirectoryError: a file stands where a folder above ``path`` should.
+        FileExistsError: ``path`` exists (before or after the block), and ``replace`` is False.
+        NotADirectoryError: a parent of ``path`` is a file.
 
     Example:
         >>> import tempfile
@@ -34,7 +34,7 @@ def new_file(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
 
     def refuse() -> None:
         if not replace and Path(path).exists():
-            raise FileExistsError(f"'{path}' exists: remove it, or take another name")
+            raise FileExistsError(f"'{path}' exists: remove it, or choose another name")
 
     refuse()
     with _beside(path) as (partial, target):
@@ -47,15 +47,15 @@ def new_file(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
 def new_folder(path: str | Path) -> Iterator[Path]:
     """A folder that appears at ``path`` when the block ends, or not at all.
 
-    Yields a temporary folder beside ``path`` for the block to fill. If the block raises, it is removed, and so are the
-    folders above that were made for it.
+    Yields a temporary folder with the same parent to write to. If the block raises an error, it is removed, together
+    with the parent folders created for it.
 
     Args:
-        path: a folder that does not exist yet, or is empty; folders above it are made.
+        path: a new or empty folder; its parent folders are created.
 
     Raises:
-        FileExistsError: ``path`` holds files (before or after the block), or is a file.
-        NotADirectoryError: a file stands where a folder above ``path`` should.
+        FileExistsError: ``path`` contains files (before or after the block), or is a file.
+        NotADirectoryError: a parent of ``path`` is a file.
 
     Example:
         >>> import tempfile
@@ -75,11 +75,11 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def replaced_folder(path: str | Path, names: Collection[str]) -> Iterator[Path]:
-    """A folder that takes the place of the one at ``path`` when the block ends; until then the old one stays.
+    """A folder that replaces the one at ``path`` when the block ends.
 
     Args:
         path: an existing folder.
-        names: of the files in it that the new folder replaces; all other files in it are kept.
+        names: the names of the files that the new folder replaces; all other files are kept.
     """
     with _beside(path) as (folder, target):
         folder.mkdir()
@@ -102,40 +102,38 @@ def replaced_folder(path: str | Path, names: Collection[str]) -> Iterator[Path]:
 
 
 def refuse_taken(path: str | Path) -> None:
-    """Refuse a place for a folder that is neither new nor empty.
+    """Refuse a path for a folder that is neither new nor empty.
 
     Raises:
-        FileExistsError: it holds files, or is a file.
+        FileExistsError: it contains files, or is a file.
     """
     target = Path(path).resolve()
     if target.is_dir():
         held = sorted(file.name for file in target.iterdir())
         if held:
             named = ", ".join(held[:3]) + (", ..." if len(held) > 3 else "")
-            raise FileExistsError(f"{path} holds other files ({named}): choose a folder that is new or empty")
+            raise FileExistsError(f"{path} contains other files ({named}): choose a folder that is new or empty")
     elif target.exists():
         raise FileExistsError(f"{path} is a file: choose a folder that is new or empty")
 
 
 @contextmanager
 def _beside(path: str | Path) -> Iterator[tuple[Path, Path]]:
-    """A temporary name in the folder of ``path``, and the resolved path itself; leaves nothing if the block raises."""
-    target = Path(path).resolve()  # what a link points to is written, and the link stays
+    """A temporary path in the folder of ``path``, and the resolved path itself; cleans up if the block raises."""
+    target = Path(path).resolve()  # the target of a link is written, and the link kept
     made = [above for above in target.parents if not above.exists()]  # the nearest first
     partial = target.parent / f".zoo-{uuid.uuid4().hex}{target.suffix}"
     try:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
-            raise NotADirectoryError(
-                f"cannot make {path}: a file stands where a folder above it should ({error})"
-            ) from None
+            raise NotADirectoryError(f"cannot create {path}: one of its parent folders is a file ({error})") from None
         yield partial, target
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        with suppress(OSError):  # it was a folder, or there was nothing
+        with suppress(OSError):  # it was a folder, or does not exist
             partial.unlink()
         for above in made:
-            with suppress(OSError):  # another process put something there
+            with suppress(OSError):  # another process wrote to it
                 above.rmdir()
         raise

@@ -1,4 +1,4 @@
-"""What stands behind a Pyro callable: handlers around it, and the modules whose parameters it uses."""
+"""The parts of a Pyro callable: the handlers around it, and the modules whose parameters it uses."""
 
 import inspect
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ class PyroCallable(Protocol):
 
 
 def handlers(function: PyroCallable) -> tuple[list[Messenger], PyroCallable]:
-    """The Pyro handlers around a callable, from the outside in, and the callable itself.
+    """The Pyro handlers around a callable, outermost first, and the callable itself.
 
     >>> from pyro import poutine
     >>> from pyro.infer import config_enumerate
@@ -37,7 +37,7 @@ def handlers(function: PyroCallable) -> tuple[list[Messenger], PyroCallable]:
 
 
 def unwrapped(function: PyroCallable) -> PyroCallable:
-    """The callable behind all Pyro handlers: whose parameters are trained, placed on the data, saved and loaded."""
+    """The callable behind all Pyro handlers: whose parameters are trained, initialised, saved and loaded."""
     inner = handlers(function)[1]
     owner = getattr(inner, "__self__", None)
     return owner if isinstance(owner, nn.Module) else inner
@@ -46,20 +46,21 @@ def unwrapped(function: PyroCallable) -> PyroCallable:
 def undecorated(function: PyroCallable) -> PyroCallable:
     """The callable behind handlers that change no density, such as ``config_enumerate``: its closed forms still hold.
 
-    Any other handler (``poutine.scale``, ``condition``, ``mask``) makes another model of it, which has none.
+    Under any other handler (``poutine.scale``, ``condition``, ``mask``) the function is returned as it is, which has
+    no closed forms.
     """
     found, inner = handlers(function)
     return inner if all(isinstance(handler, InferConfigMessenger) for handler in found) else function
 
 
 def modules(*functions: PyroCallable) -> list[nn.Module]:
-    """The modules whose state Pyro callables use: themselves, or for a plain function those it refers to by name."""
+    """The modules whose state Pyro callables use: themselves, or for a function those it refers to by name."""
     found = {id(module): module for function in functions for module in held_modules(function).values()}
     return list(found.values())
 
 
 def held_modules(function: PyroCallable) -> dict[str, nn.Module]:
-    """The modules of :func:`modules` by the prefix of their parameters' names: none for a module itself.
+    """The modules of :func:`modules` by the prefix of their parameters' names, empty for a module itself.
 
     >>> def guide(x=None, index=None, size=None):
     ...     return network(x)
@@ -82,9 +83,9 @@ def held_modules(function: PyroCallable) -> dict[str, nn.Module]:
 
 @contextmanager
 def mode(training: bool, *functions: PyroCallable) -> Iterator[None]:
-    """Puts the modules of Pyro callables into training or evaluation mode; afterwards each is as it was.
+    """A block in which the modules of Pyro callables are in training or evaluation mode.
 
-    In evaluation mode dropout is off and batch normalisation uses its running statistics and leaves them alone.
+    In evaluation mode dropout is off, and batch normalisation uses its running statistics without updating them.
     """
     parts = {part: part.training for module in modules(*functions) for part in _all(module)}
     try:
@@ -97,7 +98,7 @@ def mode(training: bool, *functions: PyroCallable) -> Iterator[None]:
 
 
 def _all(module: nn.Module) -> Iterator[nn.Module]:
-    """A module's parts, and those of a model that a guide holds without owning it."""
+    """A module's submodules, and those of a model that a guide refers to without registering it."""
     yield from module.modules()
     for held in vars(module).values():
         if isinstance(held, nn.Module):

@@ -1,68 +1,87 @@
 """Checks of rows and whole numbers, with errors that name the argument."""
 
 import operator
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
 
 from zoo.base.callables import PyroCallable, name_of, unwrapped
 from zoo.base.module import like
+from zoo.base.protocols import AcceptsMissing, HasWidth
+
+
+class HasTable(Protocol):
+    """A data set, such as :class:`zoo.data.Dataset`: its rows are its attribute ``x``."""
+
+    @property
+    def x(self) -> Tensor:
+        """The rows (n, d)."""
+        ...
+
+
+ArrayLike = Tensor | np.ndarray | Sequence[Any] | HasTable  # rows (n, d), or what is converted to them
 
 
 def incomplete(x: Tensor) -> bool:
-    """Whether rows have missing entries (NaN), at the price of a sum where they have none."""
-    if torch.jit.is_tracing():  # the answer becomes part of what is compiled, as it must
+    """Whether rows have missing entries (NaN); where they have none, this costs a single sum."""
+    if torch.jit.is_tracing():  # the answer becomes part of the compiled graph
         with pyro.util.ignore_jit_warnings():
             return bool(x.isnan().any())
     return bool(x.sum().isnan()) and bool(x.isnan().any())
 
 
-def check_rows(x: Any, model: PyroCallable | None = None, *, least: int = 1, name: str = "x") -> Tensor:
+def check_rows(x: ArrayLike, model: PyroCallable | None = None, *, least: int = 1, name: str = "x") -> Tensor:
     """``x`` as a finite tensor (n, d) of the model's dtype and device.
 
-    NaN stands for an entry that is missing at random, and passes where the model says that it knows what to do with it:
-    by the class attribute ``missing = True``. ``model.check`` refuses columns in which too little is observed. Where
-    Pyro handlers (``config_enumerate``) stand around a model, the model behind them is asked.
+    NaN marks an entry that is missing at random. It is accepted for models that support missing entries, which have the
+    class attribute ``missing = True``; ``model.check`` refuses columns with too few observed entries. Pyro handlers
+    around the model, such as ``config_enumerate``, make no difference here.
+
+    Args:
+        x: a tensor, an array, nested sequences of numbers, or a data set with its rows in ``x.x``.
+        model: the model that the rows are for; None checks the rows alone.
+        least: the smallest number of rows.
+        name: the argument's name, for error messages.
 
     Raises:
-        TypeError: ``x`` holds no numbers.
-        ValueError: not two-dimensional, empty, fewer rows than ``least``, another width than the model's, or an
-            entry that is infinite or, for a model without support of missing entries, NaN; the message names the row
-            and the column, both counted from 0.
+        TypeError: ``x`` holds something other than real numbers.
+        ValueError: ``x`` is not two-dimensional, is empty, has fewer rows than ``least``, has another width than the
+            model, or has an infinite entry or, for a model without support for missing entries, NaN; the message names
+            the row and the column, both counted from 0.
     """
-    if hasattr(x, "x") and isinstance(getattr(x, "x", None), Tensor):
-        x = x.x  # a Dataset
+    table = getattr(x, "x", None)
     try:
-        x = torch.as_tensor(x)
+        rows = torch.as_tensor(table if isinstance(table, Tensor) else x)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} holds something that is no number ({error}): pass a tensor (n, d)") from None
-    if x.is_complex():
+        raise TypeError(f"{name} holds something other than numbers ({error}): pass a tensor (n, d)") from None
+    if rows.is_complex():
         raise TypeError(f"{name} is complex: pass real numbers")
-    if x.ndim != 2:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}: pass one row per observation, (n, d)")
-    n, d = x.shape
+    if rows.ndim != 2:
+        raise ValueError(f"{name} has shape {tuple(rows.shape)}: pass one row per observation, (n, d)")
+    n, d = rows.shape
     if n == 0 or d == 0:
         raise ValueError(f"{name} is empty, {n} rows x {d} columns: nothing to fit")
     if n < least:
         raise ValueError(f"{name} has {n} row{'s' * (n != 1)}: at least {least} are needed")
-    model = None if model is None else unwrapped(model)
-    width = getattr(model, "data_dim", None)
-    if width is not None and d != width:
-        raise ValueError(f"{name} has {d} columns, the model {name_of(model)} was built for data_dim={width}")
-    x = like(x, model) if isinstance(model, nn.Module) else like(x, nn.Module())
-    if not torch.isfinite(x.sum()):  # one pass; look closer only where something is wrong
-        allowed = getattr(model, "missing", False)
-        wrong = (x.isinf() if allowed else ~torch.isfinite(x)).nonzero()
+    inner: PyroCallable = nn.Module() if model is None else unwrapped(model)
+    if isinstance(inner, HasWidth) and d != inner.data_dim:
+        raise ValueError(f"{name} has {d} columns, the model {name_of(inner)} was built for data_dim={inner.data_dim}")
+    rows = like(rows, inner if isinstance(inner, nn.Module) else nn.Module())
+    if not torch.isfinite(rows.sum()):  # one pass; look closer only where something is wrong
+        allowed = isinstance(inner, AcceptsMissing) and inner.missing
+        wrong = (rows.isinf() if allowed else ~torch.isfinite(rows)).nonzero()
         if len(wrong):
             row, column = wrong[0].tolist()
             more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
             raise ValueError(
-                f"{name} holds {x[row, column].item()} in row {row}, column {column}{more}: "
+                f"{name} holds {rows[row, column].item()} in row {row}, column {column}{more}: "
                 "drop or fill these rows first"
             )
-    return x
+    return rows
 
 
 def check_whole(value: int, name: str, least: int = 1) -> int:

@@ -1,4 +1,4 @@
-"""Covariates: values per row that a model holds beside the data, in buffers from which it picks by ``index``."""
+"""Covariates: values per row that a model has besides the data, in buffers from which it selects by ``index``."""
 
 import copy
 import types
@@ -15,13 +15,13 @@ from zoo.base.callables import PyroCallable, handlers, mode, name_of, unwrapped
 from zoo.base.module import like
 from zoo.base.random import seeded
 
-OURS = ("zoo", "guides")  # packages whose modules hold no covariates
+OURS = ("zoo", "guides")  # packages whose modules have no covariates
 
 
 def row_buffers(model: PyroCallable, x: Tensor | None = None) -> dict[str, int]:
-    """The buffers of a model that hold covariates, with their number of rows.
+    """The buffers of a model with covariates, and their numbers of rows.
 
-    They are found by how the model behaves: shown row 0 alone, it uses entry 0 of such a buffer and no other.
+    They are recognised by the model's behaviour: for row 0 alone, it uses entry 0 of such a buffer and no other.
 
     Args:
         model: any Pyro callable with the signature ``(x=None, index=None, size=None)``.
@@ -36,7 +36,7 @@ def row_buffers(model: PyroCallable, x: Tensor | None = None) -> dict[str, int]:
         return {}
     before = _outcome(model, None)
     if before is not None:
-        x = None  # rows that the model generates show it as well, and have no missing entries
+        x = None  # generated rows serve as well, and have no missing entries
     elif x is None or (before := _outcome(model, x)) is None:
         return {}
     found = {}
@@ -50,27 +50,27 @@ def row_buffers(model: PyroCallable, x: Tensor | None = None) -> dict[str, int]:
 
 
 def check_row_buffers(model: PyroCallable, n: int, x: Tensor | None = None) -> None:
-    """Refuse rows for which a model holds no covariates.
+    """Refuse rows for which a model has no covariates.
 
     Args:
         model: any Pyro callable.
         n: the number of rows.
-        x: the data (n, d); None where the model generates.
+        x: the data (n, d); None if the model generates.
 
     Raises:
-        ValueError: buffers hold covariates of another number of rows; the message names them.
+        ValueError: buffers have covariates for another number of rows; the message names them.
     """
     found = row_buffers(model, x)
     if wrong := next((held for held in found.values() if held != n), None):
         names, given = ", ".join(f"'{name}'" for name in found), ", ".join(f"{name}=..." for name in found)
         raise ValueError(
-            f"the model {name_of(model)} holds {names} for {wrong} rows, and this is about {n}: pass "
+            f"the model {name_of(model)} has {names} for {wrong} rows, and {n} are needed: pass "
             f"run.given({given}) in place of run, with one entry for each of the {n} rows"
         )
 
 
 def check_buffers(model: PyroCallable, buffers: Mapping[str, Any]) -> dict[str, Tensor]:
-    """New values for the covariates of a model, of the dtype and the device of the old ones.
+    """New values for the covariates of a model, with the dtype and device of the old ones.
 
     Raises:
         TypeError: the model is a function, which has no buffers.
@@ -78,7 +78,7 @@ def check_buffers(model: PyroCallable, buffers: Mapping[str, Any]) -> dict[str, 
     """
     module, name = unwrapped(model), name_of(model)
     if not isinstance(module, nn.Module):
-        raise TypeError(f"the model {name} is a function: make it a zoo.base.Module that holds covariates as buffers")
+        raise TypeError(f"the model {name} is a function: make it a zoo.base.Module with the covariates as buffers")
     known = {own: value for own, value in module._buffers.items() if value is not None}
     values: dict[str, Tensor] = {}
     for own, given in buffers.items():
@@ -95,13 +95,13 @@ def check_buffers(model: PyroCallable, buffers: Mapping[str, Any]) -> dict[str, 
     left = {own: held for own, held in row_buffers(model).items() if own not in values}
     if len({*counts.values(), *left.values()}) > 1 and counts:
         text = ", ".join(f"'{own}' {count}" for own, count in counts.items())
-        text += "".join(f", '{own}' {held} (of those at hand)" for own, held in left.items())
-        raise ValueError(f"the buffers of {name} would differ in their numbers of rows: {text}; pass them all together")
+        text += "".join(f", '{own}' {held} (current)" for own, held in left.items())
+        raise ValueError(f"the buffers of {name} would have different numbers of rows: {text}; pass them all together")
     return values
 
 
 def with_buffers(model: PyroCallable, buffers: Mapping[str, Tensor]) -> PyroCallable:
-    """A model with other buffers, handlers around it included; everything else, parameters too, is shared."""
+    """A copy of a model with other buffers, in the same handlers; all else is shared, including parameters."""
     inner = unwrapped(model)
     assert isinstance(inner, nn.Module)
     twin = _twin(inner)
@@ -110,7 +110,7 @@ def with_buffers(model: PyroCallable, buffers: Mapping[str, Tensor]) -> PyroCall
 
 
 def holding(guide: PyroCallable, old: PyroCallable, new: PyroCallable) -> PyroCallable:
-    """A guide that holds the model ``new`` where it held ``old``; itself, where it holds none.
+    """A copy of a guide that refers to the model ``new`` where it referred to ``old``; itself if it does not.
 
     Raises:
         ValueError: the guide is a function that refers to the old model.
@@ -125,14 +125,14 @@ def holding(guide: PyroCallable, old: PyroCallable, new: PyroCallable) -> PyroCa
     values += [getattr(inner, "__globals__", {}).get(name) for name in names]
     if any(value is model for value in values):
         raise ValueError(
-            f"the guide {name_of(guide)} is a function that refers to the model, which it would still see with the old "
-            "covariates: make it a zoo.base.Module that holds the model as an attribute"
+            f"the guide {name_of(guide)} is a function that refers to the model, and would still use it with the old "
+            "covariates: make it a zoo.base.Module with the model as an attribute"
         )
     return guide
 
 
 def _holding(module: nn.Module, old: PyroCallable, new: PyroCallable) -> nn.Module:
-    """A copy of a module, its parameters shared, in which the model ``old`` is replaced; itself where nothing is."""
+    """A copy of a module, with shared parameters, in which the model ``old`` is replaced; itself if it is not found."""
 
     def exchanged(value: Any) -> Any:
         if isinstance(value, tuple) and any(exchanged(each) is not each for each in value):
@@ -156,14 +156,14 @@ def _holding(module: nn.Module, old: PyroCallable, new: PyroCallable) -> nn.Modu
 
 
 def _twin(module: nn.Module) -> nn.Module:
-    """Another module with the very same parts; unlike ``copy.copy`` it keeps the name in Pyro's parameter store."""
+    """Another module with the same parts, which unlike ``copy.copy`` keeps its name in Pyro's parameter store."""
     twin = object.__new__(type(module))
     twin.__dict__.update(module.__dict__)
     return twin
 
 
 def _rewrapped(function: PyroCallable, inner: PyroCallable) -> PyroCallable:
-    """``inner`` behind the handlers of ``function``, and as the method that it was."""
+    """``inner`` in the handlers of ``function``, as the same method if it was one."""
     found, method = handlers(function)
     if isinstance(method, types.MethodType):
         inner = types.MethodType(method.__func__, inner)
@@ -173,7 +173,7 @@ def _rewrapped(function: PyroCallable, inner: PyroCallable) -> PyroCallable:
 
 
 def _odd(value: Tensor) -> Any:
-    """A value that an entry of this type hardly has: what uses it gives another answer, or fails."""
+    """A value that an entry of this type is unlikely to have, so that using it changes the result, or fails."""
     if value.is_floating_point() or value.is_complex():
         return float("nan")
     if value.dtype == torch.bool:
@@ -183,7 +183,7 @@ def _odd(value: Tensor) -> Any:
 
 
 def _outcome(model: PyroCallable, x: Tensor | None) -> list[np.ndarray] | None:
-    """Values and log densities of the model's run on row 0, from one random stream; None where it fails."""
+    """Values and log densities of the model's run on row 0 with a fixed seed; None if it fails."""
     index = torch.zeros(1, dtype=torch.long, device=None if x is None else x.device)
     arguments: tuple[Any, ...] = (None, index, 1)
     if x is not None:
@@ -200,7 +200,7 @@ def _outcome(model: PyroCallable, x: Tensor | None) -> list[np.ndarray] | None:
         ):
             trace = poutine.trace(model).get_trace(*arguments)
             trace.compute_log_prob()
-    except Exception:  # whatever a model raises at a value that it cannot use
+    except Exception:  # any error at a value that the model cannot use
         return None
     sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
     return [site[key].detach().cpu().numpy() for site in sites for key in ("value", "log_prob")]

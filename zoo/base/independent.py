@@ -6,7 +6,7 @@ from torch.distributions import Independent
 
 
 def without_event_dims(distribution: Any) -> Any:
-    """What ``to_event`` was called on: the same density, with those event dimensions as batch dimensions again.
+    """The distribution on which ``to_event`` was called: the same density, with event dimensions as batch dimensions.
 
     >>> import pyro.distributions as dist
     >>> without_event_dims(dist.Normal(0.0, 1.0).expand([3, 2]).to_event(1).to_event(1))

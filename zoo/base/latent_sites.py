@@ -1,4 +1,4 @@
-"""The sites of a model, found by running it once: latent and data, per row and shared, in plates of the user's own."""
+"""The sites of a model, found by running it once: latent and observed, local and shared, in plates of its own."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from zoo.base.random import seeded
 
 @dataclass(frozen=True)
 class Plate:
-    """A plate of the model other than that of the rows: ``size`` independent copies along the dimension ``dim`` < 0."""
+    """A plate of the model other than that of the rows: ``size`` independent copies along dimension ``dim`` < 0."""
 
     name: str
     size: int
@@ -32,12 +32,11 @@ class Latent:
 
     Attributes:
         name: the site's name.
-        shape: the shape of one draw (for one row, where the site is local): its plates, outermost
-            first, then its event.
-        support: the constraint its values obey.
-        local: True for a site inside the plate of the rows, False for one that all rows share.
+        shape: the shape of one draw (of one row, for a local site): its plates, outermost first, then its event.
+        support: the constraint on its values.
+        local: True for a site inside the plate of the rows, False for one shared by all rows.
         cardinality: the number of values of a discrete site, None for a continuous one.
-        plates: the plates it stands in besides that of the rows, outermost first.
+        plates: the plates it is in besides that of the rows, outermost first.
         values: the values of a discrete site, (cardinality, *event); None for a continuous one.
     """
 
@@ -56,7 +55,7 @@ class Latent:
 
     @property
     def transform(self) -> Transform | None:
-        """From real vectors of ``shape`` to the support; None where the support is the real line itself."""
+        """The map from real values to the support; None if the support is the real line."""
         base = self.support
         while isinstance(base, constraints.independent):
             base = base.base_constraint
@@ -66,23 +65,23 @@ class Latent:
 
     @property
     def width(self) -> int:
-        """The number of real coordinates of one draw (of a simplex of K values: K - 1)."""
+        """The number of unconstrained coordinates of one draw (K - 1 for a simplex of K values)."""
         transform = self.transform
         return self.shape.numel() if transform is None else torch.Size(transform.inverse_shape(self.shape)).numel()
 
     @property
     def attribute(self) -> str:
-        """The name, fit to be an attribute of a module."""
+        """The name as a valid attribute name."""
         return self.name.replace(".", "_")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the sites of a model are laid out.
+    """The sites of a model and their plates.
 
     Attributes:
-        latents: the latent sites, in the order of the story.
-        data: the names of the data sites, those that are observed when x is given.
+        latents: the latent sites, in the order in which they are sampled.
+        data: the names of the data sites, which are observed when x is given.
         plate: the name of the plate of the rows, at dim -1.
         nesting: the depth of the plates: the model's batch dimensions are -nesting to -1.
     """
@@ -94,27 +93,27 @@ class Layout:
 
     @property
     def local(self) -> tuple[Latent, ...]:
-        """The latent sites with values of their own for every row."""
+        """The latent sites with a value for every row."""
         return tuple(latent for latent in self.latents if latent.local)
 
     @property
     def shared(self) -> tuple[Latent, ...]:
-        """The latent sites that all rows share."""
+        """The latent sites shared by all rows."""
         return tuple(latent for latent in self.latents if not latent.local)
 
 
 def layout(model: PyroCallable, x: Tensor | None = None) -> Layout:
-    """Runs a model once, on its first row, to see its sites.
+    """The sites of a model, found by running it once on its first row.
 
     Args:
         model: any Pyro callable with the signature ``(x=None, index=None, size=None)``.
-        x: the data (n, d). The model is called as on a minibatch, with row 0 of n, so that covariates which it holds
-            for all rows are picked by ``index``. None lets the model generate row 0; the data sites are then those
-            whose values the model returns (one, a tuple or a dict), or the one named ``x``.
+        x: the data (n, d). The model is called as for a minibatch, with row 0 of n, so that covariates for all rows are
+            selected by ``index``. None lets the model generate row 0; the data sites are then those whose values the
+            model returns (one, a tuple or a dict), or the one named ``x``.
 
     Raises:
-        ValueError: a data site has no values of its own for every row, a latent site is discrete without finite
-            support, or a plate is iterated over one by one.
+        ValueError: a data site is outside the plate of the rows, a latent site is discrete without finite support, or a
+            plate is sequential.
     """
     arguments: tuple[Any, ...] = (None, torch.zeros(1, dtype=torch.long), 1)
     if x is not None:
@@ -136,15 +135,15 @@ def layout(model: PyroCallable, x: Tensor | None = None) -> Layout:
 
 
 def latents(model: PyroCallable, x: Tensor | None = None) -> tuple[Latent, ...]:
-    """The latent sites of a Pyro model, in the order of its story; see :func:`layout`."""
+    """The latent sites of a Pyro model, in the order in which they are sampled; see :func:`layout`."""
     return layout(model, x).latents
 
 
 def data_sites(trace: poutine.Trace) -> tuple[str, ...]:
     """The names of the data sites in a trace of a model.
 
-    They are the observed ones; where nothing is observed (the model generates), the sites whose values the model
-    returns (one, a tuple or a dict of them), else the one named ``x``.
+    They are the observed ones; if nothing is observed (the model generates), the sites whose values the model returns
+    (one, a tuple or a dict of them), else the one named ``x``.
     """
     sites = {
         name: site
@@ -162,12 +161,12 @@ def data_sites(trace: poutine.Trace) -> tuple[str, ...]:
 
 
 def _rows_plate(sites: dict[str, Any], data: tuple[str, ...]) -> str:
-    """The name of the plate at dim -1 in which the data sites stand."""
+    """The name of the plate of the data sites at dim -1."""
     for name in data:
         frames = [frame for frame in sites[name]["cond_indep_stack"] if frame.vectorized and frame.dim == -1]
         if not frames:
             raise ValueError(
-                f"data site '{name}' has no values of its own for every row: put it into a plate over the rows at "
+                f"data site '{name}' does not have a value for every row: put it into a plate over the rows at "
                 "dim -1 (zoo.base.rows)"
             )
         return str(frames[0].name)
@@ -175,13 +174,13 @@ def _rows_plate(sites: dict[str, Any], data: tuple[str, ...]) -> str:
 
 
 def _latent(site: dict[str, Any], plate: str) -> Latent:
-    """A latent site as it stands in a trace."""
+    """A latent site, from its entry in a trace."""
     function, name = site["fn"], site["name"]
     frames = site["cond_indep_stack"]
     if single := [frame.name for frame in frames if not frame.vectorized]:
         raise ValueError(
-            f"latent site '{name}' stands in plate '{single[0]}', which is iterated over one by one: use it as a "
-            "context manager, with pyro.plate(...)"
+            f"latent site '{name}' is in plate '{single[0]}', which is sequential: use it as a context manager, "
+            "with pyro.plate(...)"
         )
     plates = sorted((Plate(f.name, f.size, f.dim) for f in frames if f.name != plate), key=lambda own: own.dim)
     shape = torch.Size([own.size for own in plates]) + function.event_shape
@@ -190,8 +189,8 @@ def _latent(site: dict[str, Any], plate: str) -> Latent:
         return Latent(name, shape, function.support, local, plates=tuple(plates))
     if not function.has_enumerate_support:
         raise ValueError(
-            f"latent site '{name}' ({type(function).__name__}) is discrete without finite support: no guide here "
-            "can serve it; sum or integrate it out of the model"
+            f"latent site '{name}' ({type(function).__name__}) is discrete without finite support, which no guide "
+            "supports: sum it out of the model"
         )
     values = function.enumerate_support(expand=False)
     values = values.reshape(len(values), *function.event_shape)

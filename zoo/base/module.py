@@ -1,10 +1,10 @@
-"""Modules whose parameters belong to one instance, and which record how they were built."""
+"""Modules that own their parameters and record their constructor arguments."""
 
 import functools
 import hashlib
 import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -22,13 +22,13 @@ _numbers = itertools.count()
 class Module(PyroModule):
     """A ``PyroModule`` whose parameters belong to this instance alone.
 
-    Pyro's parameter store knows a parameter by its name, and two unnamed modules (or two instances of one
-    class) that both own ``scale`` would silently share it. Every ``Module`` therefore takes a root name that no
-    other instance has; copies and unpickled ones take a new one. A parameter with ``requires_grad=False`` stays
-    out of the store, so that no optimizer moves it.
+    Pyro's parameter store identifies parameters by name, so that two unnamed modules (or two instances of one class)
+    with a parameter ``scale`` would silently share it. Every ``Module`` therefore has a unique root name; copies and
+    unpickled instances get a new one. A parameter with ``requires_grad=False`` stays out of the store, so that no
+    optimizer changes it.
 
-    The arguments of the constructor are recorded (:attr:`settings`), so that a saved run can build the module again,
-    and so is a fingerprint of the parameters that it drew (:attr:`fresh`).
+    The constructor's arguments are recorded (:attr:`settings`), so that a saved run can rebuild the module, and so is a
+    fingerprint of the initial parameters (:attr:`fresh`).
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -46,7 +46,7 @@ class Module(PyroModule):
     def __getattr__(self, name: str) -> Any:
         members = self.__dict__
         if "_pyro_context" in members and members["_pyro_context"].active:
-            # Pyro would turn requires_grad on again for a frozen parameter: hand it out past the store.
+            # Pyro would set requires_grad again for a frozen parameter: return it without the store.
             frozen = members["_parameters"].get(f"{name}_unconstrained", members["_parameters"].get(name))
             if frozen is not None and not frozen.requires_grad and not name.endswith("_unconstrained"):
                 known = members["_pyro_params"].get(name)
@@ -62,28 +62,27 @@ class Module(PyroModule):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The constructor's arguments (tensors by shape, modules by class), JSON-able for our classes.
+        """The constructor's arguments (tensors by shape, modules by class); for our classes they can be JSON.
 
-        What a constructor works out for itself, as from its data, it leaves in ``self.__dict__["_resolved"]``, and that
-        takes the place of the argument.
+        Arguments that a constructor determines itself, as from its data, are in ``self.__dict__["_resolved"]``.
         """
         return self.__dict__.get("_given", {}) | self.__dict__.get("_resolved", {})
 
     @property
     def fresh(self) -> bool:
-        """Whether the parameters are still those that the constructor drew, up to their dtype and device.
+        """Whether the parameters are still those of the constructor, up to dtype and device.
 
-        False for a class without ``initialize``, which has no start on the data, and wherever a parameter is frozen.
+        False for a class without ``initialize``, and if a parameter is frozen.
         """
         drawn = self.__dict__.get("_drawn")
         return drawn is not None and all(p.requires_grad for p in self.parameters()) and drawn == _fingerprint(self)
 
     def keep(self) -> None:
-        """Declare the current parameters a start of their own, which no fit redraws: ``fresh`` is False from now on."""
+        """Make the current parameters a start that no fit draws again: ``fresh`` is False from now on."""
         self.__dict__.pop("_drawn", None)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """What ``.to``, ``.double`` and ``.cuda`` call: a change of dtype or device leaves ``fresh`` as it was."""
+        """Called by ``.to``, ``.double`` and ``.cuda``; a change of dtype or device does not affect ``fresh``."""
         fresh = self.fresh
         super()._apply(fn, recurse)
         if fresh:
@@ -92,9 +91,9 @@ class Module(PyroModule):
 
 
 def _recorded(init: Callable[..., None]) -> Callable[..., None]:
-    """A constructor that leaves a record of its arguments and of the parameters it drew; its signature stays.
+    """A constructor that records its arguments and its initial parameters, with the same signature.
 
-    Of a constructor that calls that of its base class, the outer one alone leaves a record.
+    If a constructor calls that of its base class, only the outer one is recorded.
     """
 
     @functools.wraps(init)
@@ -115,7 +114,7 @@ def _recorded(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def _described(name: str, value: Any) -> Any:
-    """A constructor's argument without its data: tensors by shape, modules by class, whatever handlers are around."""
+    """A constructor's argument without data: tensors by shape, modules by class, without handlers around them."""
     value = unwrapped(value) if callable(value) else value
     if name == "x" or isinstance(value, Tensor):
         return {"tensor": list(np.shape(getattr(value, "x", value)))}  # a Dataset has its table as x
@@ -125,7 +124,7 @@ def _described(name: str, value: Any) -> Any:
 
 
 def _fingerprint(module: nn.Module) -> str:
-    """A hash of the names, shapes and bytes of all parameters: it detects any change without keeping a copy."""
+    """A hash of the names, shapes and bytes of all parameters, which detects any change without a copy."""
     found = hashlib.blake2b(digest_size=16)
     for name, parameter in module.named_parameters():
         found.update(f"{name} {tuple(parameter.shape)} ".encode())
@@ -139,8 +138,8 @@ def _root(module: Module) -> str:
     return f"{type(module).__name__}_{next(_numbers)}"
 
 
-def like(x: Any, function: PyroCallable) -> Tensor:
-    """``x`` as a tensor of the dtype and device of a callable's parameters (as it is where there are none yet)."""
+def like(x: Tensor | np.ndarray | Sequence[Any], function: PyroCallable) -> Tensor:
+    """``x`` as a tensor with the dtype and device of a callable's parameters (unchanged if there are none yet)."""
     x = torch.as_tensor(x)
     parameter = next((p for module in modules(function) for p in module.parameters()), None)
     if parameter is None:

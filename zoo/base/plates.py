@@ -15,10 +15,10 @@ def rows(
     """The plate ``rows`` (dim -1) over independent observations; yields the row numbers.
 
     Args:
-        x: the rows at hand (b, d), or None to generate ``size`` rows.
-        index: the row numbers (b,) of a minibatch; then log densities are scaled by size / b.
+        x: the rows (b, d), or None to generate ``size`` rows.
+        index: the row numbers (b,) of a minibatch; log densities are then scaled by size / b.
         size: the full number of rows.
-        name: of the plate; a guide gives it the name that it has in the model.
+        name: the name of the plate; a guide uses that of the model.
 
     Raises:
         ValueError: neither ``x`` nor ``size`` is given, or ``index`` without ``size``.

@@ -1,18 +1,54 @@
-"""What a model or a guide may offer beyond its story: every hook that the package asks for, written down.
+"""The hooks of models and guides: everything that the package looks for beyond the Pyro story itself.
 
-A model or guide is a plain Pyro callable and has none of these by duty. What it has is found by ``isinstance`` on
-:func:`zoo.base.callables.undecorated`, so that a handler which changes the density is not credited with closed forms.
+Every hook is optional. Whether a model or guide has one is found by ``isinstance`` on
+:func:`zoo.base.callables.undecorated`, so that closed forms are not used under a handler that changes the density.
 """
 
+import functools
+import inspect
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
 from zoo.base.callables import PyroCallable, undecorated
+
+if TYPE_CHECKING:
+    from abc import ABCMeta as ProtocolMeta
+else:
+    ProtocolMeta = type(Protocol)
+
+
+class ByAttribute(ProtocolMeta):
+    """``isinstance`` of a protocol by ``hasattr``.
+
+    From Python 3.12 on, ``isinstance`` looks up the members of a runtime protocol without ``__getattr__``, through
+    which modules give access to parameters, buffers and submodules.
+    """
+
+    def __instancecheck__(self, instance: object) -> bool:
+        if not getattr(self, "_is_protocol", False):  # a class that inherits from a protocol
+            return bool(super().__instancecheck__(instance))
+        return all(hasattr(instance, name) for name in members(self))
+
+
+class Hook(Protocol, metaclass=ByAttribute):
+    """Base class of all hooks: an object has a hook where it has all members by name."""
+
+
+@functools.cache
+def members(hook: type) -> frozenset[str]:
+    """The names that a hook requires.
+
+    >>> sorted(members(LinearGaussian))
+    ['mean', 'noise', 'weight']
+    """
+    owners = [owner for owner in hook.__mro__ if issubclass(type(owner), ByAttribute)]
+    names = {name for owner in owners for name in (*inspect.get_annotations(owner), *vars(owner))}
+    return frozenset(name for name in names if not name.startswith("_"))
 
 
 class Pair(Protocol):
@@ -37,11 +73,25 @@ class Pair(Protocol):
 
 
 @runtime_checkable
-class Conjugate(Protocol):
+class HasWidth(Hook, Protocol):
+    """A model that was built for a number of columns."""
+
+    data_dim: int
+
+
+@runtime_checkable
+class AcceptsMissing(Hook, Protocol):
+    """A model that declares whether rows may have missing entries (NaN)."""
+
+    missing: bool
+
+
+@runtime_checkable
+class Conjugate(Hook, Protocol):
     """A model whose posterior and marginal likelihood have closed forms.
 
-    One with the class attribute ``missing = True`` accepts rows with missing entries (NaN) throughout, ``forward``
-    included; see :mod:`zoo.algebra.missing`.
+    With the class attribute ``missing = True`` all its methods, ``forward`` included, accept rows with missing entries
+    (NaN); see :mod:`zoo.algebra.missing`.
     """
 
     def posterior(self, x: Tensor) -> Distribution:
@@ -52,13 +102,22 @@ class Conjugate(Protocol):
         """log p(x), shape (n,)."""
         ...
 
-    def em_step(self, x: Any) -> Tensor:
-        """One step of EM, in place. Returns the total log-likelihood of the parameters it started from."""
+    def em_step(self, data: Any, /) -> Tensor:
+        """One step of EM on rows (n, d) or their summary, in place. Returns the total log-likelihood before it."""
         ...
 
 
 @runtime_checkable
-class ConjugateGivenShared(Protocol):
+class ClosedLikelihood(Hook, Protocol):
+    """A model whose marginal likelihood has a closed form."""
+
+    def log_marginal(self, x: Tensor) -> Tensor:
+        """log p(x), shape (n,)."""
+        ...
+
+
+@runtime_checkable
+class ConjugateGivenShared(Hook, Protocol):
     """A model with shared sites, conjugate given them."""
 
     def log_marginal_given(self, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:
@@ -67,42 +126,42 @@ class ConjugateGivenShared(Protocol):
 
 
 @runtime_checkable
-class ClosedPredictive(Protocol):
+class ClosedPredictive(Hook, Protocol):
     """A model whose predictive density under factors of conjugate families has a closed form."""
 
     def log_predictive(self, x: Tensor, factors: Mapping[str, Any]) -> Tensor | None:
-        """The log density of new rows under the factors of q by site (n,); None where there is no closed form."""
+        """The log density of new rows under the factors of q by site (n,); None without a closed form."""
         ...
 
 
 class CoordinateAscent(Protocol):
-    """The factors of q(Z) q(theta) of a conditionally conjugate model, and the sweeps that raise the bound."""
+    """The factors of q(Z) q(theta) of a conditionally conjugate model, and the sweeps that increase the bound."""
 
     def sweep(self) -> None:
-        """Every factor once, at its optimum given the others."""
+        """Set every factor once to its optimum given the others."""
         ...
 
     def bound(self) -> Tensor:
-        """The evidence lower bound over all rows in nats, every constant kept."""
+        """The evidence lower bound over all rows in nats, with all constants."""
         ...
 
     def factors(self, x: Tensor) -> Mapping[str, Any]:
-        """The factor of every site by name, of local sites for the rows ``x`` (n, d)."""
+        """The factor of every site by name; of local sites for the rows ``x`` (n, d)."""
         ...
 
 
 @runtime_checkable
-class Rotating(Protocol):
+class Rotating(Hook, Protocol):
     """A coordinate ascent that can move several factors together along a symmetry of the likelihood."""
 
     def rotate(self) -> None:
-        """Move them to where the bound is highest."""
+        """Move them to the highest bound."""
         ...
 
 
 @runtime_checkable
-class ConditionallyConjugate(Protocol):
-    """A model with priors on everything whose factors of q have their optimum in closed form, given the others."""
+class ConditionallyConjugate(Hook, Protocol):
+    """A model with priors on all parameters, in which the optimal factor of q given the others has a closed form."""
 
     @property
     def families(self) -> Mapping[str, str]:
@@ -114,13 +173,13 @@ class ConditionallyConjugate(Protocol):
         ...
 
     def bound(self, x: Tensor, factors: Mapping[str, Any], scale: float = 1.0) -> Tensor:
-        """The evidence lower bound of factors of these families; the rows' terms count ``scale`` times."""
+        """The evidence lower bound for factors of these families; the rows' terms are multiplied by ``scale``."""
         ...
 
 
 @runtime_checkable
-class ClosedBound(Protocol):
-    """A model with the bound of a Gaussian (or categorical) q in closed form."""
+class ClosedBound(Hook, Protocol):
+    """A model with the bound for a Gaussian (or categorical) q in closed form."""
 
     def elbo(self, x: Tensor, q: Distribution) -> Tensor:
         """The evidence lower bound of every row (n,)."""
@@ -128,8 +187,13 @@ class ClosedBound(Protocol):
 
 
 @runtime_checkable
-class Placed(Protocol):
-    """A model or guide that takes a random start on the data; :func:`zoo.fit` and :func:`zoo.em` place fresh ones."""
+class ClosedConjugate(Conjugate, ClosedBound, Protocol):
+    """A conjugate model with the bound in closed form."""
+
+
+@runtime_checkable
+class Placed(Hook, Protocol):
+    """A model or guide with a random initialisation on the data, which :func:`zoo.fit` and :func:`zoo.em` call."""
 
     @property
     def fresh(self) -> bool:
@@ -137,39 +201,39 @@ class Placed(Protocol):
         ...
 
     def initialize(self, x: Tensor) -> None:
-        """Place the parameters on the rows (n, d), from the running random stream."""
+        """Initialise the parameters on the rows (n, d), with the current random stream."""
         ...
 
 
 @runtime_checkable
-class Checked(Protocol):
-    """A model that refuses data under which its likelihood has no maximum."""
+class Checked(Hook, Protocol):
+    """A model that refuses data for which its likelihood has no maximum."""
 
     def check(self, x: Tensor) -> None:
-        """Raise a ValueError that names the row or column and the way out."""
+        """Raise a ValueError that names the row or column and a remedy."""
         ...
 
 
 @runtime_checkable
-class Summarized(Protocol):
-    """A conjugate model whose EM step takes sufficient statistics in place of rows."""
+class Summarized(Hook, Protocol):
+    """A conjugate model whose EM step accepts sufficient statistics in place of rows."""
 
     def summarize(self, x: Tensor) -> Any:
-        """What ``em_step`` takes in place of the rows (n, d)."""
+        """Sufficient statistics of the rows (n, d), for ``em_step``."""
         ...
 
 
 @runtime_checkable
-class Maximized(Protocol):
-    """A conjugate model with a direct maximum of its likelihood."""
+class Maximized(Hook, Protocol):
+    """A conjugate model whose maximum-likelihood estimate has a closed form."""
 
     def maximize(self, moments: Any) -> Any:
-        """Go to the maximum, in place, given the moments of the rows."""
+        """Set the parameters to the maximum, in place, given the moments of the rows."""
         ...
 
 
 @runtime_checkable
-class Decoding(Protocol):
+class Decoding(Hook, Protocol):
     """A model with p(x | z) as a distribution."""
 
     def decode(self, z: Tensor) -> Distribution:
@@ -178,8 +242,8 @@ class Decoding(Protocol):
 
 
 @runtime_checkable
-class Imputing(Protocol):
-    """A model that fills missing entries in closed form."""
+class Imputing(Hook, Protocol):
+    """A model with the conditional moments of missing entries in closed form."""
 
     def impute(self, x: Tensor) -> Any:
         """Mean and variance of the missing entries (NaN) of rows (n, d)."""
@@ -187,18 +251,18 @@ class Imputing(Protocol):
 
 
 @runtime_checkable
-class Floored(Protocol):
-    """A model with a floor on its variances."""
+class Floored(Hook, Protocol):
+    """A model with a lower bound on its variances."""
 
     floor: float
 
     def at_floor(self, z: Tensor) -> Tensor | None:
-        """The share (...) of variances at the floor for factors (..., k)."""
+        """The share (...) of variances at the lower bound for factors (..., k)."""
         ...
 
 
 @runtime_checkable
-class LinearGaussian(Protocol):
+class LinearGaussian(Hook, Protocol):
     """A linear-Gaussian model: x ~ N(W z + mu, diag(noise)), z ~ N(0, I)."""
 
     weight: Tensor  # (d, k)
@@ -211,14 +275,24 @@ class LinearGaussian(Protocol):
 
 
 @runtime_checkable
-class Mixture(Protocol):
-    """A mixture of components, with the site ``component`` per row."""
+class Mixture(Hook, Protocol):
+    """A mixture model with the local site ``component``."""
 
     components: int
 
 
 @runtime_checkable
-class Quadratic(Protocol):
+class GaussianMixture(Mixture, Protocol):
+    """A Gaussian mixture."""
+
+    covariance: str  # "full", "tied", "diag" or "spherical": the form of scale
+    weight: Tensor  # (k,)
+    mean: Tensor  # (k, d)
+    scale: Tensor  # Cholesky factors (k, d, d) or (d, d), or standard deviations (k, d) or (k,)
+
+
+@runtime_checkable
+class Quadratic(Hook, Protocol):
     """A model that declares whether log p(x, z) is quadratic in its continuous sites, for any value of the discrete."""
 
     @property
@@ -231,8 +305,8 @@ class Quadratic(Protocol):
 
 
 @runtime_checkable
-class HasPosterior(Protocol):
-    """A guide with q(z | x) of its one local site as a distribution."""
+class HasPosterior(Hook, Protocol):
+    """A guide whose q(z | x) of its single local site is available as a distribution."""
 
     def posterior(self, x: Tensor, index: Tensor | None = None) -> Distribution:
         """q(z | x), a distribution with batch shape (n,)."""
@@ -240,23 +314,23 @@ class HasPosterior(Protocol):
 
 
 @runtime_checkable
-class HoldsRows(Protocol):
-    """A guide with parameters of its own for every row of the data that it was built for."""
+class HoldsRows(Hook, Protocol):
+    """A guide with separate parameters for every row of the data that it was built for."""
 
     count: int
 
 
 @runtime_checkable
-class HoldsFactors(Protocol):
+class HoldsFactors(Hook, Protocol):
     """A guide made of exponential-family factors (:mod:`zoo.algebra.exponential_families`)."""
 
     def factors(self, index: Tensor | None = None) -> Mapping[str, Any]:
-        """The factor of every site by name, of local sites those of the rows ``index`` (all by default)."""
+        """The factor of every site by name; of local sites those of the rows ``index`` (all by default)."""
         ...
 
 
 @runtime_checkable
-class GaussianGuide(Protocol):
+class GaussianGuide(Hook, Protocol):
     """A guide that declares whether all its sites are Gaussian (in unconstrained coordinates) or categorical."""
 
     @property
@@ -266,8 +340,8 @@ class GaussianGuide(Protocol):
 
 
 @runtime_checkable
-class TightGuide(Protocol):
-    """A guide that declares whether it is the posterior itself, so that every draw gives log p(x)."""
+class TightGuide(Hook, Protocol):
+    """A guide that declares whether it is the exact posterior, so that every draw gives log p(x)."""
 
     @property
     def tight(self) -> bool:
@@ -275,11 +349,18 @@ class TightGuide(Protocol):
         ...
 
 
+@runtime_checkable
+class Smooth(Hook, Protocol):
+    """A guide that declares whether its gradients are those of the loss, as a line search requires."""
+
+    smooth: bool
+
+
 def declares(function: PyroCallable, name: str) -> bool:
     """Whether a model or guide declares a property of its density: ``quadratic``, ``gaussian`` or ``tight``.
 
-    A subclass with a ``forward`` of its own has another density: what its parent declares does not hold for it, and it
-    declares the property anew where it has it.
+    A subclass with its own ``forward`` has another density, to which the declarations of its parent do not apply; it
+    repeats those that hold.
     """
     inner = undecorated(function)
     if name in vars(inner):

@@ -1,4 +1,4 @@
-"""Random streams that leave the caller's as it was."""
+"""Random streams that leave the caller's unchanged."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +11,9 @@ from zoo.base.checks import check_whole
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """A random stream of one's own: torch's, numpy's and Python's generators are as before afterwards.
+    """A block with its own random stream; torch's, numpy's and Python's generators are restored afterwards.
 
-    ``None`` leaves the running stream where it is, and is for calls that nest inside another ``seeded``.
+    ``None`` continues the current stream, for calls inside another ``seeded`` block.
     """
     if seed is None:
         yield

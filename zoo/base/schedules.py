@@ -1,11 +1,11 @@
-"""Schedules of the learning rate."""
+"""Learning-rate schedules."""
 
 import math
 from collections.abc import Callable
 
 
 def cosine(steps: int, *, start: int = 0) -> Callable[[int], float]:
-    """A schedule for :class:`Fused`: 1 until the step ``start``, then down to 0 along half a cosine in ``steps`` steps.
+    """A schedule for :class:`Fused`: 1 until step ``start``, then to 0 along half a cosine in ``steps`` steps.
 
     >>> schedule = cosine(100, start=10)
     >>> [round(schedule(step), 2) for step in (0, 10, 60, 110, 200)]

@@ -1,1 +1,1 @@
-"""Benchmarks: models x guides x data x seeds -> a table."""
+"""Benchmarks of models x guides x data x seeds, as a table; an interrupted benchmark resumes."""

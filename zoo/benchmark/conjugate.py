@@ -1,4 +1,4 @@
-"""Conjugate models x guides x data x seeds, beside scikit-learn on the same rows in the same run."""
+"""Conjugate models x guides x data x seeds, against scikit-learn on the same rows in the same run."""
 
 import math
 import statistics
@@ -18,13 +18,17 @@ from torch import Tensor
 import guides
 from zoo import data
 from zoo.alignment.matching import align, posterior_difference
+from zoo.base.callables import name_of
+from zoo.base.module import Module
+from zoo.base.protocols import HasPosterior, Mixture
 from zoo.benchmark.rows import Rows
+from zoo.infer.run import Fit
 from zoo.infer.starts import best_of
 from zoo.models.factor_analysis import FactorAnalysis
 from zoo.models.gmm import GMM
 from zoo.models.ppca import PPCA
 
-STARTS = 10  # of a mixture, for EM, for SVI and for scikit-learn alike
+STARTS = 10  # random starts of a mixture, for EM, SVI and scikit-learn
 
 
 @dataclass(frozen=True)
@@ -32,22 +36,22 @@ class Case:
     """A model on a data set.
 
     Attributes:
-        name: what the table calls it.
-        rows: gives the data (n, d) in float64.
-        build: gives a fresh model for d columns.
-        scikit: gives scikit-learn's estimator for a seed.
-        mixture: whether the bound has several maxima, so that the best of several starts counts.
+        name: its name in the table.
+        rows: returns the data (n, d) in float64.
+        build: returns a fresh model for d columns.
+        scikit: returns scikit-learn's estimator for a seed.
+        mixture: whether the likelihood has several maxima, so that the best of several starts is taken.
     """
 
     name: str
     rows: Callable[[], Tensor]
-    build: Callable[[int], Any]
+    build: Callable[[int], Module]
     scikit: Callable[[int], Any]
     mixture: bool = False
 
 
 def simulated() -> Tensor:
-    """1000 rows x 20 columns from 5 factors, noise variances between 0.25 and 2.25; always the same."""
+    """1000 rows x 20 columns from 5 factors with noise variances between 0.25 and 2.25, from a fixed seed."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(20, 5, generator=generator, dtype=torch.float64)
     z = torch.randn(1000, 5, generator=generator, dtype=torch.float64)
@@ -56,7 +60,7 @@ def simulated() -> Tensor:
 
 
 def digits() -> Tensor:
-    """scikit-learn's digits without the columns that are constant: 1797 rows x 61 columns."""
+    """scikit-learn's digits without constant columns: 1797 rows x 61 columns."""
     x = data.load("digits", dtype=torch.float64).x
     return x[:, x.amax(0) > x.amin(0)]
 
@@ -93,7 +97,7 @@ CONJUGATE = (
     *(_factors("digits", digits, cls, 10) for cls in (PPCA, FactorAnalysis)),
 )
 
-GUIDES: dict[str, Callable[[Any, Tensor], Any]] = {
+GUIDES: dict[str, Callable[[Module, Tensor], Module]] = {
     "Exact": lambda model, x: guides.Exact(model),
     "FullRank": lambda model, x: guides.FullRank(model, x),
     "MeanField": lambda model, x: guides.MeanField(model, x),
@@ -102,7 +106,7 @@ GUIDES: dict[str, Callable[[Any, Tensor], Any]] = {
 }
 
 
-def conjugate(
+def benchmark_conjugate(
     folder: str | Path,
     *,
     seeds: Sequence[int] = range(5),
@@ -110,32 +114,32 @@ def conjugate(
     guide_names: Sequence[str] = tuple(GUIDES),
     report: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> pl.DataFrame:
-    """How near SVI comes to EM's optimum: every conjugate model with every guide that serves it, from random starts.
+    """Compare SVI with EM's optimum: every conjugate model with every guide available for it, from random starts.
 
-    Every finished cell is appended to ``rows.jsonl`` in the folder; cells found there are not run again, so an
-    interrupted benchmark resumes where it was. At the end ``table.csv``, ``table.md`` and ``table.nc`` are written.
+    Finished rows are appended to ``rows.jsonl`` in the folder and not run again, so that an interrupted benchmark
+    resumes. At the end ``table.csv``, ``table.md`` and ``table.nc`` are written.
 
     Args:
-        folder: where the rows are kept; made if it is not there.
-        seeds: one run of every cell per seed; the best of ten starts where the model is a mixture.
-        only: part of a case's name, to run a few of them.
-        guide_names: which guides, by their names in the table.
+        folder: for the rows and tables; created if necessary.
+        seeds: one run per case, method and seed; for a mixture the best of ten starts.
+        only: run only cases with this text in their names.
+        guide_names: the guides, by their names in the table.
         report: called with every new row.
 
     Returns:
-        one row per case, method and seed: log marginal, bound and gap per row in nats; ``distance``, EM's optimum minus
-        the log marginal; ``mean_error``, the largest difference of the guide's posterior means from EM's after
-        alignment, in posterior standard deviations (of responsibilities: in probability); steps and seconds. NaN where
-        every start failed.
+        one row per case, method and seed: log marginal, ELBO and gap per row in nats; ``distance``, EM's optimum minus
+        the log marginal; ``mean_error``, the largest difference between the guide's posterior means and EM's after
+        alignment, in posterior standard deviations (for a mixture: of responsibilities); steps and seconds. NaN if all
+        starts failed.
 
     Raises:
-        ValueError: no case or guide of that name.
+        ValueError: there is no such case or guide.
     """
     cases = [case for case in CONJUGATE if only is None or only.lower() in case.name.lower()]
     if not cases:
-        raise ValueError(f"no case has {only!r} in its name: there are {', '.join(case.name for case in CONJUGATE)}")
+        raise ValueError(f"no case has {only!r} in its name: choose from {', '.join(case.name for case in CONJUGATE)}")
     if unknown := [name for name in guide_names if name not in GUIDES]:
-        raise ValueError(f"unknown guide {unknown[0]!r}: there are {', '.join(GUIDES)}")
+        raise ValueError(f"unknown guide {unknown[0]!r}: choose from {', '.join(GUIDES)}")
     rows = Rows(folder)
     done = {(row["case"], row["method"], row["seed"]) for row in rows}
     for row in _run(cases, seeds, guide_names, done):
@@ -165,9 +169,9 @@ def _run(
 
 
 def _svi(case: Case, x: Tensor, method: str, seed: int, reference: Any) -> dict[str, Any] | None:
-    """One run of SVI with its defaults; None where the guide cannot serve the model."""
+    """One run of SVI with its defaults; None if the guide is not available for the model."""
 
-    def build() -> tuple[Any, Any]:
+    def build() -> tuple[Module, Module]:
         model = case.build(x.shape[1]).double()
         return model, GUIDES[method](model, x)
 
@@ -179,15 +183,15 @@ def _svi(case: Case, x: Tensor, method: str, seed: int, reference: Any) -> dict[
     started = time.perf_counter()
     try:
         result = best_of(build, x, seeds=starts, progress=False)
-    except FloatingPointError:  # every start failed: a row of the table, not the end of it
+    except FloatingPointError:  # all starts failed
         seconds = time.perf_counter() - started
         return dict.fromkeys(("log_marginal", "elbo", "gap", "mean_error"), math.nan) | {"steps": 0, "seconds": seconds}
     seconds = time.perf_counter() - started
-    run = result.best
+    model, guide = result.best.model, result.best.guide
     with torch.no_grad():
-        log_marginal = float(run.model.log_marginal(x).mean())
-        bound = float(run.model.elbo(x, run.guide.posterior(x)).mean())
-        error = _mean_error(run, reference, x)
+        log_marginal = float(model.log_marginal(x).mean())
+        bound = float(model.elbo(x, guide.posterior(x)).mean())
+        error = _mean_error(result.best, reference, x)
     return {
         "log_marginal": log_marginal,
         "elbo": bound,
@@ -198,10 +202,13 @@ def _svi(case: Case, x: Tensor, method: str, seed: int, reference: Any) -> dict[
     }
 
 
-def _mean_error(run: Any, reference: Any, x: Tensor) -> float:
+def _mean_error(run: Fit, reference: Any, x: Tensor) -> float:
     """The largest difference of posterior means from the reference's, in its posterior standard deviations."""
-    if hasattr(reference, "components"):
+    mixture = isinstance(reference, Mixture)
+    if mixture:
         return float(posterior_difference(run.model, reference, x).abs().max())
+    if not isinstance(run.guide, HasPosterior):
+        raise TypeError(f"{name_of(run.guide)} has no method posterior")
     truth = reference.posterior(x)
     aligned = align(run.model, reference).factors(run.guide.posterior(x).mean)
     return float(((aligned - truth.mean) / truth.stddev).abs().max())
@@ -215,7 +222,7 @@ def _scikit(case: Case, x: Tensor, seed: int) -> dict[str, Any]:
     estimator.fit(rows)
     seconds = time.perf_counter() - started
     score = float(estimator.score(rows))
-    if isinstance(estimator, PCA):  # its noise variance divides by n - 1; the model's is the maximum-likelihood one
+    if isinstance(estimator, PCA):  # its covariance divides by n - 1, the maximum-likelihood estimate by n
         score = _pca_likelihood(estimator, len(x), score)
     return {
         "log_marginal": score,
@@ -228,14 +235,14 @@ def _scikit(case: Case, x: Tensor, seed: int) -> dict[str, Any]:
 
 
 def _pca_likelihood(estimator: PCA, n: int, score: float) -> float:
-    """The score under covariances that divide by n: scaling S by c adds -(d log c + d / c - d) / 2 per row."""
+    """The score with covariances divided by n: scaling S by c changes it by -(d log c + d / c - d) / 2 per row."""
     d, c = estimator.n_features_in_, n / (n - 1)
-    # the sample's own covariance is S, the estimator's model covariance C(S n / (n - 1)) = c C(S)
+    # with S the maximum-likelihood covariance, the estimator has the model covariance C(c S) = c C(S)
     return score + 0.5 * (d * math.log(c) + d / c - d)
 
 
 def markdown(table: pl.DataFrame) -> str:
-    """Three tables: the worst distance and the worst posterior means over the seeds, and the median seconds."""
+    """Three Markdown tables: the largest distance and the largest mean error over the seeds, and median seconds."""
     methods = [name for name in ("scikit-learn", *GUIDES) if name in table["method"].unique().to_list()]
     cases = [case.name for case in CONJUGATE if case.name in table["case"].to_list()]
 
@@ -253,12 +260,12 @@ def markdown(table: pl.DataFrame) -> str:
         return "failed" if values.is_nan().any() else f"{max(0.0, max(values.to_list())):.1e}"
 
     distances = block(
-        f"EM's optimum minus the log marginal reached, nats per row, worst of {count} seeds:",
+        f"EM's optimum minus the log marginal of the fit, nats per row, largest of {count} seeds:",
         lambda cell: worst(cell, "distance"),
     )
     means = block(
-        f"Posterior means against EM's after alignment, in posterior standard deviations (mixtures: responsibilities), "
-        f"the worst entry of all rows, worst of {count} seeds:",
+        f"Posterior means minus EM's after alignment, in posterior standard deviations (mixtures: responsibilities), "
+        f"largest of all rows and {count} seeds:",
         lambda cell: "-" if cell["method"][0] == "scikit-learn" else worst(cell, "mean_error"),
     )
     seconds = block(

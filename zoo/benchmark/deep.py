@@ -1,4 +1,4 @@
-"""Deep latent factor models on data with published numbers, every row with its whole protocol."""
+"""Deep latent factor models on data with published results; every row records its whole protocol."""
 
 import math
 import re
@@ -16,12 +16,14 @@ from torch import Tensor
 import guides
 from zoo import data, plots
 from zoo.base.checks import check_whole
+from zoo.base.protocols import Floored
 from zoo.base.schedules import cosine
 from zoo.benchmark.rows import Rows
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.fitting import fit
 from zoo.infer.losses.annealed import AnnealedELBO, linear_warmup
 from zoo.infer.optim.fused import Fused
+from zoo.infer.run import Fit
 from zoo.models.factor_analysis import FactorAnalysis
 from zoo.models.vae import VAE
 from zoo.posterior.evidence import log_evidence_bounds
@@ -30,13 +32,13 @@ from zoo.posterior.rates import rate_distortion
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to train, and how closely to look.
+    """The length of training, and the effort of evaluation.
 
     Attributes:
-        epochs: the most passes over the training rows.
-        patience: epochs without a better held-out bound after which training stops; None trains on to the end.
+        epochs: the maximum number of passes over the training rows.
+        patience: epochs without a better ELBO on validation rows after which training stops; None trains to the end.
         draws: K of the importance-weighted bound.
-        rows: test rows that take part, the first ones.
+        rows: the number of test rows, the first ones.
     """
 
     epochs: int
@@ -47,21 +49,21 @@ class Budget:
 
 @dataclass(frozen=True)
 class Protocol:
-    """A model on a data set, and all that it takes to repeat the number.
+    """A model on a data set, with everything required to reproduce its result.
 
     Attributes:
-        name: what the table calls it.
-        split: gives training, validation and test rows (n, d).
+        name: its name in the table.
+        split: returns training, validation and test rows (n, d).
         rows: the split in words.
         model: options of :class:`zoo.VAE`.
         latent_dim: number of factors.
         guide: options of :class:`guides.Amortized`.
         batch: rows per step.
-        rate: Adam's learning rate, which falls to zero along half a cosine.
-        warm_up: the share of the epochs over which the KL term's weight rises from 0 to 1.
+        rate: Adam's initial learning rate, decayed to zero by a cosine schedule.
+        warm_up: the fraction of the epochs over which the weight of the KL term rises from 0 to 1.
         binarised: ``"dynamic"`` draws every pixel anew at every step; None takes the values as they are.
         budgets: by name.
-        published: log p(x) per row in nats that a paper gives for this protocol, or None.
+        published: the published log p(x) per row in nats for this protocol, or None.
         source: of the published number.
     """
 
@@ -81,15 +83,15 @@ class Protocol:
 
 
 def mnist() -> tuple[Tensor, Tensor, Tensor]:
-    """50,000 training rows, the last 10,000 of the training file for validation, 10,000 test rows; grey in [0, 1]."""
+    """50,000 training rows, the last 10,000 of the training file for validation, 10,000 test rows; values in [0, 1]."""
     x = data.load("mnist", dtype=torch.float32).x
     return x[:50_000], x[50_000:], data.load("mnist-test", dtype=torch.float32).x
 
 
 def _parts(name: str) -> Callable[[], tuple[Tensor, Tensor, Tensor]]:
-    """A table in three random parts, always the same: 60, 20 and 20 percent of the rows.
+    """A table split at random, with a fixed seed, into 60, 20 and 20 percent of the rows.
 
-    Columns that are constant in the training rows have no density, and are left out.
+    Columns that are constant in the training rows have no density and are left out.
     """
 
     def split() -> tuple[Tensor, Tensor, Tensor]:
@@ -102,7 +104,7 @@ def _parts(name: str) -> Callable[[], tuple[Tensor, Tensor, Tensor]]:
     return split
 
 
-CLIP = 200.0  # of the gradient's norm per row: some three times the usual, so that only a leap is cut
+CLIP = 200.0  # of the gradient norm per row: about three times its usual value, so that only outliers are clipped
 PIXELS = {"likelihood": "bernoulli"}
 DEEP = (
     Protocol(
@@ -181,7 +183,7 @@ DEEP = (
 BUDGETS = ("quick", "cpu", "full")
 
 
-def deep(
+def benchmark_deep(
     folder: str | Path,
     *,
     seeds: Sequence[int] = (0,),
@@ -191,33 +193,33 @@ def deep(
     progress: bool = False,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> pl.DataFrame:
-    """Train the deep models of :data:`DEEP` and measure them on held-out rows.
+    """Train the deep models of :data:`DEEP` and evaluate them on test rows.
 
-    Every finished row is kept in ``rows.jsonl`` in the folder, and its run, with its curve, under ``runs``; rows found
-    there are not run again. At the end ``table.csv``, ``table.md`` and ``table.nc`` are written.
+    Finished rows are appended to ``rows.jsonl`` in the folder and not run again; runs with their loss curves are saved
+    under ``runs``. At the end ``table.csv``, ``table.md`` and ``table.nc`` are written.
 
     Args:
-        folder: where rows and runs are kept; made if it is not there.
+        folder: for rows, runs and tables; created if necessary.
         seeds: one run of every protocol per seed.
-        budget: ``"quick"`` (a minute or so each, to see that all works), ``"cpu"`` (up to half an hour each on two
-            cores) or ``"full"`` (the published number of epochs; for a GPU). It stands in every row.
-        only: part of a protocol's name, to run a few of them.
-        device: where to train, as ``"cuda"``.
+        budget: ``"quick"`` (about a minute each, a smoke test), ``"cpu"`` (up to half an hour each on two cores) or
+            ``"full"`` (the published number of epochs, for a GPU). Recorded in every row.
+        only: run only protocols with this text in their names.
+        device: to train on, such as ``"cuda"``.
         progress: show progress bars.
         report: called with every new row.
 
     Returns:
-        one row per protocol and seed: the bounds on held-out rows in nats per row with their standard errors, what the
-        published number is, and the protocol.
+        one row per protocol and seed: bounds on test rows in nats per row with standard errors, the published result,
+        and the protocol.
 
     Raises:
-        ValueError: no protocol or budget of that name.
+        ValueError: there is no such protocol or budget.
     """
     if budget not in BUDGETS:
         raise ValueError(f"budget must be one of {', '.join(BUDGETS)}; got {budget!r}")
     chosen = [p for p in DEEP if only is None or only.lower() in p.name.lower()]
     if not chosen:
-        raise ValueError(f"no protocol has {only!r} in its name: there are {', '.join(p.name for p in DEEP)}")
+        raise ValueError(f"no protocol has {only!r} in its name: choose from {', '.join(p.name for p in DEEP)}")
     rows = Rows(folder)
     done = {(row["case"], row["budget"], row["seed"]) for row in rows}
     for protocol in chosen:
@@ -225,7 +227,7 @@ def deep(
             if (protocol.name, budget, seed) in done:
                 continue
             place = rows.folder / "runs" / _slug(f"{protocol.name} {budget} {seed}")
-            shutil.rmtree(place, ignore_errors=True)  # of an interrupted benchmark
+            shutil.rmtree(place, ignore_errors=True)  # left by an interrupted benchmark
             row = _row(protocol, budget, check_whole(seed, "seed", 0), place, device, progress)
             rows.append(row)
             report(row)
@@ -233,24 +235,59 @@ def deep(
 
 
 def _row(p: Protocol, name: str, seed: int, place: Path, device: str | None, progress: bool) -> dict[str, Any]:
+    """Train a model by its protocol, and evaluate it on test rows."""
     budget = p.budgets[name]
     train, valid, test = p.split()
-    n, d = train.shape
     torch.manual_seed(seed)
-    model = VAE(d, p.latent_dim, **p.model)
+    model = VAE(train.shape[1], p.latent_dim, **p.model)
     guide = guides.Amortized(model, train, **p.guide)
-    epoch = math.ceil(n / p.batch)
-    steps = budget.epochs * epoch
-    look = max(1, budget.epochs // 100)  # epochs between two looks at the validation rows
     started = time.perf_counter()
-    run = fit(
+    run = _train(p, budget, model, guide, (train, valid), seed, place, device, progress)
+    seconds = time.perf_counter() - started
+    plots.save(plots.loss(run), place / "curve.png")
+    test = test[: budget.rows].to(run.settings["device"])
+    if p.binarised:
+        test = torch.bernoulli(test, generator=torch.Generator(test.device).manual_seed(0))
+    epoch = math.ceil(len(train) / p.batch)
+    return {
+        "case": p.name,
+        "budget": name,
+        "seed": seed,
+        **_measured(p, budget, run, train, test, seed),
+        "seconds": seconds,
+        "epochs": len(run.losses) / epoch,
+        "best_epoch": run.settings["best_step"] / epoch,
+        "device": run.settings["device"],
+        "floor": model.floor if isinstance(model, Floored) else math.nan,
+        "at_floor": run.settings.get("at_floor", math.nan),
+        **_settings(p, budget),
+    }
+
+
+def _train(
+    p: Protocol,
+    budget: Budget,
+    model: VAE,
+    guide: guides.Amortized,
+    rows: tuple[Tensor, Tensor],
+    seed: int,
+    place: Path,
+    device: str | None,
+    progress: bool,
+) -> Fit:
+    """The fit to training and validation rows."""
+    train, valid = rows
+    epoch = math.ceil(len(train) / p.batch)
+    steps = budget.epochs * epoch
+    look = max(1, budget.epochs // 100)  # epochs between two evaluations on validation rows
+    return fit(
         model,
         guide,
         train,
         steps=steps,
         batch_size=p.batch,
         loss=AnnealedELBO(beta=linear_warmup(max(1, round(p.warm_up * steps))) if p.warm_up else 1.0),
-        optim=Fused(torch.optim.Adam, {"lr": p.rate}, schedule=cosine(steps), clip_norm=CLIP * n),
+        optim=Fused(torch.optim.Adam, {"lr": p.rate}, schedule=cosine(steps), clip_norm=CLIP * len(train)),
         seed=seed,
         device=device,
         validation=valid,
@@ -260,37 +297,33 @@ def _row(p: Protocol, name: str, seed: int, place: Path, device: str | None, pro
         checkpoint=place,
         progress=progress,
     )
-    seconds = time.perf_counter() - started
-    plots.save(plots.loss(run), place / "curve.png")
-    held_out = test[: budget.rows].to(run.settings["device"])
-    if p.binarised:
-        held_out = torch.bernoulli(held_out, generator=torch.Generator(held_out.device).manual_seed(0))
-    bounds = log_evidence_bounds(run, held_out, draws=(budget.draws,), seed=seed)
-    top = bounds[f"IWAE-{budget.draws}"]
-    factors = rate_distortion(run, held_out, seed=seed)
+
+
+def _measured(p: Protocol, budget: Budget, run: Fit, train: Tensor, test: Tensor, seed: int) -> dict[str, Any]:
+    """Bounds, rate and distortion on test rows, and the published result."""
+    bounds = log_evidence_bounds(run, test, draws=(budget.draws,), seed=seed)
+    tightest = bounds[f"IWAE-{budget.draws}"]
+    factors = rate_distortion(run, test, seed=seed)
     return {
-        "case": p.name,
-        "budget": name,
-        "seed": seed,
         "elbo": bounds["ELBO"].mean,
-        "iwae": top.mean,
-        "iwae_se": top.mean_se,
+        "iwae": tightest.mean,
+        "iwae_se": tightest.mean_se,
         "draws": budget.draws,
-        "test_rows": len(held_out),
+        "test_rows": len(test),
         "published": math.nan if p.published is None else p.published,
         "source": p.source,
-        "factor_analysis": math.nan if p.binarised else _linear(train, held_out, p.latent_dim),
+        "factor_analysis": math.nan if p.binarised else _linear(train, test, p.latent_dim),
         "rate": factors.rate,
         "distortion": factors.distortion,
         "active_units": int(factors.active.sum()),
-        "seconds": seconds,
-        "epochs": len(run.losses) / epoch,
-        "best_epoch": run.settings["best_step"] / epoch,
-        "device": run.settings["device"],
+    }
+
+
+def _settings(p: Protocol, budget: Budget) -> dict[str, Any]:
+    """The protocol as columns of the table."""
+    return {
         "split": p.rows,
         "binarised": p.binarised or "no",
-        "floor": getattr(model, "floor", math.nan),
-        "at_floor": run.settings.get("at_floor", math.nan),
         "latent_dim": p.latent_dim,
         "model": str(p.model),
         "guide": str(p.guide),
@@ -303,12 +336,12 @@ def _row(p: Protocol, name: str, seed: int, place: Path, device: str | None, pro
 
 
 def _slug(name: str) -> str:
-    """A name fit for a folder."""
+    """A name for a folder."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def _linear(train: Tensor, test: Tensor, latent_dim: int) -> float:
-    """The held-out log-likelihood per row of factor analysis with as many factors, as a yardstick."""
+    """The test log-likelihood per row of factor analysis with as many factors, for comparison."""
     model = FactorAnalysis(train.shape[1], latent_dim).double()
     em(model, train.double())
     with torch.no_grad():
@@ -316,9 +349,9 @@ def _linear(train: Tensor, test: Tensor, latent_dim: int) -> float:
 
 
 def markdown(table: pl.DataFrame) -> str:
-    """The table for people: bounds beside what is published, with the protocol in short."""
+    """The table in Markdown: bounds and published results, with the main settings."""
     lines = [
-        "Held-out nats per row; IWAE-K is a lower bound on log p(x), with the standard error of its draws.",
+        "Test rows, nats per row; IWAE-K is a lower bound on log p(x), with its Monte Carlo standard error.",
         "",
         "| case | budget | seed | ELBO | IWAE-K | K | published | factor analysis | active | epochs | minutes |",
         "|---|---|---|---|---|---|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""The rows of a benchmark on disk: every finished one is kept, so that an interrupted benchmark resumes."""
+"""The finished rows of a benchmark on disk, from which an interrupted benchmark resumes."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -12,13 +12,13 @@ from zoo.base.atomic import new_file
 
 
 class Rows:
-    """The rows in a folder: ``rows.jsonl`` as they come, ``table.csv``, ``table.md`` and ``table.nc`` at the end.
+    """The rows in a folder: ``rows.jsonl`` row by row; ``table.csv``, ``table.md`` and ``table.nc`` at the end.
 
     Args:
-        folder: made if it is not there; rows that it holds are read.
+        folder: created if necessary; existing rows are read.
 
     Raises:
-        ValueError: a line of ``rows.jsonl`` is damaged, other than a last one that was cut off.
+        ValueError: a line of ``rows.jsonl`` is damaged, except for an incomplete last line.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -33,7 +33,7 @@ class Rows:
             try:
                 self._rows.append(json.loads(line))
             except json.JSONDecodeError as error:
-                if number == len(lines) - 1:  # cut off while it was written: that cell runs again
+                if number == len(lines) - 1:  # incomplete after an interruption: that row runs again
                     with new_file(self._log, replace=True) as partial:
                         partial.write_text("".join(lines[:-1]), encoding="utf-8")
                     break
@@ -43,13 +43,13 @@ class Rows:
         return iter(self._rows)
 
     def append(self, row: dict[str, Any]) -> None:
-        """Keep a row, in memory and on disk."""
+        """Add a row, in memory and on disk."""
         self._rows.append(row)
         with self._log.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
 
     def write(self, markdown: Callable[[pl.DataFrame], str]) -> pl.DataFrame:
-        """Write the tables and return them as one."""
+        """Write all rows as CSV, Markdown and netCDF, and return them."""
         table = pl.DataFrame(self._rows, infer_schema_length=None)
         columns = xr.Dataset({name: ("run", table[name].to_numpy()) for name in table.columns})
         with new_file(self.folder / "table.csv", replace=True) as partial:

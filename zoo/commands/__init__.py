@@ -1,1 +1,1 @@
-"""The command ``zoo``: which models, guides and data sets are there, and what does a fit of them give?"""
+"""The command ``zoo``: lists models, guides and data sets, fits them, and diagnoses and reports runs."""

@@ -1,6 +1,6 @@
-"""Where the command line writes, how it says that something went wrong, and how it reads lists."""
+"""Output, errors, and what the commands have in common: shared arguments and lists as text."""
 
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -8,14 +8,17 @@ from rich.markup import escape
 
 out = Console()
 err = Console(stderr=True)
+MODEL = Annotated[str, typer.Argument(help="Name of a model; see zoo list.")]
+SOURCE = Annotated[str, typer.Argument(metavar="DATA", help="Name of a data set, or path of a file.")]
+COLUMNS = Annotated[str | None, typer.Option(help="Columns of the data, e.g. a,b,c.")]
 
 
 def fail(error: Exception) -> NoReturn:
-    """Print an error in a line and end with status 2."""
+    """Print an error on one line and exit with status 2."""
     err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
     raise typer.Exit(2)
 
 
 def words(text: str | None) -> list[str] | None:
-    """What commas separate, as in ``a,b,c``; None where nothing is given."""
+    """The words of a comma-separated list such as ``a,b,c``; None if nothing is given."""
     return None if text is None else [word.strip() for word in text.split(",") if word.strip()]

@@ -1,4 +1,4 @@
-"""The commands that judge a run on disk: ``zoo diagnose`` and ``zoo report``."""
+"""The commands that check a saved run: ``zoo diagnose`` and ``zoo report``."""
 
 import dataclasses
 import json
@@ -15,9 +15,10 @@ from zoo.diagnostics.diagnosis import Diagnosis, diagnose
 from zoo.infer.loading import load
 from zoo.infer.run import Fit
 
-RUN = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, as zoo fit --out or Fit.save wrote it.")]
+RUN = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, written by zoo fit --out or Fit.save.")]
 DATA = Annotated[
-    str | None, typer.Argument(metavar="DATA", help="Its rows: a data set or a file. By default those of zoo fit.")
+    str | None,
+    typer.Argument(metavar="DATA", help="Data set or file with its rows; by default that of zoo fit."),
 ]
 COLOURS = {"good": "green", "careful": "yellow", "bad": "red", "unknown": "dim"}
 
@@ -25,14 +26,14 @@ COLOURS = {"good": "green", "careful": "yellow", "bad": "red", "unknown": "dim"}
 def diagnose_(
     folder: RUN,
     source: DATA = None,
-    draws: Annotated[int, typer.Option(help="Draws of the guide per row.")] = 500,
+    draws: Annotated[int, typer.Option(help="Draws from the guide per row.")] = 500,
     simulations: Annotated[
         int | None,
-        typer.Option(help="Simulations of the calibration; by default 500 rows, none where rows share sites."),
+        typer.Option(help="Simulations for the calibration; by default 500, or none with shared sites."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="End with status 1 where a finding is bad.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with status 1 unless it can be trusted.")] = False,
 ) -> None:
     """Check whether the posterior of a run can be trusted, with thresholds and reasons."""
     try:
@@ -51,10 +52,10 @@ def diagnose_(
 def report_(
     folder: RUN,
     source: DATA = None,
-    path: Annotated[Path | None, typer.Option("--out", help="The page; by default report.html in the folder.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    path: Annotated[Path | None, typer.Option("--out", help="Path of the page; by default RUN/report.html.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
 ) -> None:
-    """Write one self-contained HTML page on a run: the verdict with reasons, figures, tables, how to run it again."""
+    """Write a self-contained HTML page on a run: verdict and reasons, figures, tables, how to reproduce it."""
     from zoo.report.page import report
 
     try:
@@ -69,22 +70,22 @@ def report_(
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    """What ``zoo fit`` recorded beside the run, if anything."""
+    """The results that ``zoo fit`` saved with the run, if any."""
     file = folder / "results.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _read(folder: Path, source: str | None) -> tuple[Fit, data.Dataset]:
-    """A run and its rows, prepared as ``zoo fit`` prepared them.
+    """A run and its rows, prepared as by ``zoo fit``.
 
     Raises:
-        ValueError: the rows that the run was fitted to are not recorded.
+        ValueError: the source of the rows is not recorded.
     """
     run = load(folder)
     how = _record(folder).get("table", {})
     source = source or how.get("source")
     if source is None:
-        raise ValueError(f"{folder} does not say what rows it was fitted to: name them, zoo diagnose {folder} DATA")
+        raise ValueError(f"{folder} does not record its rows: name them, as in zoo diagnose {folder} DATA")
     kind = getattr(torch, run.settings.get("dtype", "float64"))
     table = data.load(source, columns=how.get("columns"), labels=how.get("labels"), dtype=kind)
     seed = run.settings.get("seed", 0)
@@ -97,6 +98,7 @@ def _read(folder: Path, source: str | None) -> tuple[Fit, data.Dataset]:
 
 
 def _show(found: Diagnosis) -> None:
+    """Print the verdict and the findings."""
     out.print(f"[bold {COLOURS[found.level]}]{found.verdict}.[/]", highlight=False, soft_wrap=True)
     for finding in found.findings:
         advice = f" {finding.advice}." if finding.advice else ""
@@ -108,7 +110,7 @@ def _show(found: Diagnosis) -> None:
 
 
 def _plain(found: Diagnosis) -> dict[str, Any]:
-    """The findings for JSON: numbers that are not finite become null."""
+    """The findings for JSON; numbers that are not finite become null."""
 
     def number(value: float) -> float | None:
         return value if math.isfinite(value) else None

@@ -1,8 +1,9 @@
-"""Models and guides by name: found in their packages, built from plain settings."""
+"""Models and guides by name, built from plain settings."""
 
 import difflib
 import inspect
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import guides
@@ -10,7 +11,8 @@ import zoo.models
 from zoo.base.module import Module
 
 
-def _classes(package: Any) -> dict[str, type[Module]]:
+def _classes(package: ModuleType) -> dict[str, type[Module]]:
+    """The model or guide classes that a package exports, by name."""
     found = (getattr(package, name) for name in package.__all__)
     return {c.__name__: c for c in found if isinstance(c, type) and issubclass(c, Module)}
 
@@ -26,10 +28,10 @@ def guide_classes() -> dict[str, type[Module]]:
 
 
 def find(name: str, known: Mapping[str, Any], kind: str) -> Any:
-    """The entry of that name; case, hyphens and underscores do not matter.
+    """The entry with a name, ignoring case, hyphens and underscores.
 
     Raises:
-        ValueError: no entry has this name; the message tells the nearest one.
+        ValueError: there is no such entry; the message suggests the nearest name.
     """
     plain = {key.lower(): key for key in known}
     wanted = name.lower().replace("-", "").replace("_", "")
@@ -50,19 +52,19 @@ def build(cls: type[Module], given: Mapping[str, Any], *context: Any) -> Module:
 
     Args:
         cls: a model or guide class.
-        given: settings by parameter name; None means: not given.
-        context: the leading arguments, as many as the class takes of them.
+        given: settings by parameter name; None means not given.
+        context: the leading arguments; the class takes as many of them as it has.
 
     Raises:
-        ValueError: a setting that the class does not know, or one that it needs and is not given.
+        ValueError: an unknown setting, or a required one is missing.
     """
     known = options(cls)
     leading = [name for name in known if name in ("data_dim", "model", "x")]
     set_ = {key: value for key, value in given.items() if value is not None}
     takes = [name for name in known if name not in leading]
     if strange := [key for key in set_ if key not in takes]:
-        raise ValueError(f"{cls.__name__} has no setting {strange[0]!r}: it takes {', '.join(takes) or 'none'}")
+        raise ValueError(f"{cls.__name__} has no setting {strange[0]!r}: available are {', '.join(takes) or 'none'}")
     required = [name for name in takes if known[name].default is inspect.Parameter.empty]
     if missing := [name for name in required if name not in set_]:
-        raise ValueError(f"{cls.__name__} needs {missing[0]!r}: pass --{missing[0].replace('_', '-')}")
+        raise ValueError(f"{cls.__name__} requires {missing[0]!r}: pass --{missing[0].replace('_', '-')}")
     return cls(*context[: len(leading)], **set_)

@@ -1,4 +1,4 @@
-"""The command that chooses the number of factors or components: ``zoo select``."""
+"""The command that selects the number of factors or components: ``zoo select``."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,31 +12,29 @@ from zoo import data, plots
 from zoo.base.atomic import new_file
 from zoo.base.protocols import ConditionallyConjugate, Conjugate
 from zoo.commands import registry
-from zoo.commands.console import err, fail, out, words
+from zoo.commands.console import COLUMNS, MODEL, SOURCE, err, fail, out, words
 from zoo.diagnostics.model.selection import Candidate, Selection, select_size
 
 WORDS = {"bic": "BIC", "bound": "bound on log p(X)", "aic": "AIC", "held_out": "held-out log p(x)"}
 
 
 def select_(
-    model: Annotated[str, typer.Argument(help="PPCA, FactorAnalysis, GMM or VAE.")],
-    source: Annotated[str, typer.Argument(metavar="DATA", help="Name of a data set, or path of a file.")],
-    values: Annotated[str, typer.Option("--values", "-k", help="Numbers to try, as 1-6 or 1,2,5.")] = "1-6",
-    guide: Annotated[
-        str | None, typer.Option(help="Fit by SVI with this guide; by default by EM, where there is one.")
-    ] = None,
+    model: MODEL,
+    source: SOURCE,
+    values: Annotated[str, typer.Option("--values", "-k", help="Numbers to compare, e.g. 1-6 or 1,2,5.")] = "1-6",
+    guide: Annotated[str | None, typer.Option(help="Fit by SVI with this guide; by default by EM, or by coordinate ascent.")] = None,
     covariance: Annotated[str | None, typer.Option(help="Of a mixture: full, tied, diag, spherical.")] = None,
-    likelihood: Annotated[str | None, typer.Option(help="Of a VAE, as gaussian or bernoulli.")] = None,
-    columns: Annotated[str | None, typer.Option(help="Columns of the data, as a,b,c.")] = None,
-    seeds: Annotated[int, typer.Option(help="Starts per number; the best one counts.")] = 5,
-    folds: Annotated[int, typer.Option(help="Of the cross-validation; 0 leaves it out.")] = 5,
-    seed: Annotated[int, typer.Option(help="Of the folds and the draws.")] = 0,
+    likelihood: Annotated[str | None, typer.Option(help="Likelihood of a VAE, e.g. gaussian or bernoulli.")] = None,
+    columns: COLUMNS = None,
+    seeds: Annotated[int, typer.Option(help="Random starts per number; the best one is kept.")] = 5,
+    folds: Annotated[int, typer.Option(help="Folds of the cross-validation; 0 skips it.")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of the folds and the draws.")] = 0,
     folder: Annotated[Path | None, typer.Option("--out", help="Folder for selection.csv and selection.png.")] = None,
 ) -> None:
-    """Fit a model for every number of factors or components, and compare them by BIC, AIC and held-out rows."""
+    """Compare numbers of factors or components by BIC, AIC, held-out log p(x), or the bound of a Bayesian model."""
     try:
         if folder is not None and folder.exists() and not folder.is_dir():
-            raise ValueError(f"--out {folder} is a file: name a folder")
+            raise ValueError(f"--out {folder} is a file: pass a folder")
         model_class = registry.find(model, registry.models(), "model")
         guide_class = None if guide is None else registry.find(guide, registry.guide_classes(), "guide")
         table = data.load(source, columns=words(columns), dtype=torch.float64)
@@ -47,8 +45,8 @@ def select_(
             built = registry.build(model_class, settings, rows.shape[1]).double()
             if guide_class is not None:
                 return built, registry.build(guide_class, {}, built, rows)
-            if not isinstance(built, (Conjugate, ConditionallyConjugate)):
-                raise ValueError(f"{model_class.__name__} has no closed-form EM: name a guide, as --guide Amortized")
+            if not isinstance(built, Conjugate | ConditionallyConjugate):
+                raise ValueError(f"{model_class.__name__} has no closed-form EM: choose a guide, as --guide Amortized")
             return built
 
         found = select_size(
@@ -65,10 +63,10 @@ def select_(
 
 
 def _numbers(text: str) -> list[int]:
-    """Whole numbers from text as ``1-6`` or ``1,2,5``, or both.
+    """Whole numbers from text such as ``1-6``, ``1,2,5``, or both.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: the text is something else.
     """
     found: list[int] = []
     try:
@@ -76,16 +74,18 @@ def _numbers(text: str) -> list[int]:
             first, dash, last = word.strip().partition("-")
             found += range(int(first), int(last) + 1) if dash else [int(first)]
     except ValueError:
-        raise ValueError(f"--values must be numbers as 1-6 or 1,2,5, got {text!r}") from None
+        raise ValueError(f"--values must be numbers such as 1-6 or 1,2,5, got {text!r}") from None
     return found
 
 
 def _progress(row: Candidate) -> None:
-    reached = "failed" if row.best is None else "done"
-    err.print(f"{row.value}: {reached} after {row.seconds:.1f} s", highlight=False)
+    """Print a line for a finished candidate."""
+    state = "failed" if row.best is None else "done"
+    err.print(f"{row.value}: {state} after {row.seconds:.1f} s", highlight=False)
 
 
 def _show(found: Selection, title: str, size: str) -> None:
+    """Print the candidates as a table, with the best by every measure marked."""
     shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
     for name in (size, "log p(x)", "df", "AIC", "BIC", "bound", "held-out", "below (se)", "near"):
         shown.add_column(name, justify="right", no_wrap=True)
@@ -115,10 +115,10 @@ def _show(found: Selection, title: str, size: str) -> None:
     for row in found.table:
         if row.error is not None:
             out.print(f"{size} {row.value}: {row.error}", highlight=False, soft_wrap=True, markup=False)
-    apart = f"; held-out: log p(x) per row, {found.how}" if found.how != "none" else ""
+    compared = f"; held-out: log p(x) per row, {found.how}" if found.how != "none" else ""
+    best = ", ".join(f"{WORDS[by]}: {value}" for by, value in chosen.items())
     out.print(
-        f"* chosen: {', '.join(f'{WORDS[by]} {value}' for by, value in chosen.items())}{apart}; near: starts within "
-        "0.01 nats of the best",
+        f"* best by {best}{compared}; near: starts within 0.01 nats of the best",
         highlight=False,
         soft_wrap=True,
     )

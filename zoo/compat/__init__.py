@@ -1,1 +1,1 @@
-"""How are the versions of ArviZ called: the only package that imports it."""
+"""How are the supported versions of ArviZ called? No other package imports it."""

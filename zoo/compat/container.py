@@ -1,7 +1,7 @@
-"""ArviZ itself: the only file that imports it.
+"""The interface to ArviZ; no other module imports it.
 
-ArviZ 0.20 to 0.23 (Python 3.11) and 1.x (Python 3.12) differ in the container and in the sign of their Pareto
-smoothing; :func:`assemble` and :func:`smooth` are the two places that know it.
+ArviZ 0.20 to 0.23 (Python 3.11) and 1.x (Python 3.12) differ in the container, the sign convention of their Pareto
+smoothing and the class of their LOO results: :func:`assemble`, :func:`smooth` and :func:`elpd_data` handle these.
 """
 
 import warnings
@@ -13,7 +13,7 @@ import xarray
 
 
 def load() -> Any:
-    """The arviz module. Its notice that version 1 is coming speaks to its callers, and it serves both."""
+    """The arviz module, imported without its announcement of version 1, which this package supports."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, message=r"\s*ArviZ is undergoing")
         import arviz
@@ -29,11 +29,11 @@ def smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pareto-smoothed log weights (rows, draws), up to a constant per row, and k-hat (rows,).
 
     Args:
-        log_weights: (rows, draws); left as they are.
+        log_weights: (rows, draws); not modified.
     """
     if major() < 1:
         smoothed, khat = load().psislw(log_weights)
-    else:  # takes log-likelihoods, the negative of log weights
+    else:  # expects log-likelihoods, the negative of log weights
         from arviz_stats.base import array_stats
 
         smoothed, khat = array_stats.psislw(-log_weights, axis=-1)
@@ -41,11 +41,11 @@ def smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def assemble(datasets: Mapping[str, xarray.Dataset], attrs: Mapping[str, Any]) -> Any:
-    """The ArviZ object of these groups: an ``InferenceData`` (0.x) or a ``DataTree`` (1.x).
+    """The ArviZ object with these groups: an ``InferenceData`` (0.x) or a ``DataTree`` (1.x).
 
     Args:
-        datasets: by group.
-        attrs: of the object.
+        datasets: the groups by name.
+        attrs: the attributes of the object.
     """
     if major() < 1:
         return load().InferenceData(attrs=dict(attrs), **datasets)
@@ -53,7 +53,7 @@ def assemble(datasets: Mapping[str, xarray.Dataset], attrs: Mapping[str, Any]) -
 
 
 def elpd_data(log_density: np.ndarray) -> Any:
-    """ArviZ's result object of a log density per row (n,), as ``az.compare`` takes it."""
+    """ArviZ's result object for a log density per row (n,), which ``az.compare`` takes."""
     n = len(log_density)
     total, error = float(log_density.sum()), float(np.sqrt(n * log_density.var()))
     each = xarray.DataArray(log_density, dims="row")

@@ -1,4 +1,4 @@
-"""Data sets as tensors: bundled ones by name, your own from CSV, Parquet and NPY files."""
+"""Data sets as tensors: built-in ones by name, and users' own from CSV, Parquet and NPY files."""
 
 from zoo.data.dataset import Dataset
 from zoo.data.loading import load, names

@@ -1,4 +1,4 @@
-"""The data sets known by name."""
+"""The catalogue of data sets with a name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from zoo.data.table import FrameTable, Table
 
 @dataclass(frozen=True)
 class Entry:
-    """How to read a data set, what it holds by default, and where it comes from."""
+    """The reader of a data set, its default columns and labels, and its origin."""
 
     read: Callable[[], Table]
     source: str
@@ -24,8 +24,8 @@ class Entry:
 
 
 def scikit_learn(name: str, label: str) -> FrameTable:
-    """A data set that scikit-learn ships, its raw values and the column `label`."""
-    from sklearn import datasets  # it takes a second to import: only when asked for
+    """A data set included in scikit-learn: its raw values and the column ``label``."""
+    from sklearn import datasets  # imported here, as it takes a second
 
     bunch = getattr(datasets, f"load_{name}")()
     classes = [str(each) for each in bunch.target_names]
@@ -35,7 +35,7 @@ def scikit_learn(name: str, label: str) -> FrameTable:
 
 
 def shipped(file: str) -> FrameTable:
-    """A CSV file in this package's folder `tables`."""
+    """A CSV file in the folder ``tables`` of this package."""
     with resources.as_file(resources.files("zoo.data") / "tables" / file) as path:
         table = read_csv(path)
         return FrameTable(table.frame.collect().lazy(), table.columns, file, table.rows)

@@ -1,7 +1,6 @@
-"""The frozen record that `load` returns."""
+"""The data set that :func:`zoo.data.load` returns."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,15 +8,15 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """A table of numbers with optional labels and a note of where it came from.
+    """A table of numbers with optional labels and a note of its origin.
 
     Args:
         x: the data, (n, d), floating point; missing entries are NaN.
-        labels: class codes (n,), int64, pointing into `label_names`; None without labels.
-        label_names: what the codes stand for; empty without labels.
-        columns: the d column names of `x`.
+        labels: class codes (n,), int64, indices into ``label_names``; None without labels.
+        label_names: the names of the classes; empty without labels.
+        columns: the names of the d columns of ``x``.
         name: the data set's name, or the file's name without its suffix.
-        source: citation of the origin; for a file its name.
+        source: a citation of the origin; for a file its name.
         licence: terms of use.
     """
 
@@ -39,19 +38,19 @@ class Dataset:
         return f"Dataset({self.name}: {rows} rows x {width} columns, {labels}; {self.source})"
 
     def split(self, test: float = 0.2, seed: int = 0) -> tuple["Dataset", "Dataset"]:
-        """Split the rows at random into a training and a test part.
+        """Splits the rows at random into a training and a test part.
 
-        The rows of each part stay in their order. The global random generator is not touched.
+        The rows of each part keep their order. The global random generator is not affected.
 
         Args:
-            test: share of the rows in the test part, between 0 and 1.
-            seed: the same seed gives the same split.
+            test: the share of rows in the test part, between 0 and 1.
+            seed: seed of the split.
 
         Returns:
             The training part, (n - m, d), and the test part, (m, d), with m = round(test * n).
 
         Raises:
-            ValueError: if one of the two parts would be empty.
+            ValueError: one of the two parts would be empty.
 
         >>> from zoo.data import load
         >>> train, test = load("iris").split(test=0.2)
@@ -73,6 +72,6 @@ class Dataset:
         return replace(self, x=self.x[index], labels=labels)
 
 
-def column_names(x: Any) -> tuple[str, ...]:
-    """The names of the columns, where a data set gives them."""
+def column_names(x: object) -> tuple[str, ...]:
+    """The names of the columns of a data set; empty for anything else."""
     return x.columns if isinstance(x, Dataset) else ()

@@ -11,16 +11,16 @@ import polars as pl
 
 from zoo.data.table import ArrayTable, FrameTable, Table, unreadable
 
-# What numpy lets through from its parser when a header is damaged.
+# The errors of numpy's header parser on damaged files.
 NPY_ERRORS = (ValueError, EOFError, SyntaxError, TypeError, OverflowError, TokenError)
 
 
 def read_file(path: Path) -> Table:
-    """Open a table by the suffix of its file.
+    """Opens the table in a file, whose format is that of its suffix.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if its format is not supported, or the file is damaged or holds no table.
+        FileNotFoundError: the file does not exist.
+        ValueError: the format is not supported, or the file is damaged or contains no table.
     """
     if not path.exists():
         raise FileNotFoundError(f"no such file: {path}")
@@ -33,17 +33,17 @@ def read_file(path: Path) -> Table:
 
 
 def read_csv(path: Path) -> FrameTable:
-    """A comma-separated file with a header line; columns are read as text and parsed when used."""
+    """A CSV file with a header line; columns are read as text and parsed when used."""
     header, rows = scan_lines(path)
     frame = pl.scan_csv(path, infer_schema=False, new_columns=header, n_rows=rows, glob=False)
     return FrameTable(frame, tuple(header), str(path), rows)
 
 
 def scan_lines(path: Path) -> tuple[list[str], int]:
-    """Column names and number of data rows, having checked that all rows have equal length.
+    """The column names and the number of data rows, after a check that all rows have equal length.
 
-    Polars fills short rows with nulls and renames repeated columns, both silently, hence this pass.
-    Blank lines at the end do not count.
+    This pass is needed because polars silently fills short rows with nulls and renames repeated columns. Blank lines at
+    the end are not counted.
     """
     rows = blank = 0
     try:
@@ -70,7 +70,7 @@ def scan_lines(path: Path) -> tuple[list[str], int]:
 
 
 def check_header(header: list[str], path: Path) -> list[str]:
-    """Refuse an empty header, repeated names, and a first line of data."""
+    """Refuses an empty header, repeated names, and a file without a header."""
     if not header:
         raise ValueError(f"{path} is empty: a line of column names must come first")
     repeated = [name for name, count in Counter(header).items() if count > 1]
@@ -83,7 +83,7 @@ def check_header(header: list[str], path: Path) -> list[str]:
 
 
 def read_parquet(path: Path) -> FrameTable:
-    """A Parquet file; only the columns used are read."""
+    """A Parquet file, of which only the columns in use are read."""
     try:
         frame = pl.scan_parquet(path, glob=False)
         columns = tuple(frame.collect_schema().names())
@@ -98,11 +98,11 @@ def read_npy(path: Path) -> ArrayTable:
     """A numeric NPY array (n, d), mapped into memory (copy on write); its columns are named "0", "1", ..."""
     try:
         array = np.load(path, mmap_mode="c", allow_pickle=False)
-    except NPY_ERRORS as error:  # numpy's own words recommend pickle: do not repeat them
-        raise ValueError(f"{path} is no numeric NPY array: pickled, truncated or of another format") from error
+    except NPY_ERRORS as error:  # numpy's message recommends pickle: do not repeat it
+        raise ValueError(f"{path} is not a numeric NPY array: it is pickled, truncated or of another format") from error
     if not isinstance(array, np.ndarray):
         array.close()
-        raise ValueError(f"{path} is an NPZ archive: save its array by numpy.save")
+        raise ValueError(f"{path} is an NPZ archive: save its array with numpy.save")
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{path} holds {array.dtype}, not real numbers")
     if array.ndim != 2:

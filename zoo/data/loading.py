@@ -1,4 +1,4 @@
-"""`load`: a data set by its name or from its file."""
+"""Loading a data set by its name or from a file."""
 
 import os
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from zoo.data.files import read_file
 
 
 def names() -> tuple[str, ...]:
-    """Names that `load` knows.
+    """The names of the data sets that :func:`load` provides.
 
     >>> names()
     ('iris', 'wine', 'digits', 'breast_cancer', 'faithful', 'holzinger', 'mnist', 'mnist-test')
@@ -29,38 +29,37 @@ def load(
     labels: str | int | None = None,
     dtype: torch.dtype | None = None,
 ) -> Dataset:
-    """Load a data set by name, or a table from a CSV, Parquet or NPY file.
+    """Loads a data set by name, or a table from a CSV, Parquet or NPY file.
 
-    Known by name, in raw values unless stated, rows x columns:
+    Data sets by name, in raw values unless stated otherwise, rows x columns:
 
     - `iris` 150 x 4 [cm], `wine` 178 x 13, `digits` 1797 x 64 [0..16], `breast_cancer` 569 x 30;
     - `faithful` 272 x 2, eruption and waiting time of Old Faithful [min], no labels;
     - `holzinger` 301 x 9, tests `x1`..`x9`; labels are the two schools;
     - `mnist` 60000 x 784 and `mnist-test` 10000 x 784, pixels divided by 255 to [0, 1]. Both are
-      downloaded once, unless the environment variable LATENT_ZOO_DATA names a folder that holds
-      the four .gz files, directly or under mnist/. The checksums are verified either way.
+      downloaded once, unless the environment variable LATENT_ZOO_DATA names a folder with the four .gz files,
+      directly or under mnist/. Their checksums are verified in both cases.
 
-    Files: a CSV has a header line, commas and UTF-8 text; an NPY array is (n, d) and its columns are
-    named by position; a large one (2**26 numbers or more) of the type `dtype` stays on disk, mapped into memory
-    copy on write. Missing entries (blank, NA, N/A, null) become NaN, infinite ones stay, booleans
-    become 0 and 1.
+    Files: a CSV file has a header line, commas and UTF-8 text. An NPY array is (n, d), with columns named by position;
+    a large one (2**26 numbers or more) of type ``dtype`` stays on disk, memory-mapped with copy on write. Missing
+    entries (blank, NA, N/A, null) become NaN, infinite entries are kept, and booleans become 0 and 1.
 
     Args:
-        source: one of `names()`, or the path of a .csv, .parquet or .npy file.
-        columns: the columns that become `x`, in this order: names, or for NPY positions. By default
-            all but the labels (`holzinger`: only the tests).
-        labels: the column of labels, text or integers, coded in sorted order. By default the data
-            set's own; none for a file.
-        dtype: floating-point type of `x`; by default torch's default type.
+        source: one of :func:`names`, or the path of a .csv, .parquet or .npy file.
+        columns: the columns of ``x``, in this order: names, or positions for NPY. By default all but the labels
+            (`holzinger`: only the tests).
+        labels: the column of labels, text or integers, encoded in sorted order. By default the data set's own; none for
+            a file.
+        dtype: floating-point type of ``x``; by default torch's default type.
 
     Returns:
-        A `Dataset` with `x` (n, d) and `labels` (n,), on the CPU.
+        A :class:`Dataset` with ``x`` (n, d) and ``labels`` (n,), on the CPU.
 
     Raises:
-        FileNotFoundError: if the file is missing.
-        ConnectionError: if MNIST cannot be downloaded.
-        ValueError: if the name, the suffix or a column is unknown, the file is damaged or empty, or a
-            column does not hold what it is used for.
+        FileNotFoundError: the file does not exist.
+        ConnectionError: MNIST cannot be downloaded.
+        ValueError: the name, the suffix or a column is unknown, the file is damaged or empty, or a column does not
+            contain numbers, or labels.
 
     >>> load("iris")
     Dataset(iris: 150 rows x 4 columns, 3 labels; Fisher (1936), Annals of Eugenics 7; from scikit-learn)
@@ -70,7 +69,7 @@ def load(
     """
     dtype = dtype or torch.get_default_dtype()
     if not dtype.is_floating_point:
-        raise ValueError(f"dtype={dtype} cannot hold missing values: choose a floating-point type")
+        raise ValueError(f"dtype={dtype} cannot represent missing values: choose a floating-point type")
     name, entry = find(source)
     table = entry.read()
 
@@ -94,7 +93,7 @@ def load(
 
 
 def find(source: str | os.PathLike[str]) -> tuple[str, Entry]:
-    """Name and entry of a known data set, or of a file."""
+    """Name and entry of a data set in the catalogue, or of a file."""
     if isinstance(source, str) and source in CATALOGUE:
         return source, CATALOGUE[source]
     path = Path(source).expanduser()
@@ -104,14 +103,14 @@ def find(source: str | os.PathLike[str]) -> tuple[str, Entry]:
 
 
 def pick(column: str | int, known: tuple[str, ...], name: str) -> str:
-    """The known column of this name; columns of arrays are named by their position."""
+    """The column with this name; columns of arrays are named by their position."""
     if str(column) not in known:
         raise ValueError(f"{name}: unknown column {column!r}: {nearest(str(column), known)}")
     return str(column)
 
 
 def nearest(word: str, known: tuple[str, ...]) -> str:
-    """A hint: the known word most like this one, else the known words."""
+    """A hint: the most similar known word, else all known words."""
     lower = {each.lower(): each for each in known}
     close = get_close_matches(word.lower(), lower, n=1)
     if close:

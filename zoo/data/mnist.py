@@ -1,4 +1,4 @@
-"""MNIST: four gzipped IDX files, fetched once and always verified."""
+"""MNIST: four gzipped IDX files, downloaded once and always verified."""
 
 import gzip
 import math
@@ -27,7 +27,7 @@ SHA256 = {
 
 
 def read_mnist(prefix: str, rows: int) -> ArrayTable:
-    """The files `prefix`-images and `prefix`-labels: 784 pixels in [0, 1], then the digit."""
+    """The files ``prefix``-images and ``prefix``-labels: 784 pixels in [0, 1], then the digit."""
     pixels = read_idx(fetch(f"{prefix}-images-idx3-ubyte.gz"), (rows, 28, 28)).reshape(rows, 784)
     digits = read_idx(fetch(f"{prefix}-labels-idx1-ubyte.gz"), (rows,))
     columns = *(f"pixel_{i}_{j}" for i in range(28) for j in range(28)), "digit"
@@ -36,12 +36,12 @@ def read_mnist(prefix: str, rows: int) -> ArrayTable:
 
 
 def fetch(name: str) -> Path:
-    """Path of a verified file: in the folder that LATENT_ZOO_DATA names, else downloaded and cached.
+    """The path of a verified file: in the folder named by LATENT_ZOO_DATA, else downloaded and cached.
 
     Raises:
-        FileNotFoundError: if LATENT_ZOO_DATA is set and its folder does not hold the file.
-        ValueError: if the file there has the wrong checksum.
-        ConnectionError: if no mirror delivers the file.
+        FileNotFoundError: LATENT_ZOO_DATA is set, and its folder does not contain the file.
+        ValueError: the file there has the wrong checksum.
+        ConnectionError: the file cannot be downloaded from any mirror.
     """
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder:
@@ -54,32 +54,32 @@ def fetch(name: str) -> Path:
         except (OSError, ValueError) as error:  # no connection, or the wrong checksum
             failures.append(f"{mirror}: {error}")
     raise ConnectionError(
-        f"cannot download MNIST's {name}: set {FOLDER_VARIABLE} to a folder that holds its four .gz files, "
-        f"here or under mnist/. What was tried: {'; '.join(failures)}"
+        f"cannot download MNIST's {name}: set {FOLDER_VARIABLE} to a folder with its four .gz files, "
+        f"directly or under mnist/. Attempts: {'; '.join(failures)}"
     )
 
 
 def find(name: str, folder: Path) -> Path:
-    """Path of a verified file in `folder`/mnist or in `folder`."""
+    """The path of a verified file in ``folder/mnist`` or in ``folder``."""
     for path in (folder / "mnist" / name, folder / name):
         if path.is_file():
             if pooch.file_hash(path, alg="sha256") != SHA256[name]:
-                raise ValueError(f"{path} has the wrong checksum: it is not MNIST's {name}, or is damaged")
+                raise ValueError(f"{path} has the wrong checksum: it is not MNIST's {name}, or it is damaged")
             return path
     raise FileNotFoundError(
-        f"{FOLDER_VARIABLE}={folder} holds neither mnist/{name} nor {name}: "
+        f"{FOLDER_VARIABLE}={folder} contains neither mnist/{name} nor {name}: "
         "put MNIST's four .gz files there, or unset the variable to download them"
     )
 
 
 def read_idx(path: Path, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Read a gzipped IDX file of unsigned bytes, of exactly this shape.
+    """Reads a gzipped IDX file of unsigned bytes with the given shape.
 
-    The format: two zero bytes, 8 for unsigned bytes, the number of dimensions; then each size as a
-    big-endian 32-bit integer; then the data.
+    The format: two zero bytes, 8 for unsigned bytes, the number of dimensions; then each size as a big-endian 32-bit
+    integer; then the data.
 
     Raises:
-        ValueError: if the file is damaged, of another format or of another shape.
+        ValueError: the file is damaged, or has another format or shape.
     """
     expected = bytes([0, 0, 8, len(shape)]) + np.array(shape, dtype=">u4").tobytes()
     length = math.prod(shape)
@@ -95,5 +95,5 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> npt.NDArray[Any]:
         sizes = tuple(np.frombuffer(header[4 : len(header) // 4 * 4], dtype=">u4").tolist())
         raise ValueError(f"{path} has sizes {sizes}, expected {shape}")
     if len(data) != length:
-        raise ValueError(f"{path} holds {'less' if len(data) < length else 'more'} than {length} bytes of data")
+        raise ValueError(f"{path} has {'less' if len(data) < length else 'more'} than {length} bytes of data")
     return np.frombuffer(data, dtype=np.uint8).reshape(shape)

@@ -1,4 +1,4 @@
-"""One polars column as numbers, or as label codes."""
+"""A polars column as numbers or as label codes."""
 
 from typing import Any
 
@@ -10,31 +10,31 @@ MISSING = ("", "NA", "N/A", "null", "NULL")
 
 
 def floats(series: pl.Series, origin: str) -> pl.Series:
-    """The column as float64, NaN where it is missing; text is parsed, booleans become 0 and 1.
+    """The column as float64, with NaN for missing entries; text is parsed, booleans become 0 and 1.
 
     Raises:
-        ValueError: if it holds text that is no number, or neither numbers nor text.
+        ValueError: the column contains text that is not a number, or neither numbers nor text.
     """
     kind = series.dtype
     if kind.is_numeric() or kind in (pl.Boolean, pl.Null):
         return series.cast(pl.Float64).fill_null(float("nan"))
     if kind in (pl.String, pl.Categorical, pl.Enum):
         return parse(tidy(series), origin).fill_null(float("nan"))
-    raise ValueError(f"{origin}: column {series.name!r} holds {kind}, not numbers: leave it out by columns=...")
+    raise ValueError(f"{origin}: column {series.name!r} has type {kind}, not numbers: exclude it by columns=...")
 
 
 def parse(text: pl.Series, origin: str) -> pl.Series:
-    """Numbers written as text; a column of true and false counts as 0 and 1."""
+    """Text parsed as numbers; a column of true and false becomes 1 and 0."""
     lower = text.str.to_lowercase()
-    if lower.is_in(["true", "false"]).all():  # of those not missing
+    if lower.is_in(["true", "false"]).all():  # null entries are ignored
         return (lower == "true").cast(pl.Float64)
     numbers = text.cast(pl.Float64, strict=False)
     bad = (numbers.is_null() & text.is_not_null()).arg_true()
     if len(bad):
         row = bad[0]
         raise ValueError(
-            f"{origin}: column {text.name!r} holds text, first {text[row]!r} in data row {row + 1}: "
-            f"leave it out by columns=..., or use it as labels={text.name!r}"
+            f"{origin}: column {text.name!r} contains text, first {text[row]!r} in data row {row + 1}: "
+            f"exclude it by columns=..., or use it as labels={text.name!r}"
         )
     return numbers
 
@@ -45,7 +45,7 @@ def codes(series: pl.Series, origin: str) -> tuple[npt.NDArray[Any], tuple[str, 
     An Enum keeps the order of its declared categories.
 
     Raises:
-        ValueError: if a label is missing, or the column holds neither text nor whole numbers.
+        ValueError: a label is missing, or the column contains neither text nor whole numbers.
     """
     kind = series.dtype
     if kind in (pl.String, pl.Categorical, pl.Enum):
@@ -53,17 +53,19 @@ def codes(series: pl.Series, origin: str) -> tuple[npt.NDArray[Any], tuple[str, 
     elif kind.is_float():
         series = series.fill_nan(None)
     elif not (kind.is_integer() or kind == pl.Boolean):
-        raise ValueError(f"{origin}: column {series.name!r} holds {kind}, not labels (text or integers)")
+        raise ValueError(f"{origin}: column {series.name!r} has type {kind}, not labels (text or integers)")
     if series.null_count():
         row = series.is_null().arg_true()[0]
-        raise ValueError(f"{origin}: label column {series.name!r} is empty in data row {row + 1}: fill or drop it")
+        raise ValueError(
+            f"{origin}: label column {series.name!r} is empty in data row {row + 1}: fill it, or drop the row"
+        )
     if series.dtype == pl.String:
         series = whole_numbers(series)
     if series.dtype.is_float():
         if not (series.is_finite() & (series == series.floor())).all():
             raise ValueError(
-                f"{origin}: column {series.name!r} holds fractions, not labels (text or integers): "
-                "leave it among the columns"
+                f"{origin}: column {series.name!r} contains fractions, not labels (text or integers): "
+                "use it as one of the columns"
             )
         series = series.cast(pl.Int64)
     if series.dtype == pl.String:
@@ -75,12 +77,12 @@ def codes(series: pl.Series, origin: str) -> tuple[npt.NDArray[Any], tuple[str, 
 
 
 def tidy(series: pl.Series) -> pl.Series:
-    """Text without surrounding blanks, null where it says that the value is missing."""
+    """Text without surrounding blanks, with null for the marks of missing values."""
     text = series.cast(pl.String).str.strip_chars()
     return text.set(text.is_in(MISSING), None)
 
 
 def whole_numbers(text: pl.Series) -> pl.Series:
-    """The text as integers, where it reads the same after the round trip ("01" stays text)."""
+    """The text as integers, if converting back gives the same text ("01" stays text)."""
     numbers = text.cast(pl.Int64, strict=False)
     return numbers if (numbers.cast(pl.String) == text).all() and not numbers.null_count() else text

@@ -1,4 +1,4 @@
-"""Two kinds of table, polars frames and numpy arrays, and how their columns become tensors."""
+"""Tables from polars frames and from numpy arrays, and the conversion of their columns to tensors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torch import Tensor
 from zoo.data.series import codes, floats
 
 BLOCK = 2**22  # numbers converted at a time: 32 MiB of float64
-MAPPED = 2**26  # numbers from which an array on disk stays there, if it needs no conversion
+MAPPED = 2**26  # numbers: an array on disk of at least this size is not read if it needs no conversion
 
 Labels = tuple[Tensor, tuple[str, ...]]
 
@@ -23,23 +23,23 @@ class Table(Protocol):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of all the columns."""
+        """The names of all columns."""
 
     def numbers(self, names: Sequence[str], dtype: torch.dtype) -> Tensor:
-        """Columns `names`, in that order, as a tensor (n, len(names)) whose changes do not reach the table."""
+        """The columns ``names`` in this order, as a tensor (n, len(names)) with its own memory."""
 
     def labels(self, name: str) -> Labels:
-        """Column `name` as codes (n,), int64, and the names that the codes stand for."""
+        """The column ``name`` as codes (n,), int64, and the names of the codes."""
 
 
 @dataclass(frozen=True)
 class FrameTable:
-    """A polars frame; a lazy one reads from its file just the columns asked for."""
+    """A polars frame; a lazy one reads only the requested columns from its file."""
 
     frame: pl.LazyFrame
     columns: tuple[str, ...]
     origin: str
-    rows: int | None = None  # where the reader has counted them itself
+    rows: int | None = None  # if counted by the reader
 
     def numbers(self, names: Sequence[str], dtype: torch.dtype) -> Tensor:
         frame = self._read(names)
@@ -66,7 +66,7 @@ class FrameTable:
 
 @dataclass(frozen=True)
 class ArrayTable:
-    """A numeric array (n, d), possibly still on disk; column j is divided by `divisor[j]`."""
+    """A numeric array (n, d), possibly on disk; column j is divided by ``divisor[j]``."""
 
     array: npt.NDArray[Any]
     columns: tuple[str, ...]
@@ -91,7 +91,7 @@ class ArrayTable:
         return x
 
     def _as_it_is(self, dtype: torch.dtype) -> bool:
-        """Whether the array is large, on disk, and in the very type that is asked for."""
+        """Whether the array is large, on disk, and of the requested type."""
         array = self.array
         mapped = isinstance(array, np.memmap) and array.mode == "c" and array.flags.c_contiguous
         wanted = np.dtype(str(dtype).removeprefix("torch.")) if dtype in (torch.float32, torch.float64) else None
@@ -104,25 +104,25 @@ class ArrayTable:
 
 
 def as_labels(series: pl.Series, origin: str) -> Labels:
-    """Codes (n,), int64, and label names of one column."""
+    """The codes (n,), int64, and label names of a column."""
     code, label_names = codes(series, origin)
     return torch.from_numpy(code.astype(np.int64)), label_names
 
 
 def narrow(values: npt.NDArray[np.float64], dtype: torch.dtype, origin: str) -> Tensor:
-    """Convert to `dtype`, refusing to turn a large finite value into an infinite one."""
+    """Converts to ``dtype``; refuses large finite values that would become infinite."""
     exact = torch.from_numpy(values)
     x = exact.to(dtype)
     if dtype != torch.float64:
         overflow = x.isinf() & exact.isfinite()
         if overflow.any():
             raise ValueError(
-                f"{origin} holds {exact[overflow][0].item()}, too large for {dtype}: pass dtype=torch.float64"
+                f"{origin} has {exact[overflow][0].item()}, too large for {dtype}: pass dtype=torch.float64"
             )
     return x
 
 
 def unreadable(origin: str, error: BaseException) -> ValueError:
-    """The error for a file that its reader refuses: its name, and the first line of the reason."""
+    """The error for a file that cannot be read: its name, and the first line of the reason."""
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    return ValueError(f"{origin} cannot be read, is it truncated or of another format? {reason}")
+    return ValueError(f"{origin} cannot be read; it may be truncated or of another format: {reason}")

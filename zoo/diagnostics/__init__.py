@@ -1,4 +1,18 @@
-"""Whether a fit can be believed: its q compared with the posterior, its p with the data."""
+"""Whether a fit can be trusted: its guide q compared with the posterior, its model p with the data.
+
+Conventions of all functions here, not repeated in their docstrings:
+
+- ``run`` is a trained pair: the result of :func:`zoo.fit` or :func:`zoo.load`, or ``zoo.Fit(model, guide)``.
+- ``x`` holds the rows (n, d): a tensor, an array or a :class:`zoo.data.Dataset`. A guide with parameters for every row
+  takes the rows that it was fitted to, in their order.
+- ``seed`` sets the random draws; the global random state is left unchanged.
+- Rows that do not fit model or guide raise a ``ValueError`` that names the row or column.
+- Log densities and their differences are in nats.
+- Units of the latent space are those of the model as it is, before any alignment.
+- k-hat is the shape parameter of the generalised Pareto distribution fitted to the tail of importance weights. S draws
+  support k-hat up to min(0.7, 1 - 1 / log10 S) (Vehtari et al. 2024).
+- Results are frozen, with ``summary()``, ``frame()`` and ``str()``.
+"""
 
 from zoo.diagnostics.checks.check import Check, Finding
 from zoo.diagnostics.diagnosis import Diagnosis, diagnose

@@ -1,4 +1,4 @@
-"""Can this posterior be trusted? One check after the other, each with its measure, threshold and reason."""
+"""Can this posterior be trusted? A series of checks, each with its measure, threshold and reason."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,15 +9,15 @@ from typing import Any
 import polars as pl
 
 from zoo.base.callables import undecorated, unwrapped
-from zoo.base.checks import check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.module import Module
 from zoo.diagnostics.checks.check import Case, Check, Finding, Level, Picture
 from zoo.diagnostics.checks.every import CHECKS
 from zoo.diagnostics.guide.calibration import LEAST
 from zoo.infer.run import Fit
-from zoo.posterior.evaluation import LEAST_DRAWS
+from zoo.posterior.evaluation import check_draws
 
-ACCURACY = ("gap", "importance weights", "posterior")  # any of them shows how close the guide is
+ACCURACY = ("gap", "importance weights", "posterior")  # each shows how close the guide is to the posterior
 TRAINING = "convergence"
 
 
@@ -26,9 +26,9 @@ class Diagnosis:
     """What :func:`diagnose` returns.
 
     Attributes:
-        findings: the answers, in the order of the checks.
-        measured: what every check measured, by its name; those that could not be made are missing.
-        checks: the checks that were made, by name: they draw what they measured.
+        findings: the results of the checks, in their order.
+        measured: the measurement of every check by its name; checks that were not possible are missing.
+        checks: the checks by name; they draw their measurements.
     """
 
     findings: tuple[Finding, ...]
@@ -37,10 +37,10 @@ class Diagnosis:
 
     @property
     def level(self) -> Level:
-        """The worst of the answers, capped by what could not be asked.
+        """The worst level of all findings, limited by the checks that were not possible.
 
-        ``"unknown"`` where neither gap nor importance weights nor the exact posterior could be asked, ``"careful"`` at
-        best where convergence could not.
+        ``"unknown"`` if none of gap, importance weights and posterior could be checked; at best ``"careful"`` if
+        convergence could not be checked.
         """
         levels = {finding.level for finding in self.findings}
         if "bad" in levels:
@@ -51,27 +51,27 @@ class Diagnosis:
 
     @property
     def trusted(self) -> bool:
-        """Whether nothing speaks against the posterior, and the checks that matter most could be made."""
+        """Whether no check failed and those that matter most were possible."""
         return self.level in ("good", "careful")
 
     @property
     def verdict(self) -> str:
-        """The answer in one sentence, with the number of checks that could be made."""
-        against = [finding.check for finding in self.findings if finding.level == "bad"]
-        doubts = [finding.check for finding in self.findings if finding.level == "careful"]
-        unasked = [finding.check for finding in self.findings if finding.level == "unknown"]
-        total, asked = len(self.findings), ""
-        if unasked:
-            asked = f" ({total - len(unasked)} of {total} checks could be asked: not {_listed(unasked)})"
-        if against:
-            verb = "speak" if len(against) > 1 else "speaks"
-            return f"Do not trust this posterior: {_listed(against)} {verb} against it{asked}"
+        """The result in one sentence, with the number of checks that were possible."""
+        failed = [finding.check for finding in self.findings if finding.level == "bad"]
+        doubtful = [finding.check for finding in self.findings if finding.level == "careful"]
+        missing = [finding.check for finding in self.findings if finding.level == "unknown"]
+        total, made = len(self.findings), ""
+        if missing:
+            made = f" ({total - len(missing)} of {total} checks were possible; missing: {_listed(missing)})"
+        if failed:
+            checks = "check" if len(failed) == 1 else "checks"
+            return f"Do not trust this posterior: it failed the {checks} of {_listed(failed)}{made}"
         if self.level == "unknown":
-            return f"Whether this posterior can be trusted is unknown{asked}"
+            return f"Whether this posterior can be trusted is unknown{made}"
         if self.level == "careful":
-            look = doubts if self._known(TRAINING) else [*doubts, TRAINING]
-            return f"This posterior can be used with care: look at {_listed(look)}{asked}"
-        return f"This posterior can be trusted as far as these checks see{asked}"
+            look = doubtful if self._known(TRAINING) else [*doubtful, TRAINING]
+            return f"This posterior can be used with care: look at {_listed(look)}{made}"
+        return f"This posterior can be trusted, as far as these checks show{made}"
 
     def _known(self, check: str) -> bool:
         return any(finding.check == check and finding.level != "unknown" for finding in self.findings)
@@ -83,7 +83,7 @@ class Diagnosis:
         return found[check]
 
     def summary(self) -> dict[str, float]:
-        """The measured value of every check, by its name; NaN where there is none."""
+        """The measured value of every check by its name; NaN for checks that were not possible."""
         return {finding.check: finding.value for finding in self.findings}
 
     def frame(self) -> pl.DataFrame:
@@ -97,51 +97,52 @@ class Diagnosis:
 
 def diagnose(
     run: Fit,
-    x: Any,
+    x: ArrayLike,
     *,
     draws: int = 500,
     simulations: int | None = None,
     seed: int = 0,
     checks: Sequence[Check] = CHECKS,
 ) -> Diagnosis:
-    """Make all checks of a trained pair that show whether its posterior can be trusted.
+    """Check whether the posterior of a trained pair can be trusted.
 
-    - convergence: has training ended? For a conjugate model, EM goes on from a copy of it; otherwise the record of the
-      training is assessed.
-    - gap: log p(x) less the bound, per row. Exact for a conjugate model, else a lower estimate by importance weighting.
-    - importance weights: on how many rows is k-hat above 0.7, and what is it for the sites that all rows share?
-    - posterior: means and standard deviations beside the exact ones, where these are known; a point estimate is none.
-    - calibration: ranks of simulated truths among the guide's draws, uniform where the guide is right.
-    - collapse: units or components that carry nothing.
-    - floor: variances at the floor, where a likelihood has no maximum.
+    - convergence: had training converged? For a conjugate model EM continues from a copy of it; otherwise the training
+      record is assessed.
+    - gap: log p(x) minus the ELBO per row; exact for a conjugate model, otherwise an importance-weighted estimate that
+      is too low on average.
+    - importance weights: the share of rows with k-hat above 0.7, and k-hat of the shared sites.
+    - posterior: means, standard deviations and correlations against the exact ones, if they have a closed form; a point
+      estimate fails.
+    - calibration: ranks of simulated truths among draws from the guide; uniform if the guide is the posterior.
+    - collapse: latent units or components that carry no information.
+    - floor: the share of variances at their floor, where the likelihood has no maximum.
 
-    A check that cannot be made is reported as unknown, with the reason, and caps the verdict.
+    A check that is not possible is reported as unknown, with the reason, and limits the verdict.
 
     Args:
-        run: a trained pair: what :func:`zoo.fit` or :func:`zoo.load` returned, or ``zoo.Fit(model, guide)``.
-        x: the rows (n, d) it was fitted to.
-        draws: draws per row; at least 25.
-        simulations: simulated rows of the calibration, at least 20. None takes 500, and leaves the calibration of a
-            model with shared sites out, where every simulation costs a fit.
-        seed: of the draws; the caller's random stream is left alone.
-        checks: those to make, in this order; by default all of :data:`zoo.diagnostics.checks.every.CHECKS`.
+        run: a trained pair.
+        x: the rows (n, d) that it was fitted to.
+        draws: draws from the guide per row, at least 30.
+        simulations: the number of simulations for the calibration, at least 20. None takes 500 simulated rows, and
+            skips the calibration of a model with shared sites, where every simulation requires a fit.
+        seed: of the draws.
+        checks: the checks in their order; by default all of :data:`zoo.diagnostics.checks.every.CHECKS`.
 
     Returns:
-        a :class:`Diagnosis`, with every finding's threshold and reason.
+        a :class:`Diagnosis` with a finding per check.
 
     Raises:
-        ValueError: ``draws`` < 25, ``simulations`` < 20, or rows unfit for model or guide.
+        ValueError: ``draws`` < 30 or ``simulations`` < 20.
 
     References:
         Yao, Vehtari, Simpson and Gelman (2018), Yes, but Did It Work?: Evaluating Variational Inference, ICML.
     """
-    if check_whole(draws, "draws") < LEAST_DRAWS:
-        raise ValueError(f"draws must be at least {LEAST_DRAWS} to judge the importance weights, got {draws}")
+    check_draws(draws)
     if simulations is not None:
         check_whole(simulations, "simulations", LEAST)
     case = Case(run, check_rows(x, undecorated(run.model)), draws, simulations, seed)
     own = all(isinstance(unwrapped(function), Module) for function in (run.model, run.guide))
-    expected = (ValueError, NotImplementedError) if own else (Exception,)  # what a callable of the user's may raise
+    expected = (ValueError, NotImplementedError) if own else (Exception,)  # a user's own model may raise anything
     findings: list[Finding] = []
     measured: dict[str, Any] = {}
     for check in checks:
@@ -158,17 +159,17 @@ def diagnose(
 
 
 def pictures(found: Diagnosis, plots: ModuleType) -> Iterator[Picture]:
-    """The figures of all checks, in their order; ``plots`` is the package :mod:`zoo.plots`."""
+    """The figures of all checks in their order; ``plots`` is the package :mod:`zoo.plots`."""
     for name, measured in found.measured.items():
         yield from found.checks[name].draw(measured, plots)
 
 
 def tables(found: Diagnosis) -> Iterator[tuple[str, pl.DataFrame]]:
-    """The tables of all checks, in their order."""
+    """Titles and tables of all checks in their order."""
     for name, measured in found.measured.items():
         yield from found.checks[name].tables(measured)
 
 
 def _listed(names: list[str]) -> str:
-    """Names as in a sentence."""
+    """Names joined as in a sentence: "a, b and c"."""
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]

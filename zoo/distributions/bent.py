@@ -1,4 +1,4 @@
-"""A base distribution carried through transforms, and not of torch's class for it."""
+"""A transformed distribution that is not an instance of torch's class."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 class Bent(dist.TorchDistribution):
-    """A base distribution of real vectors, carried through transforms of vectors.
+    """A base distribution of real vectors, transformed by vector-valued transforms.
 
-    ``TransformedDistribution`` in other words, and not of its class: what applies Gaussian rules to a transformed
-    Gaussian (:class:`zoo.infer.losses.quadrature.QuadratureELBO`) must not take a flow for one.
+    It equals ``TransformedDistribution`` but is not an instance of it: code that applies Gaussian rules to a
+    transformed Gaussian (:class:`zoo.infer.losses.quadrature.QuadratureELBO`) must not apply them to a flow.
     """
 
     has_rsample = True

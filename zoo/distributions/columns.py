@@ -1,4 +1,4 @@
-"""Independent columns of several kinds, as one distribution."""
+"""Independent columns with different distributions, as one distribution."""
 
 import itertools
 from collections.abc import Sequence
@@ -11,20 +11,20 @@ from torch.distributions import constraints
 
 
 class Columns(dist.TorchDistribution):
-    """Independent columns of several kinds: batch (..., d), where every kind has some of the last d.
+    """Independent columns with different distributions: batch (..., d), event ().
 
     Args:
-        parts: a distribution with batch (..., d_i) and event () for every kind.
-        groups: the columns of every kind (d_i,).
-        inverse: takes the kinds' columns, one kind after the other, to their places (d,).
+        parts: one distribution with batch (..., d_i) and event () per group of columns.
+        groups: the numbers of the columns in each group (d_i,).
+        inverse: the permutation from the concatenated groups to the order of the columns (d,).
     """
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 (torch's own form)
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 (as in torch)
 
     def __init__(self, parts: Sequence[Any], groups: Sequence[Tensor], inverse: Tensor) -> None:
         self.parts, self.groups, self.inverse = list(parts), list(groups), inverse
         lead = torch.broadcast_shapes(*(part.batch_shape[:-1] for part in self.parts))
-        super().__init__((*lead, len(inverse)), validate_args=False)  # the parts see to it
+        super().__init__((*lead, len(inverse)), validate_args=False)  # the parts validate their arguments
 
     def _joined(self, values: Sequence[Tensor]) -> Tensor:
         lead = torch.broadcast_shapes(*(value.shape[:-1] for value in values))
@@ -53,7 +53,7 @@ class Columns(dist.TorchDistribution):
         return self._joined([part.rsample(torch.Size(sample_shape)) for part in self.parts])
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """The log density of every column by itself (..., d)."""
+        """The log density of every column (..., d)."""
         return self._joined([p.log_prob(value[..., g]) for p, g in zip(self.parts, self.groups, strict=True)])
 
     @property

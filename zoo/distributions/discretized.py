@@ -12,7 +12,7 @@ LEVELS = 256  # of a pixel
 
 
 class _Levels(constraints.Constraint):
-    """The numbers 0, 1/255, ..., 1, to a thousandth of their distance."""
+    """The numbers 0, 1/255, ..., 1, up to a thousandth of their spacing."""
 
     is_discrete = True
 
@@ -26,7 +26,7 @@ levels = _Levels()
 
 
 class DiscretizedLogistic(dist.TorchDistribution):
-    r"""A logistic distribution, rounded to the levels k / 255, its tails counted to the first and the last.
+    r"""A logistic distribution, rounded to the levels k / 255, with the tails added to the first and the last level.
 
     .. math:: P(k) = \sigma(\beta_k) - \sigma(\alpha_k), \quad
               \alpha_k, \beta_k = \frac{(k \mp \tfrac12) / 255 - \mu}{s}, \quad
@@ -40,7 +40,7 @@ class DiscretizedLogistic(dist.TorchDistribution):
         Salimans, Karpathy, Chen and Kingma (2017), PixelCNN++, ICLR, arXiv 1701.05517.
     """
 
-    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}  # noqa: RUF012 (torch's own form)
+    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}  # noqa: RUF012 (as in torch)
     support = levels
 
     def __init__(self, loc: Tensor, scale: Tensor, validate_args: bool | None = None) -> None:
@@ -58,19 +58,19 @@ class DiscretizedLogistic(dist.TorchDistribution):
             return ((LEVELS - 1) * value).round().clamp(0, LEVELS - 1) / (LEVELS - 1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        r"""log P by :math:`P = \sigma(\beta)\, \sigma(-\alpha)\, (1 - e^{\alpha - \beta})`, which cancels no digits."""
+        r"""log P by :math:`P = \sigma(\beta)\, \sigma(-\alpha)\, (1 - e^{\alpha - \beta})`, without cancellation."""
         if self._validate_args:
             self._validate_sample(value)
         half = 0.5 / (LEVELS - 1)
         offset = value - self.loc
-        above = logsigmoid((offset + half) / self.scale)  # log P(not above level k)
-        below = logsigmoid((half - offset) / self.scale)  # log P(not below level k)
+        above = logsigmoid((offset + half) / self.scale)  # log P(level <= k)
+        below = logsigmoid((half - offset) / self.scale)  # log P(level >= k)
         inside = (-torch.expm1(-2 * half / self.scale)).log()
         first, last = value < half, value > 1 - half
         return torch.where(last, 0.0, above) + torch.where(first, 0.0, below) + torch.where(first | last, 0.0, inside)
 
     def _moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and mean square of the level k, by the probabilities of its exceeding every threshold."""
+        """Mean and mean square of the level, by summing the probabilities that it exceeds each threshold."""
         first, second = torch.zeros_like(self.loc), torch.zeros_like(self.loc)
         for k in range(1, LEVELS):  # one by one: all at once takes 255 times the memory
             beyond = torch.sigmoid((self.loc - (k - 0.5) / (LEVELS - 1)) / self.scale)

@@ -1,4 +1,4 @@
-"""Distributions of rows, restricted to their observed entries."""
+"""Distributions of rows whose density is that of the observed entries."""
 
 import math
 from typing import Any
@@ -12,15 +12,15 @@ from zoo.base.checks import incomplete
 
 
 class Observed(dist.TorchDistribution):
-    """A distribution of rows whose density is that of the observed entries alone; draws are whole rows.
+    """A distribution of rows whose density is that of the observed entries only; draws are complete rows.
 
     Args:
         base: a ``MultivariateNormal``, a ``LowRankMultivariateNormal``, or a distribution of independent entries with 0
             in its support, made an event by ``to_event(1)``.
-        observed: which entries count (..., d).
+        observed: whether an entry is observed (..., d).
     """
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 (torch's own form)
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 (as in torch)
 
     def __init__(self, base: Any, observed: Tensor) -> None:
         batch = torch.broadcast_shapes(base.batch_shape, observed.shape[:-1])
@@ -46,8 +46,8 @@ class Observed(dist.TorchDistribution):
         return self.base_dist.rsample(torch.Size(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """The log density of the observed entries, whatever stands in the others; 0 where nothing is observed."""
-        value = torch.where(self.observed, value, 0.0)  # before any arithmetic: NaN would enter the gradients
+        """The log density of the observed entries (...), whatever the values of the others; 0 if none is observed."""
+        value = torch.where(self.observed, value, 0.0)  # before any arithmetic, as NaN would spread to the gradients
         if isinstance(self.base_dist, dist.MultivariateNormal):
             root = self.base_dist._unbroadcasted_scale_tril
             offset = torch.where(self.observed, value - self.base_dist.mean, 0.0)
@@ -57,12 +57,12 @@ class Observed(dist.TorchDistribution):
             factor = torch.where(self.observed.unsqueeze(-1), base._unbroadcasted_cov_factor, 0.0)  # (..., d, r)
             variance = torch.where(self.observed, base._unbroadcasted_cov_diag, 1.0)
             offset = torch.where(self.observed, value - base.loc, 0.0)
-            # What is missing has become a standard normal entry of its own, at 0: take its density off again.
+            # Missing entries have become independent standard normal entries at 0: subtract their log density.
             whole = dist.LowRankMultivariateNormal(torch.zeros_like(offset), factor, variance, validate_args=False)
             return whole.log_prob(offset) + (~self.observed).to(offset).sum(-1) * (0.5 * math.log(2 * math.pi))
         return torch.where(self.observed, self.base_dist.base_dist.log_prob(value), 0.0).sum(-1)
 
 
 def seen(density: Any, x: Tensor | None) -> Any:
-    """``density``, restricted to the entries of the rows ``x`` that are there (itself where all are, or x is None)."""
+    """``density`` of the observed entries of ``x``; unchanged if x is None or complete."""
     return density if x is None or not incomplete(x) else Observed(density, ~x.isnan())

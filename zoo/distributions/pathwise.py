@@ -1,4 +1,4 @@
-"""A categorical distribution without score-function term."""
+"""A categorical distribution without score-function gradients."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class PathwiseCategorical(dist.Categorical):
-    """A Categorical without score-function term.
+    """A Categorical whose ELBO gradient has no score-function term.
 
-    Under the exact posterior that term, (log p(x) - a constant) times the gradient of log q, has expectation zero:
-    saying ``has_rsample`` makes Pyro leave it out, and the gradient of the bound becomes that of log p(x), exactly.
+    Under the exact posterior this term, (log p(x) - a constant) times the gradient of log q, has expectation zero.
+    ``has_rsample = True`` makes Pyro omit it, so that the gradient of the bound is exactly that of log p(x).
     """
 
     has_rsample = True
@@ -21,7 +21,7 @@ class PathwiseCategorical(dist.Categorical):
             return self.sample(sample_shape)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        self.has_rsample = False  # summed over, as TraceEnum_ELBO does, every value must keep its weight
+        self.has_rsample = False  # TraceEnum_ELBO sums over all values, which then need their weights
         return super().enumerate_support(expand)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "PathwiseCategorical":

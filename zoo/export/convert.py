@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from zoo.base.checks import ArrayLike
 from zoo.compat.container import assemble
 from zoo.export.layout import ORDER, place, prepare
 from zoo.infer.run import Fit
@@ -14,15 +16,15 @@ LARGEST = 4 * 2**30  # bytes of predictive draws
 
 def to_arviz(
     run: Fit | Sequence[Fit],
-    x: Any,
+    x: ArrayLike,
     *,
     draws: int = 500,
     seed: int = 0,
     rows: Sequence[Any] | None = None,
     columns: Sequence[str] | None = None,
-    labels: Any = None,
+    labels: Tensor | np.ndarray | Sequence[Any] | None = None,
 ) -> Any:
-    r"""Draws, predictions and densities of a run as an ArviZ object, for ``az.summary``, ``az.plot_*``,
+    r"""Draws, predictions and densities of a run as an ArviZ object, for ``az.summary``, ``az.plot_*`` and
     ``.to_netcdf``.
 
     Groups, with named dimensions (d the data's columns, k the factors):
@@ -30,69 +32,69 @@ def to_arviz(
     - ``posterior``: every latent site; ``z`` (chain, draw, row, factor), ``component`` (chain, draw, row), sites that
       all rows share (chain, draw, ...). A plate of the model's own is a dimension of its name, as ``features`` in
       ``weight`` (chain, draw, features, weight_dim_0). Discrete sites that the guide leaves out are drawn from the
-      model, given the others and x. The draws are independent: R-hat and effective sample size of a single run carry
-      no information.
+      model given the other sites and x. The draws are independent, so the R-hat and the effective sample size of a
+      single run carry no information.
     - ``posterior_predictive``: the data sites, as ``x`` (chain, draw, row, column), from the model at the posterior
       draws.
     - ``prior``, ``prior_predictive``: the same from the model alone, at its fitted parameters.
     - ``observed_data``: the data sites, as ``x`` (row, column).
     - ``sample_stats``, in nats. Where no site is shared by all rows: ``lp`` = log p(x_i, z_i), ``log_q`` =
       log q(z_i | x_i) and ``log_weight``, their difference, (chain, draw, row). With shared sites, and under guides
-      that draw all rows together (Pyro's joint autoguides), the same of everything at once (chain, draw), and
-      ``log_weight_shared`` with the rows' own sites integrated out. ``khat`` (row), a coordinate beside them as it has
-      no draws, from 25 draws on: see :func:`zoo.posterior.psis_khat`. Absent where the guide puts a point mass on a
-      site (``AutoDelta``, ``AutoLaplaceApproximation``), as it has no density.
-    - ``log_likelihood``: log p(x_i | shared sites) (chain, draw, row) in nats, with the row's own sites integrated out:
-      in closed form where the model has ``log_marginal_given``, else by importance weighting from the guide (Burda et
-      al. 2016), with the number of draws in the attribute ``draws``. ``az.loo`` and ``az.compare`` work on it; they
-      take the guide's draws for the posterior's, as ``zoo.loo(..., correct=False)`` does. Present only with draws of
-      the parameters: without shared sites, or under a point mass, ``az.loo`` finds no group to read.
+      that draw all rows together (Pyro's joint autoguides), the same quantities for all sites jointly (chain, draw),
+      and ``log_weight_shared``, with the local sites integrated out. ``khat`` (row), given enough draws, is a
+      coordinate because it has no draws: see :func:`zoo.posterior.psis_khat`. The group is absent where the guide has
+      a point mass on a site (``AutoDelta``, ``AutoLaplaceApproximation``) and thus no density.
+    - ``log_likelihood``: log p(x_i | shared sites) (chain, draw, row) in nats, with the local sites integrated out: in
+      closed form where the model has ``log_marginal_given``, else by importance weighting from the guide (Burda et
+      al. 2016), with the number of draws in the attribute ``draws``. ``az.loo`` and ``az.compare`` use this group; they
+      treat the guide's draws as posterior draws, as ``zoo.loo(..., correct=False)`` does. It is present only where
+      there are draws of the parameters: absent without shared sites and under a point mass.
     - ``constant_data``: the model's point-estimated parameters (``weight``, ``mean``, ``scale``; ``noise``
       variances where the model has them; no network weights), ``label``, and where no site is shared ``log_marginal``
       (row), log p(x_i) at these parameters in nats: in closed form where the model has ``log_marginal``, else by
-      importance weighting, with its standard error ``log_marginal_se``. To compare such models by ``az.compare``, give
-      it :func:`zoo.export.elpd` of held-out rows.
+      importance weighting, with its standard error ``log_marginal_se``. To compare such models, pass
+      :func:`zoo.export.elpd` of held-out rows to ``az.compare``.
 
-    An attribute of ``posterior`` with the name of an absent group says why it is absent.
+    Where a group is absent, an attribute of ``posterior`` with its name gives the reason.
 
     Several runs of one model, as from several seeds, become one chain each. Rotation and sign of their factors, or the
     numbers of their components, are aligned to the first run by :func:`zoo.alignment.align`, in ``posterior``,
-    ``prior`` and ``constant_data``; the attribute ``alignment`` says so, or that no alignment of the model is known.
-    R-hat then measures whether the seeds agree: near 1 they have reached one optimum and one guide, which may still be
-    far from the posterior. A parameter has one value per run and no draws, so the parameters are in ``constant_data``
-    with the dimension ``chain`` in front, as is ``khat`` in ``sample_stats``; in ``posterior``, repeated over the
-    draws, they would have a standard deviation of 0 and an infinite R-hat.
+    ``prior`` and ``constant_data``; the attribute ``alignment`` describes it, or states that none is known.
+    R-hat then measures whether the seeds agree: near 1 they have reached the same optimum and the same guide, which may
+    still be far from the posterior. A parameter has one value per run and no draws, so the parameters are in
+    ``constant_data`` with the leading dimension ``chain``, as is ``khat`` in ``sample_stats``; repeated over the draws
+    in ``posterior``, they would have a standard deviation of 0 and an infinite R-hat.
 
     Attributes of the object and of every group: package and version, model, guide, seed, settings (JSON; a list for
     several runs), versions of torch and Pyro. With shared sites the object and ``sample_stats`` also have ``elbo`` and
     ``log_marginal``, the bound and log p(X) of all rows in nats, their standard errors ``elbo_se`` and
     ``log_marginal_se``, and ``khat`` of the weights of the shared sites (lists for several runs). The caller's random
-    streams and Pyro's global store are left alone.
+    streams and Pyro's global parameter store are not affected.
 
     Args:
-        run: from :func:`zoo.fit`; model and guide may be any Pyro callables. Or a sequence of runs.
-        x: rows (n, d): a tensor, an array, or a :class:`zoo.data.Dataset`, whose columns and labels are then
-            taken.
-        draws: from the posterior and from the prior, per run.
-        seed: of the draws; every chain has a stream of its own.
-        rows: n names of the rows; None counts from 0.
-        columns: d names of the columns; None takes the data set's, or x0, x1, ...
-        labels: n labels, numbers or strings; None takes the data set's.
+        run: a :class:`zoo.Fit`, whose model and guide may be any Pyro callables, or a sequence of them.
+        x: rows (n, d): a tensor, an array, or a :class:`zoo.data.Dataset`, whose column names and labels are then
+            used.
+        draws: number of draws per run, from the posterior and from the prior.
+        seed: seed of the draws; every chain has its own random stream.
+        rows: names of the n rows; None numbers them from 0.
+        columns: names of the d columns; None uses the data set's, or x0, x1, ...
+        labels: n labels, numbers or strings; None uses the data set's.
 
     Returns:
         an ``arviz.InferenceData`` (ArviZ 0.x) or an ``xarray.DataTree`` (ArviZ 1.x).
 
     Raises:
-        ValueError: names or labels of another length than the data, rows unfit for model or guide,
-            predictive draws of more than 4 GiB, log weights that are no numbers, a site that bears a dimension's name,
-            or runs that are not of one model.
+        ValueError: names or labels whose number differs from the data's, rows that model or guide cannot take,
+            predictive draws of more than 4 GiB, log weights that are NaN or infinite, a site with the name of a
+            dimension, or runs of different models.
     """
     export = prepare(run, x, draws, seed, rows, columns, labels, None)
     if export.predicted_bytes > LARGEST:
         n, d = export.x[0].shape
         size = export.predicted_bytes / 2**30
         raise ValueError(
-            f"{draws} predictive draws of {n} rows x {d} columns are {size:.0f} GiB: take fewer, or write them to a "
+            f"{draws} predictive draws of {n} rows x {d} columns take {size:.0f} GiB: reduce draws, or write them to a "
             "file with zoo.write_arviz"
         )
     arrays: dict[str, dict[str, np.ndarray]] = {}

@@ -1,4 +1,4 @@
-"""What an export consists of: the runs, the names along the dimensions, the attributes, and the full sizes."""
+"""The plan of an export: runs, coordinates of the dimensions, attributes, and the sizes of the whole arrays."""
 
 import importlib.metadata
 import json
@@ -13,7 +13,7 @@ import xarray
 from torch import Tensor
 
 from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
-from zoo.base.checks import check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.module import Module
 from zoo.data.dataset import Dataset
 from zoo.export.chains import INDEPENDENT, SEEDS, Transform, alignment, check, unchanged
@@ -34,23 +34,23 @@ ORDER = (
 )
 
 
-BESIDE = ("khat",)  # coordinates: numbers without draws beside those with, which az.summary would stumble over
+BESIDE = ("khat",)  # coordinates: values without draws, which az.summary could not handle as variables
 
 
 @dataclass(frozen=True)
 class Export:
-    """The runs, ready to be exported piece by piece.
+    """Runs prepared for an export piece by piece.
 
     Attributes:
         runs: one per chain.
-        x: the rows (n, d), as each run's model takes them.
-        transforms: applied to each run's draws.
+        x: the rows (n, d) of each run, in the dtype and on the device of its model.
+        transforms: the transforms of each run's draws.
         draws: the number of draws.
-        seed: of the draws.
-        count: rows per piece.
-        coords: the names along a dimension; other dimensions count from 0.
+        seed: the seed of the draws.
+        count: the number of rows per piece.
+        coords: the coordinates of the dimensions by name; other dimensions count from 0.
         constants: the group ``constant_data``.
-        attrs: of the object and of every group.
+        attrs: the attributes of the object and of every group.
         notes: further attributes by group.
     """
 
@@ -67,11 +67,11 @@ class Export:
 
     @property
     def predicted_bytes(self) -> int:
-        """The size of the posterior's and the prior's predictive draws."""
+        """The size of the predictive draws, posterior and prior together."""
         return 2 * len(self.runs) * self.draws * self.x[0].numel() * self.x[0].element_size()
 
     def pieces(self) -> Iterator[tuple[int, Piece]]:
-        """All pieces, with the number of their chain."""
+        """All pieces, each with the number of its chain."""
         n = len(self.x[0])
         for number, (run, x, transform) in enumerate(zip(self.runs, self.x, self.transforms, strict=True)):
             chain = Chain(run, x, self.draws, self.seed, number, transform)
@@ -79,24 +79,24 @@ class Export:
                 piece = chain.piece(slice(start, min(start + self.count, n)))
                 if number:
                     piece.groups.pop("observed_data")
-                if len(self.runs) > 1:  # what has no draws has a value for every chain
+                if len(self.runs) > 1:  # quantities without draws get one value per chain
                     for group in ("sample_stats", "constant_data"):
                         if group in piece.groups:
                             piece.groups[group] = _chained(piece.groups[group])
                 yield number, piece
 
     def attributes(self, bounds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-        """The bounds of all rows as attributes: numbers of a single run, lists of several.
+        """The bounds of all rows as attributes: numbers for a single run, lists for several.
 
         Args:
-            bounds: of the last piece of every chain.
+            bounds: the bounds in the last piece of every chain.
         """
         if len(bounds) == 1:
             return dict(bounds[0])
         return {name: [own[name] for own in bounds] for name in bounds[0]}
 
     def empty(self, piece: Piece) -> "dict[str, dict[str, Blank]]":
-        """Size and type of a first piece's variables over all chains and rows, by group and name."""
+        """Size and dtype over all chains and rows of the variables in a first piece, by group and name."""
         sizes = {"chain": len(self.runs), "row": len(self.x[0])}
         return {
             group: {
@@ -112,13 +112,13 @@ class Export:
         }
 
     def dataset(self, group: str, held: Mapping[str, Any], shapes: Iterable["Blank | Variable"], piece: Piece) -> Any:
-        """A group with names along its dimensions and its attributes, as an ``xarray.Dataset``.
+        """A group with its coordinates and attributes, as an ``xarray.Dataset``.
 
         Args:
             group: its name.
-            held: the variables to put into it.
-            shapes: all its variables, whose dimensions it has.
-            piece: a first piece, for its notes.
+            held: the variables to store in it.
+            shapes: all its variables, which determine its dimensions.
+            piece: a first piece, which holds the notes.
         """
         sizes = {dim: size for each in shapes for dim, size in zip(each.dims, each.shape, strict=True)}
         along = {dim: self.coords.get(dim, np.arange(size)) for dim, size in sizes.items()}
@@ -127,7 +127,7 @@ class Export:
 
 
 class Blank(NamedTuple):
-    """A variable of which only the size is known."""
+    """A variable without values: only its dimensions, size and dtype."""
 
     dims: tuple[str, ...]
     shape: tuple[int, ...]
@@ -137,15 +137,15 @@ class Blank(NamedTuple):
 
 def prepare(
     runs: Fit | Sequence[Fit],
-    x: Any,
+    x: ArrayLike,
     draws: int,
     seed: int,
     rows: Sequence[Any] | None,
     columns: Sequence[str] | None,
-    labels: Any,
+    labels: Tensor | np.ndarray | Sequence[Any] | None,
     rows_at_once: int | None,
 ) -> Export:
-    """Check everything that can be checked before the first draw; see :func:`zoo.to_arviz` for arguments and errors."""
+    """Checks all arguments before the first draw; see :func:`zoo.to_arviz` for arguments and errors."""
     check_whole(draws, "draws")
     check_whole(seed, "seed", 0)
     if rows_at_once is not None:
@@ -183,17 +183,17 @@ def prepare(
 
 
 def _coordinates(
-    x: Any,
+    x: ArrayLike,
     chains: int,
     draws: int,
     shape: torch.Size,
     rows: Sequence[Any] | None,
     columns: Sequence[str] | None,
 ) -> dict[str, np.ndarray]:
-    """The names along the dimensions that every export has."""
+    """The coordinates of the dimensions that every export has."""
     n, d = shape
     if columns is None:
-        columns = getattr(x, "columns", None) if isinstance(x, Dataset) else [f"x{j}" for j in range(d)]
+        columns = x.columns if isinstance(x, Dataset) else [f"x{j}" for j in range(d)]
     column = names(columns, d, "columns")
     return {
         "chain": np.arange(chains),
@@ -205,7 +205,7 @@ def _coordinates(
 
 
 def _provenance(fits: Sequence[Fit], seed: int) -> dict[str, Any]:
-    """The attributes of the object: what made it."""
+    """The attributes of the object: its provenance."""
     settings = [{"fit": run.settings, "model": _settings(run.model), "guide": _settings(run.guide)} for run in fits]
     return {
         "creation_library": "latent-zoo",
@@ -221,7 +221,7 @@ def _provenance(fits: Sequence[Fit], seed: int) -> dict[str, Any]:
 
 
 def place(variable: Variable, chain: int, rows: slice) -> tuple[slice, ...]:
-    """Where a piece's variable stands in the whole."""
+    """The place of a piece's variable in the whole array."""
     where = {"chain": slice(chain, chain + 1), "row": rows}
     return tuple(where.get(dim, slice(None)) for dim in variable.dims)
 

@@ -18,12 +18,12 @@ RESERVED = ("chain", "draw", "row", "column", "column_other", "factor")
 
 
 class Variable(NamedTuple):
-    """What xarray makes a variable of.
+    """A variable as xarray takes it.
 
     Attributes:
-        dims: a name for every axis of ``values``.
+        dims: the name of every axis of ``values``.
         values: the numbers.
-        attrs: what they are, in words.
+        attrs: their description.
     """
 
     dims: tuple[str, ...]
@@ -40,22 +40,22 @@ Groups = dict[str, dict[str, Variable]]
 
 
 def check_names(found: Layout) -> None:
-    """Refuse latent sites and plates that cannot stand beside the dimensions.
+    """Refuse sites and plates whose names clash with those of dimensions.
 
     Raises:
-        ValueError: a site or one of its plates bears the name of a dimension.
+        ValueError: a site or one of its plates has the name of a dimension.
     """
     sites = {latent.name for latent in found.latents} | set(found.data)
     plates = {plate.name for latent in found.latents for plate in latent.plates}
     if clash := sorted((sites | plates) & set(RESERVED)):
         kind = "latent site" if clash[0] in sites else "plate"
-        raise ValueError(f"{kind} '{clash[0]}' bears the name of a dimension: rename it")
+        raise ValueError(f"{kind} '{clash[0]}' has the name of a dimension: rename it")
 
 
 def latent(site: Latent, value: Tensor) -> Variable:
     """Draws of a latent site, (draws, n, ...) or shared (draws, ...), as one chain.
 
-    The dimensions are ``row`` of a local site, then the plates that it stands in, by their names, then its event.
+    The dimensions are ``row`` for a local site, then the names of its own plates, then its event dimensions.
     """
     local = ("row",) if site.local else ()
     event = tuple(f"{site.name}_dim_{i}" for i in range(site.event_dim))
@@ -74,7 +74,7 @@ def predicted(name: str, value: Tensor, d: int) -> Variable:
 
 
 def observed(name: str, value: Tensor, d: int) -> Variable:
-    """A data site (n, ...) as it was seen."""
+    """The observed values of a data site (n, ...)."""
     return Variable(("row", *_columns(name, value.shape[1:], d)), numpy(value), {})
 
 
@@ -92,7 +92,7 @@ def parameters(model: PyroCallable, source: Reader) -> dict[str, Variable]:
     """A model's parameters by name, without the weights of networks; call it inside ``reading``.
 
     Args:
-        model: that of the pair, or a copy of it in other latent coordinates.
+        model: the model of the pair, or a copy of it in other latent coordinates.
         source: the pair and its rows.
     """
     inner, x, found = unwrapped(model), source.x, source.layout.latents
@@ -124,19 +124,19 @@ def parameters(model: PyroCallable, source: Reader) -> dict[str, Variable]:
 
 
 def names(given: Any, length: int, what: str) -> np.ndarray:
-    """One name per entry; strings as numpy strings, which netCDF can hold.
+    """One name per entry; strings become numpy strings, which netCDF can store.
 
     Raises:
-        ValueError: another number of names than ``length``.
+        ValueError: the number of names is not ``length``.
     """
     array = np.asarray(given)
     if array.shape != (length,):
-        raise ValueError(f"{what} has shape {array.shape}, where the data needs ({length},): pass one each")
+        raise ValueError(f"{what} has shape {array.shape}, but the data needs ({length},): pass one name for each")
     return array.astype(str) if array.dtype == object else array
 
 
 def numpy(value: Tensor) -> np.ndarray:
-    """The values of a tensor, without a copy where they lie on the CPU."""
+    """The values of a tensor, without a copy where they are on the CPU."""
     return value.detach().cpu().numpy()
 
 
@@ -145,7 +145,7 @@ def _columns(name: str, event: Sequence[int], d: int) -> tuple[str, ...]:
 
 
 def _dims(name: str, shape: Sequence[int], constraint: Any, sizes: Mapping[str, int]) -> tuple[str, ...]:
-    """Names for a parameter's axes: the first unused dimension of that size, in the order of ``sizes``."""
+    """Names of a parameter's axes: for each, the first unused dimension of its size, in the order of ``sizes``."""
     free = dict(sizes)
     square: tuple[str, ...] = ()
     if constraint.event_dim == 2 and tuple(shape[-2:]) == (sizes["column"],) * 2:  # a covariance or its root

@@ -1,4 +1,4 @@
-"""Fitted runs as an ArviZ file, written some rows at a time."""
+"""Fitted runs as an ArviZ file, written a few rows at a time."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,19 +9,21 @@ from typing import Any, NamedTuple
 import h5netcdf  # type: ignore[import-untyped]
 import numpy as np
 import xarray
+from torch import Tensor
 
 from zoo.base.atomic import new_file
+from zoo.base.checks import ArrayLike
 from zoo.export.layout import BESIDE, ORDER, Blank, Export, place, prepare
 from zoo.export.pieces import Piece
 from zoo.infer.run import Fit
 
 
 class Sink(NamedTuple):
-    """A file that is being written.
+    """A file being written.
 
     Attributes:
-        put: takes group, name of the variable, place in it, and values.
-        describe: takes attributes of the object and of ``sample_stats``.
+        put: writes values; takes the group, the name of the variable, the place in it, and the values.
+        describe: writes attributes of the object and of ``sample_stats``.
     """
 
     put: Callable[[str, str, tuple[slice, ...], np.ndarray], None]
@@ -30,53 +32,52 @@ class Sink(NamedTuple):
 
 def write_arviz(
     run: Fit | Sequence[Fit],
-    x: Any,
+    x: ArrayLike,
     path: str | Path,
+    *,
     draws: int = 200,
     rows_at_once: int | None = None,
-    *,
     seed: int = 0,
     rows: Sequence[Any] | None = None,
     columns: Sequence[str] | None = None,
-    labels: Any = None,
+    labels: Tensor | np.ndarray | Sequence[Any] | None = None,
 ) -> Path:
-    """Write what :func:`zoo.to_arviz` returns to a file, row by row, so that memory holds a few rows' draws at a time.
+    """Writes the result of :func:`zoo.to_arviz` to a file in pieces, so that only a few rows' draws are in memory.
 
-    Groups, dimensions, names and attributes are those of :func:`zoo.to_arviz`, and for ``rows_at_once=None`` so are the
-    numbers, draw by draw. ``az.from_netcdf`` and ``xarray.open_datatree`` open the file, the latter without reading it.
-    The large arrays are not compressed: draws are noise.
+    Groups, dimensions, names and attributes are those of :func:`zoo.to_arviz`, and so are the draws where
+    ``rows_at_once`` is None. ``az.from_netcdf`` and ``xarray.open_datatree`` open the file, the latter lazily.
+    The large arrays are not compressed, since draws are noise.
 
-    The file appears under its name when it is complete, and not before: one that is interrupted leaves nothing.
+    The file appears under its name only once it is complete: an interrupted export leaves nothing behind.
 
-    Memory: the rows at once, x itself, and for Pyro's autoguides without ``create_plates``, which know their rows only
-    together, all draws of the latent sites. Where such a guide has shared sites beside local ones, all rows at once.
+    Memory holds one piece, x itself, and for Pyro's autoguides without ``create_plates``, which draw all rows jointly,
+    all draws of the latent sites. Where such a guide has both shared and local sites, all rows form one piece.
 
     Args:
         run: as for :func:`zoo.to_arviz`: a run, or several of one model.
         x: rows (n, d), or a :class:`zoo.data.Dataset`.
-        path: of the file, which must not exist: netCDF (``.nc``), or a Zarr folder (``.zarr``), for which the package
-            ``zarr`` 3 must be installed.
-        draws: from the posterior and from the prior, per run.
-        rows_at_once: rows per piece; None takes some million numbers at a time. The random stream goes piece by piece,
-            so that another number of rows gives other draws.
+        path: the file to create: netCDF (``.nc``), or a Zarr folder (``.zarr``), which needs the package ``zarr`` 3.
+        draws: number of draws per run, from the posterior and from the prior.
+        rows_at_once: rows per piece; None takes a few million numbers at a time. Every piece has its own random stream,
+            so the draws depend on this argument.
         seed, rows, columns, labels: as for :func:`zoo.to_arviz`.
 
     Returns:
         ``path``.
 
     Raises:
-        FileExistsError: there is something at ``path``.
+        FileExistsError: ``path`` exists.
         FileNotFoundError: the folder of ``path`` does not exist.
         ModuleNotFoundError: ``path`` ends in ``.zarr`` and zarr is not installed.
-        ValueError: ``path`` ends in neither ``.nc`` nor ``.zarr``, or as for :func:`zoo.to_arviz`.
+        ValueError: ``path`` ends in neither ``.nc`` nor ``.zarr``, or an argument that :func:`zoo.to_arviz` refuses.
     """
     path = Path(path)
     if path.suffix not in (".nc", ".zarr"):
-        raise ValueError(f"path is '{path.name}': let it end in .nc for netCDF or .zarr for Zarr")
+        raise ValueError(f"path is '{path.name}': it must end in .nc for netCDF or in .zarr for Zarr")
     if path.exists():
-        raise FileExistsError(f"path '{path}' exists: remove it, or take another name")
+        raise FileExistsError(f"path '{path}' exists: remove it, or choose another name")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"path lies in the folder '{path.parent}', which does not exist: create it first")
+        raise FileNotFoundError(f"the folder of path, '{path.parent}', does not exist: create it first")
     opened = _netcdf
     if path.suffix == ".zarr":
         _zarr_module()
@@ -100,7 +101,7 @@ def _write(sink: Sink, chain: int, piece: Piece) -> None:
 
 
 def _skeleton(export: Export, first: Piece) -> tuple[dict[str, xarray.Dataset], dict[str, dict[str, Blank]]]:
-    """Every group with its coordinates and attributes, the small ones whole; and the large variables to come."""
+    """Every group with its coordinates, attributes and constants, and the sizes of the variables to be written."""
     blanks = export.empty(first)
     whole: Mapping[str, Any] = {"constant_data": export.constants} if export.constants else {}
     shapes: dict[str, list[Any]] = {g: list(held.values()) for g, held in blanks.items()}
@@ -111,14 +112,14 @@ def _skeleton(export: Export, first: Piece) -> tuple[dict[str, xarray.Dataset], 
 
 
 def _attributes(name: str, held: Mapping[str, Blank]) -> dict[str, Any]:
-    """A variable's attributes, with the one by which xarray knows the coordinates beside it (CF conventions)."""
+    """A variable's attributes, with the one that lists its auxiliary coordinates (CF conventions)."""
     beside = " ".join(other for other in BESIDE if other in held and name not in BESIDE)
     return {**held[name].attrs, **({"coordinates": beside} if beside else {})}
 
 
 @contextmanager
 def _netcdf(path: Path, export: Export, first: Piece) -> Iterator[Sink]:
-    """xarray lays the file out as it would for the whole; h5netcdf then takes the large variables piece by piece."""
+    """netCDF: xarray creates the layout of the whole file; h5netcdf then writes the large variables in pieces."""
     groups, blanks = _skeleton(export, first)
     xarray.Dataset(attrs=export.attrs).to_netcdf(path, engine="h5netcdf")
     for name, dataset in groups.items():
@@ -142,10 +143,10 @@ def _netcdf(path: Path, export: Export, first: Piece) -> Iterator[Sink]:
 
 @contextmanager
 def _zarr(path: Path, export: Export, first: Piece) -> Iterator[Sink]:
-    """The same in Zarr; a chunk of a large variable is what one piece writes."""
+    """Zarr: the same layout; a chunk of a large variable holds the values of one piece."""
     zarr = _zarr_module()
     groups, blanks = _skeleton(export, first)
-    # Format 2: in 3, names along a dimension (fixed-length strings) and consolidated metadata are not specified yet.
+    # Format 2: in 3, coordinates of fixed-length strings and consolidated metadata are not specified yet.
     xarray.Dataset(attrs=export.attrs).to_zarr(path, mode="w", zarr_format=2, consolidated=False)
     for name, dataset in groups.items():
         dataset.to_zarr(path, mode="a", group=name, zarr_format=2, consolidated=False)
@@ -179,7 +180,5 @@ def _zarr_module() -> Any:
     try:
         import zarr  # type: ignore[import-not-found, unused-ignore]
     except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "a path in .zarr needs the package zarr: pip install 'zarr>=3', or take .nc"
-        ) from None
+        raise ModuleNotFoundError("a path in .zarr needs the package zarr: pip install 'zarr>=3', or use .nc") from None
     return zarr

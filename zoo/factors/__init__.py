@@ -1,4 +1,8 @@
-"""The use of a fitted model's factors: move along them, generate, reconstruct, impute, and ask what they know."""
+"""Uses of a fitted model: encode and decode, traverse factors, generate, reconstruct, impute, and probe for labels.
+
+All functions here take a trained pair of model and guide, fork the random generator with their own ``seed``, and
+leave the caller's random stream unaffected.
+"""
 
 from zoo.algebra.missing import Imputation
 from zoo.factors.decoding import decode, encode

@@ -1,22 +1,25 @@
-"""From rows to factors and back: posterior means, and p(x | z) of any model."""
+"""Encoding rows to posterior means of the factors, and decoding factors to p(x | z), for any model."""
 
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from zoo.base.callables import name_of, undecorated, unwrapped
-from zoo.base.checks import check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.covariates import check_row_buffers, row_buffers
 from zoo.base.latent_sites import Latent, layout
 from zoo.base.memory import rows_at_once
 from zoo.base.module import like
-from zoo.base.protocols import Decoding, HasPosterior, Pair
+from zoo.base.protocols import Decoding, HasPosterior, HasWidth, Pair
 from zoo.factors.drawing import likelihoods, shared_draws, stand_in
 from zoo.posterior.engine import reader, reading
+
+Numbers = Tensor | np.ndarray | Sequence[Any]  # numbers that a tensor can be made of
 
 
 def factor_site(run: Pair, task: str, *, decoding: bool = True) -> Latent:
@@ -24,12 +27,12 @@ def factor_site(run: Pair, task: str, *, decoding: bool = True) -> Latent:
 
     Args:
         run: a trained pair.
-        task: what needs it, for the message.
-        decoding: whether p(x | z) is needed, for which other sites of the rows are in the way.
+        task: the name of the calling function, for the message.
+        decoding: whether p(x | z) is needed, which other local sites make unavailable.
 
     Raises:
-        ValueError: the model has no such site, several, or others per row beside it (which only a model with a method
-            ``decode`` may).
+        ValueError: the model has no such site, more than one, or other local sites beside it without a method
+            ``decode``.
     """
     with run.scope():
         found = layout(run.model)
@@ -42,7 +45,7 @@ def factor_site(run: Pair, task: str, *, decoding: bool = True) -> Latent:
         )
         raise ValueError(
             f"{need} has none ({kind or 'it has no latent site'}): zoo.generate, zoo.reconstruct and zoo.impute "
-            "serve such models"
+            "work for such models"
         )
     own = isinstance(undecorated(run.model), Decoding)
     if len(factors) > 1 or (decoding and len(found.local) > 1 and not own):
@@ -52,24 +55,23 @@ def factor_site(run: Pair, task: str, *, decoding: bool = True) -> Latent:
         )
     if factors[0].transform is not None:
         raise ValueError(
-            f"{need} constrains '{factors[0].name}' to {factors[0].support}, where 0 and straight lines mean little: "
-            "draw from run.sample(x), and move the draws yourself"
+            f"{need} constrains '{factors[0].name}' to {factors[0].support}, where 0 and straight lines are arbitrary: "
+            "take draws from run.sample(x) and change them yourself"
         )
     return factors[0]
 
 
 class Averaged(Distribution):
-    r"""p(x | z) with the shared sites averaged over their draws, :math:`\frac1S \sum_s p(x \mid z, \theta_s)`.
+    r"""p(x | z), averaged over draws of the shared sites, :math:`\frac1S \sum_s p(x \mid z, \theta_s)`.
 
     Args:
-        parts: the distributions of one or several runs of the model, S draws of the shared sites before the
-            dimensions on the left of the factors.
-        draws: S.
-        left: those dimensions.
+        parts: the distributions from one or several runs of the model, with batch (S, *left, count) together.
+        draws: the number S of draws of the shared sites.
+        left: the batch dimensions of the factors to the left of the rows.
         count: the number of rows.
     """
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 (torch's own form)
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 (as in torch)
 
     def __init__(self, parts: Sequence[Distribution], draws: int, left: torch.Size, count: int) -> None:
         self.parts, self.draws = list(parts), draws
@@ -77,7 +79,7 @@ class Averaged(Distribution):
 
     @property
     def support(self) -> Any:
-        """That of its parts."""
+        """The support of its parts."""
         return self.parts[0].support
 
     def _stacked(self, of: Callable[[Distribution], Tensor], event: torch.Size) -> Tensor:
@@ -91,12 +93,12 @@ class Averaged(Distribution):
 
     @property
     def variance(self) -> Tensor:
-        """The variance of every entry (..., n, d): of the noise and of the mean over the draws."""
+        """The variance of every entry (..., n, d): mean noise variance plus the variance of the mean over the draws."""
         between = self._stacked(lambda part: part.mean, self.event_shape).var(0, correction=0)
         return self._stacked(lambda part: part.variance, self.event_shape).mean(0) + between
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws (*sample_shape, ..., n, d), each at a draw of the shared sites of its own."""
+        """Draws (*sample_shape, ..., n, d), each given one draw of the shared sites chosen at random."""
         found = []
         for _ in range(math.prod(sample_shape)):
             values = self._stacked(lambda part: part.sample(), self.event_shape)
@@ -119,24 +121,30 @@ class Averaged(Distribution):
 
 @torch.no_grad()
 def decode(
-    run: Pair, z: Any, *, rows: Sequence[int] | None = None, x: Any = None, draws: int = 200, seed: int = 0
+    run: Pair,
+    z: Numbers,
+    *,
+    rows: Sequence[int] | None = None,
+    x: ArrayLike | None = None,
+    draws: int = 200,
+    seed: int = 0,
 ) -> Distribution:
-    """p(x | z) for factors: a distribution with batch (..., n), event (d,).
+    """p(x | z) for given factors: a distribution with batch (..., n), event (d,).
 
-    By the model's own method ``decode`` where it has one; otherwise the model is run with its site held at ``z``, and
-    the distribution of its data site read off, averaged over draws from the guide of the sites that all rows share.
+    Uses the model's own method ``decode`` where it has one. Otherwise the model is run with its site fixed to ``z``,
+    and the distribution of its data site is averaged over draws of the shared sites from the guide.
 
     Args:
         run: a trained pair.
         z: factors (..., n, k).
-        rows: the numbers of the n rows, where the model holds covariates; None: 0 to n - 1, and all of them.
+        rows: the numbers of the n rows, where the model holds covariates; None: all rows, 0 to n - 1.
         x: the rows that the guide was fitted to, where it needs them to draw the shared sites.
-        draws: of the shared sites.
-        seed: of these draws.
+        draws: number of draws of the shared sites.
+        seed: seed of these draws.
 
     Raises:
-        ValueError: the model has no factors (see :func:`factor_site`) or several data sites, ``z`` another width, or
-            the model covariates of another number of rows.
+        ValueError: the model has no factors (see :func:`factor_site`), more than one data site, or covariates for
+            another number of rows; or ``z`` has the wrong width.
 
     >>> import torch, guides, zoo
     >>> x = zoo.data.load("iris").x
@@ -146,18 +154,18 @@ def decode(
     torch.Size([5, 4])
     """
     latent = factor_site(run, "decode")
-    z = placed(z, run)
+    factors = placed(z, run)
     k = latent.shape.numel()
-    if z.ndim < 2 or z.shape[-1] != k:
-        raise ValueError(f"z has shape {tuple(z.shape)}: pass one row of factors per row of x, (n, {k})")
-    shaped = z.reshape(*z.shape[:-1], *latent.shape)
-    left, n = z.shape[:-2], z.shape[-2]
+    if factors.ndim < 2 or factors.shape[-1] != k:
+        raise ValueError(f"z has shape {tuple(factors.shape)}: pass one row of factors per row of x, (n, {k})")
+    shaped = factors.reshape(*factors.shape[:-1], *latent.shape)
+    left, n = factors.shape[:-2], factors.shape[-2]
     with reading(run, seed):
         held = row_buffers(run.model)
         model = undecorated(run.model)
         if isinstance(model, Decoding) and not held:
             return model.decode(shaped)
-        index = None if rows is None or not held else torch.tensor(list(rows), device=z.device)
+        index = None if rows is None or not held else torch.tensor(list(rows), device=shaped.device)
         if index is None:
             check_row_buffers(run.model, n)
         size = n if index is None else next(iter(held.values()))
@@ -174,11 +182,14 @@ def decode(
     return Averaged(densities[source.layout.data[0]], count, left, n)
 
 
-def decoded_mean(run: Pair, z: Tensor, rows: Sequence[int] | None, x: Any, draws: int, seed: int) -> Tensor:
-    """The means of p(x | z) of factors (s, m, k) of m rows: (s, m, d)."""
+def decoded_mean(
+    run: Pair, z: Tensor, rows: Sequence[int] | None, x: ArrayLike | None, draws: int, seed: int
+) -> Tensor:
+    """The means of p(x | z) (s, m, d) for factors (s, m, k) of m rows."""
     with run.scope():
         shared = len(layout(run.model).shared) > 0
-    width = getattr(unwrapped(run.model), "data_dim", 1000)
+    inner = unwrapped(run.model)
+    width = inner.data_dim if isinstance(inner, HasWidth) else 1000
     count = rows_at_once(len(z) * draws * width) if shared and rows is not None else z.shape[1]
     parts = []
     for piece in torch.arange(z.shape[1]).split(max(1, count)):
@@ -187,49 +198,48 @@ def decoded_mean(run: Pair, z: Tensor, rows: Sequence[int] | None, x: Any, draws
     return torch.cat(parts, 1)
 
 
-def placed(z: Any, run: Pair) -> Tensor:
-    """``z`` as a tensor of the model's dtype and device."""
+def placed(z: Numbers, run: Pair) -> Tensor:
+    """``z`` as a tensor of the model's dtype on its device."""
     module = unwrapped(run.model)
     return like(z, module if isinstance(module, nn.Module) else nn.Module())
 
 
-def encode(run: Pair, x: Any, *, draws: int = 200, seed: int = 0) -> Tensor:
+def encode(run: Pair, x: ArrayLike, *, draws: int = 200, seed: int = 0) -> Tensor:
     """The posterior means of the factors under the guide, (n, k).
 
     Args:
         run: a trained pair.
-        x: rows (n, d) or a :class:`zoo.data.Dataset`; a guide with parameters for every row takes those it was fitted
-            to.
-        draws: to average, where the guide has no closed form of its mean.
-        seed: of these draws.
+        x: rows (n, d) or a :class:`zoo.data.Dataset`; for a guide with parameters per row, the rows it was fitted to.
+        draws: number of draws to average, where the guide's mean has no closed form.
+        seed: seed of these draws.
 
     Raises:
-        ValueError: the model has no factors, or rows that are not fit for model or guide.
+        ValueError: the model has no factors, or model or guide cannot take the rows.
     """
     latent = factor_site(run, "encode", decoding=False)
-    x = check_rows(x, undecorated(run.model))
+    data = check_rows(x, undecorated(run.model))
     check_whole(draws, "draws")
     with reading(run, seed):
-        source = reader(run, x)
-        q = closed_posterior(run, x)
+        source = reader(run, data)
+        q = closed_posterior(run, data)
         mean = None if q is None else _mean(q)
-        if mean is None or mean.shape != (len(x), *latent.shape):
+        if mean is None or mean.shape != (len(data), *latent.shape):
             held: dict[str, Tensor] = {}
             parts = []
-            for _, arguments in source.chunks(rows_at_once(draws * x.shape[1])):
+            for _, arguments in source.chunks(rows_at_once(draws * data.shape[1])):
                 values = source.draw(arguments, draws, held, points=True).values
                 if latent.name not in values:
                     raise ValueError(f"the guide {name_of(run.guide)} has no site '{latent.name}': add it to the guide")
                 held = {own.name: values[own.name] for own in source.layout.shared if own.name in values}
                 parts.append(values[latent.name].mean(0))
             mean = torch.cat(parts)
-    return mean.detach().reshape(len(x), -1).clone()  # a guide may hand out its own parameter
+    return mean.detach().reshape(len(data), -1).clone()  # it may be the guide's own parameter
 
 
 def closed_posterior(run: Pair, x: Tensor) -> Distribution | None:
-    """The guide's distribution given the rows, or None where it has none in closed form.
+    """The guide's distribution given the rows, or None where it has no closed form.
 
-    Call it inside :func:`zoo.posterior.engine.reading`.
+    To be called inside :func:`zoo.posterior.engine.reading`.
     """
     guide = undecorated(run.guide)
     if not isinstance(guide, HasPosterior):
@@ -241,6 +251,7 @@ def closed_posterior(run: Pair, x: Tensor) -> Distribution | None:
 
 
 def _mean(q: Distribution) -> Tensor | None:
+    """The mean of a distribution, or None where it has no closed form."""
     try:
         return q.mean
     except NotImplementedError:

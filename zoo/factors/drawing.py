@@ -1,4 +1,4 @@
-"""Draws of the latent sites without rows, and p(x | latents) at given draws: what this wing asks of the engine."""
+"""Draws of the latent sites without rows, and p(x | latents) given draws, on top of :mod:`zoo.posterior.engine`."""
 
 from typing import Any
 
@@ -9,23 +9,24 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from zoo.base.callables import name_of, undecorated
-from zoo.base.checks import check_rows
+from zoo.base.checks import ArrayLike, check_rows
 from zoo.base.latent_sites import data_sites, layout
 from zoo.base.protocols import HoldsRows, Pair
+from zoo.infer.run import Fit
 from zoo.posterior.engine import Arguments, Reader, Values
 
 
-def stand_in(run: Pair, x: Any = None) -> Reader:
-    """A reader for what needs no rows; its rows are ``x``, or two that are generated, to stand in for the data.
+def stand_in(run: Pair, x: ArrayLike | None = None) -> Reader:
+    """A reader for tasks that need no rows; its rows are ``x``, or two generated ones in place of the data.
 
-    Call it inside :func:`zoo.posterior.engine.reading`.
+    To be called inside :func:`zoo.posterior.engine.reading`.
 
     Raises:
-        ValueError: the model generates no rows that could be told from its latent sites.
+        ValueError: the model generates no rows that can be distinguished from its latent sites.
     """
     if x is not None:
-        x = check_rows(x, undecorated(run.model))
-        return Reader(run, x, layout(run.model, x))
+        data = check_rows(x, undecorated(run.model))
+        return Reader(run, data, layout(run.model, data))
     found = layout(run.model)
     index = torch.zeros(1, dtype=torch.long)
     rows = []
@@ -36,8 +37,8 @@ def stand_in(run: Pair, x: Any = None) -> Reader:
         rows.append([trace.nodes[name]["value"].reshape(1, -1) for name in names])
     if not names:
         raise ValueError(
-            f"the model {name_of(run.model)} returns none of its sites when it is called without x, and has no site "
-            "'x': end it with return pyro.sample(...) of the rows (of several data sites, with a tuple of them)"
+            f"the model {name_of(run.model)} returns none of its sites when called without x, and has no site 'x': end "
+            "it with return pyro.sample(...) of the rows (for several data sites, return a tuple of them)"
         )
     return Reader(run, torch.cat([torch.cat(row, 1) for row in rows]), found)
 
@@ -47,11 +48,11 @@ def shared_draws(source: Reader, draws: int, *, given: bool) -> dict[str, Tensor
 
     Args:
         source: from :func:`stand_in`.
-        draws: their number.
-        given: whether its rows are the data; else the guide must not depend on them.
+        draws: the number of draws.
+        given: whether its rows are the data; if not, the guide's draws must not depend on them.
 
     Raises:
-        ValueError: the guide needs the rows for the shared sites, and they are not given.
+        ValueError: the guide needs the rows to draw the shared sites, and they are not given.
     """
     if not source.layout.shared:
         return {}
@@ -59,30 +60,30 @@ def shared_draws(source: Reader, draws: int, *, given: bool) -> dict[str, Tensor
         return _shared(source, (source.x,), draws)
     sites = ", ".join(f"'{latent.name}'" for latent in source.layout.shared)
     guide = name_of(source.pair.guide)
-    way_out = "pass x, the rows that the pair was fitted to, or prior=True where there is such an argument"
+    way_out = "pass x, the rows that the pair was fitted to, or prior=True where the function has this argument"
     try:
         values = _shared(source, _arguments(source, 0), draws)
         stream = pyro.util.get_rng_state()
         again = [_from(stream, source, row, draws) for row in range(2)]
     except Exception as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"the guide {guide} gives no draws of {sites} without rows ({why}): {way_out}") from error
+        raise ValueError(f"the guide {guide} cannot draw {sites} without rows ({why}): {way_out}") from error
     if any(not torch.equal(again[0][name], again[1][name]) for name in values):
-        raise ValueError(f"the guide {guide} draws {sites} given the rows: {way_out}")
+        raise ValueError(f"the guide {guide} draws {sites} depending on the rows: {way_out}")
     return values
 
 
 def _from(stream: Any, source: Reader, row: int, draws: int) -> dict[str, Tensor]:
-    """The draws that a random stream gives with one of the rows that stand in for the data."""
+    """The draws from a given random stream, with one row in place of the data."""
     pyro.util.set_rng_state(stream)
     return _shared(source, _arguments(source, row), draws)
 
 
 def _shared(source: Reader, arguments: Arguments, draws: int) -> dict[str, Tensor]:
-    """The shared sites as the guide draws them.
+    """Draws of the shared sites from the guide.
 
     Raises:
-        ValueError: the guide leaves one out.
+        ValueError: the guide has no site for one of them.
     """
     values = source.draw(arguments, draws, points=True).values
     for latent in source.layout.shared:
@@ -94,7 +95,7 @@ def _shared(source: Reader, arguments: Arguments, draws: int) -> dict[str, Tenso
 
 
 def _arguments(source: Reader, row: int) -> Arguments:
-    """The guide's arguments for a row that stands in for the data."""
+    """The guide's arguments for one row in place of the data."""
     x, known = source.x[row : row + 1], _known_rows(source.pair, source.layout.plate)
     if source.joint_only:
         return (x.expand(known, -1),)
@@ -102,32 +103,31 @@ def _arguments(source: Reader, row: int) -> Arguments:
 
 
 def _known_rows(run: Pair, plate: str) -> int:
-    """The number of rows that the pair was trained on, as far as it is recorded; else 1."""
+    """The number of rows that the pair was trained on, if it is recorded; else 1."""
     guide = undecorated(run.guide)
     if isinstance(guide, HoldsRows):
         return guide.count
     frame = getattr(guide, "_prototype_frames", {}).get(plate)  # of Pyro's autoguides
     if frame is not None:
         return int(getattr(frame, "full_size", None) or frame.size)
-    training = getattr(run, "training", None)
-    return getattr(training, "rows", None) or 1
+    return (run.training.rows if isinstance(run, Fit) and run.training is not None else None) or 1
 
 
 def likelihoods(
     source: Reader, arguments: Arguments, values: Values, draws: int
 ) -> tuple[dict[str, Tensor], dict[str, list[Distribution]]]:
-    """p(x | latents) of some rows at draws of the latent sites.
+    """p(x | latents) of some rows, given draws of the latent sites.
 
     Args:
         source: the pair.
-        arguments: of the model: (x, index, size) or (x,), of which x only tells the number of rows, or
+        arguments: of the model: (x, index, size) or (x,), of which only the number of rows is used, or
             (None, index, size).
-        values: of the latent sites, by name; those left out are drawn from the model.
-        draws: their number.
+        values: values of the latent sites by name; the model draws those that are left out.
+        draws: the number of draws.
 
     Returns:
-        all sites' values (draws, b, ...), drawn for data sites; and for every data site its distributions, each
-        of as many draws as the model took in one run.
+        the values (draws, b, ...) of all sites, with data sites drawn anew; and the distributions of every data site,
+        one per run of the model, which together hold all draws.
     """
     x, index, size = (*arguments, None, None)[:3]
     if x is not None and index is None:
@@ -138,12 +138,12 @@ def likelihoods(
 
 
 def moments(densities: list[Distribution], sampled: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance (draws, b, d) of a data site at every draw of the latent sites.
+    """Mean and variance (draws, b, d) of a data site given every draw of the latent sites.
 
     Args:
         densities: from :func:`likelihoods`.
-        sampled: the site's drawn values (draws, b, ...), which stand in, with variance 0, for a distribution that has
-            no moments in closed form: over many draws the total mean and variance are the same.
+        sampled: draws of the site (draws, b, ...). Where its moments have no closed form, these replace the mean, with
+            variance 0: over many draws the total mean and variance are the same.
     """
     found = closed_moments(densities, *sampled.shape[:2])
     if found is not None:

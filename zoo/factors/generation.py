@@ -1,14 +1,13 @@
-"""New rows, and old rows as the model sees them."""
+"""Generation of new rows, and reconstruction of given ones."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import polars
 import torch
 from torch import Tensor
 
 from zoo.base.callables import undecorated
-from zoo.base.checks import check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.covariates import check_row_buffers
 from zoo.base.memory import rows_at_once
 from zoo.base.protocols import Pair
@@ -20,14 +19,14 @@ from zoo.posterior.engine import Arguments, Reader, reader, reading
 
 @dataclass(frozen=True, eq=False)
 class Reconstruction:
-    r"""The rows as the model would draw them again from the latents that the guide gives them.
+    r"""Mean and variance of replicated rows :math:`\tilde x`, given the latents that the guide infers for the rows.
 
-    Under :math:`\tilde x \sim \int p(\tilde x \mid z, \theta)\, q(z, \theta \mid x)\, dz\, d\theta`:
+    .. math:: \tilde x \sim \int p(\tilde x \mid z, \theta)\, q(z, \theta \mid x)\, dz\, d\theta
 
     Attributes:
         means: :math:`E\, \tilde x` of every data site (n, d), by name.
-        variances: the variance of every entry (n, d), by the site's name: of the latents and of the noise.
-        columns: the names of the d columns; empty where no data set has named them.
+        variances: the variance of every entry (n, d), from latents and noise, by the site's name.
+        columns: the names of the d columns; empty if unknown.
     """
 
     means: dict[str, Tensor]
@@ -53,12 +52,12 @@ class Reconstruction:
         return only_site(self.variances, "variances")
 
     def summary(self) -> dict[str, float]:
-        """The number of rows, and of every data site the root mean variance of its entries."""
+        """The number of rows, and the root mean variance of the entries of every data site."""
         rows = float(len(next(iter(self.means.values()))))
         return {"rows": rows} | {f"{name}_sd": float(v.double().mean().sqrt()) for name, v in self.variances.items()}
 
     def frame(self) -> polars.DataFrame:
-        """A row per row of the data: mean and standard deviation of every entry."""
+        """One line per row of the data: mean and standard deviation of every entry."""
         columns: dict[str, list[float]] = {}
         for name, mean in self.means.items():
             found = columns_of(name, mean, self.columns)
@@ -78,8 +77,8 @@ class Generated:
 
     Attributes:
         data: the rows (n, d), by the data site's name.
-        means: :math:`E[x \mid \text{latents}]` (n, d), the same rows without their noise, by the data site's name;
-            sites whose distribution has no mean in closed form are left out.
+        means: :math:`E[x \mid \text{latents}]` (n, d), the same rows without noise, by the data site's name;
+            sites whose mean has no closed form are omitted.
         latents: the latent sites of the rows (n, ...), by name.
         shared: the latent sites that all rows share (...), by name.
     """
@@ -103,10 +102,10 @@ class Generated:
         """The means of the one data site (n, d).
 
         Raises:
-            ValueError: the model has several data sites, or its distribution no mean in closed form.
+            ValueError: the model has several data sites, or the mean has no closed form.
         """
         if not self.means:
-            raise ValueError(f"the data site '{next(iter(self.data))}' has no mean in closed form: average draws of it")
+            raise ValueError(f"the mean of data site '{next(iter(self.data))}' has no closed form: average draws of it")
         return only_site(self.means, "means")
 
     def summary(self) -> dict[str, float]:
@@ -117,7 +116,7 @@ class Generated:
         return table
 
     def frame(self) -> polars.DataFrame:
-        """A row per row: its data and its own latents."""
+        """One line per row: its data and its local latents."""
         columns: dict[str, list[float]] = {}
         for name, value in (*self.data.items(), *self.latents.items()):
             columns |= columns_of(name, value)
@@ -129,25 +128,26 @@ class Generated:
         return f"Generated {data} from {latents or 'no latent site'}"
 
 
-def generate(run: Pair, size: int, *, prior: bool = False, x: Any = None, seed: int = 0) -> Generated:
-    r"""Rows drawn from the model: latents first, then the rows given them.
+def generate(run: Pair, size: int, *, prior: bool = False, x: ArrayLike | None = None, seed: int = 0) -> Generated:
+    r"""Draws new rows from the model: first the latents, then the rows given the latents.
 
-    The latents of the rows are drawn from the prior. Sites :math:`\theta` that all rows share are drawn from the guide,
-    one draw for all the rows, so that the rows are a data set from the posterior predictive distribution,
+    Local latents are drawn from the prior. Shared sites :math:`\theta` are drawn from the guide, one draw for all rows,
+    so that the rows are a data set from the posterior predictive distribution,
 
     .. math:: \theta \sim q(\theta), \qquad z_n \sim p(z \mid \theta), \qquad x_n \sim p(x \mid z_n, \theta)
 
     Args:
-        run: a trained pair; any model will do. Covariates are those that the model holds, for ``size`` rows:
-            ``run.given(batch=...)`` replaces them.
+        run: a trained pair, of any model. Covariates are those in the model, for ``size`` rows; replace them by
+            ``run.given(batch=...)``.
         size: the number of rows.
-        prior: draw the shared sites from the prior as well.
+        prior: whether to draw the shared sites from the prior as well.
         x: the rows that the guide was fitted to, where it needs them to draw the shared sites.
-        seed: of the draws; the caller's random stream is left alone.
+        seed: seed of the draws.
 
     Raises:
-        ValueError: ``size`` is no whole number of at least 1, the model holds covariates of another number of rows, its
-            data sites cannot be told from its latent ones, or the guide does not draw the shared sites without rows.
+        ValueError: ``size`` is not a whole number of at least 1, the model holds covariates for another number of rows,
+            its data sites cannot be distinguished from its latent sites, or the guide cannot draw the shared sites
+            without rows.
 
     >>> import guides, zoo
     >>> x = zoo.data.load("iris").x
@@ -171,31 +171,31 @@ def generate(run: Pair, size: int, *, prior: bool = False, x: Any = None, seed: 
     return Generated(data, means, local, shared)
 
 
-def reconstruct(run: Pair, x: Any, *, draws: int = 200, seed: int = 0) -> Reconstruction:
-    r"""The mean and the variance of the rows drawn again, over draws of the latents from the guide.
+def reconstruct(run: Pair, x: ArrayLike, *, draws: int = 200, seed: int = 0) -> Reconstruction:
+    r"""Mean and variance of replicated rows :math:`\tilde x`, over draws of the latents from the guide.
 
     .. math:: E\, \tilde x = E_q\, \mu(z, \theta), \qquad
               \mathrm{Var}\, \tilde x = E_q\, \sigma^2(z, \theta) + \mathrm{Var}_q\, \mu(z, \theta)
 
-    with :math:`\theta` the sites that all rows share, where there are some.
+    with :math:`\theta` the shared sites, if there are any.
 
     Args:
-        run: a trained pair; any model will do. Covariates are those that the model holds (see ``run.given``).
-        x: rows (n, d) or a :class:`zoo.data.Dataset`; a guide with parameters for every row takes those it was fitted
-            to. Missing entries (NaN), where the model knows them, are drawn like the others.
-        draws: per row, at least 2.
-        seed: of the draws; the caller's random stream is left alone.
+        run: a trained pair, of any model. Covariates are those in the model (see ``run.given``).
+        x: rows (n, d) or a :class:`zoo.data.Dataset`; for a guide with parameters per row, the rows it was fitted to.
+            Where the model supports missing entries (NaN), these are drawn like the others.
+        draws: number of draws per row, at least 2.
+        seed: seed of the draws.
 
     Raises:
-        ValueError: too few draws, or rows that are not fit for model or guide.
+        ValueError: too few draws, or rows that model or guide cannot take.
     """
     check_whole(draws, "draws", 2)
-    names, x = column_names(x), check_rows(x, undecorated(run.model))
+    names, data = column_names(x), check_rows(x, undecorated(run.model))
     parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
     with reading(run, seed):
-        source = reader(run, x)
+        source = reader(run, data)
         held: dict[str, Tensor] = {}
-        for _, arguments in source.chunks(rows_at_once(draws * x.shape[1])):
+        for _, arguments in source.chunks(rows_at_once(draws * data.shape[1])):
             values = guide_draws(source, arguments, draws, held)
             sites, densities = likelihoods(source, arguments, values, draws)
             for name, found in densities.items():
@@ -206,13 +206,13 @@ def reconstruct(run: Pair, x: Any, *, draws: int = 200, seed: int = 0) -> Recons
 
 
 def guide_draws(source: Reader, arguments: Arguments, draws: int, held: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Draws of all latent sites for some rows, point masses included; discrete ones that the guide leaves out too.
+    """Draws of all latent sites for some rows, including point masses and discrete sites that the guide leaves out.
 
     Args:
         source: the pair and its rows.
-        arguments: of model and guide, for the rows.
-        draws: their number.
-        held: the shared sites at the draws taken with the first rows; filled in when it is empty.
+        arguments: arguments of model and guide for the rows.
+        draws: the number of draws.
+        held: draws of the shared sites, fixed for all rows; filled in here if it is empty.
     """
     drawn = source.draw(arguments, draws, held, points=True).values
     held.update({own.name: drawn[own.name] for own in source.layout.shared if own.name in drawn})
@@ -223,9 +223,9 @@ def total(mean: Tensor, variance: Tensor, weights: Tensor | None = None) -> tupl
     """Mean and variance over draws, by the laws of total expectation and variance.
 
     Args:
-        mean: given every draw (s, n, d).
-        variance: given every draw (s, n, d).
-        weights: of the draws (s, n), with sum 1 over them; None: equal.
+        mean: the mean given each draw (s, n, d).
+        variance: the variance given each draw (s, n, d).
+        weights: weights of the draws (s, n), which sum to 1 over the draws; None for equal weights.
     """
     if weights is None:
         spread, centre = torch.var_mean(mean, 0)

@@ -1,4 +1,4 @@
-"""Missing entries of rows, by any guide that takes rows with missing entries."""
+"""Imputation of missing entries, with any guide that takes rows with missing entries."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from zoo.algebra.missing import Imputation, marginal_root
 from zoo.base.callables import name_of, undecorated
-from zoo.base.checks import check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.memory import rows_at_once
 from zoo.base.protocols import Pair
 from zoo.factors.drawing import likelihoods
@@ -17,50 +17,49 @@ from zoo.posterior.engine import reader, reading
 from zoo.posterior.rowwise import row_draws
 
 
-def impute(run: Pair, x: Any, *, draws: int = 1000, seed: int = 0, weighted: bool = False) -> Imputation:
-    r"""The missing entries (NaN) of rows: mean and variance given the observed ones, over draws from the guide.
+def impute(run: Pair, x: ArrayLike, *, draws: int = 1000, seed: int = 0, weighted: bool = False) -> Imputation:
+    r"""Mean and variance of missing entries (NaN) given the observed ones, over draws from the guide.
 
     .. math:: E[x_m \mid x_o] = E_q\, E[x_m \mid x_o, z], \qquad
               \mathrm{Var}[x_m \mid x_o] = E_q \mathrm{Var}[x_m \mid x_o, z] + \mathrm{Var}_q\, E[x_m \mid x_o, z]
 
-    where q(z | x_o) is the guide's; sites that all rows share are averaged over along with z. Where the columns are
-    correlated given z, the observed ones are informative about the missing ones beyond z; a Gaussian's conditional
-    moments are used. A guide that is not the posterior gives another answer than the model's: ``weighted`` corrects it
-    by self-normalised importance weights :math:`p(x_o, z) / q(z \mid x_o)`; the k-hat of :func:`zoo.evaluate` shows
-    whether they can.
+    where q is the guide; shared sites are averaged over together with z. Where the columns are correlated given z, the
+    observed ones are informative about the missing ones beyond z, and the conditional moments of a Gaussian are used.
+    With a guide that differs from the posterior, the result differs from the model's conditional moments: ``weighted``
+    corrects for it by self-normalised importance weights :math:`p(x_o, z) / q(z \mid x_o)`, which are reliable where
+    the k-hat of :func:`zoo.evaluate` is small.
 
     Args:
-        run: a trained pair; any model with one data site that accepts missing entries.
-        x: rows (n, d) or a :class:`zoo.data.Dataset`; a guide with parameters for every row takes those it was fitted
-            to.
-        draws: per row, at least 2.
-        seed: of the draws; the caller's random stream is left alone.
-        weighted: by importance.
+        run: a trained pair, of any model with one data site that accepts missing entries.
+        x: rows (n, d) or a :class:`zoo.data.Dataset`; for a guide with parameters per row, the rows it was fitted to.
+        draws: number of draws per row, at least 2.
+        seed: seed of the draws.
+        weighted: whether to use importance weights.
 
     Returns:
-        mean and variance (n, d): observed entries as they are, with variance 0.
+        mean and variance (n, d): observed entries unchanged, with variance 0.
 
     Raises:
-        ValueError: too few draws, rows that are not fit for model or guide, several data sites, or ``weighted`` where
-            a row has no weights of its own (shared sites, a guide that draws all rows together, a point mass).
-        TypeError: the columns depend on each other given z, and not as a Gaussian.
+        ValueError: too few draws, rows that model or guide cannot take, several data sites, or ``weighted`` where there
+            are no weights per row (shared sites, a guide that draws all rows jointly, a point mass).
+        TypeError: the columns are dependent given z, and not Gaussian.
 
     References:
         Mattei and Frellsen (2019), MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets, ICML.
     """
     check_whole(draws, "draws", 2)
-    x = check_rows(x, undecorated(run.model))
-    mean, variance, missing = x.clone(), torch.zeros_like(x), x.isnan()
+    data = check_rows(x, undecorated(run.model))
+    mean, variance, missing = data.clone(), torch.zeros_like(data), data.isnan()
     needed = missing.any(1).nonzero().squeeze(1)
     if not len(needed):
         return Imputation(mean, variance)
     with reading(run, seed):
-        source = reader(run, x)
+        source = reader(run, data)
         if len(source.layout.data) != 1:
             names = ", ".join(f"'{name}'" for name in source.layout.data)
             raise ValueError(f"impute needs a model with one data site, {name_of(run.model)} has {names}")
         held: dict[str, Tensor] = {}
-        for index, arguments in source.chunks(rows_at_once(draws * x.shape[1]), needed):
+        for index, arguments in source.chunks(rows_at_once(draws * data.shape[1]), needed):
             if weighted:
                 drawn, log_weights = row_draws(source, arguments, draws, "impute(weighted=True)")
                 values, weights = source.complete(arguments, drawn, draws), log_weights.softmax(0)  # (s, b)
@@ -70,33 +69,33 @@ def impute(run: Pair, x: Any, *, draws: int = 1000, seed: int = 0, weighted: boo
             parts = [_moments(part, arguments[0]) for part in densities[source.layout.data[0]]]
             means, variances = (torch.cat(each) for each in zip(*parts, strict=True))
             found = total(means, variances, weights)
-            mean[index] = torch.where(missing[index], found[0], x[index])
+            mean[index] = torch.where(missing[index], found[0], data[index])
             variance[index] = torch.where(missing[index], found[1], 0.0)
     return Imputation(mean, variance)
 
 
 def _moments(density: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Those of :func:`conditional_moments`, with the draws of one run of the model leading: (s, b, d)."""
+    """The :func:`conditional_moments` (s, b, d), for a distribution with or without leading draws."""
     if len(density.batch_shape) == 1:
         density = density.expand((1, *density.batch_shape))
     return tuple(each.reshape(-1, *x.shape) for each in conditional_moments(density, x))  # type: ignore[return-value]
 
 
 def conditional_moments(density: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Mean and variance of every missing entry of ``x`` given the observed ones; what stands for the others is void.
+    r"""Mean and variance of every missing entry of ``x`` given the observed ones; other entries are meaningless.
 
     .. math:: E[x_m \mid x_o] = \mu_m + \Sigma_{mo} \Sigma_{oo}^{-1} (x_o - \mu_o), \qquad
               \mathrm{Var}[x_m \mid x_o] = \mathrm{diag}(\Sigma_{mm} - \Sigma_{mo} \Sigma_{oo}^{-1} \Sigma_{om})
 
     Args:
-        density: of whole rows, batch (s, n), event (d,): independent entries, or a Gaussian.
+        density: the distribution of whole rows, batch (s, n), event (d,): independent entries, or a Gaussian.
         x: the rows (n, d).
 
     Returns:
-        both (s, n, d).
+        mean and variance (s, n, d).
 
     Raises:
-        TypeError: another distribution.
+        TypeError: the distribution is of another kind.
     """
     if isinstance(density, torch.distributions.Independent) and density.reinterpreted_batch_ndims == 1:
         return density.mean, density.variance
@@ -108,14 +107,14 @@ def conditional_moments(density: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         shift, variance = _full(density, observed, offset)
     else:
         raise TypeError(
-            f"impute knows independent columns and Gaussians given z, got {type(density).__name__}: its conditional "
-            "moments need a rule of their own"
+            f"impute supports independent columns and Gaussians given z, got {type(density).__name__}: its conditional "
+            "moments are unknown"
         )
     return density.mean + shift, variance
 
 
 def _low_rank(density: Any, observed: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-    """Covariance F F' + D: the columns are independent given a standard normal u (r,), so go by its posterior."""
+    """Covariance F F' + D: by the posterior of a standard normal u (r,) given which the columns are independent."""
     factor, diagonal = density.cov_factor, density.cov_diag  # (s, n, d, r), (s, n, d)
     scaled = torch.where(observed.unsqueeze(-1), factor / diagonal.unsqueeze(-1), 0.0)
     identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
@@ -126,6 +125,7 @@ def _low_rank(density: Any, observed: Tensor, offset: Tensor) -> tuple[Tensor, T
 
 
 def _full(density: Any, observed: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """A full covariance: by the Cholesky factor of its observed block."""
     n, d = observed.shape
     both = ~observed.unsqueeze(-2) & observed.unsqueeze(-1)  # rows observed, columns missing (n, d, d)
     tril = density.scale_tril.expand(*offset.shape[:-1], d, d)

@@ -1,4 +1,4 @@
-"""How much of the labels the factors hold: few-label classification on z beside x."""
+"""Few-label classification on the factors z, compared with classification on the rows x."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zoo.base.callables import undecorated
-from zoo.base.checks import check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.protocols import Pair
 from zoo.data.dataset import Dataset
 from zoo.factors.decoding import encode, factor_site
@@ -23,9 +23,9 @@ class Probe:
     Attributes:
         sizes: the numbers of labelled rows (s,).
         z: accuracy of the classifier on the posterior means, (repeats, s).
-        x: of the one on the rows themselves, (repeats, s): the same labelled and held-out rows.
-        held_out: the number of rows on which an accuracy is measured.
-        most_common: the share of the most common label, which guessing it would reach.
+        x: accuracy of the classifier on the rows themselves, (repeats, s), with the same labelled and held-out rows.
+        held_out: the number of rows on which the accuracy is measured.
+        most_common: the share of the most common label: the accuracy of always predicting it.
     """
 
     sizes: tuple[int, ...]
@@ -35,7 +35,7 @@ class Probe:
     most_common: float
 
     def summary(self) -> dict[str, float]:
-        """Mean accuracy on factors and on rows at the most labelled rows, and what guessing would reach."""
+        """Mean accuracy on factors and on rows with the most labels, and that of predicting the most common label."""
         most = max(range(len(self.sizes)), key=lambda i: self.sizes[i])
         found = {"labelled": float(self.sizes[most]), "z": float(self.z[:, most].mean())}
         return found | {"x": float(self.x[:, most].mean()), "most_common": self.most_common}
@@ -43,7 +43,7 @@ class Probe:
     def frame(self) -> pl.DataFrame:
         """One line per size: mean accuracy and standard error over the repeats, of z, of x and of their difference.
 
-        Every repeat has the same rows for both, so the error of the difference is that of pairs.
+        Every repeat uses the same rows for both, so the error of the difference is that of paired values.
         """
         columns: dict[str, Any] = {"labelled": list(self.sizes)}
         for name, value in (("z", self.z), ("x", self.x), ("difference", self.z - self.x)):
@@ -62,8 +62,8 @@ class Probe:
 
 def probe(
     run: Pair,
-    x: Any,
-    labels: Any = None,
+    x: ArrayLike,
+    labels: Tensor | np.ndarray | Sequence[Any] | None = None,
     *,
     sizes: Sequence[int] = (10, 20, 50, 100, 200),
     repeats: int = 20,
@@ -71,34 +71,34 @@ def probe(
     draws: int = 200,
     seed: int = 0,
 ) -> Probe:
-    """How few labels suffice: logistic regression on the factors and on the rows, for growing numbers of labelled rows.
+    """Accuracy of logistic regression on the factors and on the rows, for increasing numbers of labelled rows.
 
-    In every repeat the rows are shuffled; the last share is held out, and the labelled ones are the first few, among
-    them one of every class. Both classifiers (scikit-learn's, with its default penalty) standardise their inputs by
-    the labelled rows. Missing entries count as the mean of their column's labelled entries for the one on the rows. The
-    model never sees a label, but it may have seen the rows held out: pass rows it was not fitted to where that matters.
-    The standard errors are of the choice of rows; repeats share rows, which makes them somewhat too small (Nadeau and
-    Bengio 2003, Machine Learning 52).
+    In every repeat the rows are shuffled, the last ones are held out, and the first ones, with at least one of every
+    class, are the labelled ones. Both classifiers (scikit-learn's, with its default penalty) standardise their inputs
+    by the labelled rows. In the classifier on the rows, a missing entry is replaced by the mean of the labelled entries
+    in its column. The model never uses labels, but it may have been fitted to the held-out rows: pass rows it was not
+    fitted to where that matters. The standard errors are those of the choice of rows; since repeats share rows, they
+    are somewhat too small (Nadeau and Bengio 2003, Machine Learning 52).
 
     Args:
         run: a trained pair.
-        x: rows (n, d) or a :class:`zoo.data.Dataset`, whose labels are then taken.
-        labels: n labels; None takes the data set's.
-        sizes: growing numbers of labelled rows, each at least the number of classes.
-        repeats: at least 2.
-        held_out: the share of the rows on which accuracy is measured.
-        draws: for the posterior means, where the guide has no closed form of them.
-        seed: of the shuffles and these draws; the caller's random streams are left alone.
+        x: rows (n, d) or a :class:`zoo.data.Dataset`, whose labels are then used.
+        labels: n labels; None uses the data set's.
+        sizes: increasing numbers of labelled rows, each at least the number of classes.
+        repeats: number of shuffles, at least 2.
+        held_out: the share of the rows on which the accuracy is measured.
+        draws: number of draws for the posterior means, where these have no closed form.
+        seed: seed of the shuffles and the draws.
 
     Raises:
-        ValueError: labels of another length than the rows or of one class, sizes below the number of classes or above
-            the rows that are not held out, or an argument out of its range.
+        ValueError: the number of labels differs from that of the rows, there is only one class, a size is below the
+            number of classes or above the number of rows that are not held out, or an argument is out of range.
     """
     factor_site(run, "probe", decoding=False)
     if labels is None and isinstance(x, Dataset):
         labels = x.labels
     if labels is None:
-        raise ValueError("labels is None and x brings none: pass one label per row")
+        raise ValueError("labels is None, and x has none: pass one label per row")
     rows = check_rows(x, undecorated(run.model))
     classes, codes = _classes(labels, len(rows))
     check_whole(repeats, "repeats", 2)
@@ -123,7 +123,7 @@ def probe(
 
 
 def _accuracy(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> float:
-    from sklearn.impute import SimpleImputer  # it takes a second to import: only when asked for
+    from sklearn.impute import SimpleImputer  # imported here, as it takes a second
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -134,16 +134,16 @@ def _accuracy(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarr
     return float(classifier.fit(x, y).score(x_test, y_test))
 
 
-def _classes(labels: Any, n: int) -> tuple[int, np.ndarray]:
+def _classes(labels: Tensor | np.ndarray | Sequence[Any], n: int) -> tuple[int, np.ndarray]:
     """The number of classes, and codes (n,) from 0."""
     given = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
     if given.shape != (n,):
-        raise ValueError(f"labels has shape {given.shape}, and x {n} rows: pass one label per row")
+        raise ValueError(f"labels has shape {given.shape}, but x has {n} rows: pass one label per row")
     levels, codes = np.unique(given, return_inverse=True)
     if len(levels) < 2:
-        raise ValueError(f"labels holds one class only ({levels[0]}): nothing to tell apart")
+        raise ValueError(f"labels has only one class ({levels[0]}): pass at least two")
     if np.issubdtype(given.dtype, np.floating) and len(levels) > 100:
-        raise ValueError(f"labels takes {len(levels)} values: pass classes, not measurements")
+        raise ValueError(f"labels has {len(levels)} distinct values: pass classes, not measurements")
     return len(levels), codes
 
 
@@ -153,8 +153,8 @@ def _check_sizes(sizes: Sequence[int], classes: int, most: int, held_out: int) -
     for size in sizes:
         if check_whole(size, "sizes") > most:
             raise ValueError(
-                f"sizes holds {size}, and {most} rows are left beside the {held_out} held out: take fewer, or a "
-                "smaller held_out"
+                f"sizes includes {size}, but only {most} rows remain besides the {held_out} held out: reduce it, "
+                "or reduce held_out"
             )
         if size < classes:
-            raise ValueError(f"sizes holds {size}, and there are {classes} classes: take at least one row of each")
+            raise ValueError(f"sizes includes {size}, but there are {classes} classes: take at least one row of each")

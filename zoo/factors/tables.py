@@ -1,4 +1,4 @@
-"""Tables of what this wing returns: columns named after the data's where they have names."""
+"""Tables of this package's results, with the column names of the data if known."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def columns_of(name: str, values: Tensor, names: Sequence[str] = ()) -> dict[str, list[float]]:
-    """The columns of ``values`` (n, ...) by name: ``names``, or ``name[j]``; ``name`` itself for a single number."""
+    """The columns of ``values`` (n, ...) by name: ``names``, else ``name[j]``, or ``name`` for one number per row."""
     flat = values.detach().cpu().reshape(len(values), -1)
     if len(names) == flat.shape[1]:
         titles = list(names)
@@ -17,7 +17,7 @@ def columns_of(name: str, values: Tensor, names: Sequence[str] = ()) -> dict[str
 
 
 def frame_of(parts: Mapping[str, Sequence[float]]) -> polars.DataFrame:
-    """A table of columns of one length."""
+    """A table of columns of equal length."""
     return polars.DataFrame({name: list(values) for name, values in parts.items()})
 
 
@@ -29,5 +29,5 @@ def only_site(values: Mapping[str, Tensor], what: str) -> Tensor:
     """
     if len(values) != 1:
         names = ", ".join(f"'{name}'" for name in values) or "(none)"
-        raise ValueError(f"the model has the data sites {names}: take {what}[name] of one of them")
+        raise ValueError(f"the model has the data sites {names}: use {what}[name] of one of them")
     return next(iter(values.values()))

@@ -1,19 +1,19 @@
-"""Moving in the space of the factors: along one of them, from row to row, or with some of them set."""
+"""Decoding along one factor, between two points, or with some factors set to given values."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import polars
 import torch
 from torch import Tensor
 
 from zoo.base.callables import undecorated
-from zoo.base.checks import check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.protocols import Pair
 from zoo.data.dataset import column_names
-from zoo.factors.decoding import decoded_mean, encode, factor_site, placed
+from zoo.factors.decoding import Numbers, decoded_mean, encode, factor_site, placed
 from zoo.factors.tables import columns_of, frame_of
 
 Kind = Literal["linear", "spherical"]
@@ -21,12 +21,12 @@ Kind = Literal["linear", "spherical"]
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """What the model makes of factors.
+    """Decoded factors.
 
     Attributes:
         z: the factors (..., k).
         mean: :math:`E[x \\mid z]` (..., d).
-        columns: the names of the d columns; empty where no data set has named them.
+        columns: the names of the d columns; empty if unknown.
     """
 
     z: Tensor
@@ -34,11 +34,11 @@ class Decoded:
     columns: tuple[str, ...] = ()
 
     def summary(self) -> dict[str, float]:
-        """The number of points and of factors."""
+        """The numbers of points and of factors."""
         return {"points": float(self.z[..., 0].numel()), "factors": float(self.z.shape[-1])}
 
     def frame(self) -> polars.DataFrame:
-        """A row per point: its factors and its means."""
+        """One line per point: its factors and its means."""
         return frame_of(
             columns_of("z", self.z.flatten(0, -2)) | columns_of("mean", self.mean.flatten(0, -2), self.columns)
         )
@@ -50,15 +50,15 @@ class Decoded:
 
 @dataclass(frozen=True, eq=False)
 class Traversal:
-    """What the model makes of one factor at several values, from m places.
+    """Decoded values of one factor, with the other factors fixed at m positions.
 
     Attributes:
         factor: its number, from 0.
-        values: those it takes (s,).
+        values: its values (s,).
         z: the factors (m, s, k).
         mean: :math:`E[x \\mid z]` (m, s, d).
-        rows: the numbers of the m rows whose posterior means hold the other factors; None: they are at 0, m = 1.
-        columns: the names of the d columns; empty where no data set has named them.
+        rows: the numbers of the m rows whose posterior means fix the other factors; None: they are at 0, and m = 1.
+        columns: the names of the d columns; empty if unknown.
     """
 
     factor: int
@@ -70,18 +70,18 @@ class Traversal:
 
     @property
     def change(self) -> Tensor:
-        """The range of every column's mean along the way, averaged over the places (d,)."""
+        """The range of every column's mean along the factor, averaged over the positions (d,)."""
         return (self.mean.amax(1) - self.mean.amin(1)).mean(0)
 
     def summary(self) -> dict[str, float]:
-        """The factor, the ends of its values, the number of places, and the column that changes most, by how much."""
+        """The factor, its first and last value, the number of positions, and the column that changes most."""
         most = int(self.change.argmax())
         ends = {"first": float(self.values[0]), "last": float(self.values[-1])}
         size = {"places": float(len(self.z)), "most_changed": float(most), "change": float(self.change[most])}
         return {"factor": float(self.factor)} | ends | size
 
     def frame(self) -> polars.DataFrame:
-        """A row per place and value: the number of the place (of the row), the value, and the means."""
+        """One line per position and value: the number of the row (or position), the value, and the means."""
         m, s = self.z.shape[:2]
         places = range(m) if self.rows is None else self.rows
         head: dict[str, list[float]] = {"row": [row for row in places for _ in range(s)]}
@@ -103,30 +103,29 @@ def traverse(
     run: Pair,
     factor: int,
     *,
-    values: Any = None,
+    values: Numbers | None = None,
     span: tuple[float, float] = (-3.0, 3.0),
     steps: int = 7,
-    x: Any = None,
+    x: ArrayLike | None = None,
     rows: Sequence[int] | None = None,
     draws: int = 200,
     seed: int = 0,
 ) -> Traversal:
-    """Decode along one factor, the others held.
+    """Decodes along one factor, with the others fixed.
 
     Args:
         run: a trained pair.
         factor: its number, from 0.
-        values: what it takes (s,), in units of the prior; None: ``steps`` values evenly over ``span``.
+        values: its values (s,), in units of the prior; None: ``steps`` evenly spaced values over ``span``.
         span: the first and the last value.
         steps: the number of values, at least 2.
-        x: rows (n, d) or a :class:`zoo.data.Dataset` whose posterior means hold the other factors; None: all at 0.
-        rows: the numbers of those to start from; None: all of ``x``.
-        draws: for the posterior means, where the guide has no closed form of them, and of the sites that all rows
-            share.
-        seed: of these draws.
+        x: rows (n, d) or a :class:`zoo.data.Dataset` whose posterior means fix the other factors; None fixes them at 0.
+        rows: the numbers of the rows to use; None: all of ``x``.
+        draws: number of draws for posterior means without a closed form, and of the shared sites.
+        seed: seed of these draws.
 
     Raises:
-        ValueError: the model has no factors, no such factor, or an argument out of its range.
+        ValueError: the model has no factors or not this one, or an argument is out of range.
     """
     k = factor_site(run, "traverse").shape.numel()
     factor = _check_factor(factor, k, "factor")
@@ -141,7 +140,7 @@ def traverse(
             raise ValueError(f"values must be a list of finite numbers, got {values!r}")
     if x is None:
         if rows is not None:
-            raise ValueError("rows names rows of x: pass x as well, or leave both out to hold the other factors at 0")
+            raise ValueError("rows selects rows of x: pass x as well, or omit both to fix the other factors at 0")
         chosen, held = None, placed(torch.zeros(1, k), run)
     else:
         chosen, held = _places(run, x, rows, draws, seed)
@@ -155,38 +154,37 @@ def traverse(
 @torch.no_grad()
 def interpolate(
     run: Pair,
-    a: Any,
-    b: Any,
-    steps: int = 9,
+    a: int | Numbers,
+    b: int | Numbers,
     *,
+    steps: int = 9,
     kind: Kind = "linear",
-    x: Any = None,
+    x: ArrayLike | None = None,
     draws: int = 200,
     seed: int = 0,
 ) -> Decoded:
-    r"""Decode on the way from one point to another, both included.
+    r"""Decodes points on the path from one point to another, both included.
 
-    With t from 0 to 1, ``"linear"`` is :math:`z_t = (1 - t)\, a + t\, b`. ``"spherical"`` turns the direction from a to
-    b at constant speed along the great circle, while the length goes evenly from one to the other: so it stays where
-    the mass of a Gaussian prior of many factors is, far from 0.
+    With t from 0 to 1, ``"linear"`` is :math:`z_t = (1 - t)\, a + t\, b`. ``"spherical"`` moves the direction from a to
+    b at constant speed along the great circle and interpolates the length linearly: with many factors, the path stays
+    where a Gaussian prior has its mass, far from 0.
 
     Args:
         run: a trained pair.
-        a: where to start: the number of a row of ``x``, through its posterior mean, or factors (k,).
-        b: where to end.
+        a: the start: the number of a row of ``x``, for its posterior mean, or factors (k,).
+        b: the end, likewise.
         steps: the number of points, at least 2.
         kind: ``"linear"`` or ``"spherical"``.
-        x: rows (n, d) or a :class:`zoo.data.Dataset`, where ``a`` or ``b`` is the number of a row.
-        draws: for the posterior means, where the guide has no closed form of them, and of the sites that all rows
-            share.
-        seed: of these draws.
+        x: rows (n, d) or a :class:`zoo.data.Dataset`, needed if ``a`` or ``b`` is the number of a row.
+        draws: number of draws for posterior means without a closed form, and of the shared sites.
+        seed: seed of these draws.
 
     Returns:
         factors (s, k) and means (s, d).
 
     Raises:
-        ValueError: the model has no factors, a point is out of range, or ``"spherical"`` is asked between points at 0
-            or opposite to each other, where no great circle is singled out.
+        ValueError: the model has no factors, a point is out of range, or for ``"spherical"`` a point is at 0 or the
+            points are opposite, so that the great circle is not unique.
 
     References:
         Shoemake (1985), Animating rotation with quaternion curves, SIGGRAPH; White (2016), Sampling Generative
@@ -206,38 +204,36 @@ def interpolate(
 @torch.no_grad()
 def intervene(
     run: Pair,
-    x: Any,
-    factors: Mapping[int, Any],
+    x: ArrayLike,
+    factors: Mapping[int, float | Numbers],
     *,
     rows: Sequence[int] | None = None,
     draws: int = 200,
     seed: int = 0,
 ) -> Decoded:
-    """Rows with some of their factors set: conditional generation.
+    """Decodes rows with some of their factors set to given values.
 
-    The other factors stay at the posterior means that the guide gives the rows. Setting a factor says nothing about
-    the others: they are not conditioned on it.
+    The other factors stay at the rows' posterior means under the guide: they are not conditioned on the values.
 
     Args:
         run: a trained pair.
         x: rows (n, d) or a :class:`zoo.data.Dataset`.
-        factors: by the factor's number from 0, its value: one for all rows or (m,) of them.
-        rows: the numbers of the rows to edit; None: all of ``x``.
-        draws: for the posterior means, where the guide has no closed form of them, and of the sites that all rows
-            share.
-        seed: of these draws.
+        factors: the values by the number of the factor, from 0: one value for all rows, or one per row (m,).
+        rows: the numbers of the m rows; None: all of ``x``.
+        draws: number of draws for posterior means without a closed form, and of the shared sites.
+        seed: seed of these draws.
 
     Returns:
         factors (m, k) and means (m, d).
 
     Raises:
-        ValueError: the model has no factors, no such factor, or values of another length than the rows.
+        ValueError: the model has no factors or not this one, or the number of values differs from that of the rows.
     """
     k = factor_site(run, "intervene").shape.numel()
     chosen, z = _places(run, x, rows, draws, seed)
     z = z.clone()
     if not factors:
-        raise ValueError("factors is empty: pass {factor: value}, or take zoo.reconstruct")
+        raise ValueError("factors is empty: pass {factor: value}, or use zoo.reconstruct")
     for number, given in factors.items():
         factor = _check_factor(number, k, "factors")
         value = torch.as_tensor(given).to(z)
@@ -250,50 +246,50 @@ def intervene(
     return Decoded(z, decoded_mean(run, z.unsqueeze(0), chosen, x, draws, seed).squeeze(0), column_names(x))
 
 
-def _check_factor(factor: Any, k: int, name: str) -> int:
+def _check_factor(factor: int, k: int, name: str) -> int:
     factor = check_whole(factor, name, 0)
     if factor >= k:
-        raise ValueError(f"{name} names factor {factor}, and the model has {k}, counted from 0")
+        raise ValueError(f"{name}: {factor} is out of range, as the model has {k} factors, counted from 0")
     return factor
 
 
-def _places(run: Pair, x: Any, rows: Sequence[int] | None, draws: int, seed: int) -> tuple[tuple[int, ...], Tensor]:
+def _places(
+    run: Pair, x: ArrayLike, rows: Sequence[int] | None, draws: int, seed: int
+) -> tuple[tuple[int, ...], Tensor]:
     """The numbers of the chosen rows and their posterior means (m, k)."""
     means = encode(run, x, draws=draws, seed=seed)
     chosen = tuple(range(len(means)) if rows is None else (check_whole(row, "rows", 0) for row in rows))
-    if not chosen or max(chosen) >= len(means):
-        what = f"names row {max(chosen)}" if chosen else "names none"
-        raise ValueError(f"rows {what}, and x has {len(means)} rows, counted from 0")
+    if not chosen:
+        raise ValueError("rows is empty: pass the numbers of rows of x, or None for all")
+    if max(chosen) >= len(means):
+        raise ValueError(f"rows: {max(chosen)} is out of range, as x has {len(means)} rows, counted from 0")
     return chosen, means[list(chosen)]
 
 
-def _point(run: Pair, given: Any, name: str, k: int, x: Any, draws: int, seed: int) -> Tensor:
-    """Factors (k,), given as such or by the number of a row."""
-    if isinstance(given, int) and not isinstance(given, bool):
+def _point(run: Pair, given: int | Numbers, name: str, k: int, x: ArrayLike | None, draws: int, seed: int) -> Tensor:
+    """Factors (k,), given directly or by the number of a row."""
+    if isinstance(given, int):
         if x is None:
             raise ValueError(f"{name}={given} is the number of a row: pass the rows as x, or factors ({k},) as {name}")
         n = len(check_rows(x, undecorated(run.model)))
         if not 0 <= given < n:
-            raise ValueError(f"{name} names row {given}, and x has {n} rows, counted from 0")
+            raise ValueError(f"{name}={given} is out of range, as x has {n} rows, counted from 0")
         return _places(run, x, [given], draws, seed)[1][0]
     z = placed(given, run)
     if z.shape != (k,) or not z.isfinite().all():
-        raise ValueError(
-            f"{name} must be the number of a row of x, or {k} finite factors, one for each of the model's; got shape "
-            f"{tuple(z.shape)}"
-        )
+        raise ValueError(f"{name} must be the number of a row of x, or {k} finite factors; got shape {tuple(z.shape)}")
     return z
 
 
 def _great_circle(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
-    """Points (s, k): directions along the great circle, lengths on a line; ``t`` (s, 1)."""
+    """Points (s, k) for ``t`` (s, 1): directions along the great circle, with linearly interpolated lengths."""
     lengths = torch.stack([start.norm(), end.norm()])
     if not lengths.all():
-        raise ValueError(f"{'a' if lengths[0] == 0 else 'b'} is at 0 and has no direction: take kind='linear'")
+        raise ValueError(f"{'a' if lengths[0] == 0 else 'b'} is at 0 and has no direction: use kind='linear'")
     u, v = start / lengths[0], end / lengths[1]
-    angle = 2 * torch.atan2((u - v).norm(), (u + v).norm())  # exact for small and for large angles alike
+    angle = 2 * torch.atan2((u - v).norm(), (u + v).norm())  # accurate for small and for large angles
     if math.pi - angle < 1e3 * torch.finfo(u.dtype).eps:
-        raise ValueError("a and b are opposite, and great circles go every way between them: take kind='linear'")
+        raise ValueError("a and b are opposite, so the great circle between them is not unique: use kind='linear'")
     if angle == 0:
         direction = u.expand(len(t), -1)
     else:

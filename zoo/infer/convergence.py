@@ -1,4 +1,4 @@
-"""Has training settled? The one rule, by which :func:`zoo.fit` stops and :func:`zoo.diagnose` judges."""
+"""Has training settled? The rule of both :func:`zoo.fit`, to stop, and :func:`zoo.diagnose`, to check it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from torch import Tensor
 
 from zoo.infer.run import Training
 
-WINDOW = 250  # steps whose mean loss is compared with that of as many before them, at least
-LEAST = 100  # steps below which a noisy loss curve shows no trend
-RESOLUTION = 1e-3  # nats per row: smaller gains per window do not count
+WINDOW = 250  # steps, at least, whose mean loss is compared with that of the same number before them
+LEAST = 100  # steps for a trend in a noisy loss curve
+RESOLUTION = 1e-3  # nats per row: smaller gains per window are ignored
 LEARNED = ("QuadratureELBO", "ClosedFormELBO", "FixedDraws")  # losses without noise, of guides that are learned
-ERRORS = 2.0  # standard errors beyond which a gain is not noise
+ERRORS = 2.0  # standard errors: smaller gains are noise
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Convergence:
     """Whether training has settled.
 
     Attributes:
-        converged: whether the bound had ceased to rise when training ended.
-        left: what the bound still gained at the end, in nats per row: over the last window of the loss curve, beyond
-            its noise. NaN where the curve is too short to tell.
-        reason: the answer in words, with the numbers.
+        converged: whether the bound had settled when training ended.
+        left: the gain of the bound over the last window of the loss curve, beyond its noise, in nats per row; NaN
+            where the curve is too short.
+        reason: the result in words, with the numbers.
     """
 
     converged: bool
@@ -61,8 +61,8 @@ def trend(losses: Tensor | Sequence[float], window: int | None = None) -> Trend:
 
     Args:
         losses: negative ELBO per row at every step (steps,).
-        window: steps per window. None takes an eighth of the curve, at least :data:`WINDOW` where it has four of them,
-            so that a longer fit resolves a slower gain.
+        window: steps per window. None uses an eighth of the curve, or at least :data:`WINDOW` if the curve has four of
+            them, so that a longer fit resolves a slower gain.
 
     Raises:
         ValueError: the curve has fewer than two windows.
@@ -77,15 +77,15 @@ def trend(losses: Tensor | Sequence[float], window: int | None = None) -> Trend:
 
 
 def descent(losses: Tensor | Sequence[float], *, learned: bool, dtype: str = "float64") -> tuple[float, float, int]:
-    """The gain of a line search over its last iterations, and the gain that counts as none.
+    """The gain of a line search over its last iterations, and the largest gain regarded as none.
 
-    A learned guide ends in a long flat valley along which the model hardly moves, so its resolution is coarser; and it
-    may wait on a saddle, loadings and guide still to turn together, so that it is watched for longer, and in nats
-    whatever the size of the bound.
+    With a learned guide the search ends in a long flat valley along which the model hardly changes, so the resolution
+    is coarser. It may also stay near a saddle point before loadings and guide rotate together, so the window is longer,
+    and the resolution is in nats whatever the size of the bound.
 
     Args:
         losses: negative ELBO per row at every iteration (steps,), without noise.
-        learned: whether the guide is learned beside the model, rather than the posterior itself.
+        learned: whether the guide is learned, rather than being the posterior itself.
         dtype: of the rows.
 
     Returns:
@@ -101,30 +101,30 @@ def descent(losses: Tensor | Sequence[float], *, learned: bool, dtype: str = "fl
 
 
 def descended(losses: Sequence[float], *, learned: bool, dtype: str = "float64") -> bool:
-    """Whether a line search has ceased to descend; see :func:`descent`."""
+    """Whether a line search has stopped descending; see :func:`descent`."""
     gain, resolution, window = descent(losses, learned=learned, dtype=dtype)
     return len(losses) > window and gain <= resolution
 
 
 def assess(training: Training) -> Convergence:
-    """Judge a record of training by its loss curve.
+    """Whether training has converged, from its record.
 
-    A line search (``optimizer="LBFGS"``) has converged where its last iterations gain nothing in the precision of the
-    bound. A noisy curve has where the mean loss of its last window is no lower than that of the window before it by
-    more than two standard errors. Where :func:`zoo.fit` lowers the learning rate, the bound must have settled before
-    the rate began to fall: a rate that goes to zero flattens any curve. Where held-out rows end training, their bound
-    must have failed to improve ``patience`` times.
+    A line search (``optimizer="LBFGS"``) has converged if its last iterations gain nothing within the precision of the
+    bound. A noisy curve has converged if the mean loss of its last window is not lower than that of the window before
+    it by more than two standard errors. If :func:`zoo.fit` lowered the learning rate, the bound must have settled
+    before the rate began to fall, as a rate that goes to zero flattens any curve. If training was stopped by held-out
+    rows, their bound must have failed to improve ``patience`` times.
 
     Args:
-        training: the record; :attr:`zoo.infer.Training.converged` of a fit is this answer.
+        training: the record; :func:`zoo.fit` stores the result in :attr:`zoo.infer.Training.converged`.
     """
     if (looks := _stalled(training)) is not None:
-        return Convergence(True, 0.0, f"the held-out bound did not improve in the last {looks} looks")
+        return Convergence(True, 0.0, f"the held-out bound did not improve in the last {looks} evaluations")
     losses = training.losses
     if training.optimizer == "LBFGS" and len(losses) > 0:
         return _searched(training)
     if len(losses) < LEAST:
-        return Convergence(False, float("nan"), f"{len(losses)} steps are too few to see a trend")
+        return Convergence(False, float("nan"), f"{len(losses)} steps are too few for a trend")
     found = trend(losses)
     gained = f"in its last {found.window} of {len(losses):,} steps the bound gained "
     gained += f"{found.left:.2g} nats per row beyond its noise" if found.left else "nothing beyond its noise"
@@ -139,12 +139,12 @@ def assess(training: Training) -> Convergence:
 
 
 def _searched(training: Training) -> Convergence:
-    """The answer for a line search."""
+    """The result for a line search."""
     losses, learned = training.losses.tolist(), training.loss in LEARNED
     gain, _, window = descent(losses, learned=learned, dtype=training.dtype or "float64")
     last = min(window, len(losses) - 1)
     if last == 0:
-        return Convergence(False, float("nan"), "1 iteration of the line search is too few to see a trend")
+        return Convergence(False, float("nan"), "1 iteration of the line search is too few for a trend")
     text = (
         f"in the last {last} of {len(losses):,} iterations of the line search the bound gained {gain:.2g} nats per row"
     )
@@ -152,7 +152,7 @@ def _searched(training: Training) -> Convergence:
 
 
 def _stalled(training: Training) -> int | None:
-    """The number of held-out looks since the best one, where it is at least ``patience``; else None."""
+    """The number of held-out evaluations since the best one if it is at least ``patience``, else None."""
     if training.patience is None or training.validation is None or training.best_step is None:
         return None
     looks = int((training.validation[:, 0] > training.best_step).sum())

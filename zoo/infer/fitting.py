@@ -1,4 +1,4 @@
-"""Variational EM by ``pyro.infer.SVI``: the only place that builds one."""
+"""Variational EM by ``pyro.infer.SVI``: the only module that builds one."""
 
 import math
 import time
@@ -14,10 +14,13 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from zoo.base.callables import PyroCallable, mode, modules, unwrapped
+from zoo.base.checks import ArrayLike
+from zoo.base.protocols import Placed
 from zoo.base.random import seeded
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.guard import diverged, floored
 from zoo.infer.line_search import LineSearchSVI
+from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.optim.lbfgs import LBFGS
 from zoo.infer.pairing import check_pair, move
 from zoo.infer.planning import Plan, plan
@@ -40,7 +43,7 @@ from zoo.infer.watchers import (
 def fit(
     model: PyroCallable,
     guide: PyroCallable,
-    x: Any,
+    x: ArrayLike,
     *,
     steps: int | None = None,
     batch_size: int | None = None,
@@ -48,7 +51,7 @@ def fit(
     optim: PyroOptim | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
-    validation: Any = None,
+    validation: ArrayLike | None = None,
     patience: int | None = None,
     every: int = 100,
     transform: Transform | None = None,
@@ -60,60 +63,60 @@ def fit(
 ) -> Fit:
     """Train model and guide together, in place, by stochastic variational inference.
 
-    A model or guide that nobody has touched since it was built first takes a random start on the data
-    (``initialize``, drawn with ``seed``); one that has been fitted, set or loaded goes on from where it is. Parameters
-    with ``requires_grad=False`` stay as they are. The fit has a parameter store and a random stream of its own: Pyro's
-    global store and the caller's generators are as before afterwards, also when it raises. Modules are trained in
-    training mode, look at held-out rows in evaluation mode, and are in the modes they came in afterwards.
+    A model or guide whose parameters are unchanged since it was built is first initialised at random on the data
+    (``initialize``, drawn with ``seed``); one that has been fitted, modified or loaded continues from its current
+    parameters. Parameters with ``requires_grad=False`` are not changed. The fit uses its own parameter store and random
+    stream: Pyro's global store and the caller's generators are restored afterwards, also after an error. Modules are
+    trained in training mode, evaluated on held-out rows in evaluation mode, and returned to their previous modes.
     :func:`zoo.plan` with the same arguments shows what the defaults are for a pair, and why.
 
     Args:
-        model: a Pyro model with the signature ``(x=None, index=None, size=None)``, a module or a function, also one
-            behind Pyro's handlers (``config_enumerate``, ``poutine.scale``).
-        guide: a Pyro guide with the same signature; one of :mod:`guides`, of Pyro's autoguides, or your own.
-        x: the data (n, d); NaN is an entry missing at random, for a model with ``missing = True``.
-        steps: the most steps. None: until the bound ceases to rise, at most 20,000; with a Pyro optimizer of your own,
-            whose schedule the fit does not know, all of them.
-        batch_size: rows per step, drawn without replacement epoch by epoch; None takes all rows at every step.
-        loss: any ``pyro.infer.ELBO``. None takes ``Trace_ELBO()``; where the model declares ``quadratic``
-            (linear-Gaussian models, mixtures, a VAE with a linear decoder) and the guide ``gaussian``, the
-            :class:`~zoo.infer.losses.quadrature.QuadratureELBO` instead, which is the same bound without noise.
-        optim: any Pyro optimizer. None takes L-BFGS where the bound has no noise and every step sees all rows (of a
-            fresh pair its first 25 steps raise the guide alone: variational EM begins with an E-step; a fresh model
-            whose guide is its own posterior takes ten steps of EM before the first), and one fused
-            Adam otherwise, whose rate is halved, once the bound has settled, until that no longer raises it. With
-            ``steps`` given, the rate falls to zero along half a cosine instead, which flattens any curve: the fit then
-            does not claim to have converged.
-        seed: of the start, the batches and the draws. What a model of your own draws in its constructor, and does not
-            draw anew in ``initialize``, is not covered: call ``torch.manual_seed(seed)`` on the line before
-            ``model = Model(...)``, or build the pair inside :func:`zoo.best_of`, which seeds that too.
-        device: moves model, guide and data there first; None leaves them where the model is.
-        validation: held-out rows (m, d) whose bound is taken every ``every`` steps, with the same draws each time.
-        patience: stop after this many looks at ``validation`` without a better bound; model and guide then hold the
-            parameters of the best look, as they do when the steps end before.
-        every: steps between two looks at the held-out rows, and between two checkpoints.
-        transform: maps the rows of every batch to what the step sees, as ``torch.bernoulli`` does for dynamic
-            binarisation; the held-out rows take it too.
-        autocast: mixed precision: the type of the matrix products (``torch.bfloat16``), the rest stays as it is.
-        checkpoint: a folder, new or empty, that holds the fit so far whenever it is interrupted: with the best
-            parameters where there are held-out rows, else the last good ones. :func:`zoo.load` brings it back.
-        store: the parameter store to start from, such as ``run.store`` of an earlier fit: with it, functions that keep
-            their parameters in ``pyro.param`` go on from there. They are trained in place, as modules are.
+        model: a Pyro model with the signature ``(x=None, index=None, size=None)``, a module or a function, possibly
+            wrapped in Pyro handlers (``config_enumerate``, ``poutine.scale``).
+        guide: a Pyro guide with the same signature: one of :mod:`guides`, of Pyro's autoguides, or your own.
+        x: the data (n, d); NaN marks an entry missing at random, for a model with ``missing = True``.
+        steps: the most steps. None: until the bound has settled, at most 20,000; with a Pyro optimizer of your own,
+            whose schedule is unknown to the fit, all of them.
+        batch_size: rows per step, drawn without replacement epoch by epoch; None uses all rows at every step.
+        loss: any ``pyro.infer.ELBO``. None uses ``Trace_ELBO``, except where the model declares ``quadratic``
+            (linear-Gaussian models, mixtures, a VAE with a linear decoder), has no shared sites, and the guide declares
+            ``gaussian``: there :class:`~zoo.infer.losses.quadrature.QuadratureELBO` gives the same bound without noise.
+        optim: any Pyro optimizer. None uses L-BFGS where the bound has no noise and every step uses all rows (for a
+            fresh pair its first 25 steps move only the guide, as variational EM begins with an E-step; a fresh model
+            whose guide is its own posterior is preceded by ten steps of EM), and otherwise a single fused Adam, whose
+            learning rate is halved, once the bound has settled, until that no longer raises it. With ``steps`` given,
+            the rate falls to zero along half a cosine instead, which flattens any curve, so that such a fit is not
+            reported as converged.
+        seed: of the start, the batches and the draws. Numbers that a model of your own draws in its constructor, and
+            not again in ``initialize``, are not covered: call ``torch.manual_seed(seed)`` on the line before
+            ``model = Model(...)``, or build the pair inside :func:`zoo.best_of`, which seeds the constructor too.
+        device: moves model, guide and data to this device first; None uses that of the model.
+        validation: held-out rows (m, d) whose bound is evaluated every ``every`` steps, with the same draws each time.
+        patience: stop after this many evaluations of ``validation`` without a better bound. Model and guide then have
+            the parameters of the best evaluation, also if the steps end first.
+        every: steps between two evaluations of the held-out rows, and between two checkpoints.
+        transform: applied to the rows of every batch and to the held-out rows, such as ``torch.bernoulli`` for dynamic
+            binarisation.
+        autocast: the dtype of matrix products in mixed precision (``torch.bfloat16``).
+        checkpoint: a new or empty folder that keeps the fit so far, in case it is interrupted: with the best parameters
+            if there are held-out rows, else the last good ones. :func:`zoo.load` restores it.
+        store: the parameter store to start from, such as ``run.store`` of an earlier fit, from which functions that
+            keep their parameters in ``pyro.param`` continue. It is trained in place, as modules are.
         progress: show a progress bar on standard error.
-        callbacks: called after every step with its number and its loss per row; a true answer ends the fit. An object
-            with a method ``see`` (:class:`zoo.infer.Watcher`) sees the fit itself.
+        callbacks: functions called after every step with its number and its loss per row; a true result ends the fit.
+            An object with a method ``see`` (:class:`zoo.infer.Watcher`) receives the fit itself.
 
     Returns:
-        a :class:`Fit`. Its ``training`` says whether it has converged, and in ``stopped`` why it ended.
+        a :class:`Fit`; in its ``training``, ``converged`` is whether it has converged and ``stopped`` why it ended.
 
     Warns:
         UnboundedLikelihood: more than a twentieth of a decoder's variances ended at their floor.
 
     Raises:
-        ValueError: data, batch size, model, guide and loss do not go together; the message names the argument.
-        FileExistsError: ``checkpoint`` holds something already.
-        Diverged: the loss ceased to be a number (a FloatingPointError); names the step and the site, and model and
-            guide hold the last good parameters.
+        ValueError: data, batch size, model, guide and loss are incompatible; the message names the argument.
+        FileExistsError: ``checkpoint`` holds files already.
+        Diverged: the loss became NaN or infinite (a FloatingPointError); names the step and the site. Model and guide
+            have the last good parameters.
     """
     started = time.perf_counter()
     if device is not None:
@@ -146,28 +149,30 @@ def fit(
 
 
 def _start(decided: Plan, model: PyroCallable, guide: PyroCallable) -> tuple[Any, ...]:
-    """Place fresh parts on the data, and run both once. Returns the arguments of the first step."""
-    parts: dict[str, Any] = {"model": unwrapped(model), "guide": unwrapped(guide)}
+    """Initialise fresh parts on the data, and run both once. Returns the arguments of the first step."""
+    parts = {"model": unwrapped(model), "guide": unwrapped(guide)}
     for name in decided.start:
-        parts[name].initialize(decided.x)
+        part = parts[name]
+        assert isinstance(part, Placed)
+        part.initialize(decided.x)
     if decided.em_steps:
-        with suppress(
-            FloatingPointError, torch.linalg.LinAlgError
-        ):  # a component that collapses: the model is as it was
+        with suppress(FloatingPointError, torch.linalg.LinAlgError):  # a component collapsed: the model is unchanged
             em(parts["model"], decided.x, steps=decided.em_steps)
     x, n = decided.x, len(decided.x)
     index = torch.arange(n, device=x.device)[: decided.batch_size]
     arguments: tuple[Any, ...] = (x,) if decided.full else (x[index], index, n)
     if decided.transform is not None:
         arguments = (decided.transform(arguments[0]), *arguments[1:])
-    check_pair(model, guide, arguments, decided.layout, decided.loss)
+    guide_trace = check_pair(model, guide, arguments, decided.layout, decided.loss)
+    if isinstance(decided.loss, QuadratureELBO):
+        decided.loss.prepare(guide_trace)
     for module in modules(model, guide):
-        module.zero_grad()  # what an earlier fit left behind
+        module.zero_grad()  # left by an earlier fit
     return arguments
 
 
 def _svi(decided: Plan, model: PyroCallable, guide: PyroCallable) -> SVI:
-    """What takes the steps."""
+    """The SVI that takes the steps."""
     if isinstance(decided.loss, TraceEnum_ELBO):
         guide = config_enumerate(guide, "parallel")
     if not isinstance(decided.optim, LBFGS):
@@ -179,7 +184,7 @@ def _svi(decided: Plan, model: PyroCallable, guide: PyroCallable) -> SVI:
 def _watchers(
     running: Running, good: LastGood, callbacks: Iterable[Callback | Watcher], progress: bool, stack: ExitStack
 ) -> list[Watcher]:
-    """What looks at the fit after every step, in this order; those with an end of their own join ``stack``."""
+    """The watchers of the fit, in the order in which they are called; context managers among them enter ``stack``."""
     decided = running.plan
     own = list(callbacks)
     functions = [callback for callback in own if not isinstance(callback, Watcher)]
@@ -205,10 +210,10 @@ def _watchers(
 
 
 def _train(running: Running, watchers: list[Watcher], good: LastGood, autocast: torch.dtype | None) -> None:
-    """Take steps until a watcher ends it, or there are no more to take.
+    """Take all steps, or as many as the watchers allow.
 
     Raises:
-        Diverged: a loss is no finite number.
+        Diverged: a loss is not finite.
     """
     decided = running.plan
     batches = _batches(decided)
@@ -219,7 +224,7 @@ def _train(running: Running, watchers: list[Watcher], good: LastGood, autocast: 
             chosen = decided.validation is not None
             raise diverged(loss, arguments, running, good.restore, decided.checkpoint, chosen)
         running.losses.append(loss)
-        reasons = [reason for watcher in watchers if (reason := watcher.see(running))]  # every one looks
+        reasons = [reason for watcher in watchers if (reason := watcher.see(running))]  # all are called
         if reasons:
             running.stopped = reasons[0]
             return
@@ -227,7 +232,7 @@ def _train(running: Running, watchers: list[Watcher], good: LastGood, autocast: 
 
 
 def _step(svi: SVI, arguments: tuple[Any, ...], autocast: torch.dtype | None, *, first: bool) -> float:
-    """The loss of a step; NaN where a covariance is none any more."""
+    """The loss of a step; NaN where a covariance has ceased to be positive definite."""
     with (
         pyro.validation_enabled(first and pyro.infer.util.is_validation_enabled()),
         torch.autocast(arguments[0].device.type, autocast) if autocast is not None else nullcontext(),
@@ -254,7 +259,7 @@ def _seen(decided: Plan, rows: Tensor) -> Tensor:
 
 
 def _end(running: Running, watchers: list[Watcher], first: tuple[Any, ...]) -> Fit:
-    """Choose the parameters that held-out rows ask for, look at the floor, and write the last checkpoint."""
+    """Restore the parameters of the best held-out bound, check the floor, and write the last checkpoint."""
     decided = running.plan
     for watcher in watchers:
         if isinstance(watcher, Validation) and decided.patience is not None:

@@ -17,8 +17,8 @@ from zoo.base.random import seeded
 from zoo.infer.optim.fused import ordered
 from zoo.infer.optim.lbfgs import LBFGS
 
-FLOOR = 1e-6  # of the largest row norm of the Hessian: smaller ones are raised to it
-WALL = 10.0  # relative height of what a search sees where the loss is no number
+FLOOR = 1e-6  # lower bound on row norms of the Hessian, relative to the largest
+WALL = 10.0  # relative height of the value that replaces a loss which is not finite
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Point:
 
 
 class Coordinates:
-    """The coordinates u = p / unit in which parameters p are searched, and torch's L-BFGS over them.
+    """The coordinates u = p / unit of the search over parameters p, and torch's L-BFGS on them.
 
     Args:
-        params: the parameters that move; all others stay as they are.
+        params: the parameters that are optimised; all others are fixed.
         units: one positive tensor per parameter, of its shape.
         options: of ``torch.optim.LBFGS``.
     """
@@ -57,32 +57,32 @@ class Coordinates:
 
     @torch.no_grad()
     def read(self) -> None:
-        """Set the coordinates by the parameters."""
+        """Set the coordinates from the parameters."""
         for u, p, unit in zip(self.scaled, self.params, self.units, strict=True):
             u.copy_(p / unit)
 
     @torch.no_grad()
     def write(self) -> None:
-        """Set the parameters by the coordinates."""
+        """Set the parameters from the coordinates."""
         for u, p, unit in zip(self.scaled, self.params, self.units, strict=True):
             p.copy_(u * unit)
 
     def pull(self, gradients: dict[Tensor, Tensor]) -> None:
-        """Set the coordinates' gradients by those of the parameters."""
+        """Set the coordinates' gradients from those of the parameters."""
         for u, p, unit in zip(self.scaled, self.params, self.units, strict=True):
             u.grad = gradients[p] * unit
 
     @property
     def finite(self) -> bool:
-        """Whether all parameters are finite numbers."""
+        """Whether all parameters are finite."""
         return all(bool(torch.isfinite(p).all()) for p in self.params)
 
 
 class LineSearchSVI(SVI):
     r"""Stochastic variational inference without noise: every step is one iteration of L-BFGS on the same draws.
 
-    ``step`` hands torch's L-BFGS a closure over ``loss_and_grads``. Parameters come in all units: loadings in those of
-    their columns, log scales in none. The search therefore runs in equilibrated coordinates
+    ``step`` passes torch's L-BFGS a closure over ``loss_and_grads``. Parameters have different units: loadings have
+    those of their columns, log scales have none. The search therefore uses equilibrated coordinates
     :math:`u_i = p_i \sqrt{D_i}`, with :math:`D_i` the norm of row i of the Hessian, estimated from a few Hessian-vector
     products at the steps ``optim.refresh``.
 
@@ -91,9 +91,9 @@ class LineSearchSVI(SVI):
         guide: a Pyro guide.
         optim: the options of the search.
         loss: any ``ELBO`` whose value is a smooth function of the parameters for fixed draws.
-        late: parameters that stay as they are at first. With the model's, variational EM begins with an E-step: a guide
-            that knows nothing of a model yet would lead it away from its start.
-        since: the step from which on they take part at the latest; a step that gains nothing ends the wait.
+        late: parameters that are fixed at first. With those of the model, variational EM begins with an E-step, as a
+            guide that does not fit the model yet would lead it away from its start.
+        since: the last step before which they are fixed; a step that gains nothing releases them earlier.
 
     Attributes:
         steps: iterations taken.
@@ -130,7 +130,7 @@ class LineSearchSVI(SVI):
         self.steps = 0
         self.evaluations = 0
         self._late = {id(p) for p in late}
-        self._params: list[Tensor] = []  # all parameters, those that wait included
+        self._params: list[Tensor] = []  # all parameters, including those fixed at first
         self._coordinates: Coordinates | None = None
         self._last: Point | None = None
         self._given: tuple[tuple[Any, Any], ...] = ()
@@ -155,7 +155,7 @@ class LineSearchSVI(SVI):
             return float(super().evaluate_loss(*args, **kwargs))
 
     def _start(self, args: Any, kwargs: Any) -> Point:
-        """The point where the parameters are; it is not evaluated again where the last search ended there."""
+        """The current point, which is not evaluated again if the last search ended there."""
         given = tuple((a, getattr(a, "_version", None)) for a in (*args, *kwargs.values()))
         same = len(given) == len(self._given) and all(
             a is b and v == w for (a, v), (b, w) in zip(given, self._given, strict=True)
@@ -166,7 +166,7 @@ class LineSearchSVI(SVI):
         return self._evaluate(args, kwargs)
 
     def _evaluate(self, args: Any, kwargs: Any) -> Point:
-        """The loss and its gradients where the parameters are, on the draws of the search."""
+        """The loss and its gradients at the current parameters, on the draws of the search."""
         self._forget_gradients()
         self.evaluations += 1
         with seeded(self.optim.seed), poutine.trace(param_only=True) as capture:
@@ -182,7 +182,7 @@ class LineSearchSVI(SVI):
         return Point(loss, values, gradients)
 
     def _search(self, coordinates: Coordinates, start: Point, args: Any, kwargs: Any) -> bool:
-        """One iteration from ``start``; whether it has led anywhere. If not, the parameters are as before."""
+        """One iteration from ``start``. Returns whether it changed the parameters; if not, they are as before."""
         wall = start.loss + WALL * (1.0 + abs(start.loss))
         known: Point | None = start
 
@@ -202,13 +202,13 @@ class LineSearchSVI(SVI):
         moved = any(not torch.equal(p, start.values[p]) for p in coordinates.params)
         if coordinates.finite and moved:
             return True
-        with torch.no_grad():  # the search has found nothing, or divided zero by zero
+        with torch.no_grad():  # the search failed, or divided zero by zero
             for p in coordinates.params:
                 p.copy_(start.values[p])
         return False
 
     def _guarded(self, coordinates: Coordinates, wall: float, args: Any, kwargs: Any) -> Point:
-        """The point of a trial: where it is too far, or has no density, a low wall, since the search interpolates."""
+        """The current point; if its loss is too large or undefined, with a finite one, as the search interpolates."""
         if coordinates.finite:
             with suppress(torch.linalg.LinAlgError, ValueError), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Encountered (NaN|[-+]?inf)")  # Pyro's, of a trial that is rejected
@@ -219,7 +219,7 @@ class LineSearchSVI(SVI):
         return self._point(wall)
 
     def _moving(self, loss: float) -> list[Tensor]:
-        """The parameters that move: without the late ones at first, while that raises the bound."""
+        """The parameters to optimise: at first without the late ones, as long as that raises the bound."""
         if self.steps < self.since:
             gain, self._before = self._before - loss, loss
             early = [p for p in self._params if id(p) not in self._late]
@@ -229,7 +229,7 @@ class LineSearchSVI(SVI):
         return self._params
 
     def _units(self, params: list[Tensor], args: Any, kwargs: Any) -> list[Tensor]:
-        """One over the root of the Hessian's row norms; 1 where the loss has no second derivative."""
+        """The inverse square roots of the Hessian's row norms; 1 where the loss has no second derivative."""
         norms = self._row_norms(params, args, kwargs) if self.optim.probes else None
         if norms is None:
             return [torch.ones_like(p) for p in params]

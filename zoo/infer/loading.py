@@ -1,4 +1,4 @@
-"""Saved runs, brought back."""
+"""Loading of saved runs."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -9,32 +9,32 @@ from zoo.infer.storage import checkpoint
 
 
 def load(path: str | Path, *, model: PyroCallable | None = None, guide: PyroCallable | None = None) -> Fit:
-    """Bring a saved run back, on the CPU, without its data and without unpickling anything.
+    """Load a saved run onto the CPU, without its data and without unpickling anything.
 
-    Model and guide are built again from their recorded classes and arguments, if these come from ``zoo`` or
-    ``guides``: no other code is ever imported. Anything else, such as a model of your own, one of Pyro's autoguides, or
-    a callable inside Pyro's handlers (``config_enumerate``, ``poutine.scale``), is passed in and takes the saved state,
-    dtype included, in place. The caller's random streams and Pyro's global store are as before afterwards.
+    Model and guide are rebuilt from their recorded classes and arguments if these come from ``zoo`` or ``guides``; no
+    other code is ever imported. Anything else, such as a model of your own, one of Pyro's autoguides, or a callable
+    wrapped in Pyro handlers (``config_enumerate``, ``poutine.scale``), is passed in, and the saved state is written
+    into it in place, dtype included. The caller's random streams and Pyro's global store are left unchanged.
 
-    Runs saved by latent-zoo 0.1.0 load as well.
+    Runs saved by latent-zoo 0.1.0 can be loaded as well.
 
     Args:
         path: the folder that ``run.save`` wrote.
-        model: a model like the saved one, of the same class and arguments, inside the same handlers (those that change
-            no density aside). None builds it.
+        model: a model of the same class, with the same arguments and in the same handlers as the saved one (apart from
+            handlers that change no density). None rebuilds it.
         guide: the same for the guide.
 
     Returns:
-        the run; its ``training`` is None where the pair was saved without one. Its ``sample`` gives the same draws to
-        the last bit, and another :func:`zoo.fit` of its model and guide goes on from where it was (parameters made by
-        ``pyro.param`` alone come back for ``sample`` only: every fit starts them anew).
+        the run; its ``training`` is None if the pair was saved without one. Its ``sample`` gives the same draws to the
+        last bit, and :func:`zoo.fit` of its model and guide continues from the saved parameters (those made by
+        ``pyro.param`` outside modules only with ``store=run.store``).
 
     Raises:
         FileNotFoundError: the folder or one of its two files is missing.
         NotADirectoryError: ``path`` is a file.
         TypeError: ``model`` or ``guide`` is a class, or not callable.
-        ValueError: a file is damaged, altered or of a newer format; a class must be passed in; or what was
-            passed does not fit the saved tensors. The message names the file and the way out.
+        ValueError: a file is damaged, altered or of a newer format; a class must be passed in; or what was passed does
+            not match the saved tensors. The message names the file and the way out.
     """
     saved = checkpoint.read(path, model=model, guide=guide)
     training = None

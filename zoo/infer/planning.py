@@ -1,4 +1,4 @@
-"""What a fit decides before its first step, and why."""
+"""The plan of a fit: what is decided before its first step, and why."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import polars as pl
+import polars
 import torch
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from zoo.base.callables import PyroCallable, unwrapped
-from zoo.base.checks import check_rows, check_whole
+from zoo.base.callables import PyroCallable, name_of, unwrapped
+from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.latent_sites import Layout, layout
 from zoo.base.protocols import Checked, Placed
 from zoo.base.random import seeded
@@ -35,16 +35,17 @@ from zoo.infer.pairing import (
     random_layers,
     tight,
 )
+from zoo.infer.run import Store
 from zoo.infer.settling import Settling
 from zoo.infer.storage.checkpoint import refuse_taken
 
 Transform = Callable[[Tensor], Tensor]
 
-MOST = 20_000  # steps of a fit that is not told how many
-E_STEP = 25  # iterations that raise the guide alone, at most, where both parts of a pair are fresh
+MOST = 20_000  # steps, where their number is not given
+E_STEP = 25  # iterations, at most, in which only the guide moves, where model and guide are fresh
 RATE, DEEP_RATE = 0.03, 0.01  # of Adam
 EM_STEPS = 10  # of EM before the line search, where the guide is the posterior of a fresh model
-CHECKED = 10_000  # rows per call of a transform that is tried out
+CHECKED = 10_000  # rows per call when a transform is tested
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Answer:
     Attributes:
         question: what was decided, such as ``"loss"``.
         answer: the choice.
-        why: the reason for it.
+        why: its reason.
     """
 
     question: str
@@ -64,7 +65,7 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What :func:`zoo.fit` does for a pair, and why; what :func:`zoo.plan` returns.
+    """What :func:`zoo.fit` will do for a pair, and why; the result of :func:`zoo.plan`.
 
     Attributes:
         answers: the decisions, in the order in which they are taken: rows, start, modes, batches, loss, optimizer,
@@ -77,14 +78,14 @@ class Plan:
         loss: the objective.
         optim: the optimizer, or the options of a line search.
         settling: the schedule of the default optimizer, or None.
-        start: the parts that take a random start on the data: ``"model"``, ``"guide"``.
-        e_step: iterations in which the guide moves alone, at most.
+        start: the parts that are initialised at random on the data: ``"model"``, ``"guide"``.
+        e_step: the most iterations in which only the guide moves.
         em_steps: steps of EM on a fresh model before the first iteration.
         seed: of the start, the batches and the draws.
-        every: steps between two looks at held-out rows, two copies of good parameters, and two checkpoints.
-        patience: looks at held-out rows without a better bound that end training, or None.
-        transform: maps the rows of every batch to what the step sees, or None.
-        checkpoint: the folder that holds the fit so far, or None.
+        every: steps between two evaluations of held-out rows, two copies of the parameters, and two checkpoints.
+        patience: evaluations of held-out rows without a better bound after which training ends, or None.
+        transform: applied to the rows of every batch, or None.
+        checkpoint: the folder of the fit so far, or None.
     """
 
     answers: tuple[Answer, ...]
@@ -107,12 +108,12 @@ class Plan:
 
     @property
     def full(self) -> bool:
-        """Whether every step sees all rows."""
+        """Whether every step uses all rows."""
         return self.batch_size is None or self.batch_size == len(self.x)
 
     @property
     def schedule(self) -> str:
-        """``"settling"``, ``"cosine"`` or nothing; see :class:`zoo.infer.Training`."""
+        """``"settling"``, ``"cosine"`` or empty; see :class:`zoo.infer.Training`."""
         if self.settling is None:
             return ""
         return "settling" if self.settling.patient else "cosine"
@@ -120,15 +121,15 @@ class Plan:
     @property
     def transform_name(self) -> str | None:
         """The name of the transform, or None."""
-        return None if self.transform is None else getattr(self.transform, "__name__", type(self.transform).__name__)
+        return None if self.transform is None else name_of(self.transform)
 
     def summary(self) -> dict[str, str]:
         """The choices by question."""
         return {row.question: row.answer for row in self.answers}
 
-    def frame(self) -> pl.DataFrame:
+    def frame(self) -> polars.DataFrame:
         """One row per decision: question, answer, why."""
-        return pl.DataFrame([vars(row) for row in self.answers])
+        return polars.DataFrame([vars(row) for row in self.answers])
 
     def __str__(self) -> str:
         wide = max(len(row.question) for row in self.answers)
@@ -138,7 +139,7 @@ class Plan:
 def plan(
     model: PyroCallable,
     guide: PyroCallable,
-    x: Any,
+    x: ArrayLike,
     *,
     steps: int | None = None,
     batch_size: int | None = None,
@@ -146,20 +147,20 @@ def plan(
     optim: PyroOptim | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
-    validation: Any = None,
+    validation: ArrayLike | None = None,
     patience: int | None = None,
     every: int = 100,
     transform: Transform | None = None,
     autocast: torch.dtype | None = None,
     checkpoint: str | Path | None = None,
-    store: Any = None,
+    store: Store | None = None,
     progress: bool = True,
     callbacks: Iterable[Any] = (),
 ) -> Plan:
     """What :func:`zoo.fit` would do for a pair, and why: loss, optimizer, schedule, start, batches, modes, dtype.
 
-    It trains, places and moves nothing. What shows only when model and guide run (a site that the guide leaves out, a
-    guide of another dtype) is found by :func:`zoo.fit`, which runs both once before its first step.
+    Nothing is trained, initialised or moved. Faults that show only when model and guide run (a site that the guide
+    leaves out, a guide of another dtype) are found by :func:`zoo.fit`, which runs both once before its first step.
 
     Args:
         model, guide, x: as in :func:`zoo.fit`, and so are all options.
@@ -168,8 +169,8 @@ def plan(
         a :class:`Plan`; print it.
 
     Raises:
-        ValueError: data, batch size, model, guide and loss do not go together; the message names the argument.
-        FileExistsError: ``checkpoint`` holds something already.
+        ValueError: data, batch size, model, guide and loss are incompatible; the message names the argument.
+        FileExistsError: ``checkpoint`` holds files already.
 
     Example:
         >>> import guides, zoo
@@ -180,17 +181,61 @@ def plan(
     """
     check_types(model, guide)
     rows, held_out = _rows(model, guide, x, validation, transform)
-    asked = _Asked(model, guide, rows, steps, batch_size, loss, optim, patience, every, transform)
+    folder = None if checkpoint is None else Path(checkpoint)
+    options = _Options(steps, batch_size, loss, optim, seed, device, patience, every, transform, folder)
+    return _decided(_Asked(model, guide, rows, held_out, options))
+
+
+@dataclass(frozen=True, eq=False)
+class _Options:
+    """The options of :func:`zoo.fit` on which the plan depends."""
+
+    steps: int | None
+    batch_size: int | None
+    loss: ELBO | None
+    optim: PyroOptim | None
+    seed: int
+    device: str | torch.device | None
+    patience: int | None
+    every: int
+    transform: Transform | None
+    checkpoint: Path | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What the decisions depend on: the pair, the rows and the held-out rows, the options."""
+
+    model: PyroCallable
+    guide: PyroCallable
+    x: Tensor
+    validation: Tensor | None
+    options: _Options
+
+    @property
+    def most(self) -> int:
+        """The most steps."""
+        return MOST if self.options.steps is None else self.options.steps
+
+    @property
+    def subsampled(self) -> bool:
+        """Whether a step uses some of the rows only."""
+        return self.options.batch_size is not None and self.options.batch_size < len(self.x)
+
+
+def _decided(asked: _Asked) -> Plan:
+    """All decisions, in order."""
+    options = asked.options
     found = _layout(asked)
-    _check_options(asked, held_out, checkpoint)
+    _check_options(asked)
     batches = _batches(asked)
     objective, objective_row = _loss(asked, found)
     optimizer, settling, search_rows = _search(asked, objective)
     start, start_row = _start(asked)
-    check_autoguide(guide, found, len(rows), asked.subsampled)
-    check_loss(objective, asked.subsampled)
+    check_autoguide(asked.guide, found, len(asked.x), asked.subsampled)
+    check_loss(objective, found, asked.subsampled)
     answers = (
-        _described(rows, device),
+        _described(asked),
         start_row,
         _first_moves(asked, start, optimizer),
         _modes(asked),
@@ -201,69 +246,44 @@ def plan(
     )
     return Plan(
         answers=answers,
-        x=rows,
-        validation=held_out,
+        x=asked.x,
+        validation=asked.validation,
         layout=found,
         steps=asked.most,
-        batch_size=batch_size,
+        batch_size=options.batch_size,
         loss=objective,
         optim=optimizer,
         settling=settling,
         start=start,
         e_step=_waits(asked, start, optimizer),
         em_steps=_em_steps(asked, start, optimizer),
-        seed=seed,
-        every=every,
-        patience=patience,
-        transform=transform,
-        checkpoint=None if checkpoint is None else Path(checkpoint),
+        seed=options.seed,
+        every=options.every,
+        patience=options.patience,
+        transform=options.transform,
+        checkpoint=options.checkpoint,
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Asked:
-    """What the decisions depend on."""
-
-    model: PyroCallable
-    guide: PyroCallable
-    x: Tensor
-    steps: int | None
-    batch_size: int | None
-    loss: ELBO | None
-    optim: PyroOptim | None
-    patience: int | None
-    every: int
-    transform: Transform | None
-
-    @property
-    def most(self) -> int:
-        """The most steps."""
-        return MOST if self.steps is None else self.steps
-
-    @property
-    def subsampled(self) -> bool:
-        """Whether a step sees some of the rows."""
-        return self.batch_size is not None and self.batch_size < len(self.x)
-
-
-def _check_options(asked: _Asked, validation: Tensor | None, checkpoint: str | Path | None) -> None:
-    """Whole numbers, and options that need others.
+def _check_options(asked: _Asked) -> None:
+    """Check numbers, and options that need other ones.
 
     Raises:
         ValueError: names the argument.
-        FileExistsError: ``checkpoint`` holds something already.
+        FileExistsError: ``checkpoint`` holds files already.
     """
-    if asked.steps is not None:
-        check_whole(asked.steps, "steps")
-    check_whole(asked.every, "every")
-    if asked.patience is not None and check_whole(asked.patience, "patience") and validation is None:
-        raise ValueError("patience looks at held-out rows: pass validation=, or leave it out")
-    if checkpoint is not None:
-        refuse_taken(Path(checkpoint))
+    options = asked.options
+    if options.steps is not None:
+        check_whole(options.steps, "steps")
+    check_whole(options.every, "every")
+    if options.patience is not None and check_whole(options.patience, "patience") and asked.validation is None:
+        raise ValueError("patience needs held-out rows: pass validation=, or leave it out")
+    if options.checkpoint is not None:
+        refuse_taken(options.checkpoint)
 
 
 def _rows(
-    model: PyroCallable, guide: PyroCallable, x: Any, validation: Any, transform: Transform | None
+    model: PyroCallable, guide: PyroCallable, x: ArrayLike, validation: ArrayLike | None, transform: Transform | None
 ) -> tuple[Tensor, Tensor | None]:
     """The rows and the held-out rows, checked."""
     inner = unwrapped(model)
@@ -277,10 +297,10 @@ def _rows(
 
 
 def _check_data(model: PyroCallable, x: Tensor, transform: Transform | None, name: str) -> None:
-    """Ask the model whether it can serve the rows as the steps will see them.
+    """Check that the model accepts the rows as the steps will use them.
 
     Raises:
-        ValueError: it cannot, or ``transform`` makes other rows of them.
+        ValueError: it does not, or ``transform`` changes their shape.
     """
     check = model.check if isinstance(model, Checked) else None
     if transform is None:
@@ -293,58 +313,60 @@ def _check_data(model: PyroCallable, x: Tensor, transform: Transform | None, nam
             if not isinstance(seen, Tensor) or seen.shape != rows.shape:
                 got = tuple(seen.shape) if isinstance(seen, Tensor) else type(seen).__name__
                 raise ValueError(
-                    f"transform makes {got} of {name}'s rows {tuple(rows.shape)}: it must keep their shape"
+                    f"transform turns {name}'s rows {tuple(rows.shape)} into {got}: it must keep their shape"
                 )
             if check is not None:
                 check(seen)
 
 
 def _layout(asked: _Asked) -> Layout:
-    """The model's sites, seen on its first row as a step sees it."""
-    if asked.transform is None:
+    """The model's sites, from a run on the first row as a step uses it."""
+    if asked.options.transform is None:
         return layout(asked.model, asked.x)
     with seeded(0):
-        return layout(asked.model, asked.transform(asked.x[:1]).expand(len(asked.x), -1))
+        return layout(asked.model, asked.options.transform(asked.x[:1]).expand(len(asked.x), -1))
 
 
-def _described(x: Tensor, device: str | torch.device | None) -> Answer:
+def _described(asked: _Asked) -> Answer:
+    x, device = asked.x, asked.options.device
     n, d = x.shape
     place = x.device if device is None else device
-    asked = "as asked for" if device is not None else "those of the model's parameters, or of x where it has none"
-    return Answer("rows", f"{n:,} x {d}, {str(x.dtype).removeprefix('torch.')} on {place}", asked)
+    own = "those of the model's parameters, or of x if it has none"
+    why = "device is given" if device is not None else own
+    return Answer("rows", f"{n:,} x {d}, {str(x.dtype).removeprefix('torch.')} on {place}", why)
 
 
 def _start(asked: _Asked) -> tuple[tuple[str, ...], Answer]:
-    """The parts that are placed on the data."""
+    """The parts that are initialised on the data."""
     parts = {"model": unwrapped(asked.model), "guide": unwrapped(asked.guide)}
     fresh = tuple(name for name, part in parts.items() if isinstance(part, Placed) and part.fresh)
     if not fresh:
-        return fresh, Answer("start", "as it is", "neither is a fresh module with initialize(x)")
+        return fresh, Answer("start", "the current parameters", "neither is a fresh module with initialize(x)")
     listed = " and ".join(fresh)
-    return fresh, Answer("start", f"{listed} at random on the data", "fresh since built; the draws follow seed")
+    return fresh, Answer("start", f"{listed} at random on the data", "unchanged since built; the draws follow seed")
 
 
 def _waits(asked: _Asked, start: tuple[str, ...], optimizer: PyroOptim) -> int:
-    """The iterations in which the guide moves alone, at most."""
-    if len(start) < 2 or asked.optim is not None or not isinstance(optimizer, LBFGS):
+    """The most iterations in which only the guide moves."""
+    if len(start) < 2 or asked.options.optim is not None or not isinstance(optimizer, LBFGS):
         return 0
     return min(E_STEP, asked.most // 4) if own_parameters(asked.model, asked.guide) else 0
 
 
 def _em_steps(asked: _Asked, start: tuple[str, ...], optimizer: PyroOptim) -> int:
     """The steps of EM before the line search."""
-    if "model" not in start or asked.optim is not None or not isinstance(optimizer, LBFGS):
+    if "model" not in start or asked.options.optim is not None or not isinstance(optimizer, LBFGS):
         return 0
     return min(EM_STEPS, asked.most // 4) if tight(asked.model, asked.guide) else 0
 
 
 def _first_moves(asked: _Asked, start: tuple[str, ...], optimizer: PyroOptim) -> Answer:
-    """What comes before the first step of the whole pair."""
+    """What precedes the first step of the whole pair."""
     if count := _waits(asked, start, optimizer):
-        why = "a fresh guide knows nothing of the model's start and would lead it away"
+        why = "a fresh guide does not fit the model's start yet and would lead the model away from it"
         return Answer("first", f"the guide alone, for up to {count} iterations", why)
     if count := _em_steps(asked, start, optimizer):
-        why = "from a random start, the long steps of a line search may leave for a lower maximum"
+        why = "from a random start, the long steps of a line search may lead to a lower maximum"
         return Answer("first", f"{count} steps of EM", why)
     return Answer("first", "nothing", "only a default line search on a fresh model needs more")
 
@@ -352,17 +374,17 @@ def _first_moves(asked: _Asked, start: tuple[str, ...], optimizer: PyroOptim) ->
 def _modes(asked: _Asked) -> Answer:
     layers = random_layers(asked.model, asked.guide) + batch_norms(asked.model, asked.guide)
     kinds = ", ".join(sorted({type(layer).__name__ for layer in layers}))
-    why = f"{kinds} act differently in the two" if kinds else "no layer acts differently in the two"
-    return Answer("modes", "training for steps, evaluation for held-out rows, as before afterwards", why)
+    why = f"{kinds} differ between the two" if kinds else "no layer differs between the two"
+    return Answer("modes", "training for steps, evaluation for held-out rows, restored afterwards", why)
 
 
 def _batches(asked: _Asked) -> Answer:
-    """How many rows a step sees.
+    """How many rows a step uses.
 
     Raises:
-        ValueError: more than there are, or a last batch of one row for a batch normalisation.
+        ValueError: more than there are, or a last batch of one row under batch normalisation.
     """
-    n, size = len(asked.x), asked.batch_size
+    n, size = len(asked.x), asked.options.batch_size
     if size is None:
         return Answer("batches", f"all {n:,} rows at every step", "batch_size is None")
     if check_whole(size, "batch_size") > n:
@@ -375,36 +397,37 @@ def _batches(asked: _Asked) -> Answer:
 
 def _loss(asked: _Asked, found: Layout) -> tuple[ELBO, Answer]:
     """The objective."""
-    if asked.loss is not None:
-        return asked.loss, Answer("loss", type(asked.loss).__name__, "loss is given")
-    chosen = default_loss(asked.model, asked.guide, found.nesting)
+    if asked.options.loss is not None:
+        return asked.options.loss, Answer("loss", type(asked.options.loss).__name__, "loss is given")
+    chosen = default_loss(asked.model, asked.guide, found)
     if isinstance(chosen, QuadratureELBO):
-        why = "the model declares quadratic, the guide gaussian: a finite rule gives the bound without noise"
+        why = "the model declares quadratic, the guide gaussian: a quadrature rule gives the bound without noise"
     elif isinstance(chosen, ClosedFormELBO):
         why = "the model is conditionally conjugate and the guide holds factors of its families: no draws are needed"
     elif tight(asked.model, asked.guide):
         why = "the guide declares tight: every draw gives log p(x)"
     else:
-        why = "serves any pair, by one draw per step"
+        why = "works for any pair, with one draw per step"
     return chosen, Answer("loss", type(chosen).__name__, why)
 
 
 def _search(asked: _Asked, loss: ELBO) -> tuple[PyroOptim, Settling | None, tuple[Answer, Answer]]:
     """The optimizer and its schedule."""
-    if asked.optim is not None:
-        name = type(asked.optim).__name__
-        return asked.optim, None, (Answer("optimizer", name, "optim is given"), Answer("schedule", "its own", ""))
+    given = asked.options.optim
+    if given is not None:
+        row = Answer("optimizer", type(given).__name__, "optim is given")
+        return given, None, (row, Answer("schedule", "its own", "optim is given"))
     noise = _noise(asked, loss)
     if not noise:
-        row = Answer("optimizer", "LBFGS", "the bound has no noise, and every step sees all rows")
-        return LBFGS(), None, (row, Answer("schedule", "none", "a line search finds the length of every step"))
-    settling = Settling(asked.most, patient=asked.steps is None)
+        row = Answer("optimizer", "LBFGS", "the bound has no noise, and every step uses all rows")
+        return LBFGS(), None, (row, Answer("schedule", "none", "a line search chooses the length of every step"))
+    settling = Settling(asked.most, patient=asked.options.steps is None)
     rate, networks = (DEEP_RATE, "has") if deep(asked.model) else (RATE, "has no")
     adam = Answer("optimizer", f"Fused Adam, learning rate {rate}", f"{noise}; the model {networks} networks")
-    if asked.steps is None:
-        how = Answer("schedule", "halved while that helps, once the bound has settled", "steps is None")
+    if asked.options.steps is None:
+        how = Answer("schedule", "halved, once the bound has settled, while that raises it", "steps is None")
     else:
-        how = Answer("schedule", f"half a cosine over {asked.steps:,} steps", "steps is given")
+        how = Answer("schedule", f"half a cosine over {asked.options.steps:,} steps", "steps is given")
     return Fused(torch.optim.Adam, {"lr": rate}, schedule=settling), settling, (adam, how)
 
 
@@ -412,8 +435,8 @@ def _noise(asked: _Asked, loss: ELBO) -> str:
     """Why the loss of a step is noisy; empty where it is not."""
     if asked.subsampled:
         return "minibatches are noisy"
-    if asked.transform is not None:
-        return "transform may draw the rows anew at every step"
+    if asked.options.transform is not None:
+        return "transform may be random"
     if layers := random_layers(asked.model, asked.guide):
         return f"{type(layers[0]).__name__} draws at every step"
     return "" if noiseless(asked.model, asked.guide, loss) else f"{type(loss).__name__} draws at every step"
@@ -421,9 +444,11 @@ def _noise(asked: _Asked, loss: ELBO) -> str:
 
 def _end(asked: _Asked, optimizer: PyroOptim, settling: Settling | None) -> Answer:
     """When training ends."""
+    options = asked.options
     ends = [f"after {asked.most:,} steps"]
     if isinstance(optimizer, LBFGS) or (settling is not None and settling.patient):
         ends.insert(0, "when the bound has settled")
-    if asked.patience is not None:
-        ends.insert(0, f"when the held-out bound has not improved in {asked.patience} looks, {asked.every} steps apart")
-    return Answer("end", ", or ".join(ends), "steps is None" if asked.steps is None else "steps is given")
+    if options.patience is not None:
+        looks = f"{options.patience} evaluations, {options.every} steps apart"
+        ends.insert(0, f"when the held-out bound has not improved in {looks}")
+    return Answer("end", ", or ".join(ends), "steps is None" if options.steps is None else "steps is given")

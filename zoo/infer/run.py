@@ -10,7 +10,7 @@ import pyro
 from torch import Tensor
 
 from zoo.base.callables import PyroCallable, name_of, undecorated
-from zoo.base.checks import check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.covariates import check_buffers, holding, with_buffers
 from zoo.posterior.engine import reader, reading
 
@@ -19,12 +19,11 @@ Store = Mapping[str, Mapping[str, Any]]  # Pyro's parameters and their constrain
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """How a pair was trained, by :func:`zoo.fit` or in another way.
+    """The record of how a pair was trained, by :func:`zoo.fit` or in another way.
 
     Attributes:
         losses: negative ELBO per row, in nats, at every step (steps,).
-        converged: whether the bound had ceased to rise when training ended; :func:`zoo.infer.convergence.assess` is
-            the rule.
+        converged: whether the bound had settled when training ended, by :func:`zoo.infer.convergence.assess`.
         loss: the name of the loss.
         optimizer: the name of the optimizer.
         rows: the number of rows n.
@@ -34,13 +33,13 @@ class Training:
         device: of the rows.
         seconds: wall-clock time.
         stopped: why training ended, in words.
-        schedule: how :func:`zoo.fit` lowers the learning rate: ``"settling"`` once the bound has settled, ``"cosine"``
-            over a fixed number of steps; empty where it does not.
+        schedule: how :func:`zoo.fit` lowered the learning rate: ``"settling"`` once the bound had settled, ``"cosine"``
+            over a fixed number of steps; empty if it did not.
         annealed: the step at which the bound had settled and the learning rate began to fall, or None.
-        patience: looks at held-out rows without a better bound that end training, or None.
+        patience: evaluations of held-out rows without a better bound after which training ends, or None.
         validation: steps and negative ELBO per row of held-out rows (m, 2), or None.
         best_step: the step with the best held-out bound, or None.
-        transform: the name of the map applied to every batch, or None.
+        transform: the name of the function applied to every batch, or None.
         at_floor: the share of a decoder's variances that ended at their floor, or None.
     """
 
@@ -65,12 +64,17 @@ class Training:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The record without its curves, and the number of steps: what JSON can hold."""
+        """The record without its curves, and the number of steps; can be written as JSON."""
         held = {own.name: getattr(self, own.name) for own in fields(self)}
         curves = ("losses", "validation", "converged")
         always = ("batch_size",)
         kept = {k: v for k, v in held.items() if k not in curves and (k in always or v not in (None, ""))}
         return {"steps": len(self.losses), **kept}
+
+    def __repr__(self) -> str:
+        ended = "converged" if self.converged else "not converged"
+        last = f", loss {float(self.losses[-1]):.6g} nats per row" if len(self.losses) else ""
+        return f"Training of {len(self.losses)} steps{last}, {ended}"
 
 
 def current_store() -> Store:
@@ -80,16 +84,16 @@ def current_store() -> Store:
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """A trained model and guide: all that is needed to evaluate, diagnose, export and plot them. Its methods only read.
+    """A trained model and guide: all that is needed to evaluate, diagnose, export and plot them.
 
-    :func:`zoo.fit` returns one with the record of the training. A pair that was trained elsewhere, as in a
-    ``pyro.infer.SVI`` of your own, is ``zoo.Fit(model, guide)``.
+    :func:`zoo.fit` returns one with the record of the training. For a pair that was trained elsewhere, as by your own
+    ``pyro.infer.SVI``, it is ``zoo.Fit(model, guide)``. No method changes the pair.
 
     Args:
         model: a Pyro model with the signature ``(x=None, index=None, size=None)``.
         guide: a Pyro guide with the same signature.
         training: how the two were trained, or None.
-        store: the parameter store with the parameters of both; None takes Pyro's own as it is now.
+        store: the parameter store with the parameters of both; by default Pyro's current one.
 
     Attributes:
         losses, converged, validation, settings: those of ``training``.
@@ -107,7 +111,7 @@ class Fit:
 
     @property
     def converged(self) -> bool:
-        """Whether training stopped because the bound had ceased to rise."""
+        """Whether training had converged; see :func:`zoo.infer.convergence.assess`."""
         return self._record().converged
 
     @property
@@ -130,25 +134,25 @@ class Fit:
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        """Pyro's parameter store with the pair's parameters in it; the global one is as before afterwards."""
+        """A block in which Pyro's parameter store holds the pair's parameters; the global one is restored after it."""
         with pyro.get_param_store().scope({key: dict(held) for key, held in self.store.items()}):
             yield
 
-    def sample(self, x: Any, draws: int = 1000, *, seed: int = 0) -> dict[str, Tensor]:
+    def sample(self, x: ArrayLike, draws: int = 1000, *, seed: int = 0) -> dict[str, Tensor]:
         """Draws of every latent site from the guide given the rows ``x``.
 
         Discrete sites that the guide leaves to the model are drawn from it, given the others and the rows.
 
         Args:
-            x: rows (n, d); a guide with parameters for every row takes those it was fitted to.
+            x: rows (n, d); for a guide with parameters for every row, those it was fitted to.
             draws: the number of draws.
-            seed: of the draws; the caller's random stream is left alone.
+            seed: of the draws; the caller's random stream is left unchanged.
 
         Returns:
             one tensor (draws, n, ...) per local site, (draws, ...) per site that all rows share.
 
         Raises:
-            ValueError: ``draws`` < 1, rows that are not fit for model or guide, or a site that the guide leaves out.
+            ValueError: ``draws`` < 1, rows that do not suit model or guide, or a site that the guide leaves out.
         """
         check_whole(draws, "draws")
         x = check_rows(x, undecorated(self.model))
@@ -160,29 +164,29 @@ class Fit:
     def given(self, **buffers: Any) -> "Fit":
         """The pair with other covariates in its model, as for new rows; its parameters are shared with this one.
 
-        A model holds covariates in buffers with an entry for every row, which ``forward`` picks by ``index``::
+        A model keeps covariates in buffers with an entry for every row, which ``forward`` selects by ``index``::
 
             zoo.evaluate(run.given(batch=batch), x)
             zoo.generate(run.given(batch=batch), len(batch))
 
         Args:
-            **buffers: by the buffer's name, its values for the rows at hand (n, ...).
+            **buffers: by the buffer's name, its values for the new rows (n, ...).
 
         Returns:
-            a pair whose model is a copy with these buffers; a guide that holds the model is a copy that holds the new
-            one.
+            a pair whose model is a copy with these buffers; a guide that refers to the model is a copy that refers to
+            the new one.
 
         Raises:
             TypeError: the model is a function, which has no buffers.
-            ValueError: no such buffer, entries of another shape, or buffers with different numbers of rows; the message
-                names the buffer.
+            ValueError: there is no such buffer, its entries have another shape, or buffers have different numbers of
+                rows; the message names the buffer.
         """
         values = check_buffers(self.model, buffers)
         model = with_buffers(self.model, values)
         return replace(self, model=model, guide=holding(self.guide, self.model, model))
 
     def save(self, path: str | Path) -> Path:
-        """Write the run to a folder that holds none yet; :func:`zoo.load` brings it back."""
+        """Save the run to a new or empty folder; :func:`zoo.load` loads it."""
         from zoo.infer.storage.checkpoint import save
 
         return save(self, path)

@@ -1,4 +1,4 @@
-"""A fit on its way, and copies of its parameters."""
+"""A fit in progress, and copies of its parameters."""
 
 import time
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ Copy = list[tuple[Tensor, Tensor]]  # tensors, each with a copy
 
 
 def copied(*functions: PyroCallable) -> Copy:
-    """All tensors of model, guide and parameter store, each with a copy."""
+    """All tensors of modules and parameter store, each with a copy."""
     held = [t for module in modules(*functions) for t in (*module.parameters(), *module.buffers())]
     held += [p for _, p in pyro.get_param_store().named_parameters()]
     return [(t, t.detach().clone()) for t in {id(t): t for t in held}.values()]
@@ -26,25 +26,26 @@ def copied(*functions: PyroCallable) -> Copy:
 
 @torch.no_grad()
 def put_back(copy: Copy) -> None:
-    """Write copies into the tensors they were taken from."""
+    """Restore tensors from their copies."""
     for tensor, value in copy:
         tensor.copy_(value)
 
 
 @dataclass(eq=False)
 class Running:
-    """A fit on its way, as watchers see it.
+    """A fit in progress, as passed to its watchers.
 
     Attributes:
-        plan: what was decided before it began.
+        plan: the decisions before its first step.
         model: the model.
         guide: the guide.
-        svi: takes the steps.
+        svi: the SVI that takes the steps.
         losses: negative ELBO per row, in nats, of every step so far.
-        stopped: why it has ended, in words; empty on the way.
+        stopped: why it has ended, in words; empty while it is in progress.
         curve: steps and negative bounds per row of the held-out rows.
-        best_step: the step with the best of them, or None.
+        best_step: the step with the best held-out bound, or None.
         at_floor: the share of a decoder's variances at their floor, or None.
+        started: the time at its beginning, by ``time.perf_counter``.
     """
 
     plan: Plan
@@ -69,7 +70,7 @@ class Running:
         return self.losses[-1]
 
     def run(self) -> Fit:
-        """The fit up to here."""
+        """The fit so far."""
         plan = self.plan
         record: dict[str, Any] = {
             "losses": torch.tensor(self.losses, dtype=torch.float64),

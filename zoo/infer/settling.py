@@ -1,29 +1,30 @@
-"""A learning rate that falls once the loss has settled."""
+"""A learning-rate schedule that falls once the loss has settled."""
 
 from zoo.base.schedules import cosine
 from zoo.infer.convergence import WINDOW, trend
 
-HALVINGS = 6  # at the least: what the bound loses to the noise of the steps falls with the rate, here to 1/64
+HALVINGS = 6  # at least: the loss due to the noise of the steps is proportional to the rate, and falls to 1/64
 
 
 class Settling:
-    """A schedule for :class:`Fused` that holds the rate until the bound has settled, then halves it while that helps.
+    """A schedule for :class:`Fused` with a constant rate until the bound has settled, which is then halved repeatedly.
 
-    At a constant rate the bound settles below its optimum by what the noise of the steps costs, about in proportion to
-    the rate. Once the bound has settled (:func:`zoo.infer.convergence.trend`), the rate is therefore halved every
-    window, smoothly: training ends after at least :data:`HALVINGS` of them, when the loss curve shows no gain any more,
-    so that about as much is left as the last halving gained. Near the end of the budget the rate falls in any case.
+    At a constant rate the bound settles below its optimum, by an amount that the noise of the steps causes and that is
+    about proportional to the rate. Once the bound has settled (:func:`zoo.infer.convergence.trend`), the rate is
+    therefore halved every window, smoothly, at least :data:`HALVINGS` times and until the loss curve shows no further
+    gain; what remains is then about as much as the last halving gained. Near the end of the budget the rate falls in
+    any case.
 
-    With a fixed budget (``patient=False``) the rate falls along half a cosine that spans all of it.
+    With a fixed budget (``patient=False``) the rate falls along half a cosine over all steps.
 
     Args:
         steps: the most steps.
-        patient: hold the rate until the bound has settled.
-        window: steps per window, at least; an eighth of the steps taken, where that is more.
+        patient: keep the rate constant until the bound has settled.
+        window: the least steps per window; an eighth of the steps taken, if that is more.
 
     Attributes:
-        start: the step at which the rate begins to fall, or None so far.
-        forced: whether it fell because the budget came to its end, and not because the bound had settled.
+        start: the step at which the rate began to fall, or None before that.
+        forced: whether it fell because the budget was nearly used up, and not because the bound had settled.
 
     References:
         Welandawe, Andersen, Vehtari and Huggins (2022), Robust, Automated, and Accurate Black-box Variational
@@ -51,7 +52,7 @@ class Settling:
         return self.start if self.patient and not self.forced else None
 
     def settled(self, step: int, loss: float) -> bool:
-        """Take in the loss of a step; true once lower rates no longer raise the bound."""
+        """Add the loss of a step; true once lower rates no longer raise the bound."""
         if not self.patient:
             return False
         self.losses.append(loss)

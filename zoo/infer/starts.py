@@ -1,4 +1,4 @@
-"""Several starts for bounds with several maxima: the best run is kept, and every one reported."""
+"""Several starts, for bounds with several maxima: the best run is kept, and all are reported."""
 
 import copy
 import math
@@ -11,8 +11,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from zoo.base.callables import modules, undecorated, unwrapped
-from zoo.base.checks import check_rows, check_whole
+from zoo.base.callables import PyroCallable, modules, name_of, undecorated, unwrapped
+from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.protocols import Conjugate
 from zoo.base.random import seeded
 from zoo.infer.expectation_maximisation import em
@@ -28,17 +28,17 @@ DRAWS = 50  # per row, of the bound that ranks runs
 
 @dataclass(frozen=True)
 class Attempt:
-    """One row of the report. What a failed run does not have is None.
+    """One row of the report. Missing values of a failed run are None.
 
     Attributes:
         seed: of the start, the batches and the draws.
-        score: what the runs are ranked by, higher is better.
-        elbo: the bound per row at the end, in nats, as :func:`zoo.evaluate` finds it, whatever the loss; None where it
-            cannot be had and ``score`` is given.
-        log_marginal: log p(x) per row in nats, where the model has it in closed form.
+        score: the criterion by which runs are ranked; higher is better.
+        elbo: the bound per row at the end, in nats, by :func:`zoo.evaluate`, whatever the loss; None where it is not
+            available and ``score`` is given.
+        log_marginal: log p(x) per row in nats, if it has a closed form.
         steps: the steps taken.
         seconds: wall-clock time of the run.
-        converged: whether it ended because the bound had ceased to rise.
+        converged: whether it had converged.
         error: why the run failed, or None.
     """
 
@@ -54,11 +54,10 @@ class Attempt:
 
 @dataclass(frozen=True, eq=False)
 class BestOf(Generic[T]):
-    """What several starts have come to.
+    """The result of several starts.
 
     Attributes:
-        best: the run with the highest score, the first of equals: a :class:`zoo.Fit`, or the model itself
-            after EM.
+        best: the run with the highest score, the first among equals: a :class:`zoo.Fit`, or the model after EM.
         seed: the seed of the best run.
         table: one :class:`Attempt` per seed, in the order of the seeds, failures included.
     """
@@ -68,9 +67,9 @@ class BestOf(Generic[T]):
     table: tuple[Attempt, ...]
 
     def near(self, within: float = 0.01) -> tuple[int, ...]:
-        """The seeds whose score is within ``within`` (nats, unless you score by something else) of the best.
+        """The seeds whose score is within ``within`` of the best (in nats, with the default score).
 
-        One seed out of many is a reason to try more.
+        If it is a single one of many, more seeds should be tried.
         """
         top = max(row.score for row in self.table if row.score is not None)
         return tuple(row.seed for row in self.table if row.score is not None and row.score >= top - within)
@@ -97,7 +96,7 @@ class BestOf(Generic[T]):
 
 def best_of(
     build: Callable[[], Any],
-    x: Any,
+    x: ArrayLike,
     *,
     seeds: int | Iterable[int] = 10,
     score: Callable[[Any], float] | None = None,
@@ -108,20 +107,20 @@ def best_of(
     Where ``build`` returns a (model, guide) pair, every run is one of :func:`zoo.fit`; where it returns a conjugate
     model, one of :func:`zoo.em`.
 
-    A run whose bound ceases to be a number, or whose model collapses, is reported with its error and the others go on.
-    Only the best run so far is held in memory. The caller's random streams and Pyro's store are left alone.
+    A run whose bound becomes NaN or infinite, or whose model collapses, is reported with its error, and the others
+    continue. Only the best run so far is kept in memory. The caller's random streams and Pyro's store are unchanged.
 
-    A likelihood without a maximum (a mixture with full covariances) may have its highest score where a component has
-    all but collapsed onto a few rows: look at the table, and at the model, before believing a lonely winner.
+    An unbounded likelihood (a mixture with full covariances) may have its highest score where a component has nearly
+    collapsed onto a few rows: inspect the table and the model before trusting a single winner.
 
     Args:
         build: returns a fresh (model, guide) pair, or a fresh conjugate model, at every call; called once per seed,
             under that seed.
         x: the data (n, d).
         seeds: their number (then 0, 1, ...), or the seeds themselves.
-        score: what to rank a run (a :class:`zoo.Fit`, or the model after EM) by, higher is better. None takes the total
-            log marginal likelihood where the model has it in closed form, and the total bound at the end, evaluated
-            with fresh draws in evaluation mode, where it does not.
+        score: the criterion for a run (a :class:`zoo.Fit`, or the model after EM); higher is better. None uses the
+            total log marginal likelihood if it has a closed form, and otherwise the total bound at the end, evaluated
+            with fresh draws in evaluation mode.
         options: for :func:`zoo.fit` or :func:`zoo.em`; every fit gets its own copies of ``loss`` and ``optim``.
 
     Returns:
@@ -129,8 +128,8 @@ def best_of(
         bound under the exact posterior is the log marginal likelihood.
 
     Raises:
-        ValueError: no seeds, or one of them twice; ``build`` returns a model or guide that it has returned before; or a
-            guide without a density (a point mass) leaves nothing to rank by.
+        ValueError: there are no seeds, or one occurs twice; ``build`` returns a model or guide that it has returned
+            before; or the guide has no density (a point mass) and there is no ``score``.
         FloatingPointError: every run failed; the message lists them.
 
     >>> import guides, torch, zoo
@@ -145,7 +144,7 @@ def best_of(
     if "seed" in options:
         raise ValueError("pass seeds, the seeds of all the runs, in place of seed")
     if "callbacks" in options:
-        options["callbacks"] = tuple(options["callbacks"])  # every run reads them
+        options["callbacks"] = tuple(options["callbacks"])  # for every run
     chosen = each_seed(seeds)
     built: weakref.WeakSet[nn.Module] = weakref.WeakSet()
     best: tuple[float, int, Any] | None = None
@@ -166,7 +165,7 @@ def best_of(
         table.append(row)
         if done is not None and row.score is not None and (best is None or row.score > best[0]):
             best = row.score, seed, done
-        del made, done  # not to be held beside the next one
+        del made, done  # free the memory before the next run
     if best is None:
         listed = "\n".join(f"  seed {row.seed}: {row.error}" for row in table)
         raise FloatingPointError(f"all {len(table)} runs failed:\n{listed}")
@@ -174,7 +173,7 @@ def best_of(
 
 
 def _fit(
-    pair: Any, x: Any, seed: int, score: Callable[[Any], float] | None, options: dict[str, Any]
+    pair: Any, x: ArrayLike, seed: int, score: Callable[[Any], float] | None, options: dict[str, Any]
 ) -> tuple[Fit, Attempt]:
     """One run of :func:`zoo.fit`."""
     model, guide = pair
@@ -199,19 +198,19 @@ def _bound(run: Fit, x: Tensor, seed: int, *, needed: bool) -> float | None:
     """
     settings = run.settings
     if settings["loss"] == QuadratureELBO.__name__ and settings["batch_size"] in (None, len(x)):
-        return -float(run.losses[-1])  # the bound itself, without noise
+        return -float(run.losses[-1])  # the bound, without noise
     try:
         found = evaluate(run, x, draws=DRAWS, seed=seed)
     except ValueError as error:
         if not needed:
             return None
         way = "pass score=, such as lambda run: -float(run.losses[-1])"
-        raise ValueError(f"best_of has no bound to rank the runs by: {error}; {way}") from None
+        raise ValueError(f"best_of has no bound by which to rank the runs: {error}; {way}") from None
     return float(found.elbo.mean()) if found.shared is None else found.shared.total / len(x)
 
 
 def _climb(
-    model: Any, x: Any, seed: int, score: Callable[[Any], float] | None, options: dict[str, Any]
+    model: PyroCallable, x: ArrayLike, seed: int, score: Callable[[Any], float] | None, options: dict[str, Any]
 ) -> tuple[Any, Attempt]:
     """One run of :func:`zoo.em`."""
     climb = em(model, x, **options, seed=seed)
@@ -225,7 +224,7 @@ def each_seed(seeds: int | Iterable[int]) -> tuple[int, ...]:
     """The seeds one by one.
 
     Raises:
-        ValueError: none, one of them twice, or one that is no whole number of at least 0.
+        ValueError: there are none, one occurs twice, or one is not a whole number of at least 0.
     """
     if isinstance(seeds, Iterable):
         chosen = tuple(int(check_whole(seed, "seeds", least=0)) for seed in seeds)
@@ -234,21 +233,21 @@ def each_seed(seeds: int | Iterable[int]) -> tuple[int, ...]:
     if not chosen:
         raise ValueError("seeds is empty: pass a number of seeds, or at least one seed")
     if twice := [seed for i, seed in enumerate(chosen) if seed in chosen[:i]]:
-        raise ValueError(f"seed {twice[0]} is given twice: it would count one run as two")
+        raise ValueError(f"seed {twice[0]} is given twice: the same run would count as two")
     return chosen
 
 
 def _refuse_used(made: Any, built: "weakref.WeakSet[nn.Module]") -> None:
-    """A module that an earlier run has trained would go on from there, whatever the seed.
+    """Refuse a module that an earlier run has trained, which would continue from there whatever the seed.
 
     Raises:
-        ValueError: names it.
+        ValueError: names the module.
     """
     for module in modules(*made) if isinstance(made, tuple) else modules(made):
         if any(p.requires_grad for p in module.parameters()):
             if module in built:
                 raise ValueError(
-                    f"build returned the same {type(module).__name__} twice: build a new one at every call, as a "
-                    "trained one would go on from where it is"
+                    f"build returned the same {name_of(module)} twice: build a new one at every call, as a trained "
+                    "one would continue from its current parameters"
                 )
             built.add(module)

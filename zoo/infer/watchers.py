@@ -1,4 +1,4 @@
-"""What looks at a fit after every step: early stopping, copies of good parameters, checkpoints, a progress bar."""
+"""Watchers of a fit, called after every step: early stopping, copies of parameters, checkpoints, a progress bar."""
 
 import math
 import time
@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from zoo.base.callables import PyroCallable, mode
+from zoo.base.memory import rows_at_once
 from zoo.base.random import seeded
 from zoo.infer.convergence import LEARNED, descended
 from zoo.infer.guard import Diverged
@@ -26,20 +27,18 @@ from zoo.infer.storage.checkpoint import replace
 Callback = Callable[[int, float], bool | None]
 Transform = Callable[[Tensor], Tensor]
 
-CHUNK = 2**22  # entries of held-out rows per evaluation
-
 
 @runtime_checkable
 class Watcher(Protocol):
-    """Looks at a fit after every step."""
+    """An object that is called with the fit after every step."""
 
     def see(self, fit: Running) -> str | None:
-        """Look at the fit after a step. A text ends training, and says why."""
+        """Called after every step. A string as result ends training and is recorded as the reason."""
         ...
 
 
 class Callbacks:
-    """Functions of the step and its loss per row; a true answer ends training.
+    """Functions of the step and its loss per row; a true result ends training.
 
     Args:
         functions: all of them are called after every step.
@@ -55,42 +54,42 @@ class Callbacks:
 
 
 class LastGood:
-    """Keeps the last parameters whose loss was a number.
+    """Keeps a copy of the last parameters whose loss was finite.
 
     Args:
         every: steps between two copies.
-        functions: model and guide, whose parameters are copied at once.
+        functions: model and guide, whose parameters are copied immediately.
     """
 
     def __init__(self, every: int, *functions: PyroCallable) -> None:
         self.every = every
-        self._next = copied(*functions)  # good if the coming loss is a number
+        self._next = copied(*functions)  # good if the next loss is finite
         self._good: Copy = []
 
     def see(self, fit: Running) -> None:
-        """Keep the copy that has just proved good, and take one where it is due."""
+        """Keep the copy that the last loss confirmed, and make a new one when due."""
         if self._next:
             self._good, self._next = self._next, []
         if (fit.step + 1) % self.every == 0:
             self._next = copied(fit.model, fit.guide)
 
     def restore(self) -> None:
-        """Put the last good parameters back."""
+        """Restore the last good parameters."""
         put_back(self._good)
 
 
 class Validation:
-    """The bound of held-out rows, in evaluation mode, with the same draws at every look.
+    """The bound of held-out rows, in evaluation mode, with the same draws at every evaluation.
 
     Args:
         x: held-out rows (m, d).
-        every: steps between two looks; the last step has one as well.
+        every: steps between two evaluations; there is one at the last step as well.
         seed: of the draws.
-        transform: maps the rows to what the model sees.
-        keep: keep a copy of the parameters of the best look.
+        transform: applied to the rows.
+        keep: whether to keep a copy of the parameters of the best evaluation.
 
     Attributes:
-        best: a copy of the parameters of the best look, or nothing.
+        best: a copy of the parameters of the best evaluation, or empty.
     """
 
     def __init__(self, x: Tensor, every: int, *, seed: int, transform: Transform | None = None, keep: bool) -> None:
@@ -99,7 +98,7 @@ class Validation:
         self._bound = math.inf
 
     def see(self, fit: Running) -> None:
-        """Take the bound where a look is due."""
+        """Evaluate the bound when due."""
         if fit.step % self.every and fit.step != fit.plan.steps - 1:
             return
         with mode(False, fit.model, fit.guide):
@@ -111,7 +110,7 @@ class Validation:
                 self.best = copied(fit.model, fit.guide)
 
     def restore(self) -> None:
-        """Put the parameters of the best look back."""
+        """Restore the parameters of the best evaluation."""
         put_back(self.best)
 
     def _measure(self, svi: SVI) -> float:
@@ -119,7 +118,7 @@ class Validation:
         m, d = self.x.shape
         total = 0.0
         with seeded(self.seed):
-            for index in torch.arange(m, device=self.x.device).split(max(1, CHUNK // d)):
+            for index in torch.arange(m, device=self.x.device).split(rows_at_once(d)):
                 rows = self.x if len(index) == m else self.x[index]
                 rows = rows if self.transform is None else self.transform(rows)
                 arguments = (rows,) if len(index) == m else (rows, index, m)
@@ -128,25 +127,25 @@ class Validation:
 
 
 class EarlyStopping:
-    """Ends training where the held-out bound has not improved for some looks of a :class:`Validation` before it.
+    """Ends training when the held-out bound has not improved for some evaluations of the preceding :class:`Validation`.
 
     Args:
-        patience: looks without a better bound.
+        patience: the number of evaluations without a better bound.
     """
 
     def __init__(self, patience: int) -> None:
         self.patience = patience
 
     def see(self, fit: Running) -> str | None:
-        """Count the looks since the best one."""
+        """Count the evaluations since the best one."""
         looks = sum(1 for at, _ in fit.curve if fit.best_step is not None and at > fit.best_step)
-        return f"the held-out bound did not improve in {looks} looks" if looks >= self.patience else None
+        return f"the held-out bound did not improve in {looks} evaluations" if looks >= self.patience else None
 
 
 class Settled:
-    """Ends training where the bound has ceased to rise, by the rule of :mod:`zoo.infer.convergence`.
+    """Ends training when the bound has settled, by the rule of :mod:`zoo.infer.convergence`.
 
-    It acts on the fits whose optimizer the package knows: a line search, or the default Adam with its schedule.
+    It applies to fits with a line search or with the default Adam and its schedule.
     """
 
     def see(self, fit: Running) -> str | None:
@@ -161,16 +160,16 @@ class Settled:
 
 
 class Checkpoint(AbstractContextManager["Checkpoint"]):
-    """Keeps the fit so far on disk: with the best held-out parameters where there are some, else the last good ones.
+    """Saves the fit so far: with the best held-out parameters if there are held-out rows, else the last good ones.
 
-    As a context manager it also writes what was reached when an exception ends the fit.
+    As a context manager it also saves the fit when an exception ends it.
 
     Args:
-        folder: where to; its contents are replaced as a whole.
-        fit: the fit on its way.
-        good: the last good parameters, which are written after an interruption.
-        every: steps between two writes, where there are no held-out rows.
-        validation: writes at every better look in place of that; stands before this one among the watchers.
+        folder: the folder, whose contents are replaced as a whole.
+        fit: the fit in progress.
+        good: the last good parameters, which are saved after an interruption.
+        every: steps between two writes, if there are no held-out rows.
+        validation: the preceding watcher of held-out rows; the fit is then saved whenever their bound improves.
     """
 
     def __init__(
@@ -179,13 +178,13 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
         self.folder, self.fit, self.good, self.every, self.validation = folder, fit, good, every, validation
 
     def see(self, fit: Running) -> None:
-        """Write where it is due."""
+        """Save the fit when due."""
         regular = fit.step > 0 and fit.step % self.every == 0
         if regular if self.validation is None else fit.best_step == fit.step:
             self.write(fit.run())
 
     def write(self, run: Fit) -> None:
-        """Put the run into the folder, with the best parameters where held-out rows choose them."""
+        """Save the run, with the best parameters if there are held-out rows."""
         best = self.validation.best if self.validation is not None else []
         now = copied(self.fit.model, self.fit.guide) if best else []
         put_back(best)
@@ -199,7 +198,7 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
     ) -> None:
         if error is not None and self.fit.losses:
             run = self.fit.run()
-            if not isinstance(error, Diverged):  # the parameters may be half-way through an update
+            if not isinstance(error, Diverged):  # the parameters may be partially updated
                 self.good.restore()
             self.write(run)
 
@@ -209,7 +208,7 @@ class Progress(AbstractContextManager["Progress"]):
 
     Args:
         total: the most steps.
-        show: False keeps silent.
+        show: whether to show it.
     """
 
     def __init__(self, total: int, show: bool = True) -> None:
@@ -227,7 +226,7 @@ class Progress(AbstractContextManager["Progress"]):
         self._last = 0.0
 
     def see(self, fit: Running) -> None:
-        """Move the bar, ten times a second at most."""
+        """Update the bar, at most ten times a second."""
         if self.show and (now := time.perf_counter()) - self._last > 0.1:
             self._last = now
             self.bar.update(self.task, completed=fit.step + 1, elbo=f"{-fit.loss:.4f}")

@@ -1,13 +1,13 @@
-r"""Likelihoods of a decoder: what its outputs say about the columns, p(x | z).
+r"""Likelihoods p(x | z) of the columns, as functions of a decoder's outputs.
 
-Each is a small module with
+Each is a small module, described by :class:`zoo.likelihoods.shared.Likelihood`:
 
-- ``locations`` and ``noise``: how many numbers of either sort it reads from the decoder;
-- ``place(x)``: takes means and units of the data (n, d) into its buffers, so that locations of 0 give the column means;
-- ``check(x, columns=None)``: raises where ``x`` holds a value outside the support (``columns``: their numbers);
-- ``forward(location, noise)``: the distribution with event (d,) for numbers (..., locations) and (..., noise).
+- ``locations`` and ``noise``: the numbers of location and noise parameters it takes from the decoder;
+- ``place(x)``: sets its buffers to means and units of the data (n, d), so that locations of 0 give the column means;
+- ``check(x, columns=None)``: raises if ``x`` has a value outside the support (``columns``: the columns' numbers);
+- ``forward(location, noise)``: the distribution with event (d,) for parameters (..., locations) and (..., noise).
 
-NaN is a missing entry to ``place`` and ``check``. Those whose density is unbounded take a floor on the variance, show
-it as the attribute ``floor``, and tell by ``at_floor(noise)`` how much of the noise lies there. Another likelihood is a
-class with these methods and its name in ``zoo.likelihoods.kinds.LIKELIHOODS``.
+``place`` and ``check`` treat NaN as a missing entry. A likelihood with unbounded density has a floor on the variance,
+in the attribute ``floor``, and a method ``at_floor(noise)`` that returns the share of variances at the floor. A new
+likelihood is a class with these methods, registered by name in ``zoo.likelihoods.kinds.LIKELIHOODS``.
 """

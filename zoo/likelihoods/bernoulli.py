@@ -9,11 +9,11 @@ from zoo.likelihoods.shared import half_a_row, refuse
 
 
 class Bernoulli(nn.Module):
-    """Independent columns of 0 and 1 with log odds :math:`a + f`, a those of the column means.
+    """Independent columns of 0 and 1 with log odds :math:`a + f`, where a are the log odds of the column means.
 
-    A column that is all 0 or all 1 counts as if half a row were otherwise. Grey values in between have no probability
-    under this likelihood (what is often computed for them is not one: Loaiza-Ganem and Cunningham 2019, The continuous
-    Bernoulli), and are refused.
+    For columns that are all 0 or all 1, half a row is counted as the other value. Grey values in between have no
+    probability under this likelihood and are refused; the cross entropy often computed for them is not a probability
+    (Loaiza-Ganem and Cunningham 2019, The continuous Bernoulli).
     """
 
     shift: Tensor
@@ -36,8 +36,8 @@ class Bernoulli(nn.Module):
             x,
             (x == 0) | (x == 1),
             columns,
-            "likelihood 'bernoulli' is of 0 and 1 alone: binarise grey values, once (x > 0.5) or dynamically, drawing "
-            "torch.bernoulli(x) anew for every pass over the data, or take 'logistic_256' for pixels k/255",
+            "likelihood 'bernoulli' is for 0 and 1 only: binarise grey values, once (x > 0.5) or dynamically, drawing "
+            "torch.bernoulli(x) anew for every pass over the data, or use 'logistic_256' for pixels k/255",
         )
 
     def forward(self, location: Tensor, noise: Tensor | None = None) -> dist.TorchDistribution:

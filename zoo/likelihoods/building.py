@@ -1,4 +1,4 @@
-"""Likelihoods from their names and settings."""
+"""Construction of likelihoods from their names and settings."""
 
 import math
 from collections.abc import Sequence
@@ -21,17 +21,17 @@ def build(
     covariance: Covariance = "diag",
     rank: int = 1,
 ) -> nn.Module:
-    """The likelihood of that name, or of d names, one for every column.
+    """The likelihood with the given name, or with d names, one per column.
 
     Args:
         kind: one of ``LIKELIHOODS``, or a sequence of them.
         data_dim: number of columns d.
-        floor: the least variance, as a fraction of the variance in the data.
-        covariance: of the columns given z; other than ``"diag"`` for ``"gaussian"`` alone.
+        floor: the smallest variance, as a fraction of the variance in the data.
+        covariance: covariance of the columns given z; only ``"gaussian"`` supports others than ``"diag"``.
         rank: columns of the factor of ``"low_rank"``.
 
     Raises:
-        ValueError: an argument is none of those; the message names it, and the column.
+        ValueError: an argument is invalid; the message names it, and the column.
     """
     if not 0 < floor < math.inf:
         raise ValueError(f"floor must be a positive fraction of the variance, got {floor!r}")
@@ -47,15 +47,15 @@ def build(
     if covariance != "diag":
         what = repr(kind) if isinstance(kind, str) else "several kinds of columns"
         raise ValueError(
-            f"covariance={covariance!r} is for likelihood='gaussian' alone: given z, the columns of {what} are "
-            "independent; take covariance='diag'"
+            f"covariance={covariance!r} is for likelihood='gaussian' only: given z, the columns of {what} are "
+            "independent; use covariance='diag'"
         )
     if isinstance(kind, str):
         return LIKELIHOODS[kind](data_dim, floor)
     names = list(kind)
     if len(names) != data_dim:
         raise ValueError(
-            f"likelihood has {len(names)} names for {data_dim} columns: pass one for every column, or a single one"
+            f"likelihood has {len(names)} names for {data_dim} columns: pass one per column, or a single name"
         )
     for column, name in enumerate(names):
         if not isinstance(name, str) or name not in LIKELIHOODS:

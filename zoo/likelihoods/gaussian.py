@@ -1,4 +1,4 @@
-"""The Gaussian likelihood, with four forms of its covariance."""
+"""The Gaussian likelihood with four forms of covariance."""
 
 import math
 from typing import Literal
@@ -16,7 +16,7 @@ Covariance = Literal["scalar", "diag", "low_rank", "full"]
 
 
 def _products(noise: Tensor, d: int) -> Tensor:
-    """L L' (..., d, d) of the numbers of a ``"full"`` covariance."""
+    """L L' (..., d, d) from the noise parameters of a ``"full"`` covariance."""
     row, column = torch.tril_indices(d, d, -1, device=noise.device)
     lower = noise.new_zeros(*noise.shape[:-1], d, d)
     lower[..., row, column] = noise[..., d:] / math.sqrt(d)
@@ -25,19 +25,21 @@ def _products(noise: Tensor, d: int) -> Tensor:
 
 
 class Gaussian(nn.Module):
-    r"""Columns around means :math:`\mu = a + b f`, with a and b the columns' means and deviations.
+    r"""Gaussian columns with means :math:`\mu = a + b f`, with a and b the columns' means and standard deviations.
 
-    With the floor :math:`\epsilon`, s = softplus and B = diag(b), the covariance of the columns given z is
+    With the floor :math:`\epsilon`, s = softplus, B = diag(b) and noise parameters g, the covariance of the columns
+    given z is
 
-    - ``"scalar"``: :math:`c^2 (\epsilon + s(g)^2)\, I`, :math:`c^2` the mean of the columns' variances; one number;
-    - ``"diag"``: :math:`B\, \mathrm{diag}(\epsilon + s(g)^2)\, B`; d numbers;
-    - ``"low_rank"``: :math:`B (\mathrm{diag}(\epsilon + s(g)^2) + F F^T / R) B`, F with R columns; d (1 + R) numbers,
-      the diagonal first, then one column of F after the other. Its density takes O(d R^2), and no d x d matrix;
-    - ``"full"``: :math:`B (\epsilon I + L L^T) B`, L lower triangular with the diagonal s(g) and the other numbers, row
-      by row, over :math:`\sqrt d`; d (d + 1) / 2 numbers, the diagonal first.
+    - ``"scalar"``: :math:`c^2 (\epsilon + s(g)^2)\, I`, :math:`c^2` the mean variance of the columns; one parameter;
+    - ``"diag"``: :math:`B\, \mathrm{diag}(\epsilon + s(g)^2)\, B`; d parameters;
+    - ``"low_rank"``: :math:`B (\mathrm{diag}(\epsilon + s(g)^2) + F F^T / R) B`, F with R columns; d (1 + R)
+      parameters, the diagonal first, then the columns of F. The density costs O(d R^2), without a d x d matrix;
+    - ``"full"``: :math:`B (\epsilon I + L L^T) B`, L lower triangular with diagonal s(g) and the other parameters, row
+      by row, divided by :math:`\sqrt d`; d (d + 1) / 2 parameters, the diagonal first.
 
-    (R and d divide so that a start does not depend on them.) No variance falls below the floor in any direction: the
-    covariance less :math:`\epsilon B^2` (``"scalar"``: :math:`\epsilon c^2 I`) is positive semidefinite.
+    (The division by R and d makes the scale at a start independent of them.) No variance is below the floor in any
+    direction: the covariance minus :math:`\epsilon B^2` (``"scalar"``: :math:`\epsilon c^2 I`) is positive
+    semidefinite.
     """
 
     common: Tensor
@@ -60,7 +62,7 @@ class Gaussian(nn.Module):
             self.common.copy_(variance.mean().sqrt() if variance.any() else variance.new_ones(()))
 
     def check(self, x: Tensor, columns: Tensor | None = None) -> None:
-        """Any number is fine; that it is one was seen to before."""
+        """Every finite number is in the support."""
 
     def forward(self, location: Tensor, noise: Tensor) -> dist.TorchDistribution:
         shift, unit = self.columns.shift, self.columns.unit
@@ -80,7 +82,7 @@ class Gaussian(nn.Module):
         return dist.MultivariateNormal(mean, scale_tril=unit.unsqueeze(-1) * root)
 
     def at_floor(self, noise: Tensor) -> Tensor:
-        """The share of columns (``"full"``: of principal axes) whose variance is :func:`tiny` (...)."""
+        """The share of columns (``"full"``: of principal axes) whose variance is :func:`tiny`: (...)."""
         d = self.locations
         if self.covariance != "full":
             return tiny(softplus(noise[..., :d]).square(), self.floor)

@@ -9,7 +9,7 @@ from zoo.likelihoods.pixels import Logistic256
 from zoo.likelihoods.poisson import Poisson
 from zoo.likelihoods.student_t import StudentT
 
-LIKELIHOODS: dict[str, Callable[[int, float], Any]] = {
+LIKELIHOODS: dict[str, Callable[[int, float], Any]] = {  # each module is a zoo.likelihoods.shared.Likelihood
     "gaussian": Gaussian,
     "bernoulli": Bernoulli,
     "poisson": Poisson,

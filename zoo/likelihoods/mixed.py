@@ -1,4 +1,4 @@
-"""Columns of several kinds."""
+"""Columns with different likelihoods."""
 
 import itertools
 from collections.abc import Sequence
@@ -10,15 +10,16 @@ from torch import Tensor, nn
 
 from zoo.distributions.columns import Columns
 from zoo.likelihoods.kinds import LIKELIHOODS
+from zoo.likelihoods.shared import FlooredLikelihood
 
 
 class Mixed(nn.Module):
-    """Columns of several kinds, independent of each other given z.
+    """Columns with different likelihoods, independent given z.
 
     Args:
-        names: of a likelihood, one for every column. The locations come in the order of the columns; the noise numbers
-            kind by kind, in the order in which the kinds first occur, and within a kind in that of the columns.
-        floor: of the kinds that have one.
+        names: the name of the likelihood of every column. Locations are in the order of the columns; noise parameters
+            are grouped by likelihood, in the order of first occurrence, and within a group in the order of the columns.
+        floor: the floor of the likelihoods that have one.
     """
 
     inverse: Tensor
@@ -38,7 +39,7 @@ class Mixed(nn.Module):
         self.register_buffer("inverse", order.argsort(), persistent=False)
         self.split = [int(part.noise) for part in self._parts]
         self.noise = sum(self.split)
-        if any(hasattr(part, "floor") for part in self.parts):
+        if any(isinstance(part, FlooredLikelihood) for part in self.parts):
             self.floor = float(floor)
 
     @property
@@ -54,7 +55,7 @@ class Mixed(nn.Module):
             part.place(x[:, group])
 
     def check(self, x: Tensor, columns: Tensor | None = None) -> None:
-        """Raises: ValueError: a column holds a value outside the support of its likelihood."""
+        """Raises a ValueError where a column has a value outside the support of its likelihood."""
         for part, group in zip(self._parts, self._groups, strict=True):
             part.check(x[:, group], group if columns is None else columns[group])
 
@@ -67,9 +68,10 @@ class Mixed(nn.Module):
         return Columns(parts, self._groups, self.inverse).to_event(1)
 
     def at_floor(self, noise: Tensor) -> Tensor:
-        """The mean share over the kinds of columns that have a floor (...); there must be one."""
+        """The share of variances at the floor (...), averaged over the likelihoods that have one; there must be one."""
         own = zip(self._parts, noise.split(self.split, -1), strict=True)
-        return torch.stack([part.at_floor(numbers) for part, numbers in own if hasattr(part, "floor")]).mean(0)
+        found = [part.at_floor(numbers) for part, numbers in own if isinstance(part, FlooredLikelihood)]
+        return torch.stack(found).mean(0)
 
     def extra_repr(self) -> str:
         runs = [(name, len(list(run))) for name, run in itertools.groupby(self.names)]

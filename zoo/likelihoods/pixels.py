@@ -10,11 +10,11 @@ from zoo.networks.standardize import Standardize
 
 
 class Logistic256(nn.Module):
-    r"""Independent pixels of 256 levels k / 255: a logistic distribution, rounded to them.
+    r"""Independent pixels of 256 levels k / 255: a logistic distribution, rounded to the levels.
 
-    :math:`\mu = a + b f` and the scale :math:`s = b\, \mathrm{softplus}(g) + 0.1 / 255`; for the probabilities see
-    :class:`DiscretizedLogistic`. They do not exceed 1, so that no floor on the variance is needed; the tenth of a level
-    (Salimans et al. 2017: 0.116) keeps the arithmetic in range.
+    :math:`\mu = a + b f` and the scale :math:`s = b\, \mathrm{softplus}(g) + 0.1 / 255`; see
+    :class:`DiscretizedLogistic` for the probabilities. These do not exceed 1, so no floor on the variance is needed;
+    the tenth of a level (Salimans et al. 2017: 0.116) avoids overflow.
     """
 
     locations: int
@@ -35,8 +35,8 @@ class Logistic256(nn.Module):
             x,
             levels.check(x),
             columns,
-            "likelihood 'logistic_256' is of the 256 levels k/255: divide whole pixels by 255, leave out noise and "
-            "scaling, or take 'gaussian' for real numbers",
+            "likelihood 'logistic_256' is for the 256 levels k/255: divide whole pixels by 255, without added noise or "
+            "other scaling, or use 'gaussian' for real numbers",
         )
 
     def forward(self, location: Tensor, noise: Tensor) -> dist.TorchDistribution:

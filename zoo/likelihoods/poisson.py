@@ -11,7 +11,7 @@ from zoo.likelihoods.shared import half_a_row, refuse
 class Poisson(nn.Module):
     """Independent columns of counts with log rates :math:`a + f`, a the logarithm of the column means.
 
-    A column without any count has half a count for its sum.
+    For columns of zeros, the sum is taken as half a count.
     """
 
     shift: Tensor
@@ -33,8 +33,8 @@ class Poisson(nn.Module):
             x,
             (x >= 0) & (x == x.floor()),
             columns,
-            "likelihood 'poisson' is of the counts 0, 1, 2, ...: undo what has scaled or centred them, or take "
-            "'gaussian' or 'student_t' for real numbers",
+            "likelihood 'poisson' is for counts 0, 1, 2, ...: undo any scaling or centring, or use 'gaussian' or "
+            "'student_t' for real numbers",
         )
 
     def forward(self, location: Tensor, noise: Tensor | None = None) -> dist.TorchDistribution:

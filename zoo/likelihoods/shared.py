@@ -1,7 +1,42 @@
-"""What several likelihoods share: scales above a floor, and the refusal of values outside the support."""
+"""The interface of likelihoods, and functions that several use: scales above a floor, and checks of the support."""
+
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 from torch.nn.functional import softplus
+
+from zoo.base.protocols import Hook
+
+
+@runtime_checkable
+class Likelihood(Hook, Protocol):
+    """A likelihood p(x | z) of d columns; see :mod:`zoo.likelihoods`."""
+
+    locations: int  # location parameters
+    noise: int  # noise parameters
+
+    def place(self, x: Tensor) -> None:
+        """Sets means and units from the data (n, d)."""
+        ...
+
+    def check(self, x: Tensor, columns: Tensor | None = None) -> None:
+        """Raises a ValueError where ``x`` (n, d) has a value outside the support."""
+        ...
+
+    def __call__(self, location: Tensor, noise: Tensor | None) -> Any:
+        """The distribution with event (d,)."""
+        ...
+
+
+@runtime_checkable
+class FlooredLikelihood(Hook, Protocol):
+    """A likelihood with a floor on its variances."""
+
+    floor: float
+
+    def at_floor(self, noise: Tensor) -> Tensor:
+        """The share of variances at the floor (...) for noise parameters (..., noise)."""
+        ...
 
 
 def deviation(raw: Tensor, floor: float) -> Tensor:
@@ -10,24 +45,34 @@ def deviation(raw: Tensor, floor: float) -> Tensor:
 
 
 def tiny(above: Tensor, floor: float) -> Tensor:
-    """The share of variances, ``above`` the floor by so much, that are below twice the floor or 1e-3 (...).
+    """The share of variances below twice the floor or below 1e-3 (...), given their excess over the floor.
 
-    In units of the data's own variances: all but a thousandth is explained, which is rare in data and common on the way
-    to a singularity, however low the floor.
+    Variances are in units of the data's variances. Below 1e-3, all but a thousandth of a column is explained, which is
+    rare in data but common on the way to a singularity, however low the floor.
+
+    Args:
+        above: the variances minus the floor (..., m).
+        floor: the floor.
     """
     return (above < max(floor, 1e-3 - floor)).to(above).mean(-1)
 
 
 def half_a_row(x: Tensor) -> Tensor:
-    """Half an observation, as a share of the observed entries of every column (d,)."""
+    """Half an observation, as a fraction of the number of observed entries in every column (d,)."""
     return 0.5 / (~x.isnan()).sum(0).clamp_min(1).to(x)
 
 
 def refuse(x: Tensor, fine: Tensor, columns: Tensor | None, way_out: str) -> None:
-    """Raise at the first entry of ``x`` (n, d) that is not ``fine`` and not NaN.
+    """Refuses rows with an entry that is neither valid nor NaN.
+
+    Args:
+        x: the rows (n, d).
+        fine: whether an entry is valid (n, d).
+        columns: the numbers of the columns; None counts from 0.
+        way_out: the reason and the remedy, for the message.
 
     Raises:
-        ValueError: names value, row and column, counted from 0, and the way out.
+        ValueError: an entry is invalid; the message names its value, row and column.
     """
     wrong = (~fine & ~x.isnan()).nonzero()
     if len(wrong):

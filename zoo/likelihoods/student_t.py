@@ -1,4 +1,4 @@
-"""The Student t likelihood."""
+"""The Student's t likelihood."""
 
 import math
 
@@ -14,8 +14,8 @@ from zoo.networks.standardize import Standardize
 class StudentT(nn.Module):
     r"""Independent columns with heavy tails: :math:`x = \mu + \sigma t_\nu`.
 
-    :math:`\mu = a + b f` and :math:`\sigma^2 = b^2 (\epsilon + \mathrm{softplus}(g)^2)`, as for the Gaussian; the
-    degrees of freedom :math:`\nu` are learned, one number for every column, and stay above 2, where the variance
+    :math:`\mu = a + b f` and :math:`\sigma^2 = b^2 (\epsilon + \mathrm{softplus}(g)^2)`, as for the Gaussian. The
+    degrees of freedom :math:`\nu` are learned for every column and restricted to values above 2, where the variance
     :math:`\sigma^2 \nu / (\nu - 2)` exists.
 
     References:
@@ -49,7 +49,7 @@ class StudentT(nn.Module):
         self.columns.place(x)
 
     def check(self, x: Tensor, columns: Tensor | None = None) -> None:
-        """Any number is fine; that it is one was seen to before."""
+        """Every finite number is in the support."""
 
     def forward(self, location: Tensor, noise: Tensor) -> dist.TorchDistribution:
         shift, unit = self.columns.shift, self.columns.unit
@@ -57,7 +57,7 @@ class StudentT(nn.Module):
         return dist.StudentT(self.degrees, mean, scale).to_event(1)
 
     def at_floor(self, noise: Tensor) -> Tensor:
-        """The share of columns whose squared scale is :func:`tiny` (...)."""
+        """The share of columns whose squared scale is :func:`tiny`: (...)."""
         return tiny(softplus(noise).square(), self.floor)
 
     def extra_repr(self) -> str:

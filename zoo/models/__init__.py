@@ -1,4 +1,4 @@
-"""Latent factor models, each a Pyro model in a file of its own."""
+"""Latent factor models; each is a Pyro model in its own file."""
 
 from zoo.models.bayesian_factor_analysis import BayesianFactorAnalysis
 from zoo.models.bayesian_gmm import BayesianGMM

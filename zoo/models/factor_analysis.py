@@ -17,22 +17,22 @@ from zoo.distributions.observed import seen
 
 
 class FactorAnalysis(Module):
-    r"""Linear factors under Gaussian noise with a variance of its own for every column.
+    r"""Linear factors under Gaussian noise with a separate variance for every column.
 
     .. math:: z_n \sim N(0, I_K), \quad x_n \mid z_n \sim N(W z_n + \mu, \Psi), \quad \Psi = \mathrm{diag}(\psi)
 
     The noise variance (uniqueness) of column j is :math:`\psi_j = \epsilon\, v_j + \sigma_j^2`, with :math:`v_j` its
-    variance in the data the model is placed on (:meth:`initialize`; 0 before). The floor keeps a Heywood case, a
-    column that the factors explain entirely, from creeping to :math:`\psi_j = 0` for ever. Missing entries (NaN) are
-    missing at random: every row counts with what is observed of it.
+    variance in the data that the model was initialised on (:meth:`initialize`; 0 before). The floor stops Heywood
+    cases, columns that the factors explain entirely, from converging slowly to :math:`\psi_j = 0`. Missing entries
+    (NaN) are assumed missing at random: every row contributes the density of its observed entries.
 
     Args:
         data_dim: number of columns D of the data.
         latent_dim: number of factors K.
-        floor: the least uniqueness :math:`\epsilon` as a fraction of the column's variance (R's factanal: 0.005).
+        floor: the smallest uniqueness :math:`\epsilon`, as a fraction of the column's variance (R's factanal: 0.005).
 
     Raises:
-        ValueError: a dimension is no whole number of at least 1, or ``floor`` is not in [0, 1).
+        ValueError: a dimension is not a whole number of at least 1, or ``floor`` is not in [0, 1).
 
     References:
         Rubin and Thayer (1982), EM algorithms for ML factor analysis, Psychometrika 47(1); Zhao, Yu and Jiang (2008),
@@ -41,7 +41,7 @@ class FactorAnalysis(Module):
 
     least: Tensor
 
-    missing = True  # NaN is an entry missing at random
+    missing = True  # accepts NaN, as entries missing at random
     quadratic = True  # log p(x, z) is quadratic in z: QuadratureELBO is exact
 
     def __init__(self, data_dim: int, latent_dim: int, floor: float = 0.005) -> None:
@@ -57,7 +57,7 @@ class FactorAnalysis(Module):
         self.register_buffer("least", torch.zeros(data_dim))  # the floor in squared units of the columns (d,)
 
     def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> Tensor:
-        """Generate or score rows (n, d); see :func:`zoo.base.rows` for ``index`` and ``size``."""
+        """Generates or scores rows (n, d); see :func:`zoo.base.rows` for ``index`` and ``size``."""
         weight, mean, noise = self.weight, self.mean, self.noise
         prior = dist.Normal(mean.new_zeros(self.latent_dim), 1.0).to_event(1)
         with rows(x, index, size):
@@ -82,29 +82,31 @@ class FactorAnalysis(Module):
         return linear_gaussian.log_marginal(like(x, self), self.weight, self.mean, self.noise)
 
     def elbo(self, x: Tensor, q: Distribution) -> Tensor:
-        """The bound of a Gaussian q(z) with batch (n,), event (k,), in closed form: one per row (n,)."""
+        """The evidence lower bound of a Gaussian q(z) with batch (n,), event (k,), in closed form: (n,)."""
         return linear_gaussian.elbo(like(x, self), q, self.weight, self.mean, self.noise)
 
     @torch.no_grad()
     def impute(self, x: Tensor) -> Imputation:
-        r"""The missing entries (NaN) of rows (n, d): :math:`E[x_m \mid x_o]` and their conditional variance."""
+        r"""Conditional mean :math:`E[x_m \mid x_o]` and variance of the missing entries (NaN) of rows (n, d)."""
         return linear_gaussian.impute(check_rows(x, self), self.weight, self.mean, self.noise)
 
     def summarize(self, x: Tensor) -> Moments | Incomplete:
-        """What ``em_step`` takes in place of ``x`` (n, d): its sufficient statistics, where no entry is missing.
+        """The input of :meth:`em_step` for rows (n, d): their sufficient statistics, if no entry is missing.
 
         Raises:
-            ValueError: a column is constant, so that the likelihood is unbounded, or hardly observed.
+            ValueError: a column is constant, so that the likelihood is unbounded, or has fewer than two observed
+            values.
         """
         self.check(x)
         return linear_gaussian.summarize(x)
 
     @torch.no_grad()
     def em_step(self, x: Tensor | Moments | Incomplete) -> Tensor:
-        """One step of EM, in place; returns the total log-likelihood of the parameters it started from.
+        """One step of EM, in place; returns the total log-likelihood of the parameters before the step.
 
-        On complete rows the step is one of ECME (Liu and Rubin 1994, Biometrika 81): the loadings first go to their
-        best for the noise variances at hand, which costs nothing in the number of rows and saves hundreds of steps.
+        On complete rows this is a step of ECME (Liu and Rubin 1994, Biometrika 81): the loadings are first set to their
+        optimum for the current noise variances. The cost of that does not depend on the number of rows, and it saves
+        hundreds of steps.
         """
         data = x if isinstance(x, Moments | Incomplete) else self.summarize(x)
         if isinstance(data, Incomplete):
@@ -123,12 +125,12 @@ class FactorAnalysis(Module):
 
     @torch.no_grad()
     def maximize(self, moments: Moments) -> None:
-        """Go up from the noise at hand to a maximum of the likelihood of complete rows, by L-BFGS-B on their moments.
+        """Maximises the likelihood of complete rows, from the current noise variances, by L-BFGS-B on their moments.
 
-        Where EM creeps for thousands of steps this takes tens: see :func:`zoo.algebra.linear_gaussian.best_noise`.
+        It takes tens of steps where EM takes thousands: see :func:`zoo.algebra.linear_gaussian.best_noise`.
 
         Raises:
-            FloatingPointError: the search ended without a maximum; the parameters stay as they were.
+            FloatingPointError: the search ended without a maximum; the parameters are unchanged.
         """
         moments = moments.to(self.weight)
         noise = linear_gaussian.best_noise(moments, self.noise, self.least, self.latent_dim).to(self.weight)
@@ -136,17 +138,17 @@ class FactorAnalysis(Module):
         self.scale = (noise - self.least).clamp_min(0.0).sqrt()
 
     def check(self, x: Tensor) -> None:
-        """Refuse data under which the likelihood has no maximum.
+        """Refuses data under which the likelihood has no maximum.
 
         Raises:
-            ValueError: names the constant columns, or one with fewer than two observed values.
+            ValueError: columns are constant, or one has fewer than two observed values; the message names them.
         """
         refuse_unobserved_columns(x, "factor analysis")
         linear_gaussian.refuse_constant_columns(x, "factor analysis")
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """A random start on the scale of the data ``x`` (n, d), from the running random stream."""
+        """Draws a random start on the scale of the data ``x`` (n, d), with torch's global generator."""
         weight, mean, variance = linear_gaussian.cloud(like(x, self), self.latent_dim)
         self.least.copy_(self.floor * 2 * variance)
         self.weight, self.mean, self.scale = (

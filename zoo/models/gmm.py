@@ -21,30 +21,30 @@ Covariance = Literal["full", "tied", "diag", "spherical"]
 
 
 class GMM(Module):
-    r"""Gaussian mixture: every row comes from one of K components.
+    r"""Gaussian mixture: every row is drawn from one of K components.
 
     .. math:: c_n \sim \mathrm{Cat}(\pi), \quad x_n \mid c_n = j \sim N(\mu_j, \Sigma_j)
 
     Args:
         data_dim: number of columns D of the data.
         components: number of components K.
-        covariance: ``"full"`` (a matrix for every component), ``"tied"`` (one matrix for all), ``"diag"`` (variances
-            for every component and column) or ``"spherical"`` (one variance for every component).
+        covariance: ``"full"`` (a matrix per component), ``"tied"`` (one matrix for all), ``"diag"`` (a variance per
+            component and column) or ``"spherical"`` (a variance per component).
 
     The parameter ``scale`` is a Cholesky factor (K, D, D) for ``"full"``, (D, D) for ``"tied"``, and standard
-    deviations (K, D) for ``"diag"``, (K,) for ``"spherical"``. Missing entries (NaN) are missing at random: every row
-    counts with what is observed of it.
+    deviations (K, D) for ``"diag"``, (K,) for ``"spherical"``. Missing entries (NaN) are assumed missing at random:
+    every row contributes the density of its observed entries.
 
     Raises:
-        ValueError: a dimension is no whole number of at least 1, or ``covariance`` is none of the four.
+        ValueError: a dimension is not a whole number of at least 1, or ``covariance`` is not one of the four.
 
     References:
         McLachlan and Peel (2000), Finite Mixture Models; Bishop (2006), Pattern Recognition and Machine Learning, 9.2;
         with missing entries Ghahramani and Jordan (1994), Supervised learning from incomplete data via an EM approach.
     """
 
-    missing = True  # NaN is an entry missing at random
-    quadratic = True  # given the component there is nothing continuous: QuadratureELBO is exact
+    missing = True  # accepts NaN, as entries missing at random
+    quadratic = True  # no continuous latent variable: QuadratureELBO is exact
 
     def __init__(self, data_dim: int, components: int, covariance: Covariance = "full") -> None:
         super().__init__()
@@ -61,17 +61,17 @@ class GMM(Module):
         self.scale = PyroParam(scale, constraints.lower_cholesky if matrix else constraints.positive)
 
     def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> Tensor:
-        """Generate or score rows (n, d); see :func:`zoo.base.rows` for ``index`` and ``size``."""
+        """Generates or scores rows (n, d); see :func:`zoo.base.rows` for ``index`` and ``size``."""
         weight, mean, scale = self.weight, self.mean, self.scale
         with rows(x, index, size):
             component = pyro.sample(
                 "component", dist.Categorical(weight), infer={"enumerate": "parallel"}
-            )  # (..., n); Trace_ELBO leaves the mark alone, TraceEnum_ELBO sums over the components
+            )  # (..., n); Trace_ELBO ignores the mark, TraceEnum_ELBO sums over the components
             chosen = scale if self.covariance == "tied" else scale[component]
             return pyro.sample("x", seen(self._density(mean[component], chosen), x), obs=x)  # (..., n, d)
 
     def _density(self, mean: Tensor, scale: Tensor) -> dist.TorchDistribution:
-        """N(mean, Sigma) for means (..., d) and scales in this model's form."""
+        """N(mean, Sigma) for means (..., d) and scales in the form of ``covariance``."""
         if self.covariance in ("full", "tied"):
             return dist.MultivariateNormal(mean, scale_tril=scale)
         return dist.Normal(mean, scale if self.covariance == "diag" else scale.unsqueeze(-1)).to_event(1)
@@ -100,34 +100,34 @@ class GMM(Module):
         return self.log_joint(x).logsumexp(-1)
 
     def elbo(self, x: Tensor, q: Distribution) -> Tensor:
-        r""":math:`\sum_j q_j (\log p(x, c = j) - \log q_j)` of a Categorical q with batch (n,): one per row (n,)."""
+        r""":math:`\sum_j q_j (\log p(x, c = j) - \log q_j)` of a Categorical q with batch (n,): (n,)."""
         if not isinstance(q, torch.distributions.Categorical):
             raise TypeError(f"the closed-form bound holds for a Categorical q, got {type(q).__name__}")
         return (q.probs * (self.log_joint(x) - q.logits)).sum(-1)
 
     @torch.no_grad()
     def impute(self, x: Tensor) -> Imputation:
-        r"""The missing entries (NaN) of rows (n, d): :math:`E[x_m \mid x_o]` and their conditional variance."""
+        r"""Conditional mean :math:`E[x_m \mid x_o]` and variance of the missing entries (NaN) of rows (n, d)."""
         x = check_rows(x, self)
         if not incomplete(x):
             return Imputation(x.clone(), torch.zeros_like(x))
         return missing_mixture.impute(x, self.weight.log(), self.mean, self._covariances())
 
     def summarize(self, x: Tensor) -> Tensor | Sorted:
-        """What ``em_step`` takes in place of ``x`` (n, d): the rows, sorted by pattern where entries are missing."""
+        """The input of :meth:`em_step` for rows (n, d): the rows, sorted by pattern if entries are missing."""
         x = like(x, self)
         return Incomplete.of(x).sorted() if incomplete(x) else x
 
     @torch.no_grad()
     def em_step(self, x: Tensor | Sorted) -> Tensor:
-        """One step of EM on the rows ``x`` (n, d), or what :meth:`summarize` made of them, in place.
+        """One step of EM, in place, on rows (n, d) or on the result of :meth:`summarize`.
 
         Returns:
-            the total log-likelihood of the parameters it started from.
+            the total log-likelihood of the parameters before the step.
 
         Raises:
-            FloatingPointError: a component has lost all its rows, or collapsed onto so few that its covariance is
-                singular: the likelihood is unbounded there.
+            FloatingPointError: a component has lost all its rows, or has collapsed onto so few that its covariance is
+                singular and the likelihood unbounded.
         """
         data = x if isinstance(x, Sorted) else self.summarize(x)
         if isinstance(data, Sorted):
@@ -137,9 +137,7 @@ class GMM(Module):
         total, counts, first, second = found
         old, matrix = self.mean, second.ndim == 3
         if lost := (counts < 1e-8).nonzero().flatten().tolist():
-            raise FloatingPointError(
-                f"component {lost[0]} has lost all its rows: take fewer components or another seed"
-            )
+            raise FloatingPointError(f"component {lost[0]} has lost all its rows: use fewer components or another seed")
         shift = first / counts.unsqueeze(-1)  # (k, d)
         outer = shift.unsqueeze(-1) * shift.unsqueeze(-2) if matrix else shift.square()
         per = counts.reshape(-1, *[1] * (second.ndim - 1))
@@ -160,7 +158,7 @@ class GMM(Module):
             norm = joint.logsumexp(-1, keepdim=True)
             total += norm.sum()
             share = (joint - norm).exp()  # responsibilities (b, k)
-            offset = part.unsqueeze(1) - self.mean  # (b, k, d); centred, so that nothing cancels
+            offset = part.unsqueeze(1) - self.mean  # (b, k, d); centred, to avoid cancellation
             weighted = share.unsqueeze(-1) * offset
             counts += share.sum(0)
             first += weighted.sum(0)
@@ -188,35 +186,34 @@ class GMM(Module):
         if bad.any():
             where = "the common covariance" if self.covariance == "tied" else f"component {bad.nonzero()[0].item()}"
             raise FloatingPointError(
-                f"{where} has collapsed, its covariance is singular and the likelihood unbounded: take another seed, "
+                f"{where} has collapsed, its covariance is singular and the likelihood unbounded: use another seed, "
                 "fewer components, or a simpler covariance ('tied', 'diag', 'spherical')"
             )
         return scale.reshape(self.scale.shape)
 
     def check(self, x: Tensor) -> None:
-        """Refuse data under which the likelihood has no maximum.
+        """Refuses data under which the likelihood has no maximum.
 
         Raises:
-            ValueError: more components than rows, constant columns, or a column with fewer than two observed values.
+            ValueError: there are more components than rows or constant columns, or a column has fewer than two observed
+                values.
         """
         if self.components > len(x):
-            raise ValueError(
-                f"components={self.components} exceeds the {len(x)} rows of x: take at most one per row, or far fewer"
-            )
+            raise ValueError(f"components={self.components} exceeds the {len(x)} rows of x: use far fewer")
         refuse_unobserved_columns(x, f"GMM(covariance={self.covariance!r})")
         if self.covariance != "spherical":
             refuse_constant_columns(x, f"GMM(covariance={self.covariance!r})")
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """A random start on the data ``x`` (n, d): k-means++ centres, equal weights, the covariance of all rows.
+        """Draws a random start on the data ``x`` (n, d): k-means++ centres, equal weights, the covariance of all rows.
 
         Arthur and Vassilvitskii (2007), k-means++: the advantages of careful seeding, SODA.
         """
         x = like(x, self)
-        some = x[torch.randperm(len(x), device=x.device)[:10_000]]  # seeding needs no more
+        some = x[torch.randperm(len(x), device=x.device)[:10_000]]  # enough for seeding
         unit = some.std(0, correction=0)
-        if incomplete(x):  # missing entries at their column's mean, spread out again to its variance
+        if incomplete(x):  # missing entries are set to the column's mean, and the scale is corrected
             variance, mean = column_moments(x)
             unit = variance.sqrt()
             some = torch.where(some.isnan(), mean, some)

@@ -21,15 +21,16 @@ class PPCA(Module):
 
     .. math:: z_n \sim N(0, I_K), \quad x_n \mid z_n \sim N(W z_n + \mu, \sigma^2 I_D)
 
-    Its maximum likelihood spans the principal axes, up to a rotation of the factors. Missing entries (NaN) are missing
-    at random: every row counts with what is observed of it.
+    At the maximum of the likelihood, W spans the space of the leading principal axes; the rotation of the factors is
+    not identified. Missing entries (NaN) are assumed missing at random: every row contributes the density of its
+    observed entries.
 
     Args:
         data_dim: number of columns D of the data.
         latent_dim: number of factors K < D.
 
     Raises:
-        ValueError: a dimension is no whole number of at least 1, or ``latent_dim >= data_dim``.
+        ValueError: a dimension is not a whole number of at least 1, or ``latent_dim >= data_dim``.
 
     References:
         Tipping and Bishop (1999), Probabilistic Principal Component Analysis, JRSS B 61(3); with missing entries
@@ -37,7 +38,7 @@ class PPCA(Module):
         JMLR 11.
     """
 
-    missing = True  # NaN is an entry missing at random
+    missing = True  # accepts NaN, as entries missing at random
     quadratic = True  # log p(x, z) is quadratic in z: QuadratureELBO is exact
 
     def __init__(self, data_dim: int, latent_dim: int) -> None:
@@ -46,7 +47,7 @@ class PPCA(Module):
         self.latent_dim = check_whole(latent_dim, "latent_dim")
         if latent_dim >= data_dim:
             raise ValueError(
-                f"latent_dim must be below data_dim={data_dim}, got {latent_dim}: with as many factors as columns no "
+                f"latent_dim must be below data_dim={data_dim}, got {latent_dim}: with as many factors as columns, no "
                 "variance is left for the noise"
             )
         self.weight = PyroParam(torch.randn(data_dim, latent_dim))  # W (d, k)
@@ -54,7 +55,7 @@ class PPCA(Module):
         self.scale = PyroParam(torch.ones(()), constraints.positive)  # sigma
 
     def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> Tensor:
-        """Generate or score rows (n, d); see :func:`zoo.base.rows` for ``index`` and ``size``."""
+        """Generates or scores rows (n, d); see :func:`zoo.base.rows` for ``index`` and ``size``."""
         weight, mean, scale = self.weight, self.mean, self.scale
         prior = dist.Normal(mean.new_zeros(self.latent_dim), 1.0).to_event(1)
         with rows(x, index, size):
@@ -79,19 +80,20 @@ class PPCA(Module):
         return linear_gaussian.log_marginal(like(x, self), self.weight, self.mean, self.noise)
 
     def elbo(self, x: Tensor, q: Distribution) -> Tensor:
-        """The bound of a Gaussian q(z) with batch (n,), event (k,), in closed form: one per row (n,)."""
+        """The evidence lower bound of a Gaussian q(z) with batch (n,), event (k,), in closed form: (n,)."""
         return linear_gaussian.elbo(like(x, self), q, self.weight, self.mean, self.noise)
 
     @torch.no_grad()
     def impute(self, x: Tensor) -> Imputation:
-        r"""The missing entries (NaN) of rows (n, d): :math:`E[x_m \mid x_o]` and their conditional variance."""
+        r"""Conditional mean :math:`E[x_m \mid x_o]` and variance of the missing entries (NaN) of rows (n, d)."""
         return linear_gaussian.impute(check_rows(x, self), self.weight, self.mean, self.noise)
 
     def summarize(self, x: Tensor) -> Moments | Incomplete:
-        """What ``em_step`` takes in place of ``x`` (n, d): its sufficient statistics, where no entry is missing.
+        """The input of :meth:`em_step` for rows (n, d): their sufficient statistics, if no entry is missing.
 
         Raises:
-            ValueError: all rows are alike, so that the likelihood is unbounded, or a column is hardly observed.
+            ValueError: all rows are equal, so that the likelihood is unbounded, or a column has fewer than two observed
+                values.
         """
         self.check(x)
         moments = linear_gaussian.summarize(x)
@@ -100,12 +102,12 @@ class PPCA(Module):
         else:
             variance, mean = column_moments(x)
         if variance.sum() <= 1e-20 * mean.square().sum():
-            raise ValueError("x does not vary, every row is the same: the likelihood of PPCA is unbounded there")
+            raise ValueError("all rows of x are equal: the likelihood of PPCA is unbounded")
         return moments
 
     @torch.no_grad()
     def em_step(self, x: Tensor | Moments | Incomplete) -> Tensor:
-        """One step of EM, in place; returns the total log-likelihood of the parameters it started from."""
+        """One step of EM, in place; returns the total log-likelihood of the parameters before the step."""
         data = x if isinstance(x, Moments | Incomplete) else self.summarize(x)
         if isinstance(data, Incomplete):
             found = missing_linear.em_update(data, self.weight, self.mean, self.noise)
@@ -120,9 +122,9 @@ class PPCA(Module):
 
     @torch.no_grad()
     def maximize(self, moments: Moments) -> None:
-        r"""Go to the maximum of the likelihood of complete rows, from their moments, in closed form.
+        r"""Maximises the likelihood of complete rows in closed form, given their moments.
 
-        :math:`\sigma^2` is the mean of the D - K least eigenvalues of the covariance (Tipping and Bishop 1999).
+        :math:`\sigma^2` is the mean of the D - K smallest eigenvalues of the covariance (Tipping and Bishop 1999).
         """
         moments = moments.to(self.weight)
         noise = torch.linalg.eigvalsh(moments.covariance)[: -self.latent_dim].mean().expand(self.data_dim)
@@ -130,11 +132,11 @@ class PPCA(Module):
         self.scale = noise[0].sqrt()
 
     def check(self, x: Tensor) -> None:
-        """Refuse data that say nothing about a column, or leave no variance to the noise.
+        """Refuses data under which the likelihood has no maximum.
 
         Raises:
-            ValueError: names a column with fewer than two observed values, among rows with missing entries; or complete
-                rows do not vary, or span no more dimensions than the factors, so that the likelihood is unbounded.
+            ValueError: a column has fewer than two observed values (the message names it), or complete rows are all
+                equal or span no more dimensions than there are factors.
         """
         refuse_unobserved_columns(x, "PPCA")
         if not incomplete(x):
@@ -142,6 +144,6 @@ class PPCA(Module):
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """A random start on the scale of the data ``x`` (n, d), from the running random stream."""
+        """Draws a random start on the scale of the data ``x`` (n, d), with torch's global generator."""
         weight, mean, variance = linear_gaussian.cloud(like(x, self), self.latent_dim)
         self.weight, self.mean, self.scale = weight, mean, variance.mean().sqrt()

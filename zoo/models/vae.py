@@ -13,6 +13,7 @@ from zoo.base.plates import rows
 from zoo.distributions.observed import seen
 from zoo.likelihoods.building import Noise, build
 from zoo.likelihoods.gaussian import Covariance, Gaussian
+from zoo.likelihoods.shared import FlooredLikelihood
 from zoo.networks.convolution import check_image, image_decoder
 from zoo.networks.perceptron import Activation, Constant, activation_class, activation_name, mlp, reset
 from zoo.networks.standardize import Standardize
@@ -20,52 +21,52 @@ from zoo.networks.user_module import check_network
 
 
 class VAE(Module):
-    r"""Deep latent variable model, the generative half of a variational autoencoder.
+    r"""Deep latent variable model, the generative part of a variational autoencoder.
 
     .. math:: z_n \sim N(0, I_K), \quad x_n \mid z_n \sim p(x \mid f_\theta(z_n), g_\theta(z_n))
 
-    One network, ``mean``, gives the locations f, one for every column; another, ``scale``, the noise numbers g, from
-    which the likelihood builds its scales or covariances. Both speak in units of the columns, so that f = 0 gives the
-    means of the data the model is placed on (:meth:`initialize`). For the Gaussian, with a the column means and b the
+    One network, ``mean``, outputs the locations f, one per column; another, ``scale``, the noise parameters g, from
+    which the likelihood computes its scales or covariances. Both are in units of the columns: f = 0 gives the means of
+    the data that the model was initialised on (:meth:`initialize`). For the Gaussian, with a the column means and b the
     standard deviations (0 and 1 before), :math:`\mu = a + b\, f(z)` and, with ``covariance="diag"``,
-    :math:`\sigma^2 = b^2 (\epsilon + \mathrm{softplus}(g(z))^2)`; :mod:`zoo.likelihoods` holds the others.
+    :math:`\sigma^2 = b^2 (\epsilon + \mathrm{softplus}(g(z))^2)`; :mod:`zoo.likelihoods` describes the others.
 
-    The likelihood of a flexible Gaussian decoder has no maximum: it grows without bound as a variance shrinks on a
-    fitted point. The floor :math:`\epsilon` is therefore part of the model and belongs beside every number it gives.
+    The likelihood of a flexible Gaussian decoder has no maximum: it grows without bound as a variance shrinks at a
+    fitted point. The floor :math:`\epsilon` is therefore part of the model, to be reported with every result.
 
-    With ``hidden=()`` and ``noise="constant"`` the model is a linear one: with ``covariance="scalar"``
-    :class:`~zoo.PPCA`, with ``"diag"`` (a noise of its own for every column) :class:`~zoo.FactorAnalysis`. Missing
-    entries (NaN) are missing at random: every row counts with what is observed of it.
+    With ``hidden=()`` and ``noise="constant"`` the model is linear: :class:`~zoo.PPCA` with ``covariance="scalar"``,
+    :class:`~zoo.FactorAnalysis` with ``"diag"``. Missing entries (NaN) are assumed missing at random: every row
+    contributes the density of its observed entries.
 
     Args:
         data_dim: number of columns D of the data.
         latent_dim: number of factors K.
-        hidden: widths of the hidden layers of both networks; ``()`` makes them linear. With ``image`` they are the
-            channels of transposed convolutions, from the smallest image to the largest.
-        floor: the least variance of a column, as a fraction of its variance in the data. (Of no effect on
+        hidden: widths of the hidden layers of both networks; ``()`` makes them linear. With ``image``, the channels of
+            transposed convolutions, from the smallest image to the largest.
+        floor: the smallest variance of a column, as a fraction of its variance in the data. (Without effect for
             ``"bernoulli"``, ``"poisson"`` and ``"logistic_256"``, whose probabilities do not exceed 1.)
         likelihood: ``"gaussian"``, ``"student_t"``, ``"bernoulli"`` (0 and 1), ``"poisson"`` (counts),
-            ``"logistic_256"`` (pixels k/255), or a sequence of D of them, one for every column.
+            ``"logistic_256"`` (pixels k/255), or a sequence of D of them, one per column.
         covariance: of the Gaussian given z: ``"scalar"`` (one variance for all columns in the data's own units),
             ``"diag"``, ``"low_rank"`` (a diagonal and a factor with ``rank`` columns) or ``"full"``.
-        noise: ``"network"``, a function of z, or ``"constant"``, learned and the same for every z. (Of no effect where
-            a likelihood has no noise of its own.)
+        noise: ``"network"``, a function of z, or ``"constant"``, learned and the same for every z. (Without effect for
+            a likelihood without noise parameters.)
         rank: columns of the factor of ``"low_rank"``.
         activation, normalize, gated: of the hidden layers, see :func:`zoo.networks.perceptron.mlp`.
-        image: (channels, height, width) with product D makes ``mean`` convolutional, and ``scale`` too where its
-            numbers are images (otherwise it is a perceptron of the same widths).
-        decoder: a module of your own in place of both networks, from (..., K) to (..., outputs): the D locations, then
-            the noise numbers (none where ``noise="constant"``), as the attribute ``outputs`` counts them. It keeps the
-            weights it comes with; the network options above have no effect on it.
+        image: (channels, height, width) with product D makes ``mean`` convolutional, and ``scale`` too if it outputs
+            images (otherwise it is a perceptron of the same widths).
+        decoder: a user's module instead of both networks, from (..., K) to (..., outputs): the D locations, then the
+            noise parameters (none with ``noise="constant"``); the attribute ``outputs`` is their number. It keeps its
+            weights, and the network options above do not apply to it.
 
     Attributes:
         likelihood: the module of :mod:`zoo.likelihoods`.
-        outputs: the width of what the networks give for one z.
+        outputs: the number of network outputs for one z.
 
     Raises:
-        ValueError: a dimension is no whole number of at least 1, ``floor`` is not positive, an option is none of those
-            above, ``covariance`` is asked of a likelihood without one, ``image`` does not fit the columns, or
-            ``decoder`` gives another width.
+        ValueError: a dimension is not a whole number of at least 1, ``floor`` is not positive, an option is not one of
+            those above, the likelihood has no ``covariance``, ``image`` does not match the columns, or the output of
+            ``decoder`` has the wrong width.
 
     References:
         Kingma and Welling (2014), Auto-Encoding Variational Bayes, arXiv 1312.6114; the linear one: Lucas, Tucker,
@@ -78,7 +79,7 @@ class VAE(Module):
     scale: Any
     origin: Tensor
 
-    missing = True  # NaN is an entry missing at random
+    missing = True  # accepts NaN, as entries missing at random
 
     def __init__(
         self,
@@ -107,7 +108,7 @@ class VAE(Module):
         if image is not None:
             check_image(image, self.data_dim)
         self.likelihood = build(likelihood, self.data_dim, floor, covariance, rank)
-        if hasattr(self.likelihood, "floor"):
+        if isinstance(self.likelihood, FlooredLikelihood):
             self.floor = float(floor)
         locations, numbers = self.likelihood.locations, self.likelihood.noise
         constant = noise == "constant"
@@ -123,7 +124,8 @@ class VAE(Module):
         if decoder is None:
             self.mean = network(locations)
         else:
-            parts = f"{locations} locations" + (f", then {numbers} noise numbers" if self.outputs > locations else "")
+            then = f", then {numbers} noise parameters" if self.outputs > locations else ""
+            parts = f"{locations} locations{then}"
             self.decoder = check_network(decoder, "decoder", self.latent_dim, self.outputs, parts)
         if numbers and (constant or decoder is None):
             self.scale = Constant(numbers) if constant else network(numbers)
@@ -131,12 +133,12 @@ class VAE(Module):
 
     @property
     def columns(self) -> Standardize:
-        """Means and units of the columns, where the likelihood (Gaussian, Student's t, logistic) has units."""
+        """Means and units of the columns, for likelihoods with units (Gaussian, Student's t, logistic)."""
         return self.likelihood.columns
 
     @property
     def quadratic(self) -> bool:
-        """Whether log p(x, z) is quadratic in z: Gaussian columns, an affine decoder, and noise that ignores z."""
+        """Whether log p(x, z) is quadratic in z: Gaussian columns, an affine decoder, and constant noise."""
         network = self.mean if self.decoder is None else self.decoder
         affine = all(type(m) in (nn.Sequential, nn.Linear) for m in network.modules())
         return affine and isinstance(self.likelihood, Gaussian) and isinstance(self.scale, Constant)
@@ -146,7 +148,7 @@ class VAE(Module):
         return self.likelihood(*self._numbers(z))
 
     def _numbers(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Locations and noise numbers; in the type of z, whatever mixed precision made of the networks' products."""
+        """Locations and noise parameters, in the dtype of z even where autocast has lowered the precision."""
         if self.decoder is None:
             location, numbers = self.mean(z), None  # (..., d)
         else:
@@ -160,33 +162,34 @@ class VAE(Module):
     def at_floor(self, z: Tensor) -> Tensor | None:
         """The share (...) of variances at their floor or nearly zero, for factors (..., k); None without a floor.
 
-        Where it is large, the likelihood has no maximum of its own: see :func:`zoo.likelihoods.shared.tiny`.
+        A large share means that only the floor bounds the likelihood: see :func:`zoo.likelihoods.shared.tiny`.
         """
-        if not hasattr(self, "floor"):
+        numbers = self._numbers(z)[1]
+        if not isinstance(self.likelihood, FlooredLikelihood) or numbers is None:
             return None
-        return self.likelihood.at_floor(self._numbers(z)[1])
+        return self.likelihood.at_floor(numbers)
 
     def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> Tensor:
-        """Generate or score rows (n, d); see :func:`zoo.base.rows` for ``index`` and ``size``."""
+        """Generates or scores rows (n, d); see :func:`zoo.base.rows` for ``index`` and ``size``."""
         with rows(x, index, size):
             z = pyro.sample("z", dist.Normal(self.origin, 1.0).to_event(1))  # (..., n, k)
             return pyro.sample("x", seen(self.decode(z), x), obs=x)  # (..., n, d)
 
     def check(self, x: Tensor) -> None:
-        """Refuse data that the likelihood cannot give.
+        """Refuses data outside the support of the likelihood.
 
         Raises:
-            ValueError: names a value outside the support with its row and column, or a column with fewer than two
-                observed values.
+            ValueError: a value is outside the support (the message names its row and column), or a column has fewer
+                than two observed values.
         """
         refuse_unobserved_columns(x, "a VAE")
         self.likelihood.check(x)
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """New weights from the running random stream, and the columns' means and units from ``x`` (n, d).
+        """Draws new weights with torch's global generator, and sets the columns' means and units from ``x`` (n, d).
 
-        A ``decoder`` of your own keeps its weights.
+        A user's ``decoder`` keeps its weights.
         """
         reset(self, keep=self.decoder)
         self.likelihood.place(like(x, self))

@@ -1,4 +1,4 @@
-"""Convolutional encoders and decoders of images."""
+"""Convolutional encoders and decoders for images."""
 
 from collections.abc import Sequence
 
@@ -16,16 +16,18 @@ def image_encoder(
     normalize: bool = False,
     gated: bool = False,
 ) -> "Flattened":
-    """Convolutions of stride 2, then a linear layer: from rows (..., channels * height * width) to (..., outputs).
+    """Convolutions of stride 2 and a linear layer: from rows (..., channels * height * width) to (..., outputs).
 
     Args:
-        image: channels, height and width; a row holds the channels one after the other, each row by row.
+        image: channels, height and width; a row contains the channels one after the other, in row-major order.
         hidden: channels of the hidden layers; each halves height and width (rounding up).
-        outputs: width of the output, which is left linear.
-        activation, normalize, gated: as of :func:`mlp`; the norm is over channels and pixels of one image.
+        outputs: width of the linear output.
+        activation, normalize, gated: see :func:`zoo.networks.perceptron.mlp`; the norm is over channels and pixels of
+        an
+            image.
 
     Raises:
-        ValueError: as :func:`mlp`, or ``image`` is not three whole numbers of at least 1.
+        ValueError: as for ``mlp``, or ``image`` is not three whole numbers of at least 1.
     """
     channels, height, width = check_image(image)
     layers: list[nn.Module] = [nn.Unflatten(1, (channels, height, width))]
@@ -45,19 +47,19 @@ def image_decoder(
     normalize: bool = False,
     gated: bool = False,
 ) -> "Flattened":
-    """The mirror image of :func:`image_encoder`: a linear layer, then transposed convolutions of stride 2.
+    """A linear layer and transposed convolutions of stride 2, the reverse of :func:`image_encoder`.
 
-    From (..., inputs) to rows (..., channels * height * width), left linear.
+    It maps (..., inputs) to rows (..., channels * height * width), with a linear output layer.
 
     Args:
         inputs: width of the input.
         hidden: channels of the hidden layers, from the smallest image to the largest; each layer after the first
             doubles height and width, and so does the output.
         image: channels, height and width of the output.
-        activation, normalize, gated: as of :func:`image_encoder`.
+        activation, normalize, gated: see :func:`image_encoder`.
 
     Raises:
-        ValueError: as :func:`image_encoder`.
+        ValueError: as for :func:`image_encoder`.
     """
     channels, height, width = check_image(image)
     widths = check_widths(hidden, normalize)
@@ -79,7 +81,7 @@ def image_decoder(
 
 
 class Flattened(nn.Sequential):
-    """Layers that know one batch dimension, for inputs (..., i) with any number of them, none included."""
+    """Layers that need exactly one batch dimension, applied to inputs (..., i) with any number of them, even none."""
 
     def forward(self, x: Tensor) -> Tensor:
         out = super().forward(x.reshape(x.shape[:-1].numel(), x.shape[-1]))
@@ -87,17 +89,17 @@ class Flattened(nn.Sequential):
 
 
 def check_image(image: Sequence[int], data_dim: int | None = None) -> tuple[int, int, int]:
-    """Channels, height and width.
+    """Channels, height and width as whole numbers.
 
     Raises:
-        ValueError: ``image`` is not three whole numbers of at least 1, or has not ``data_dim`` entries.
+        ValueError: ``image`` is not three whole numbers of at least 1, or their product is not ``data_dim``.
     """
     if not isinstance(image, Sequence) or len(image) != 3:
         raise ValueError(f"image must be (channels, height, width), got {image!r}")
     channels, height, width = (check_whole(side, "image") for side in image)
     if data_dim is not None and channels * height * width != data_dim:
         raise ValueError(
-            f"image={(channels, height, width)} has {channels * height * width} entries, a row has {data_dim}: pass "
-            "(channels, height, width) whose product is the number of columns"
+            f"image={(channels, height, width)} has {channels * height * width} entries, but a row has {data_dim}: "
+            "pass (channels, height, width) whose product is the number of columns"
         )
     return channels, height, width

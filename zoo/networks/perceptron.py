@@ -1,13 +1,24 @@
 """Multilayer perceptrons, their activations and their initialisation."""
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from zoo.base.checks import check_whole
+from zoo.base.protocols import Hook
 
 Activation = str | type[nn.Module]
+
+
+@runtime_checkable
+class Resettable(Hook, Protocol):
+    """A layer that can draw its parameters anew, as torch's own layers can."""
+
+    def reset_parameters(self) -> None:
+        """Draws new parameters with torch's global generator."""
+        ...
 
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -28,22 +39,21 @@ def mlp(
     normalize: bool = False,
     gated: bool = False,
 ) -> nn.Sequential:
-    r"""A multilayer perceptron; with ``hidden=()`` a single linear layer.
+    r"""A multilayer perceptron, or with ``hidden=()`` a single linear layer.
 
     Args:
         inputs: width of the input.
         hidden: widths of the hidden layers, each followed by the activation.
-        outputs: width of the output, which is left linear.
+        outputs: width of the linear output.
         activation: its name (``"silu"``, ``"relu"``, ``"tanh"``, ``"elu"``, ``"gelu"``, ``"softplus"``) or its class.
-        normalize: put a layer norm before every activation (Ba, Kiros and Hinton 2016). Not a batch norm: statistics of
-            the batch would mix particles with rows, make a row's answer hang on its neighbours, and have nothing to say
-            of a single row.
-        gated: hidden layers :math:`a \odot \mathrm{sigmoid}(g)` of two linear maps a and g, in place of the activation
+        normalize: whether to put a layer norm before every activation (Ba, Kiros and Hinton 2016). A batch norm would
+            mix particles with rows, make the output for a row depend on the rest of its batch, and be undefined for a
+            single row.
+        gated: hidden layers :math:`a \odot \mathrm{sigmoid}(g)` with linear maps a and g, instead of the activation
             (Dauphin et al. 2017; Tomczak and Welling 2018).
 
     Raises:
-        ValueError: a width is no whole number of at least 1 (of at least 2 under ``normalize``), or there is no such
-            activation.
+        ValueError: a width is not a whole number of at least 1 (2 with ``normalize``), or the activation is unknown.
     """
     layers: list[nn.Module] = []
     for width in check_widths(hidden, normalize):
@@ -54,7 +64,7 @@ def mlp(
 
 
 class Constant(nn.Module):
-    """A network that ignores its input: the same learned numbers (outputs,) for every one."""
+    """A network that ignores its input: the same learned outputs (outputs,) for every input."""
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
@@ -63,7 +73,7 @@ class Constant(nn.Module):
 
     def reset_parameters(self) -> None:
         with torch.no_grad():
-            self.value.normal_(0.0, 0.1)  # not 0, a point at which a factor's gradient vanishes
+            self.value.normal_(0.0, 0.1)  # not 0, where the gradient of a low-rank factor vanishes
 
     def forward(self, _: Tensor) -> Tensor:
         return self.value
@@ -75,7 +85,7 @@ class Constant(nn.Module):
 def hidden_layer(
     linear: nn.Module, width: int, activation: Activation, normalize: bool, gated: bool, *, flat: bool = True
 ) -> list[nn.Module]:
-    """A hidden layer: a map to ``width`` numbers (or channels of an image), the norm, the activation or the gate."""
+    """A hidden layer: a map to ``width`` units (or channels of an image), the norm, the activation or the gate."""
     norm: list[nn.Module] = []
     if normalize:
         norm = [nn.LayerNorm(width) if flat else nn.GroupNorm(1, width)]
@@ -83,40 +93,38 @@ def hidden_layer(
 
 
 def check_widths(hidden: Sequence[int], normalize: bool) -> list[int]:
+    """The widths of the hidden layers as whole numbers; raises a ValueError for invalid ones."""
     widths = [check_whole(width, "hidden") for width in hidden]
     if normalize and 1 in widths:
-        raise ValueError("hidden has a layer of width 1, which normalize=True makes constant: take 2 or more")
+        raise ValueError("hidden has a layer of width 1, which normalize=True makes constant: use 2 or more")
     return widths
 
 
 def activation_class(activation: Activation) -> type[nn.Module]:
-    """The class of an activation, by its name or itself.
+    """The class of an activation, given its name or the class itself.
 
     Raises:
-        ValueError: it is neither one of the names nor a class of modules.
+        ValueError: it is neither a known name nor a module class.
     """
     found = ACTIVATIONS.get(activation) if isinstance(activation, str) else activation
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ValueError(
-            f"activation must be one of {', '.join(ACTIVATIONS)} or a class of modules; got {activation!r}"
-        )
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)} or a module class; got {activation!r}")
     return found
 
 
 def activation_name(activation: Activation) -> Activation:
-    """What a saved run records: the name where the class has one, so that it can be built again."""
+    """The form stored in saved runs, to rebuild the activation: its name, if it has one."""
     return next((name for name, known in ACTIVATIONS.items() if known is activation), activation)
 
 
 def reset(network: nn.Module, keep: nn.Module | None = None) -> None:
-    """Draw the parameters of a network anew, layer by layer, from the running random stream.
+    """Draws new parameters of a network, layer by layer, with torch's global generator.
 
     Args:
-        network: its layers with a method ``reset_parameters`` are drawn.
-        keep: a part of it that stays as it is.
+        network: the network, whose layers with a method ``reset_parameters`` are reset.
+        keep: a part of it that is not changed.
     """
     kept = set() if keep is None else set(keep.modules())
     for layer in network.modules():
-        draw = getattr(layer, "reset_parameters", None)
-        if callable(draw) and layer not in kept:
-            draw()
+        if isinstance(layer, Resettable) and layer not in kept:
+            layer.reset_parameters()

@@ -1,4 +1,4 @@
-"""Columns in units of their standard deviation, as networks read them."""
+"""Standardisation of columns, for the inputs of networks."""
 
 import torch
 from torch import Tensor, nn
@@ -8,17 +8,19 @@ from zoo.base.checks import incomplete
 
 
 class Standardize(nn.Module):
-    """Columns to mean 0 and variance 1 by the statistics of the data it was placed on (the identity before).
+    """Columns scaled to mean 0 and variance 1 by the statistics of the data passed to :meth:`place`.
 
-    Missing entries (NaN) enter as their column's mean.
+    Before :meth:`place`, columns are unchanged.
+
+    Missing entries (NaN) are replaced by their column's mean.
 
     Args:
         width: number of columns d.
-        whiten: turn the columns so that they are uncorrelated too, by the symmetric root of their correlations. A
-            direction below a ten-thousandth of the largest variance may be mere rounding: it is not raised to 1.
-        pixels: leave columns that all lie in [0, 1] as they are. In units of its own a pixel that is hardly ever lit
-            would drown the others when it is; and centred it is never quite 0, so that an optimizer with a rate for
-            every weight (Adam) moves its weights at full pace all the time, for nothing.
+        whiten: whether to decorrelate the columns too, by the symmetric root of their correlation matrix. Directions
+            with less than 1e-4 of the largest variance may be due to rounding and are not scaled up to 1.
+        pixels: whether to leave the columns unchanged if all lie in [0, 1]. Scaled to unit variance, a pixel that is
+            rarely nonzero would dominate the others when it is; centred, it would never be exactly 0, so that an
+            optimizer with a step size per weight (Adam) would keep moving its weights without benefit.
     """
 
     fill: Tensor
@@ -42,7 +44,7 @@ class Standardize(nn.Module):
 
     @torch.no_grad()
     def place(self, x: Tensor) -> None:
-        """Take mean and deviation from what is observed of ``x`` (n, d); a constant column keeps the usual unit."""
+        """Sets mean and unit from the observed entries of ``x`` (n, d); constant columns get the mean unit."""
         variance, mean = column_moments(x)
         usual = variance.mean() if variance.any() else variance.new_ones(())
         self.fill.copy_(mean)

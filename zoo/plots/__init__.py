@@ -1,13 +1,13 @@
-"""Figures of runs: matplotlib axes at column width, colours that the colour-blind can tell apart.
+"""Figures of runs and results: matplotlib axes at column width, in colours that the colour-blind can distinguish.
 
-Every function draws on ``ax`` or on a figure of its own, and returns the axes. Figures are made without
-pyplot, so none is held in memory after its last reference; ``ax.figure`` is the figure, :func:`save` writes
-it.
+Every function draws on ``ax``, or on a new figure if it is None, and returns the axes. Figures are created without
+pyplot, so none stays in memory after its last reference; ``ax.figure`` is the figure, and :func:`save` writes it.
 """
 
-from zoo.plots.decoded import imputation, interpolation, manifold, reconstruction, samples, traversal
+from zoo.plots.decoded import interpolation, manifold, traversal
 from zoo.plots.latents import ellipses, latent, responsibilities
 from zoo.plots.loading_plots import loadings, scree
+from zoo.plots.predicted import imputation, reconstruction, samples
 from zoo.plots.probing import probe
 from zoo.plots.quality import coverage, khat, ranks, row_gaps
 from zoo.plots.selection_plots import bounds, marginals, predictive, relevance, selection

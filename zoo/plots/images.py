@@ -1,8 +1,7 @@
-"""Rows drawn as images side by side, or as profiles over their columns."""
+"""Drawing rows as images side by side, or as profiles over their columns."""
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,42 +11,43 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_rgba
 from torch import Tensor
 
-from zoo.base.checks import check_whole
+from zoo.base.checks import ArrayLike, check_whole
+from zoo.data.dataset import Dataset
 from zoo.plots.style import PALETTE, SIZE, TEXT, new_axes
 
 Image = tuple[int, int] | bool | None
-MANY = 12  # columns whose names still fit under an axis
+MANY = 12  # largest number of columns whose names fit under an axis
 
 
-def array(values: Any) -> np.ndarray:
-    """Numbers as a float64 array."""
-    return torch.as_tensor(values).detach().cpu().double().numpy()
+def array(values: ArrayLike) -> np.ndarray:
+    """Numbers, or the rows of a data set, as a float64 array."""
+    return torch.as_tensor(values.x if isinstance(values, Dataset) else values).detach().cpu().double().numpy()
 
 
 def check_image(image: Image, d: int) -> tuple[int, int] | None:
-    """Height and width of the image that a row of ``d`` columns is; None where it is to be drawn as a profile.
+    """Height and width of the image in a row of ``d`` columns; None if it is to be drawn as a profile.
 
     Args:
-        image: (height, width); True for a square; None or False for a profile.
+        image: (height, width), True for a square image, None or False for a profile.
         d: the number of columns.
 
     Raises:
-        ValueError: the image has another number of pixels than d.
+        ValueError: the number of pixels is not d.
     """
     if image is None or image is False:
         return None
     if image is True:
         side = math.isqrt(d)
         if side * side != d:
-            raise ValueError(f"image=True asks for a square, and {d} columns make none: pass image=(height, width)")
+            raise ValueError(f"image=True needs a square image, and {d} is not a square: pass image=(height, width)")
         return side, side
     if len(image) != 2:
         raise ValueError(f"image must be (height, width), got {tuple(image)}")
     height, width = (check_whole(side, "image") for side in image)
     if height * width != d:
         raise ValueError(
-            f"image=({height}, {width}) has {height * width} pixels, and the rows have {d} columns: pass a height and "
-            f"a width that multiply to {d}"
+            f"image=({height}, {width}) has {height * width} pixels, but the rows have {d} columns: pass a height and "
+            f"a width whose product is {d}"
         )
     return height, width
 
@@ -62,19 +62,19 @@ def mosaic(
     limits: tuple[float, float] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Images on a grid, all on one scale of grey; NaN is drawn in colour.
+    """Images on a grid, with a common grey scale; NaN is drawn in colour.
 
     Args:
         grid: rows of images (r, c, d).
-        image: their height and width.
-        left: a label for every row of the grid; empty for none.
-        below: a label for every column of the grid; empty for none.
-        unit: of the pixels, for the scale.
-        limits: the values drawn black and white; None takes the least and the greatest.
-        ax: where to draw; None makes a figure.
+        image: height and width of an image.
+        left: labels of the grid's rows; empty for none.
+        below: labels of the grid's columns; empty for none.
+        unit: the unit of the pixels, for the colour bar.
+        limits: the values drawn black and white; None uses the minimum and the maximum.
+        ax: the axes to draw on; None creates a figure.
 
     Raises:
-        ValueError: ``limits`` are not two growing numbers.
+        ValueError: ``limits`` are not two increasing numbers.
     """
     r, c, _ = grid.shape
     h, w = image
@@ -84,7 +84,7 @@ def mosaic(
         limits = float(np.nanmin(grid)), float(np.nanmax(grid))
         limits = limits if limits[0] < limits[1] else (limits[0], limits[0] + 1)
     elif len(limits) != 2 or not limits[0] < limits[1]:
-        raise ValueError(f"limits must be two growing numbers, got {tuple(limits)}")
+        raise ValueError(f"limits must be two increasing numbers, got {tuple(limits)}")
     scale = ScalarMappable(Normalize(*limits, clip=True), colormaps["gray"])
     canvas = np.ones((high, wide, 4))
     for i in range(r):
@@ -97,7 +97,7 @@ def mosaic(
         ax = new_axes(ax, (SIZE[0], min(6.0, max(1.1, 0.4 * bool(below) + 0.2 + 2.5 * high / wide))))
         whole = ax.get_figure(root=True)
         assert whole is not None
-        whole.set_layout_engine("compressed")  # what "constrained" is for axes whose aspect is given
+        whole.set_layout_engine("compressed")  # the counterpart of "constrained" for axes of fixed aspect
     ax.imshow(canvas, interpolation="nearest")
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
@@ -112,11 +112,11 @@ def mosaic(
     return ax
 
 
-def standardised(values: np.ndarray, standard: Any) -> np.ndarray:
-    """Rows (..., d) in deviations of the columns of ``standard`` (n, d) from their means; as they are where it is None.
+def standardised(values: np.ndarray, standard: ArrayLike | None) -> np.ndarray:
+    """Rows (..., d) in standard deviations from the column means of ``standard`` (n, d); unchanged if it is None.
 
     Raises:
-        ValueError: ``standard`` has another width, or a column that does not vary.
+        ValueError: ``standard`` has the wrong width, or a constant column.
     """
     if standard is None:
         return values
@@ -124,19 +124,19 @@ def standardised(values: np.ndarray, standard: Any) -> np.ndarray:
     return (values - shift) / unit
 
 
-def moments(standard: Any, d: int) -> tuple[np.ndarray, np.ndarray]:
-    """Means and deviations of the columns of ``standard`` (d,), by the entries that are there."""
-    rows = array(getattr(standard, "x", standard))
+def moments(standard: ArrayLike, d: int) -> tuple[np.ndarray, np.ndarray]:
+    """Means and standard deviations of the columns of ``standard`` (d,), over the observed entries."""
+    rows = array(standard)
     if rows.ndim != 2 or rows.shape[1] != d:
-        raise ValueError(f"standard has shape {rows.shape}: pass rows with the {d} columns that are drawn")
+        raise ValueError(f"standard has shape {rows.shape}: pass rows with the {d} columns of the plot")
     unit = np.nanstd(rows, 0)
     if not (unit > 0).all():
-        raise ValueError(f"column {int(np.argmin(unit > 0))} of standard does not vary: leave standard out")
+        raise ValueError(f"column {int(np.argmin(unit > 0))} of standard is constant: omit standard")
     return np.nanmean(rows, 0), unit
 
 
-def column_axis(ax: Axes, d: int, columns: Sequence[str], standard: Any, unit: str) -> None:
-    """Labels of an axis of columns below and of their values at the left."""
+def column_axis(ax: Axes, d: int, columns: Sequence[str], standard: ArrayLike | None, unit: str) -> None:
+    """Labels for columns on the horizontal axis and their values on the vertical one."""
     if columns and d <= MANY:
         turned = sum(map(len, columns)) > 40
         ax.set_xticks(range(d), columns, rotation=30 if turned else 0, ha="right" if turned else "center")
@@ -148,7 +148,7 @@ def column_axis(ax: Axes, d: int, columns: Sequence[str], standard: Any, unit: s
 
 
 def gradient(ax: Axes, lines: np.ndarray, position: np.ndarray, label: str) -> None:
-    """Profiles (s, d), coloured by their position (s,), with the scale beside them."""
+    """Profiles (s, d), coloured by their position (s,), with a colour bar."""
     scale = ScalarMappable(Normalize(position.min(), position.max()), colormaps["cividis"])
     for place, profile in zip(position, lines, strict=True):
         ax.plot(profile, color=scale.to_rgba(place), linewidth=1.2, marker="o", markersize=2)
@@ -161,21 +161,23 @@ def pick(rows: Sequence[int] | None, n: int, usual: int) -> list[int]:
     """The numbers of the rows to draw: the first few by default.
 
     Raises:
-        ValueError: a row that is not there, or none.
+        ValueError: a row does not exist, or there are none.
     """
     chosen = list(range(min(n, usual))) if rows is None else [check_whole(row, "rows", 0) for row in rows]
-    if not chosen or max(chosen) >= n:
-        raise ValueError(f"rows names {f'row {max(chosen)}' if chosen else 'none'}, and there are {n}, counted from 0")
+    if not chosen:
+        raise ValueError("rows is empty: pass the numbers of rows of x, or None for the first ones")
+    if max(chosen) >= n:
+        raise ValueError(f"rows: {max(chosen)} is out of range, as x has {n} rows, counted from 0")
     return chosen
 
 
-def same_shape(x: Tensor, given: Any, name: str) -> np.ndarray:
-    """``given`` as an array of the shape of the rows ``x``.
+def same_shape(x: Tensor, given: ArrayLike, name: str) -> np.ndarray:
+    """``given`` as an array with the shape of the rows ``x``.
 
     Raises:
-        ValueError: it has another.
+        ValueError: it has another shape.
     """
     values = array(given)
     if values.shape != tuple(x.shape):
-        raise ValueError(f"{name} has shape {values.shape}, and x {tuple(x.shape)}: pass those of the same rows")
+        raise ValueError(f"{name} has shape {values.shape}, but x has {tuple(x.shape)}: pass values for the same rows")
     return values

@@ -1,4 +1,4 @@
-"""What the guide says about the rows: maps of factors and of components."""
+"""Posteriors of the rows under the guide: maps of factors and of components."""
 
 import itertools
 from collections.abc import Sequence
@@ -14,14 +14,16 @@ from matplotlib.patheffects import withStroke
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
-from zoo.base.callables import name_of, undecorated, unwrapped
-from zoo.base.checks import check_rows, check_whole
+from zoo.algebra.mixture import KINDS, covariances
+from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
+from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.latent_sites import layout
 from zoo.base.memory import rows_at_once
-from zoo.base.protocols import Conjugate, Pair
+from zoo.base.protocols import Conjugate, GaussianMixture, Pair
 from zoo.data.dataset import Dataset
 from zoo.factors.decoding import closed_posterior, encode, factor_site
 from zoo.factors.generation import guide_draws
+from zoo.plots.images import array
 from zoo.plots.style import GREY, MARKERS, PALETTE, TEXT, classes, colour, groups, legend_above, marker, new_axes
 from zoo.posterior.engine import reader, reading
 
@@ -30,35 +32,35 @@ HATCHES = ("", "////", "....", "xxxx", "----", "oooo", "||||", "++++")
 
 def latent(
     run: Pair,
-    x: Any,
+    x: ArrayLike,
     *,
-    labels: Any = None,
+    labels: Tensor | np.ndarray | Sequence[Any] | None = None,
     label_names: Sequence[str] | None = None,
     factors: tuple[int, int] | int = (0, 1),
     draws: int = 200,
     seed: int = 0,
     ax: Axes | None = None,
 ) -> Axes:
-    """What the guide says about the rows.
+    """The latent variables of the rows under the guide.
 
-    Factors: the posterior mean of every row in the plane of two of them, with a colour and a marker for every label; a
-    single factor as a histogram by label, or against the row number without labels. A mixture (discrete
-    ``component``): the first two columns of the data, coloured by the responsibilities of the components,
-    with their ellipses; the marker shows the label, or the likeliest component where there are none.
+    Factors: the posterior means in the plane of two factors, with a colour and a marker for every label; a single
+    factor as a histogram by label, or without labels against the row number. A mixture (discrete ``component``): the
+    first two columns of the data, coloured by the responsibilities of the components, with their ellipses; the marker
+    shows the label, or without labels the most probable component.
 
     Args:
         run: a trained pair.
-        x: rows (n, d) or a :class:`zoo.data.Dataset`, whose labels are then taken.
-        labels: n labels; None takes the data set's.
-        label_names: what the labels stand for: integer labels count into it from 0.
-        factors: which two, counted from 0, or the number of a single one.
-        draws: for the mean, where the guide has no closed form of it.
-        seed: of these draws.
-        ax: where to draw; None makes a figure.
+        x: rows (n, d) or a :class:`zoo.data.Dataset`, whose labels are then used.
+        labels: n labels; None uses the data set's.
+        label_names: the names of integer labels, which are indices from 0.
+        factors: the numbers of two factors, counted from 0, or of a single one.
+        draws: number of draws for the posterior means, where these have no closed form.
+        seed: seed of these draws.
+        ax: the axes to draw on; None creates a figure.
 
     Raises:
-        ValueError: labels of another length than the rows, a label beyond ``label_names``, a factor out of range, or a
-            model with neither factors nor a discrete ``component`` per row.
+        ValueError: the number of labels differs from that of the rows, a label or a factor
+            is out of range, or the model has neither factors nor a discrete ``component`` per row.
     """
     if isinstance(x, Dataset):
         if labels is None:
@@ -102,18 +104,18 @@ def latent(
     return ax
 
 
-def responsibilities(run: Pair, x: Any, *, draws: int = 200, seed: int = 0, ax: Axes | None = None) -> Axes:
-    """How sure a mixture is of every row: its responsibilities, stacked, the rows sorted by component and by share.
+def responsibilities(run: Pair, x: ArrayLike, *, draws: int = 200, seed: int = 0, ax: Axes | None = None) -> Axes:
+    """The responsibilities of a mixture for every row, stacked, with rows sorted by component and responsibility.
 
-    A sure component is a block with an upright edge; a slope is made of rows that lie between two. Every component has
-    a hatch of its own, and the number of rows that are likeliest its own above its block.
+    A well separated component is a block with a vertical edge; rows between two components form a slope. Every
+    component has its own hatch, and above its block the number of rows for which it is the most probable one.
 
     Args:
         run: a trained pair, of a mixture with a discrete ``component`` per row.
         x: rows (n, d) or a :class:`zoo.data.Dataset`.
-        draws: for the shares, where the guide has no closed form of them.
-        seed: of these draws.
-        ax: where to draw; None makes a figure.
+        draws: number of draws for the responsibilities, where these have no closed form.
+        seed: seed of these draws.
+        ax: the axes to draw on; None creates a figure.
 
     Raises:
         ValueError: the model has no discrete ``component`` per row.
@@ -122,7 +124,7 @@ def responsibilities(run: Pair, x: Any, *, draws: int = 200, seed: int = 0, ax: 
     components = _components(run, data)
     if components is None:
         name = name_of(run.model)
-        raise ValueError(f"{name} has no discrete component per row, and no responsibilities: look at zoo.plots.latent")
+        raise ValueError(f"{name} has no discrete component per row and thus no responsibilities: use zoo.plots.latent")
     shares = _responsibilities(run, data, components, draws, seed)  # (n, k)
     n, k = shares.shape
     own = shares.argmax(1)
@@ -147,39 +149,38 @@ def responsibilities(run: Pair, x: Any, *, draws: int = 200, seed: int = 0, ax: 
 
 
 def _check_factors(factors: tuple[int, int] | int, k: int) -> list[int]:
-    """The numbers of one or two factors; the only one, where the model has no second.
+    """The numbers of one or two factors; by default the only one of a model with one factor.
 
     Raises:
-        ValueError: a factor that the model does not have, or the same one twice.
+        ValueError: the model does not have a factor, or one is given twice.
     """
     if k == 1 and factors == (0, 1):
         return [0]
     chosen = [factors] if isinstance(factors, int) else list(factors)
     for factor in chosen:
         if check_whole(factor, "factors", 0) >= k:
-            raise ValueError(f"factors names factor {factor}, and the model has {k}, counted from 0")
+            raise ValueError(f"factors: {factor} is out of range, as the model has {k} factors, counted from 0")
     if len(chosen) not in (1, 2) or len(set(chosen)) != len(chosen):
-        raise ValueError(f"factors must be two different numbers, or one; got {factors}")
+        raise ValueError(f"factors must be two different numbers or one, got {factors}")
     return chosen
 
 
-def ellipses(model: Any, ax: Axes, dims: tuple[int, int] = (0, 1), sds: Sequence[float] = (1, 2)) -> Axes:
-    """The components of a Gaussian mixture as ellipses of ``sds`` standard deviations in the plane of two
-    columns, with their numbers at the means.
+def ellipses(model: PyroCallable, ax: Axes, *, dims: tuple[int, int] = (0, 1), sds: Sequence[float] = (1, 2)) -> Axes:
+    """The components of a Gaussian mixture as ellipses in the plane of two columns, with their numbers at the means.
 
     Args:
-        model: a :class:`zoo.GMM`, of any of its four covariances.
-        ax: where to draw.
+        model: a :class:`zoo.GMM`, with any of its four kinds of covariance.
+        ax: the axes to draw on.
         dims: the two columns, counted from 0.
-        sds: radii in standard deviations (the inner ones are drawn stronger).
+        sds: radii in standard deviations; the inner ellipses are drawn with thicker lines.
 
     Raises:
-        ValueError: the model is no Gaussian mixture, or a column it does not have.
+        ValueError: the model is not a Gaussian mixture, or does not have a column.
     """
     mean, covariance = _moments(model)  # (k, d), (k, d, d)
     for dim in dims:
         if not 0 <= dim < mean.shape[1]:
-            raise ValueError(f"dims={tuple(dims)}: the model has {mean.shape[1]} columns, counted from 0")
+            raise ValueError(f"dims={tuple(dims)}, but the model has {mean.shape[1]} columns, counted from 0")
     pick = np.ix_(range(len(mean)), dims, dims)
     for j, (centre, block) in enumerate(zip(mean[:, list(dims)], covariance[pick], strict=True)):
         values, vectors = np.linalg.eigh(block)
@@ -220,7 +221,7 @@ def _responsibilities(run: Pair, x: Tensor, components: int, draws: int, seed: i
         model = undecorated(run.model)
         if not isinstance(q, Categorical) and isinstance(model, Conjugate):
             drawn = source.draw((x,), 1, points=True).values
-            q = model.posterior(x) if "component" not in drawn else q  # summed out of the guide
+            q = model.posterior(x) if "component" not in drawn else q  # the guide leaves it out
         if isinstance(q, Categorical):
             return q.probs.cpu().numpy()
         held: dict[str, Tensor] = {}
@@ -232,22 +233,16 @@ def _responsibilities(run: Pair, x: Tensor, components: int, draws: int, seed: i
 
 
 @torch.no_grad()
-def _moments(model: Any) -> tuple[np.ndarray, np.ndarray]:
+def _moments(model: PyroCallable) -> tuple[np.ndarray, np.ndarray]:
     """Means (k, d) and covariances (k, d, d) of a Gaussian mixture."""
-    if getattr(model, "covariance", None) not in ("full", "tied", "diag", "spherical"):
-        name = type(model).__name__
-        raise ValueError(f"{name} is no Gaussian mixture with mean, scale and covariance: pass a zoo.GMM")
-    mean, scale = model.mean.double(), model.scale.double()
-    k, d = mean.shape
-    if model.covariance in ("full", "tied"):
-        covariance = scale @ scale.mT
-    else:
-        covariance = torch.diag_embed(scale.square().reshape(k, -1).expand(k, d))
-    return mean.cpu().numpy(), covariance.expand(k, d, d).cpu().numpy()
+    if not isinstance(model, GaussianMixture) or model.covariance not in KINDS:
+        name = name_of(model)
+        raise ValueError(f"{name} is not a Gaussian mixture with mean, scale and covariance: pass a zoo.GMM")
+    return array(model.mean), array(covariances(model.scale.double(), model.covariance, *model.mean.shape))
 
 
 def _mixture(
-    model: Any,
+    model: PyroCallable,
     x: Tensor,
     shares: np.ndarray,
     marks: np.ndarray | None,
@@ -255,6 +250,7 @@ def _mixture(
     columns: Sequence[str],
     ax: Axes,
 ) -> Axes:
+    """Rows in the plane of the first two columns, coloured by their responsibilities ``shares`` (n, k)."""
     points = x.detach().cpu().numpy()
     palette = np.array([to_rgb(colour(j)) for j in range(shares.shape[1])])
     colours = np.clip(shares @ palette, 0, 1)
@@ -264,7 +260,7 @@ def _mixture(
     size = 10 if len(points) < 2000 else 4
     k = shares.shape[1]
     parts = groups(marks, names, len(points))
-    if marks is None:  # the marker is free to say what the colour says
+    if marks is None:  # the marker repeats the information of the colour
         parts = groups(shares.argmax(1), [str(j) for j in range(k)], len(points))
     for i, chosen in parts:
         style: dict[str, Any] = {"s": size, "marker": MARKERS[i % len(MARKERS)], "linewidths": 0.0, "alpha": 0.75}
@@ -283,7 +279,7 @@ def _mixture(
         ax.set_xlabel("row", fontsize=TEXT)
         ax.set_ylabel(titles[0], fontsize=TEXT)
     else:
-        if hasattr(model, "covariance"):
+        if isinstance(model, GaussianMixture):
             ellipses(model, ax)
         ax.set_xlabel(titles[0], fontsize=TEXT)
         ax.set_ylabel(titles[1], fontsize=TEXT)

@@ -1,4 +1,4 @@
-"""Linear factors: what each of them explains, and the loadings of the columns with their intervals."""
+"""Linear factors: the variance that each explains, and loadings of the columns with their intervals."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,48 +10,49 @@ from matplotlib.axes import Axes
 from zoo.algebra.linear_gaussian import Moments
 from zoo.alignment.bootstrap import Loadings
 from zoo.alignment.canonical import canonical_transform, to_canonical
-from zoo.base.callables import undecorated
-from zoo.base.checks import check_rows, check_whole
+from zoo.alignment.symmetry import model_of
+from zoo.base.callables import PyroCallable
+from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.infer.run import Fit
 from zoo.plots.images import array
 from zoo.plots.style import GREY, PALETTE, SIZE, TEXT, colour, legend_above, marker, new_axes
 
 
-def scree(run: Any, x: Any, *, most: int | None = None, ax: Axes | None = None) -> Axes:
-    r"""The eigenvalues of the rows' covariance, and what the factors of a linear-Gaussian model take of them.
+def scree(run: PyroCallable | Fit, x: ArrayLike, *, most: int | None = None, ax: Axes | None = None) -> Axes:
+    r"""The eigenvalues of the sample covariance, and the variances that a linear-Gaussian model has along its factors.
 
-    Rows and factors are taken in units of the noise, :math:`\Psi^{-1/2} x`, where noise has variance 1 in every
-    direction (the dashed line), and the factors in their principal gauge: a bar goes from the noise up to the variance
-    of the model along that factor, :math:`1 + (W^T \Psi^{-1} W)_{jj}`. At the maximum of the likelihood the bars end
-    at the eigenvalues of :math:`\Psi^{-1/2} S \Psi^{-1/2}`, the points; eigenvalues far above the line beyond the last
-    bar call for more factors. Where all columns share one noise variance (PPCA), everything is multiplied by it: these
-    are the eigenvalues of S itself.
+    Rows and factors are in units of the noise, :math:`\Psi^{-1/2} x`, where the noise has variance 1 in every direction
+    (dashed line), and factors are in their principal rotation: a bar extends from the noise to the model's variance
+    along the factor, :math:`1 + (W^T \Psi^{-1} W)_{jj}`. At the maximum of the likelihood the bars end at the
+    eigenvalues of :math:`\Psi^{-1/2} S \Psi^{-1/2}`, drawn as points; eigenvalues beyond the last bar that are far
+    above the line indicate more factors. Where all columns share one noise variance (PPCA), everything is multiplied by
+    it: the points are then the eigenvalues of S.
 
-    The percentage above a bar is the factor's share of the columns' variance under the model: of their sum where they
-    share one noise variance, and of every column's own, on average, where they do not.
+    The percentage above a bar is the factor's share of the columns' variance under the model: of the total variance
+    where the columns share one noise variance, else of each column's own variance, averaged over the columns.
 
     Args:
         run: a linear-Gaussian model (PPCA, FactorAnalysis), or a :class:`zoo.Fit` of one.
         x: rows (n, d) without missing entries.
-        most: eigenvalues to draw; None takes three times the factors, and 10 at least.
-        ax: where to draw; None makes a figure.
+        most: largest number of eigenvalues; None draws three times the number of factors, and at least 10.
+        ax: the axes to draw on; None creates a figure.
 
     Raises:
         TypeError: the model is not linear-Gaussian.
-        ValueError: missing entries, which leave no covariance of the rows, or an unusable ``most``.
+        ValueError: entries are missing, so that there is no sample covariance, or ``most`` is out of range.
     """
-    model: Any = undecorated(run.model) if isinstance(run, Fit) else run
+    model = model_of(run)
     if canonical_transform(model).rotation is None:
-        raise TypeError(f"{type(model).__name__} has components, not factors: look at zoo.plots.latent")
-    x = check_rows(x, model, least=2)
-    if bool(x.isnan().any()):
-        raise ValueError("x has missing entries (NaN), and the covariance of its rows is not known: pass complete rows")
+        raise TypeError(f"{type(model).__name__} has components, not factors: use zoo.plots.latent")
+    data = check_rows(x, model, least=2)
+    if bool(data.isnan().any()):
+        raise ValueError("x has missing entries (NaN), so its sample covariance is unknown: pass complete rows")
     model = to_canonical(model)
     with torch.no_grad():
         weight, noise = array(model.weight), array(model.noise)
     shared = bool(np.ptp(noise) <= 1e-9 * noise.max())
     root = np.sqrt(noise)
-    sample = np.linalg.eigvalsh(array(Moments.of(x).covariance) / np.outer(root, root))[::-1]
+    sample = np.linalg.eigvalsh(array(Moments.of(data).covariance) / np.outer(root, root))[::-1]
     signal = ((weight / root[:, None]) ** 2).sum(0)
     unit = float(noise.mean()) if shared else 1.0
     total = noise + (weight**2).sum(1)
@@ -72,7 +73,7 @@ def scree(run: Any, x: Any, *, most: int | None = None, ax: Axes | None = None) 
     step = max(1, -(-shown // 12))
     ax.set_xticks(range(0, shown, step))
     ax.set_ylim(0, 1.12 * unit * max(1 + signal.max(), sample[0]))
-    ax.set_xlabel("factor, principal gauge", fontsize=TEXT)
+    ax.set_xlabel("factor, principal rotation", fontsize=TEXT)
     ax.set_ylabel("variance" if shared else "variance in units of the noise", fontsize=TEXT)
     legend_above(ax)
     return ax
@@ -81,16 +82,16 @@ def scree(run: Any, x: Any, *, most: int | None = None, ax: Axes | None = None) 
 def loadings(found: Loadings, *, factors: Sequence[int] | None = None, ax: Axes | None = None) -> Axes:
     """The loadings of every column on every factor, with their bootstrap intervals.
 
-    An open mark has an interval that holds 0. What the intervals mean, and in which coordinates, is said by
-    :func:`zoo.alignment.bootstrap_loadings`: repeated sampling of rows, not a posterior.
+    An open marker means that the interval contains 0. The intervals describe repeated sampling of rows, not a
+    posterior: see :func:`zoo.alignment.bootstrap_loadings`, also for their coordinates.
 
     Args:
         found: from :func:`zoo.alignment.bootstrap_loadings`.
-        factors: their numbers, counted from 0; None takes all.
-        ax: where to draw; None makes a figure as high as the columns need.
+        factors: the numbers of the factors, counted from 0; None draws all.
+        ax: the axes to draw on; None creates a figure whose height depends on the number of columns.
 
     Raises:
-        ValueError: a factor that the model does not have, or none.
+        ValueError: the model does not have a factor, or there are none.
     """
     d, k = found.estimate.shape
     chosen = list(range(k)) if factors is None else [check_whole(factor, "factors", 0) for factor in factors]
@@ -109,7 +110,7 @@ def loadings(found: Loadings, *, factors: Sequence[int] | None = None, ax: Axes 
             ax.plot(estimate[own, j], place[own], linestyle="", zorder=3, **style)
         ax.plot([], [], label=f"factor {j}", linestyle="-", marker=marker(j), markersize=4, color=colour(j))
     if not sure[:, chosen].all():
-        ax.plot([], [], "o", markersize=4, color=GREY, markerfacecolor="white", label="0 within")
+        ax.plot([], [], "o", markersize=4, color=GREY, markerfacecolor="white", label="0 inside")
     ax.axvline(0.0, color="black", linewidth=0.8, zorder=0)
     for edge in np.arange(d - 1) + 0.5:
         ax.axhline(edge, color=GREY, linewidth=0.3, alpha=0.5, zorder=0)

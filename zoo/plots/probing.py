@@ -1,4 +1,4 @@
-"""How many labels suffice."""
+"""Few-label classification: accuracy by the number of labels."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ from zoo.plots.style import GREY, TEXT, colour, legend_above, marker, new_axes
 
 
 def probe(result: Probe, *, ax: Axes | None = None) -> Axes:
-    """Accuracy on held-out rows by the number of labelled rows, on the factors and on the rows themselves.
+    """Accuracy on held-out rows against the number of labelled rows, on the factors and on the rows themselves.
 
     Bars are one standard error over the repeats; the dotted line is the share of the most common label.
 
     Args:
         result: from :func:`zoo.factors.probe`.
-        ax: where to draw; None makes a figure.
+        ax: the axes to draw on; None creates a figure.
     """
     ax = new_axes(ax)
     table = result.frame()

@@ -1,4 +1,4 @@
-"""How good q is: gap and k-hat row by row, ranks of simulated truths, and coverage."""
+"""The quality of q: gap and k-hat per row, ranks of simulated truths, and coverage."""
 
 from typing import Any
 
@@ -14,39 +14,39 @@ from zoo.plots.style import GREY, PALETTE, TEXT, colour, legend_above, marker, n
 from zoo.posterior.evaluation import Evaluation
 
 LIMITS = ((0.5, "0.5: finite variance"), (0.7, "0.7: reliable"))  # of k-hat
-SHOWN = 7  # units with a colour and a name of their own
+SHOWN = 7  # largest number of units with their own colour and name
 
 
 def row_gaps(found: Evaluation, *, ax: Axes | None = None) -> Axes:
-    """The gap of every row, from the widest to the narrowest, with two standard errors where it is estimated.
+    """The gap of every row in decreasing order, with two standard errors where it is estimated.
 
-    Rows with k-hat above 0.7 are marked: where log p(x) is estimated, the gap there is larger than it looks. The
-    numbers of the widest three stand beside them. (:func:`zoo.plots.gap` compares the gaps of several guides.)
+    Rows with k-hat above 0.7 are marked: where log p(x) is estimated, their gaps are underestimated. The numbers of the
+    three rows with the largest gaps are annotated. (:func:`zoo.plots.gap` compares the gaps of several guides.)
 
-    Gaps at the level of rounding are drawn as 0: those of less than 1e-9 (in float32 1e-6) of the largest log p(x) in
-    size, or of a nat where that is more. Where all are, the axis goes to 1 nat.
+    Gaps at the level of rounding errors are drawn as 0: those below 1e-9 (in float32 1e-6) times the largest absolute
+    log p(x), or times a nat if that is more. If all are, the axis extends to 1 nat.
 
-    Where rows share sites theta, the gap is that of a row given theta, averaged over q(theta); the legend tells the gap
-    of all rows together, that of theta included.
+    With shared sites theta, the gap is that of a row given theta, averaged over q(theta); the legend gives the gap of
+    all rows together, including that of theta.
 
     Args:
         found: from :func:`zoo.evaluate`.
-        ax: where to draw; None makes a figure.
+        ax: the axes to draw on; None creates a figure.
 
     Raises:
-        ValueError: a gap that is not finite, the message names the row; or rows without a gap of their own, as they
-            have no latent site of their own or the guide draws them all together.
+        ValueError: a gap is not finite (the message names the row), or there are no gaps per row, as there is no local
+            site or the guide draws all rows jointly.
     """
     shared = found.shared
     if shared is not None and bool(found.khat.isnan().all()):
         raise ValueError(
-            "the rows have no gap of their own: they have no latent site of their own, or the guide draws all of them "
-            f"together; the gap of all rows together, found.shared.gap, is {shared.gap:.3g} nats"
+            "there are no gaps per row: the model has no local site, or the guide draws all rows jointly; the gap of "
+            f"all rows together, found.shared.gap, is {shared.gap:.3g} nats"
         )
     gap, error, khat = _numbers(found.log_marginal - found.elbo), _numbers(found.gap_se), _numbers(found.khat)
     if not np.isfinite(gap).all():
         row = int(np.flatnonzero(~np.isfinite(gap))[0])
-        raise ValueError(f"the gap of row {row} is {gap[row]}: leave such rows out")
+        raise ValueError(f"the gap of row {row} is {gap[row]}: omit such rows")
     resolution = max(1e-9, 8 * torch.finfo(found.elbo.dtype).eps) * max(1.0, np.abs(_numbers(found.log_marginal)).max())
     gap = np.where(np.abs(gap) < resolution, 0.0, gap)
     ax = new_axes(ax)
@@ -69,7 +69,7 @@ def row_gaps(found: Evaluation, *, ax: Axes | None = None) -> Axes:
                 label=label,
                 zorder=3,
             )
-    if np.ptp(gap) > 1e-3 * np.abs(gap).max(initial=0.0):  # else none is wider than the others
+    if np.ptp(gap) > 1e-3 * np.abs(gap).max(initial=0.0):  # otherwise all are equal up to rounding
         widest = ", ".join(map(str, order[:3]))
         style: dict[str, Any] = {"textcoords": "offset points", "fontsize": TEXT - 2, "va": "center"}
         ax.annotate(f"row{'s' * (len(gap) > 1)} {widest}", (place[0], gap[order[0]]), (5, 0), **style)
@@ -77,8 +77,8 @@ def row_gaps(found: Evaluation, *, ax: Axes | None = None) -> Axes:
     ax.axhline(0.0, color=GREY, linewidth=0.7, zorder=0)
     if not gap.any():
         ax.set_ylim(-0.1, 1.0)
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")  # an offset would stand where the legend is
-    ax.set_xlabel("rows, widest gap first", fontsize=TEXT)
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")  # an offset would overlap the legend
+    ax.set_xlabel("rows, largest gap first", fontsize=TEXT)
     how = "" if found.estimator == "exact" else f"\n(log p(x) by {found.estimator})"
     if shared is not None:
         how = f"\n(given {', '.join(shared.sites) or 'the guide'})"
@@ -97,13 +97,13 @@ def _total_error(found: Evaluation) -> float:
 def khat(found: Evaluation | ImportanceMoments, *, ax: Axes | None = None) -> Axes:
     r"""The Pareto shape k-hat of every row, with the thresholds 0.5 and 0.7.
 
-    Rows whose weights are all equal, or bounded, have k-hat :math:`-\infty`; they stand at the bottom. The limit of
-    :func:`zoo.importance_moments` is drawn too where few draws lower it. Where rows share sites, the line of dots and
-    dashes is the k-hat of these, and the rows' are given them; rows without weights of their own have no mark.
+    Rows whose weights are all equal, or bounded, have k-hat :math:`-\infty` and are drawn at the bottom. The limit of
+    :func:`zoo.importance_moments` is drawn as well if few draws lower it. With shared sites, the dash-dotted line is
+    the k-hat of these, and the k-hats of rows are given them; rows without weights have no marker.
 
     Args:
         found: from :func:`zoo.evaluate` or :func:`zoo.importance_moments`.
-        ax: where to draw; None makes a figure.
+        ax: the axes to draw on; None creates a figure.
     """
     values = _numbers(found.khat)
     shared = found.shared if isinstance(found, Evaluation) else None
@@ -115,7 +115,7 @@ def khat(found: Evaluation | ImportanceMoments, *, ax: Axes | None = None) -> Ax
     floor = low - 0.12 * (high - low)
     limits = [*LIMITS]
     if isinstance(found, ImportanceMoments) and found.limit < 0.7:
-        lower = [(at, name) for at, name in LIMITS if at < found.limit - 0.01]  # two lines in one place say less
+        lower = [(at, name) for at, name in LIMITS if at < found.limit - 0.01]  # two lines would overlap
         limits = [*lower, (found.limit, f"{found.limit:.2f}: the most for {found.draws} draws")]
     limit = limits[-1][0]
     row = np.arange(len(values))
@@ -148,16 +148,16 @@ def khat(found: Evaluation | ImportanceMoments, *, ax: Axes | None = None) -> Ax
 
 
 def ranks(found: Calibration, *, level: float = 0.95, ax: Axes | None = None) -> Axes:
-    """Where simulated truths lie in q: the ECDF of u less that of uniform numbers, unit by unit.
+    """The ranks of simulated truths in q: the ECDF of u minus that of uniform numbers, for every unit.
 
-    A calibrated q stays within the band, which holds a whole curve with probability ``level``. A curve that rises, then
-    falls below and ends at 0 is that of a q too narrow, its mirror image one too wide; one on one side is a bias. The
-    likelihood's curve is dashed.
+    The curve of a calibrated q stays inside the band with probability ``level``. A curve that rises above 0 and then
+    falls below it means that q is too narrow, its mirror image that q is too wide, and a curve on one side of 0 a bias.
+    The likelihood's curve is dashed.
 
     Args:
         found: from :func:`zoo.sbc`.
-        level: of the band, for one curve.
-        ax: where to draw; None makes a figure.
+        level: the probability that the band contains a whole curve.
+        ax: the axes to draw on; None creates a figure.
 
     Raises:
         ValueError: ``level`` is not in (0, 1).
@@ -186,23 +186,23 @@ def ranks(found: Calibration, *, level: float = 0.95, ax: Axes | None = None) ->
     ax.axhline(0.0, color=GREY, linewidth=0.7, zorder=0)
     ax.set_xlim(0, 1)
     ax.set_xlabel("u = Q(truth)", fontsize=TEXT)
-    ax.set_ylabel("ECDF less uniform", fontsize=TEXT)
+    ax.set_ylabel("ECDF minus uniform", fontsize=TEXT)
     legend_above(ax)
     return ax
 
 
 def coverage(found: Calibration, *, ax: Axes | None = None) -> Axes:
-    """How often central intervals of q hold the truth, less what they promise, with two standard errors.
+    """The coverage of central intervals of q minus their nominal level, with two standard errors.
 
     Args:
         found: from :func:`zoo.sbc`.
-        ax: where to draw; None makes a figure.
+        ax: the axes to draw on; None creates a figure.
 
     Raises:
-        ValueError: of a discrete site, which has no intervals.
+        ValueError: the site is discrete and has no intervals.
     """
     if found.coverage is None or found.coverage_se is None:
-        raise ValueError(f"{found.units[0]} is discrete and has no intervals: look at zoo.plots.ranks")
+        raise ValueError(f"{found.units[0]} is discrete and has no intervals: use zoo.plots.ranks")
     ax = new_axes(ax)
     held, error = _numbers(found.coverage), _numbers(found.coverage_se)  # (levels, k)
     promised = np.array(found.levels)
@@ -222,13 +222,14 @@ def coverage(found: Calibration, *, ax: Axes | None = None) -> Axes:
             color=colour(j) if own else PALETTE[0],
             label=label,
         )
-    ax.axhline(0.0, color="black", linewidth=0.9, linestyle="--", label="as promised")
+    ax.axhline(0.0, color="black", linewidth=0.9, linestyle="--", label="nominal")
     ax.set_xticks(places, [f"{100 * level:g}%" for level in found.levels])
     ax.set_xlabel("central interval of q", fontsize=TEXT)
-    ax.set_ylabel("truths held less promised,\npercentage points", fontsize=TEXT)
+    ax.set_ylabel("coverage minus nominal level,\npercentage points", fontsize=TEXT)
     legend_above(ax)
     return ax
 
 
 def _numbers(values: Tensor) -> np.ndarray:
+    """A tensor as a float64 array."""
     return values.detach().cpu().double().numpy()

@@ -1,4 +1,4 @@
-"""Which model: the number of factors, what every factor explains, and whether the model reproduces the data."""
+"""Model selection and model checks: sizes, bounds, relevance of the factors, and predictive checks."""
 
 from typing import Any, Literal
 
@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.transforms import blended_transform_factory
 
+from zoo.base.checks import check_whole
 from zoo.diagnostics.model.predictive import PredictiveCheck
 from zoo.diagnostics.model.selection import Selection
 from zoo.plots.images import array
@@ -13,23 +14,24 @@ from zoo.plots.style import GREY, PALETTE, SIZE, TEXT, colour, legend_above, mar
 from zoo.posterior.evidence import Bounds
 from zoo.posterior.rates import RateDistortion
 
-MANY = 12  # ticks that fit under an axis
+MANY = 12  # largest number of ticks under an axis
 SHORT = {"standard deviation": "sd", "correlation": "corr.", "excess kurtosis": "kurtosis"}
-LONGEST = 30  # letters beside an axis
+LONGEST = 30  # largest number of letters beside an axis
 
 
 def selection(found: Selection, *, ax: Axes | None = None) -> Axes:
-    r"""How good every size of a selection is, in nats per row on one axis: more is better.
+    r"""The measures of every size in a selection, in nats per row on one axis; higher is better.
 
-    Held-out log p(x), and the criteria on its scale, -AIC / 2n and -BIC / 2n: a fit's log-likelihood per row less its
-    penalty. The value that each measure chooses has a ring. Bars are two standard errors of the difference to the best
-    value, over the same rows, so that the best has none: a value whose bar reaches the best is hardly worse. (The
-    standard error of a mean by itself is mostly the spread of the rows, which all values have in common.)
+    These are held-out log p(x), and the criteria on its scale, -AIC / 2n and -BIC / 2n: a fit's log-likelihood per row
+    minus its penalty. A ring marks the size that each measure selects. Bars are two standard errors of the difference
+    to
+    the best size over the same rows, so the best has none: a size whose bar reaches the best is hardly worse. (The
+    standard error of a mean is mostly due to the variation between rows, which is common to all sizes.)
 
     Args:
-        found: from :func:`zoo.select_size`. A value that failed, or failed on held-out rows alone, is marked at
-            the bottom.
-        ax: where to draw; None makes a figure.
+        found: from :func:`zoo.select_size`. Sizes that failed, or failed on held-out rows only, are marked at the
+            bottom.
+        ax: the axes to draw on; None creates a figure.
     """
     ax = new_axes(ax)
     names = {"held_out": "held out", "aic": "AIC", "bic": "BIC"}
@@ -67,7 +69,7 @@ def selection(found: Selection, *, ax: Axes | None = None) -> Axes:
     margin = 0.05 * max(float(values[-1] - values[0]), 1.0)
     ax.set_xlim(values[0] - margin, values[-1] + margin)
     ax.set_xlabel("number of factors or components", fontsize=TEXT)
-    ax.set_ylabel("nats per row, more is better", fontsize=TEXT)
+    ax.set_ylabel("nats per row, higher is better", fontsize=TEXT)
     ax.margins(y=0.12)
     _plain(ax)
     legend_above(ax)
@@ -75,15 +77,15 @@ def selection(found: Selection, *, ax: Axes | None = None) -> Axes:
 
 
 def bounds(found: Bounds, *, ax: Axes | None = None) -> Axes:
-    """Bounds on log p(x), means over the rows with two standard errors of the draws; totals where rows share sites.
+    """Bounds on log p(x): means over the rows, or totals with shared sites, with two standard errors of the draws.
 
-    All lie below log p(x) in expectation, so the highest one says most; what still rises with the number of draws has
-    not come to its limit. Where log p(x) is known it is the dashed line. The number above a rung is its distance from
-    there, and from the highest rung where it is not known.
+    All are below log p(x) in expectation, so the highest is the tightest; a bound that still rises with the number of
+    draws has not reached its limit. The dashed line is log p(x), if known. The number above a bound is its difference
+    from log p(x), or from the highest bound if log p(x) is unknown.
 
     Args:
         found: from :func:`zoo.log_evidence_bounds`.
-        ax: where to draw; None makes a figure.
+        ax: the axes to draw on; None creates a figure.
     """
     ax = new_axes(ax)
     rungs = [rung for rung in found.rungs if rung.name != "exact"]
@@ -126,28 +128,27 @@ def bounds(found: Bounds, *, ax: Axes | None = None) -> Axes:
 
 
 def relevance(found: RateDistortion, *, by: Literal["variance", "kl"] = "variance", ax: Axes | None = None) -> Axes:
-    r"""Which units of z the model uses, the most used first.
+    r"""The relevance of the units of z, in decreasing order.
 
-    By ``"variance"``: how much a unit's posterior mean varies from row to row, :math:`\mathrm{Var}_x E_q[z_j \mid x]`,
-    on a logarithmic axis. Bars stand on the threshold of :func:`zoo.posterior.rate_distortion`: those that go up are
-    active, those that go down (hatched) have collapsed. One down to the axis without end, marked by a triangle, has
-    none at all.
+    By ``"variance"``: the variance of a unit's posterior mean over the rows, :math:`\mathrm{Var}_x E_q[z_j \mid x]`, on
+    a logarithmic axis. Bars start at the threshold of :func:`zoo.posterior.rate_distortion`: upward bars are active
+    units, downward (hatched) bars collapsed ones. A bar that reaches the axis, marked by a triangle, means 0.
 
-    By ``"kl"``: the nats per row that a unit costs in the bound, :math:`\mathrm{KL}(q(z_j \mid x) \| p(z_j))`;
+    By ``"kl"``: the KL term of a unit in the bound in nats per row, :math:`\mathrm{KL}(q(z_j \mid x) \| p(z_j))`;
     collapsed units are hatched.
 
     Args:
         found: from :func:`zoo.posterior.rate_distortion`.
         by: the measure.
-        ax: where to draw; None makes a figure.
+        ax: the axes to draw on; None creates a figure.
 
     Raises:
-        ValueError: ``by`` of another name, or units without a KL of their own.
+        ValueError: ``by`` is unknown, or the units have no separate KL.
     """
     if by not in ("variance", "kl"):
         raise ValueError(f"by must be one of variance, kl; got {by!r}")
     if by == "kl" and found.unit_kl is None:
-        raise ValueError("the units of this guide have no density of their own each, so no KL: take by='variance'")
+        raise ValueError("this guide has no density per unit and thus no KL per unit: use by='variance'")
     measured = found.variance if found.unit_kl is None or by == "variance" else found.unit_kl
     values, active = array(measured), array(found.active) > 0
     order = np.argsort(-values, kind="stable")
@@ -184,23 +185,22 @@ def relevance(found: RateDistortion, *, by: Literal["variance", "kl"] = "varianc
 
 
 def predictive(found: PredictiveCheck, *, most: int = 16, ax: Axes | None = None) -> Axes:
-    """Statistics of the rows among those of replicated tables, the farthest first.
+    """Statistics of the data relative to those of replicated data, in order of decreasing distance.
 
-    Everything is in standard deviations of the replicates from their mean: the bar holds the central part of them, the
-    mark is what the rows have. One outside its bar is a triangle, one inside a circle. Statistics outside come first,
-    and the axis is linear up to 3 and logarithmic beyond where some are very far. A distance without end (all
-    replicates have one value) is an arrow at the edge.
+    Values are in standard deviations of the replicates from their mean: the bar is the central interval of the
+    replicates, the marker the value in the data, a triangle outside the bar and a circle inside. Statistics outside
+    come first. Where some are very far away, the axis is linear up to 3 and logarithmic beyond. An infinite distance
+    (all replicates are equal) is an arrow at the edge.
 
     Args:
         found: from :func:`zoo.predictive_check`.
-        most: statistics to draw; the legend says how many there are.
-        ax: where to draw; None makes a figure as high as they need.
+        most: largest number of statistics to draw; the legend counts all.
+        ax: the axes to draw on; None creates a figure whose height depends on the number of statistics.
 
     Raises:
-        ValueError: ``most`` is no whole number of at least 1.
+        ValueError: ``most`` is not a whole number of at least 1.
     """
-    if not isinstance(most, int) or most < 1:
-        raise ValueError(f"most must be a whole number of at least 1, got {most!r}")
+    check_whole(most, "most")
     observed, replicates = array(found.observed), array(found.replicates)
     low, high = array(found.interval)
     mean, deviation = np.nanmean(replicates, 0), np.nanstd(replicates, 0, ddof=1)
@@ -250,26 +250,26 @@ def predictive(found: PredictiveCheck, *, most: int = 16, ax: Axes | None = None
 
 
 def marginals(found: PredictiveCheck, column: int | str = 0, *, ax: Axes | None = None) -> Axes:
-    """The quantiles of a column beside those of replicated tables: on the diagonal where the model gives the column.
+    """The quantiles of a column against those of replicated data: on the diagonal where the model fits the column.
 
-    The band holds the central part of the replicates' quantiles, point by point, so that a right model leaves a few
-    quantiles of many columns outside it; these are triangles. Quantiles of a column go together: a departure shows as a
-    stretch of them, not as a single one.
+    The band is the pointwise central interval of the replicates' quantiles, so that even under a correct model a few
+    quantiles of many columns lie outside; these are triangles. The quantiles of a column are correlated: misfit shows
+    as a range of them outside the band, not as a single one.
 
     Args:
         found: from :func:`zoo.predictive_check`.
-        column: its number from 0, or its name.
-        ax: where to draw; None makes a figure.
+        column: the number of the column from 0, or its name.
+        ax: the axes to draw on; None creates a figure.
 
     Raises:
         ValueError: there is no such column.
     """
     if isinstance(column, str):
         if column not in found.columns:
-            raise ValueError(f"there is no column {column!r}: there are {', '.join(found.columns[:20])}")
+            raise ValueError(f"there is no column {column!r}, only {', '.join(found.columns[:20])}")
         column = found.columns.index(column)
     if not 0 <= column < len(found.columns):
-        raise ValueError(f"column={column}: the rows have {len(found.columns)} columns, counted from 0")
+        raise ValueError(f"column={column}, but the rows have {len(found.columns)} columns, counted from 0")
     own = array(found.marginal)[:, column]
     low, high = array(found.band)[:, :, column]
     middle = (low + high) / 2
@@ -292,18 +292,18 @@ def marginals(found: PredictiveCheck, column: int | str = 0, *, ax: Axes | None 
 
 
 def _short(statistic: str, where: str) -> str:
-    """Statistic and columns in the room beside an axis."""
+    """Statistic and columns, shortened to fit beside an axis."""
     text = f"{SHORT.get(statistic, statistic.removeprefix('quantile '))} {where}".strip()
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1].rstrip()}…"
 
 
 def _unit_ticks(ax: Axes, order: np.ndarray) -> None:
-    """The numbers of units that have been sorted, no more than fit."""
+    """The numbers of sorted units, as many as fit."""
     thin = max(1, -(-len(order) // (2 * MANY)))
     ax.set_xticks(np.arange(len(order))[::thin], [str(unit) for unit in order[::thin]])
     ax.tick_params(axis="x", labelsize=TEXT - (1 if len(order) <= MANY else 2))
 
 
 def _plain(ax: Axes) -> None:
-    """Whole numbers at the ticks, with no offset in the corner where the legend is."""
+    """Plain numbers at the ticks, without an offset, which would overlap the legend."""
     ax.ticklabel_format(axis="y", style="plain", useOffset=False)

@@ -1,4 +1,4 @@
-"""What the figures share: size, colours, labels and legends."""
+"""Common style of the figures: size, colours, labels and legends."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zoo.base.atomic import new_file
 
-# Okabe and Ito (2008), Color Universal Design; the yellow last, it is faint on white
+# Okabe and Ito (2008), Color Universal Design; yellow last, as it is faint on white
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 GREY = "#888888"
@@ -22,27 +22,26 @@ TEXT = 8  # points
 
 
 def save(figure: Axes | Figure, path: str | Path, *, dpi: int = 200) -> Path:
-    """Write a figure, or the one that an axes belongs to; the suffix of ``path`` names the format (png, pdf,
-    svg).
+    """Writes a figure, or the figure of an axes, in the format of the suffix of ``path`` (.png, .pdf, .svg).
 
     Returns:
-        the path. Folders on the way are made.
+        the path. Missing folders are created.
 
     Raises:
-        ValueError: the suffix names no format that matplotlib writes.
+        ValueError: matplotlib cannot write files with this suffix.
     """
     whole = figure.get_figure(root=True) if isinstance(figure, Axes) else figure
     path = Path(path)
     known = whole.canvas.get_supported_filetypes() if whole is not None else {}
     if whole is None or path.suffix.removeprefix(".") not in known:
-        raise ValueError(f"'{path.name}' ends in no known format: take one of .png, .pdf, .svg")
+        raise ValueError(f"'{path.name}' has no known suffix: use .png, .pdf or .svg")
     with new_file(path, replace=True) as partial:
         whole.savefig(partial, dpi=dpi)
     return path
 
 
 def new_axes(ax: Axes | None, size: tuple[float, float] = SIZE) -> Axes:
-    """``ax``, or the axes of a new figure that pyplot knows nothing of."""
+    """``ax``, or the axes of a new figure, created without pyplot."""
     if ax is not None:
         return ax
     figure = Figure(figsize=size, layout="constrained")
@@ -54,11 +53,12 @@ def new_axes(ax: Axes | None, size: tuple[float, float] = SIZE) -> Axes:
 
 
 def legend(ax: Axes) -> None:
+    """A legend in the lower right corner."""
     ax.legend(fontsize=TEXT - 1, frameon=False, loc="lower right", handlelength=1.6)
 
 
 def legend_above(ax: Axes, handles: Sequence[Line2D] | None = None, *, lift: float = 0.0) -> None:
-    """A legend above the axes, where it covers no points; ``lift``, in heights of the axes, leaves room below it."""
+    """A legend above the axes, where it covers no points; ``lift``, in axes heights, is the room left below it."""
     found = ax.get_legend_handles_labels()
     if handles is not None:
         found = list(handles), [str(handle.get_label()) for handle in handles]
@@ -81,33 +81,36 @@ def legend_above(ax: Axes, handles: Sequence[Line2D] | None = None, *, lift: flo
 
 
 def colour(number: int) -> str:
+    """The colour of a group; colours repeat after the end of the palette."""
     return PALETTE[number % len(PALETTE)]
 
 
 def marker(number: int) -> str:
-    """A marker of its own beside every colour, another one once the colours repeat."""
+    """The marker of a group: one per colour, and another one when the colours repeat."""
     return MARKERS[(number + number // len(PALETTE)) % len(MARKERS)]
 
 
-def classes(labels: Any, names: Sequence[str] | None, n: int) -> tuple[np.ndarray | None, list[str]]:
-    """Codes (n,) from 0 and what they stand for."""
+def classes(
+    labels: Tensor | np.ndarray | Sequence[Any] | None, names: Sequence[str] | None, n: int
+) -> tuple[np.ndarray | None, list[str]]:
+    """Codes (n,) from 0, and their names."""
     if labels is None:
         return None, []
     given = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
     if given.shape != (n,):
-        raise ValueError(f"labels has shape {given.shape}, and x {n} rows: pass one label per row")
+        raise ValueError(f"labels has shape {given.shape}, but x has {n} rows: pass one label per row")
     if names:
         if not np.issubdtype(given.dtype, np.integer) or given.min() < 0 or given.max() >= len(names):
-            raise ValueError(f"labels must be whole numbers from 0 to {len(names) - 1}, as label_names says")
+            raise ValueError(f"labels must be whole numbers from 0 to {len(names) - 1}, indices into label_names")
         return given, [str(name) for name in names]
     levels, codes = np.unique(given, return_inverse=True)
     if len(levels) > 20:
-        raise ValueError(f"labels takes {len(levels)} values, more than a legend holds (20): pass classes")
+        raise ValueError(f"labels has {len(levels)} distinct values, more than a legend can show (20): pass classes")
     return codes, [str(level) for level in levels]
 
 
 def groups(marks: np.ndarray | None, names: Sequence[str], n: int) -> list[tuple[int, np.ndarray]]:
-    """The rows of every label, as masks; one group of all rows without labels."""
+    """The rows of every label, as masks; without labels one group of all rows."""
     if marks is None:
         return [(0, np.ones(n, bool))]
     return [(i, marks == i) for i in range(len(names))]

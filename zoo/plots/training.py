@@ -1,7 +1,6 @@
-"""How a fit went: its bound by step, and the gaps it left."""
+"""The course of a fit: its bound by step, and the remaining gaps."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,27 +10,27 @@ from torch import Tensor
 from zoo.infer.run import Fit
 from zoo.plots.style import GREY, PALETTE, SIZE, TEXT, colour, legend, legend_above, new_axes
 
-ROUNDING = 1e-9  # nats: a gap below is rounding
+ROUNDING = 1e-9  # nats: smaller gaps are rounding errors
 
 
 def loss(run: Fit, *, optimum: float | Tensor | None = None, ax: Axes | None = None) -> Axes:
-    """The ELBO per row by step, on a logarithmic axis of steps.
+    """The ELBO per row against the step, on a logarithmic axis.
 
-    A noisy curve is drawn faintly under its running mean (over the last tenth of the steps so far).
-    Validation stands beside it where the run has it.
+    A noisy curve is drawn faintly under its running mean (over the last tenth of the steps so far), together with the
+    validation curve if there is one.
 
     Args:
         run: from :func:`zoo.fit`, or another pair with a record of its training (``zoo.Fit(..., training=...)``).
-        optimum: what the bound can reach at most, in nats per row: a number, or log marginals of the rows
-            (their mean is taken). Drawn as a horizontal line.
-        ax: where to draw; None makes a figure.
+        optimum: an upper limit of the bound, in nats per row: a number, or log marginals of the rows, whose mean is
+            used. Drawn as a horizontal line.
+        ax: the axes to draw on; None creates a figure.
 
     Raises:
         ValueError: the run has no record of its training or no steps, or ``optimum`` is not finite.
     """
     if run.training is None:
         raise ValueError(
-            "this pair has no record of its training, and so no losses to draw: pass one with "
+            "this pair has no record of its training and thus no losses to draw: pass one with "
             "zoo.Fit(model, guide, training=zoo.infer.Training(losses=..., converged=...)), or train it with zoo.fit"
         )
     elbo = -run.losses.detach().cpu().double().numpy()
@@ -71,18 +70,18 @@ def loss(run: Fit, *, optimum: float | Tensor | None = None, ax: Axes | None = N
     return ax
 
 
-def gap(rows: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
+def gap(rows: Mapping[str, Tensor | np.ndarray | Sequence[float]], *, ax: Axes | None = None) -> Axes:
     """The gap KL(q(z) || p(z | x)) of every row, one strip per guide, with its mean over the rows.
 
-    The axis is linear around zero and logarithmic beyond once the gaps span more than two powers of ten. Gaps of less
-    than 1e-9 nats are rounding, and drawn as 0; where all are, the axis goes to 1 nat.
+    If the gaps span more than two powers of ten, the axis is linear around zero and logarithmic beyond. Gaps below 1e-9
+    nats are rounding errors and drawn as 0; if all are, the axis extends to 1 nat.
 
     Args:
         rows: the gaps (n,) in nats by the guide's name.
-        ax: where to draw; None makes a figure.
+        ax: the axes to draw on; None creates a figure.
 
     Raises:
-        ValueError: no guides, no rows, or a gap that is not finite; the message names guide and row.
+        ValueError: there are no guides or no rows, or a gap is not finite; the message names guide and row.
     """
     if not rows:
         raise ValueError("rows is empty: pass the gaps per row by the guide's name")
@@ -93,7 +92,7 @@ def gap(rows: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
             raise ValueError(f"the gaps of '{name}' have shape {array.shape}: pass one number per row, (n,)")
         if not np.isfinite(array).all():
             row = int(np.flatnonzero(~np.isfinite(array))[0])
-            raise ValueError(f"the gap of '{name}' in row {row} is {array[row]}: leave such rows out")
+            raise ValueError(f"the gap of '{name}' in row {row} is {array[row]}: omit such rows")
         values[name] = np.where(np.abs(array) < ROUNDING, 0.0, array)
     ax = new_axes(ax, (SIZE[0], 0.75 + 0.42 * len(values)))
     jitter = np.random.default_rng(0)
@@ -118,7 +117,7 @@ def gap(rows: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
     if largest == 0:
         ax.set_xlim(-0.1, 1.0)
     if ax.get_xscale() == "linear":
-        ax.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")  # an offset would stand on the label
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")  # an offset would overlap the label
     ax.axvline(0.0, color=GREY, linewidth=0.7, zorder=0)
     ax.set_yticks(range(len(values)), list(values))
     ax.set_ylim(len(values) - 0.5, -0.5)
@@ -129,6 +128,6 @@ def gap(rows: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
 
 
 def _early(curve: np.ndarray) -> float:
-    """Where to cut the first steps, which a random start puts far below the rest."""
+    """A lower limit of the axis that cuts off the first steps, far below the rest after a random start."""
     even = np.unique(np.geomspace(1, len(curve), 60).astype(int)) - 1
     return float(np.quantile(curve[even], 0.3))

@@ -1,4 +1,4 @@
-"""What do q and p say of given rows: bounds on log p(x), draws and densities, importance weights."""
+"""How good is a trained pair on given rows: bounds on log p(x), draws and densities, importance weights."""
 
 from zoo.posterior.annealing import AIS
 from zoo.posterior.evaluation import Evaluation, evaluate

@@ -16,39 +16,39 @@ from zoo.posterior.rowwise import conditional, gaussian, log_joint, log_volume, 
 
 Start = Literal["guide", "prior"]
 Place = tuple[Tensor, Tensor]  # mean (b, k), and scales (b, k) or Cholesky factors (b, k, k)
-MATCHED = 500  # draws that show the mean and the scales of a guide that is no Gaussian
-TARGET = 0.65  # of the acceptance, the optimum for HMC (Neal 2011; Beskos et al. 2013)
-RATE = 0.1  # of the adaptation, in log step sizes: a factor e needs some twenty temperatures
+MATCHED = 500  # draws from which mean and scales of a non-Gaussian guide are estimated
+TARGET = 0.65  # acceptance, the optimum for HMC (Neal 2011; Beskos et al. 2013)
+RATE = 0.1  # of the adaptation of log step sizes: a factor e needs about twenty temperatures
 
 
 @dataclass(frozen=True)
 class AIS:
     r"""Settings of annealed importance sampling with Hamiltonian Monte Carlo transitions.
 
-    Chains walk from a start :math:`p_0` to the posterior through
-    :math:`f_t(z) = p_0(z)^{1 - \beta_t}\, p(x, z)^{\beta_t}` and gather
+    Chains move from an initial density :math:`p_0` to the posterior through
+    :math:`f_t(z) = p_0(z)^{1 - \beta_t}\, p(x, z)^{\beta_t}` and accumulate the weight
     :math:`w = \prod_t f_t(z_{t-1}) / f_{t-1}(z_{t-1})`. Transition t leaves :math:`f_t` invariant, so that
     :math:`E[w] = p(x)` for any number of temperatures, and the log of the mean weight is a stochastic lower bound:
     its expectation is below :math:`\log p(x)`, and it exceeds it by c nats with a probability of at most
     :math:`e^{-c}`.
 
-    The start is the guide's q(z | x) where it is Gaussian, and else the factorised Gaussian of the mean and the scales
-    of its draws; or the prior. The walk is taken in coordinates in which the start has unit scales. Every row has a
-    step size of its own, moved along the path towards an acceptance of 0.65, as Wu et al. do, but by ``pilots``:
-    further chains whose weights do not count. The chains that count then never depend on what they themselves
-    accepted, and the weights stay unbiased, which adaptation on one's own past would break.
+    The initial density is the guide's q(z | x) if it is Gaussian, otherwise the factorised Gaussian with the mean and
+    the scales of its draws; or the prior. HMC uses coordinates in which it has unit scales. Every row has its own step
+    size, adapted along the path towards an acceptance of 0.65, as in Wu et al., but by ``pilots``: additional chains
+    whose weights are not used. The step size of the other chains is then independent of their own history, and the
+    weights stay unbiased, which they would not under adaptation by the chains themselves.
 
     Args:
-        temperatures: the number of steps T from start to posterior, spaced by a sigmoid (Wu et al. 2017), or
-            :math:`0 = \beta_0 < \dots < \beta_T = 1` themselves.
-        chains: chains per row that count.
+        temperatures: the number of steps T from the initial density to the posterior, spaced by a sigmoid (Wu et al.
+            2017), or the values :math:`0 = \beta_0 < \dots < \beta_T = 1` themselves.
+        chains: chains per row.
         leapfrog: leapfrog steps per transition.
-        pilots: chains per row that adapt the step size.
+        pilots: additional chains per row for the adaptation of the step size.
         start: ``"guide"`` or ``"prior"``.
 
     Raises:
-        ValueError: a number is no whole number of at least 1 (``chains``: 2), temperatures do not climb from 0 to 1, or
-            a ``start`` of another name.
+        ValueError: a number is not a whole number of at least 1 (``chains``: 2), temperatures do not increase from 0 to
+            1, or ``start`` is neither of the two.
 
     References:
         Neal (2001), Annealed importance sampling, Statistics and Computing 11; Wu, Burda, Salakhutdinov and Grosse
@@ -72,7 +72,7 @@ class AIS:
             check_whole(self.temperatures, "temperatures")
         betas = self.betas
         if len(betas) < 2 or betas[0] != 0 or betas[-1] != 1 or not (betas.diff() > 0).all():
-            raise ValueError("temperatures must climb from 0 to 1: pass their number, or the values of beta themselves")
+            raise ValueError("temperatures must increase from 0 to 1: pass their number, or the values of beta")
 
     @property
     def betas(self) -> Tensor:
@@ -97,7 +97,7 @@ def anneal(
         latent: the model's one latent site, on the real line.
         arguments: of model and guide, for the rows.
         settings: of the walk.
-        start: mean and root of a Gaussian to start from in place of the guide's.
+        start: mean and root of an initial Gaussian in place of the guide's.
     """
     count = settings.pilots + settings.chains
     from_prior = settings.start == "prior" and start is None
@@ -128,8 +128,8 @@ def anneal(
     for before, beta in pairwise(betas):
         weight = weight + (beta - before) * (now[1] - now[0])
         if beta == 1.0:
-            break  # the last transition would change no weight
-        step = (log_step.exp() * (0.8 + 0.4 * torch.rand_like(log_step))).unsqueeze(-1)  # no orbit closes on itself
+            break  # the last transition does not affect the weights
+        step = (log_step.exp() * (0.8 + 0.4 * torch.rand_like(log_step))).unsqueeze(-1)  # no periodic orbits
         u, now, chance = _transition(look, u, now, beta, step, settings.leapfrog)
         log_step = log_step + RATE * (chance[: settings.pilots].mean(0) - TARGET)
         accepted += chance[settings.pilots :].mean(0)
@@ -144,7 +144,7 @@ def _transition(
     step: Tensor,
     leapfrog: int,
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
-    """One HMC transition of every chain at a temperature: the new place, what is seen there, the acceptance chances."""
+    """One HMC transition of every chain at a temperature: new points, densities there, acceptance probabilities."""
 
     def mixed(first: Tensor, joint: Tensor) -> Tensor:
         return (1 - beta) * first + beta * joint
@@ -158,7 +158,7 @@ def _transition(
         seen = look(moved)
         momentum = momentum + 0.5 * step * mixed(*seen[2:])
     change = energy - 0.5 * momentum.square().sum(-1) + mixed(*seen[:2])
-    chance = change.nan_to_num(-math.inf, posinf=0.0).clamp_max(0.0).exp()  # a diverged orbit is rejected
+    chance = change.nan_to_num(-math.inf, posinf=0.0).clamp_max(0.0).exp()  # reject divergent trajectories
     take = torch.rand_like(chance) < chance
     after = tuple(
         torch.where(take if a.ndim == 2 else take.unsqueeze(-1), b, a) for a, b in zip(now, seen, strict=True)
@@ -167,7 +167,7 @@ def _transition(
 
 
 def place(source: Reader, latent: Latent, arguments: Arguments) -> Place:
-    """Mean and root of the guide's q(z | x), or mean and scales of its draws where it is no Gaussian."""
+    """Mean and root of the guide's q(z | x), or mean and scales of its draws if it is not Gaussian."""
     found = gaussian(conditional(source, latent, arguments))
     if found is not None:
         return found
@@ -179,6 +179,6 @@ def _from_prior(source: Reader, latent: Latent, arguments: Arguments, count: int
     """Draws of the prior in whitened coordinates (count, b, k), with their means and scales (b, k)."""
     n = len(arguments[0])
     z = source.simulate(arguments, count + MATCHED)[0][latent.name].reshape(count + MATCHED, n, -1)
-    chains, others = z[:count], z[count:].flatten(0, 1)  # other draws than the chains' show the scales
+    chains, others = z[:count], z[count:].flatten(0, 1)  # the scales are from other draws than those of the chains
     loc, root = others.mean(0).expand(n, -1), others.std(0).expand(n, -1)
     return (chains - loc) / root, loc, root

@@ -1,11 +1,11 @@
-r"""Draws from model and guide of any pair, and their log densities: site by site, row by row, in one place.
+r"""Draws from model and guide of any pair, and their log densities, by site and by row.
 
-Everything that judges, exports or plots a pair comes through here. A *value* is laid out as (draws, b, \*shape) for a
-site of b rows and as (draws, \*shape) for one that all rows share, with the shape of :class:`zoo.base.Latent`: the
-plates of the model's own, then the event. Log densities are unscaled by the size of the data; see :class:`Densities`.
+All functions that evaluate, export or plot a pair use this module. A *value* is laid out as (draws, b, \*shape) for a
+site of b rows and as (draws, \*shape) for a shared one, with the shape of :class:`zoo.base.Latent`: the model's own
+plates, then the event. Log densities are not scaled by the size of the data; see :class:`Densities`.
 
-All draws are taken in one run, inside a plate to the left of the model's own, where that is the same as one run per
-draw: our own modules promise it, and any other callable is asked (see :func:`_broadcasts`).
+All draws are made in one run, inside a plate to the left of the model's own, if that is equivalent to one run per draw:
+our own modules guarantee it, and any other callable is tested (see :func:`_broadcasts`).
 """
 
 import itertools
@@ -33,12 +33,12 @@ from zoo.base.random import seeded
 
 Arguments = tuple[Any, ...]
 Values = Mapping[str, Tensor]
-MOST_COMBINATIONS = 1000  # of the values of sites that are summed out, per row
-OURS = ("zoo", "guides")  # packages whose modules promise that draws broadcast on the left
+MOST_COMBINATIONS = 1000  # of values of sites that are summed out, per row
+OURS = ("zoo", "guides")  # packages whose modules guarantee that draws broadcast on the left
 
 
 class PointEstimate(ValueError):  # noqa: N818 - it reads as what it says
-    """A guide puts a point mass on a site, so that it has no density there."""
+    """A guide has a point mass on a site, and so no density."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Densities:
     """Log densities of draws, in nats.
 
     Attributes:
-        rows: of every site in the plate of the rows, by name, (draws, b).
-        shared: of every other site, by name, (draws,).
+        rows: for every site in the plate of the rows, by name, (draws, b).
+        shared: for every other site, by name, (draws,).
     """
 
     rows: dict[str, Tensor]
@@ -55,17 +55,17 @@ class Densities:
 
     @property
     def by_row(self) -> Tensor:
-        """The sum over the sites of every row (draws, b)."""
+        """The sum over the local sites (draws, b)."""
         return sum(self.rows.values(), torch.zeros(()))
 
     @property
     def of_shared(self) -> Tensor | float:
-        """The sum over the shared sites (draws,); 0 where there is none."""
+        """The sum over the shared sites (draws,); 0 if there are none."""
         return sum(self.shared.values(), 0.0)
 
     @property
     def total(self) -> Tensor:
-        """The sum over everything (draws,)."""
+        """The sum over all sites and rows (draws,)."""
         return self.by_row.sum(-1) + self.of_shared
 
 
@@ -76,8 +76,8 @@ class Drawn:
     Attributes:
         values: of the latent sites that the guide covers, by name: (draws, b, ...) local, (draws, ...) shared.
         log_q: their log densities under the guide.
-        joint: the guide's site that holds rows and shared sites together, so that the density does not split into
-            rows (Pyro's joint autoguides); None where it splits.
+        joint: the guide's site from which all rows are drawn jointly, so that the density is not a product over rows
+            (Pyro's joint autoguides); None if it is.
     """
 
     values: dict[str, Tensor]
@@ -87,7 +87,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Reader:
-    """A pair and its rows, ready to be drawn from; made by :func:`reading`.
+    """Draws and log densities of a pair for given rows; made by :func:`reader`.
 
     Attributes:
         pair: the model and the guide.
@@ -98,19 +98,24 @@ class Reader:
     pair: Pair
     x: Tensor
     layout: Layout
-    _broadcast: dict[str, bool] = field(default_factory=dict)  # whether model and guide take all draws in one run
+    _broadcast: dict[str, bool] = field(default_factory=dict)  # whether model and guide support all draws in one run
 
     @property
     def joint_only(self) -> bool:
-        """Whether the guide knows its rows only all together (Pyro's autoguides without ``create_plates``)."""
+        """Whether the guide needs all rows at once (Pyro's autoguides without ``create_plates``)."""
         guide = unwrapped(self.pair.guide)
         return isinstance(guide, AutoGuide) and guide.create_plates is None
+
+    @property
+    def single(self) -> bool:
+        """Whether model or guide needs a run for every draw, as far as they have been run."""
+        return not all(self._broadcast.values())
 
     def chunks(self, count: int, wanted: Tensor | None = None) -> Iterator[tuple[Tensor, Arguments]]:
         """Row numbers (b,) of at most ``count`` rows at a time, and the arguments of model and guide for them.
 
-        ``wanted`` are the numbers of the rows that are needed, None for all; a guide that knows its rows only all
-        together takes all of them.
+        ``wanted`` are the numbers of the rows to include, None for all; for a guide that needs all rows at once it is
+        ignored.
         """
         n = len(self.x)
         every = torch.arange(n, device=self.x.device)
@@ -124,12 +129,12 @@ class Reader:
         Args:
             arguments: of the guide, for some rows.
             draws: their number.
-            held: values of shared sites at which the guide is held.
-            points: whether point masses will do, where no density is asked for.
+            held: values to which shared sites are fixed.
+            points: whether point masses are allowed, where no density is needed.
 
         Raises:
-            PointEstimate: the guide puts a point mass on a site, so that it has no density.
-            ValueError: a guide of the user's fails on these rows.
+            PointEstimate: the guide has a point mass on a site, and so no density.
+            ValueError: a user-defined guide fails on these rows.
         """
         with asking(self.pair.guide, arguments):
             traces = self._run("guide", arguments, draws, held or {})
@@ -147,11 +152,11 @@ class Reader:
             values: of the latent sites.
             draws: their number; needed only where ``values`` is empty.
 
-        Discrete sites of the rows that have no value are summed out, and their terms and those of the other sites in
-        the plate of the rows then make one entry.
+        Discrete local sites without a value are summed out; the terms of all sites in the plate of the rows are then a
+        single entry.
 
         Raises:
-            ValueError: another site has no value, or there is too much to sum out.
+            ValueError: another site has no value, or there are too many combinations to sum over.
         """
         draws = len(next(iter(values.values()))) if values else draws or 1
         missing = [latent for latent in self.layout.latents if latent.name not in values]
@@ -161,7 +166,7 @@ class Reader:
         return Densities({" ".join(own.name for own in missing): terms.logsumexp(0)}, shared)
 
     def complete(self, arguments: Arguments, values: Values, draws: int | None = None) -> dict[str, Tensor]:
-        """``values`` together with draws of the discrete sites that the guide leaves to the model, given them and x."""
+        """``values``, completed by draws of the discrete sites that the guide leaves out, given the values and x."""
         missing = [latent for latent in self.layout.latents if latent.name not in values]
         if not missing:
             return dict(values)
@@ -180,12 +185,12 @@ class Reader:
         """Draws from the model itself.
 
         Args:
-            arguments: of the model; (None, index, size) or (None, None, size) generate, (x, ...) lay out as x does.
+            arguments: of the model; (None, index, size) or (None, None, size) to generate, or (x, ...).
             draws: their number.
-            held: values of latent sites at which the model is held; the others are drawn from it.
+            held: values to which latent sites are fixed; the others are drawn.
 
         Returns:
-            the values of all latent and data sites, by name, and the traces they come from.
+            the values of all latent and data sites by name, and the traces.
         """
         count = len(arguments[0]) if arguments[0] is not None else _count(arguments)
         traces = self._run("model", arguments, draws, held or {}, free=True)
@@ -193,7 +198,7 @@ class Reader:
         return sites, traces
 
     def observed(self, arguments: Arguments) -> dict[str, Tensor]:
-        """The values of the data sites of some rows, by name, (b, ...)."""
+        """The values of the data sites for some rows, by name, (b, ...)."""
         traces = self._run("model", arguments, 1, {})
         sites, _ = self._read(traces, 1, len(arguments[0]), densities=False)
         return {name: sites[name][0] for name in self.layout.data}
@@ -201,7 +206,7 @@ class Reader:
     def _run(
         self, role: str, arguments: Arguments, draws: int, held: Values, free: bool = False
     ) -> list[poutine.Trace]:
-        """Traces of model or guide with the sites in ``held`` at these values: one of all draws, or one of each."""
+        """Traces of model or guide with the sites in ``held`` fixed: one for all draws, or one for each."""
         function = getattr(self.pair, role)
         if free:
             function = poutine.uncondition(function)
@@ -235,12 +240,12 @@ class Reader:
             if latent.cardinality is None or not latent.local or latent.plates:
                 raise ValueError(
                     f"the guide {name_of(self.pair.guide)} has no site '{latent.name}': add it to the guide. (Only "
-                    "discrete sites of single rows can be left to the model, to be summed out.)"
+                    "discrete local sites can be left out, which are then summed out.)"
                 )
             count *= latent.cardinality
         if count > MOST_COMBINATIONS:
             raise ValueError(
-                f"the sites {', '.join(own.name for own in missing)} that the guide leaves to the model have {count} "
+                f"the sites {', '.join(own.name for own in missing)} that the guide leaves out have {count} "
                 f"combinations of values, more than {MOST_COMBINATIONS}: add one of them to the guide"
             )
         rows = len(arguments[0])
@@ -258,7 +263,7 @@ class Reader:
     def _read(
         self, traces: list[poutine.Trace], draws: int, count: int, densities: bool = True
     ) -> tuple[dict[str, Tensor], Densities]:
-        """The values of latent and data sites, and the log densities of all sites, over the draws of all traces."""
+        """The values of latent and data sites, and the log densities of all sites, from all traces."""
         each = draws // len(traces)
         values: dict[str, list[Tensor]] = {}
         rows: dict[str, list[Tensor]] = {}
@@ -286,7 +291,7 @@ class Reader:
         )
 
     def _in_rows(self, site: dict[str, Any], count: int) -> bool:
-        """Whether a site of model or guide stands in the plate of the rows: by its name, or by its place and size."""
+        """Whether a site of model or guide is in the plate of the rows, by the plate's name, or by its dim and size."""
         frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
         if any(frame.name == self.layout.plate for frame in frames):
             return True
@@ -301,7 +306,7 @@ class Reader:
         )
 
     def _summed(self, log_prob: Tensor, draws: int, count: int | None) -> Tensor:
-        """Log densities (draws, b), or (draws,) for ``count`` None, of a site's batch, summed over its own plates."""
+        """Log densities of a site's batch summed over its own plates: (draws, b), or (draws,) if ``count`` is None."""
         nesting = self.layout.nesting
         wide = log_prob.reshape((1,) * (nesting + 1 - log_prob.ndim) + log_prob.shape)
         if count is None:
@@ -313,7 +318,7 @@ class Reader:
         return next(latent for latent in self.layout.latents if latent.name == name)
 
     def _laid_out(self, value: Tensor, latent: Latent, draws: int, count: int) -> Tensor:
-        """A site's value in a trace as (draws, b, *shape), or (draws, *shape) for one that all rows share."""
+        """A site's value in a trace as (draws, b, *shape), or (draws, *shape) for a shared one."""
         nesting, batch = self.layout.nesting, value.ndim - latent.event_dim
         event = value.shape[batch:]
         wide = value.reshape((1,) * (nesting + 1 - batch) + value.shape)
@@ -351,7 +356,7 @@ class Reader:
         return wide.permute(0, *back, *ends)
 
     def _joint(self, trace: poutine.Trace) -> str | None:
-        """The guide's auxiliary site outside the rows that holds local sites, as joint autoguides have it."""
+        """The guide's auxiliary site outside the plate of the rows from which local sites are drawn, if any."""
         points = [
             latent.name
             for latent in self.layout.local
@@ -372,7 +377,7 @@ class Reader:
     ) -> None:
         """Refuse a guide with a point mass: a Delta that is the same in every draw.
 
-        (A Delta that differs from draw to draw is the image of an auxiliary site that has a density.)
+        A Delta that varies over the draws is a function of an auxiliary site with a density.
         """
         suspects = [name for name in values if name not in held and _is_delta(traces[0].nodes[name]["fn"])]
         if not suspects:
@@ -382,15 +387,15 @@ class Reader:
         for name in suspects:
             if bool((values[name] == values[name][:1]).all()):
                 raise PointEstimate(
-                    f"the guide {name_of(self.pair.guide)} puts a point mass on '{name}': it has no density there, and "
-                    "there is no bound. Take a guide with a spread, such as MeanField or AutoNormal (for "
-                    "AutoLaplaceApproximation the Gaussian that it stands for, guide.laplace_approximation(x))"
+                    f"the guide {name_of(self.pair.guide)} has a point mass on '{name}', so it has no density and "
+                    "there is no bound: use a guide with a density, such as MeanField or AutoNormal (for "
+                    "AutoLaplaceApproximation its Gaussian approximation, guide.laplace_approximation(x))"
                 )
 
 
 @contextmanager
 def asking(guide: PyroCallable, arguments: Arguments) -> Iterator[None]:
-    """A block that calls a guide; where one of the user's fails on these rows, the error explains what it must serve.
+    """A block that calls a guide; if a user-defined one fails on these rows, the error explains how it is called.
 
     Raises:
         ValueError: names the guide and the number of rows.
@@ -402,8 +407,8 @@ def asking(guide: PyroCallable, arguments: Arguments) -> Iterator[None]:
             raise
         raise ValueError(
             f"the guide {name_of(guide)} fails on {len(arguments[0])} rows ({str(error).splitlines()[0]}). A guide "
-            "with parameters for every row serves the rows it was fitted to and must pick those numbered by index, as "
-            "in loc[index]; MeanField, FullRank and Amortized do"
+            "with parameters for every row must select those of the rows numbered by index, as in loc[index]; "
+            "MeanField, FullRank and Amortized do this"
         ) from error
 
 
@@ -414,10 +419,10 @@ def _ours(function: PyroCallable) -> bool:
 
 @contextmanager
 def reading(pair: Pair, seed: int) -> Iterator[None]:
-    """A block that only reads a pair.
+    """A block in which a pair is evaluated, but not changed.
 
-    Its parameter store is in place, the random stream is one's own, modules are in evaluation mode, and there are
-    neither gradients nor validation; afterwards everything is as it was.
+    It has the pair's parameter store and its own random stream, modules are in evaluation mode, and gradients and
+    validation are off; afterwards the previous state is restored.
     """
     with (
         pair.scope(),
@@ -430,20 +435,20 @@ def reading(pair: Pair, seed: int) -> Iterator[None]:
 
 
 def reader(pair: Pair, x: Tensor) -> Reader:
-    """A :class:`Reader` of the rows ``x`` (n, d), to be used inside :func:`reading`.
+    """A :class:`Reader` for the rows ``x`` (n, d), to be used inside :func:`reading`.
 
     Raises:
-        ValueError: the model holds covariates of another number of rows.
+        ValueError: the model has covariates for another number of rows.
     """
     check_row_buffers(pair.model, len(x), x)
     return Reader(pair, x, layout(pair.model, x))
 
 
 def _broadcasts(function: PyroCallable, found: Layout, arguments: Arguments) -> bool:
-    """Whether one run inside a plate of draws is the same as a run for every draw.
+    """Whether one run inside a plate of draws is equivalent to a run for every draw.
 
-    Our own modules promise it. Any other callable is run for two draws together, and again for each of them alone at
-    the same values: all its log densities must be equal.
+    Our own modules guarantee it. Any other callable is run for two draws together, and for each of them separately at
+    the same values: all log densities must be equal.
     """
     if _ours(function):
         return True
@@ -459,13 +464,13 @@ def _broadcasts(function: PyroCallable, found: Layout, arguments: Arguments) -> 
                 trace.compute_log_prob()
                 if not _same(trace, together, draw, dim):
                     return False
-        except Exception:  # whatever it is, draws alone will show it again where it is not of the plate's making
+        except Exception:  # an error that is not due to the plate will occur in separate runs as well
             return False
     return True
 
 
 def _one_draw(together: poutine.Trace, alone: poutine.Trace, draw: int, dim: int) -> dict[str, Tensor]:
-    """The values of one of the draws of a trace, in the shapes that they have in a run of its own."""
+    """The values of one draw of a trace, in the shapes of a separate run."""
     values = {}
     for name, site in together.nodes.items():
         if site["type"] != "sample" or site_is_subsample(site) or site["is_observed"]:
@@ -478,7 +483,7 @@ def _one_draw(together: poutine.Trace, alone: poutine.Trace, draw: int, dim: int
 
 
 def _same(trace: poutine.Trace, together: poutine.Trace, draw: int, dim: int) -> bool:
-    """Whether the log densities of a run of one draw are those of the run of both, site by site."""
+    """Whether the log densities of a run for one draw equal those of the run for both, by site."""
     for name, site in trace.nodes.items():
         if site["type"] != "sample" or site_is_subsample(site):
             continue
@@ -494,7 +499,7 @@ def _same(trace: poutine.Trace, together: poutine.Trace, draw: int, dim: int) ->
 
 
 def _natural(value: Tensor, latent: Latent) -> Tensor:
-    """A value (*batch, *event) with as many batch dimensions as the site has in a run of its own."""
+    """A value (*batch, *event) with as many batch dimensions as the site has in a separate run."""
     depth = max([1] * latent.local + [-plate.dim for plate in latent.plates], default=0)
     batch = value.ndim - latent.event_dim
     return value.reshape(value.shape[batch - depth :])
@@ -507,6 +512,6 @@ def _is_delta(function: Any) -> bool:
 
 
 def _count(arguments: Arguments) -> int:
-    """The number of rows that a model generates for these arguments."""
+    """The number of rows that the model generates for these arguments."""
     _, index, size = (*arguments, None, None)[:3]
     return len(index) if index is not None else int(size)

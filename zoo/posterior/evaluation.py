@@ -1,7 +1,6 @@
-"""How good is the bound: ELBO, log marginal likelihood and their gap, row by row and of what the rows share."""
+"""How tight is the bound: ELBO, log marginal likelihood and their gap, for every row and for the shared sites."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import polars
 import torch
@@ -9,33 +8,35 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from zoo.base.callables import undecorated
-from zoo.base.checks import check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.memory import rows_at_once
 from zoo.base.protocols import ClosedBound, Conjugate, ConjugateGivenShared, HasPosterior, Pair
-from zoo.posterior.engine import Reader, reader, reading
-from zoo.posterior.psis import psis_khat
+from zoo.posterior.engine import Arguments, Reader, reader, reading
+from zoo.posterior.psis import LEAST, psis_khat
 from zoo.posterior.rowwise import gaussian, log_mean, row_weights
 
-LEAST_DRAWS = 25  # below, the tail of the weights cannot be fitted
-BUDGET = 2**24  # numbers per array and chunk; bounds the memory
-SHOWN = 4  # draws of the shared sites at which the rows' k-hat is taken
+INNER = 100  # draws of the local sites for every draw of the shared ones
+INNER_SINGLE = 30  # the same where every draw is a run of model and guide
+SINGLE_RUNS = 5000  # of model and guide then, at most, to estimate log p(X): about ten seconds for a small model
+SHOWN = 4  # draws of the shared sites at which the rows' k-hat is computed
 
 
 @dataclass(frozen=True)
 class SharedTerm:
-    r"""The bound of a model with sites :math:`\theta` that all rows share, in nats over all rows.
+    r"""The part of the bound due to sites :math:`\theta` shared by all rows, in nats over all rows.
 
     .. math:: \log p(X) = \mathrm{total} + \mathrm{KL}(q \| p(\theta, z \mid X)), \qquad
               \mathrm{total} = \sum_n \mathrm{rows}_n + E_q[\log p(\theta) - \log q(\theta)]
 
     Attributes:
         sites: the names of the shared sites.
-        bound: :math:`E_q[\log p(\theta) - \log q(\theta)]`; of a guide that draws rows and shared sites together, the
-            total less the rows' expected log joint densities.
+        bound: :math:`E_q[\log p(\theta) - \log q(\theta)]`; for a guide that draws local and shared sites jointly, the
+            total minus the rows' expected log joint densities.
         bound_se: its Monte Carlo standard error.
         total: the evidence lower bound of all rows.
         total_se: its Monte Carlo standard error.
         log_marginal: log p(X), estimated by importance sampling over theta; exact for a conjugate model without shared
-            sites whose guide draws all rows together.
+            sites whose guide draws all rows jointly.
         log_marginal_se: its Monte Carlo standard error.
         khat: the Pareto shape of the importance weights of theta.
     """
@@ -59,8 +60,8 @@ class SharedTerm:
 class Evaluation:
     r"""The identity :math:`\log p(x) = \mathrm{ELBO}(q) + \mathrm{KL}(q \| p(z \mid x))`, in nats, for every row.
 
-    Where rows share latent sites, the rows' terms of the bound stand in ``elbo`` and the rest in ``shared``; log p(x)
-    and the gap are then those of all rows together, in ``shared``.
+    In a model with shared sites, ``elbo`` has the rows' terms of the bound and ``shared`` the rest, together with
+    log p(X) and the gap of all rows.
 
     Attributes:
         elbo: the evidence lower bound (n,); with shared sites the rows' terms of it.
@@ -72,9 +73,9 @@ class Evaluation:
             expectation, so that the gap is too.
         khat: the Pareto shape of the importance weights (n,), with shared sites given draws of these; above 0.7 the
             guide is too far from the posterior for importance sampling (Vehtari, Simpson, Gelman, Yao and Gabry 2024,
-            JMLR 25). NaN where a row has no latent site of its own, or no weights of its own.
+            JMLR 25). NaN for a model without local sites, or where the guide draws all rows jointly.
         draws: the number of draws per row.
-        shared: what the rows share; None for a model without such sites and a guide that splits into rows.
+        shared: the shared part; None for a model without shared sites whose guide is independent between rows.
     """
 
     elbo: Tensor
@@ -101,11 +102,11 @@ class Evaluation:
         """KL(q || p(z | x)) of every row (n,), or a lower bound on it where log p(x) is estimated.
 
         Raises:
-            ValueError: the gap does not split into rows, as the model has shared sites.
+            ValueError: the gap is not a sum over rows, as the model has shared sites.
         """
         if self.shared is not None:
             raise ValueError(
-                "the gap does not split into rows: that of all rows together is evaluation.shared.gap, in nats"
+                "the gap is not a sum over rows: that of all rows together is evaluation.shared.gap, in nats"
             )
         return self.log_marginal - self.elbo
 
@@ -115,7 +116,7 @@ class Evaluation:
         return (self.elbo_se.square() + self.log_marginal_se.square()).sqrt()
 
     def summary(self) -> dict[str, float]:
-        """Means per row with the standard errors that the draws cause, and the share of rows with k-hat above 0.7.
+        """Means per row with their Monte Carlo standard errors, and the share of rows with k-hat above 0.7.
 
         With shared sites the bound, log p(X) and the gap are those of all rows, divided by their number.
         """
@@ -163,42 +164,60 @@ class Evaluation:
         return text + total + share
 
 
-def evaluate(run: Pair, x: Any, *, draws: int = 500, inner: int = 100, seed: int = 0) -> Evaluation:
+def evaluate(run: Pair, x: ArrayLike, *, draws: int = 500, inner: int | None = None, seed: int = 0) -> Evaluation:
     r"""Bound, log marginal likelihood and gap of a trained pair on the rows ``x``.
 
-    Closed forms are used where model and guide have them; what is left is estimated from ``draws`` draws of the guide
-    per row, in chunks of rows, so that memory stays bounded.
+    Closed forms are used where model and guide have them; the other terms are estimated from ``draws`` draws of the
+    guide per row, in chunks of rows, so that memory stays bounded.
 
-    Where rows share sites :math:`\theta`, log p(X) is estimated by importance sampling over theta,
+    In a model with shared sites :math:`\theta`, log p(X) is estimated by importance sampling over theta,
 
     .. math:: \log p(X) \approx \log \frac{1}{S} \sum_s \frac{p(\theta_s)}{q(\theta_s)} \prod_n \hat p(x_n \mid
               \theta_s), \qquad \theta_s \sim q,
 
-    with the rows' :math:`p(x_n \mid \theta)` exact where the model offers ``log_marginal_given`` or has no other sites,
-    and else estimated without bias from ``inner`` draws of the rows' own sites.
+    where :math:`p(x_n \mid \theta)` is exact if the model has ``log_marginal_given`` or no local sites, and otherwise
+    an unbiased estimate from ``inner`` draws of the local sites.
 
     Args:
         run: a trained pair: what :func:`zoo.fit` or :func:`zoo.load` returned, or ``zoo.Fit(model, guide)``.
-        x: rows (n, d); a guide with parameters for every row takes those it was fitted to, in their order.
-        draws: draws per row, K of IWAE-K, and of the shared sites; at least 25.
-        inner: draws of the rows' own sites for every draw of the shared ones; at least 25.
-        seed: of the draws; the caller's random stream is left alone.
+        x: rows (n, d); for a guide with parameters for every row, those it was fitted to, in the same order.
+        draws: draws per row, K of IWAE-K, and of the shared sites; at least 30.
+        inner: draws of the local sites for every draw of the shared ones; at least 30. None takes 100; for a model or
+            guide that does not broadcast over draws, so that each is a run of its own, it takes 30, and estimates
+            log p(X) from fewer draws of the shared sites.
+        seed: of the draws; the caller's random stream is left unchanged.
 
     Raises:
-        ValueError: too few draws, rows that are not fit for model or guide, or a guide without a density (a point mass,
-            as AutoDelta and AutoLaplaceApproximation have it).
+        ValueError: too few draws, rows that do not suit model or guide, or a guide without a density (a point mass, as
+            in AutoDelta and AutoLaplaceApproximation).
     """
-    for name, number in (("draws", draws), ("inner", inner)):
-        if check_whole(number, name) < LEAST_DRAWS:
-            raise ValueError(f"{name} must be at least {LEAST_DRAWS} to judge the importance weights, got {number}")
+    check_draws(draws, inner)
     x = check_rows(x, undecorated(run.model))
     with reading(run, seed):
         source = reader(run, x)
-        _, first = next(source.chunks(BUDGET // (draws * x.shape[1])))
+        _, first = next(source.chunks(rows_at_once(draws * x.shape[1])))
         joint = source.draw(first, 2).joint
         if source.layout.shared or joint is not None:
             return _of_all_rows(source, draws, inner)
         return _of_rows(source, draws)
+
+
+def check_draws(draws: int, inner: int | None = None) -> None:
+    """Refuse too few draws.
+
+    Raises:
+        ValueError: ``draws`` or ``inner`` is below 30.
+    """
+    for name, number in (("draws", draws), ("inner", inner)):
+        if number is not None and check_whole(number, name) < LEAST:
+            raise ValueError(f"{name} must be at least {LEAST} to judge the importance weights, got {number}")
+
+
+def inner_draws(source: Reader, inner: int | None) -> int:
+    """``inner``, or its default: by the cost of a draw, known once the source has been drawn from and scored."""
+    if inner is not None:
+        return inner
+    return INNER_SINGLE if source.single else INNER
 
 
 def log_weights(run: Pair, x: Tensor, draws: int, *, seed: int = 0) -> Tensor:
@@ -212,12 +231,12 @@ def log_weights(run: Pair, x: Tensor, draws: int, *, seed: int = 0) -> Tensor:
 
 
 def _weights(source: Reader, draws: int) -> Tensor:
-    count = BUDGET // (draws * source.x.shape[1])
+    count = rows_at_once(draws * source.x.shape[1])
     return torch.cat([row_weights(source, arguments, draws) for _, arguments in source.chunks(count)], 1)
 
 
 def _of_rows(source: Reader, draws: int) -> Evaluation:
-    """The evaluation of a model all of whose sites are local."""
+    """The evaluation of a model with local sites only."""
     model, x = undecorated(source.pair.model), source.x
     weights = _weights(source, draws)  # (draws, n)
     zero = weights.new_zeros(len(x))
@@ -237,13 +256,13 @@ def _of_rows(source: Reader, draws: int) -> Evaluation:
 
 @dataclass
 class AllRows:
-    """The terms of every draw of the shared sites, summed over the rows, and the moments of the rows' own.
+    """The terms of every draw of the shared sites, summed over the rows, and the moments of the rows' terms.
 
     Attributes:
         shared: log p(theta) - log q(theta) (draws,).
         bound: the rows' log p(x, z | theta) - log q(z), summed (draws,).
-        given: the rows' log p(x | theta), summed (draws,).
-        columns: of every chunk of rows, mean and error of both terms and k-hat, (b,) each.
+        given: the rows' log p(x | theta), summed, of the first draws (kept,), all of them unless that costs too much.
+        columns: for every chunk of rows, mean and standard error of both terms and k-hat, (b,) each.
     """
 
     shared: Tensor | float = 0.0
@@ -258,22 +277,24 @@ class AllRows:
 
     @property
     def weights(self) -> Tensor:
-        """The log importance weights of theta (draws,), whose mean, on the scale of densities, is p(X)."""
-        return torch.as_tensor(self.shared + self.given).double()
+        """The log importance weights of theta (kept,), whose mean, on the scale of densities, is p(X)."""
+        given = torch.as_tensor(self.given)
+        return torch.as_tensor(torch.as_tensor(self.shared).expand(len(self.elbo))[: len(given)] + given).double()
 
 
-def all_rows(source: Reader, draws: int, inner: int) -> AllRows:
-    """Draws of the bound and of log p(X) of a model whose rows share sites, or of a guide that draws all rows together.
+def all_rows(source: Reader, draws: int, inner: int | None, most: int | None = None) -> AllRows:
+    """Draws of the bound and of log p(X) of a model with shared sites, or of a guide that draws all rows jointly.
 
     Call it inside :func:`zoo.posterior.engine.reading`.
 
     Args:
         source: the pair and its rows.
-        draws: of the shared sites, held for all rows.
-        inner: draws of the rows' own sites for every one of them.
+        draws: draws of the shared sites, the same for all rows.
+        inner: draws of the local sites for every one of them; None chooses by the cost of a draw.
+        most: the most runs to estimate log p(X), where every draw is one: fewer shared draws are then kept.
     """
     names = {latent.name for latent in source.layout.shared}
-    count = BUDGET // (draws * source.x.shape[1])
+    count = rows_at_once(draws * source.x.shape[1])
     sums, joint = AllRows(), None
     held: dict[str, Tensor] = {}
     for _, arguments in source.chunks(count):
@@ -284,21 +305,28 @@ def all_rows(source: Reader, draws: int, inner: int) -> AllRows:
             joint = drawn.joint
             held = {name: value for name, value in drawn.values.items() if name in names}
             sums.shared = log_p.of_shared - drawn.log_q.of_shared
-        given, khat = (terms, _unknown(terms)) if joint else given_shared(source, arguments, held, terms, inner)
+        if joint:
+            given, khat = terms, _unknown(terms)
+        else:
+            each = inner_draws(source, inner)
+            costly = source.single and not isinstance(undecorated(source.pair.model), ConjugateGivenShared)
+            kept = max(LEAST, most // each) if most is not None and costly and source.layout.local else draws
+            first = {name: value[:kept] for name, value in held.items()}
+            given, khat = given_shared(source, arguments, first, terms[:kept], each)
         sums.bound = sums.bound + terms.sum(1)
         sums.given = sums.given + given.sum(1)
         sums.columns.append((*_moments(terms), *_moments(given), khat))
     return sums
 
 
-def _of_all_rows(source: Reader, draws: int, inner: int) -> Evaluation:
-    """The evaluation of a model whose rows share sites, or of a guide that draws all rows together."""
-    sums = all_rows(source, draws, inner)
+def _of_all_rows(source: Reader, draws: int, inner: int | None) -> Evaluation:
+    """The evaluation of a model with shared sites, or of a guide that draws all rows jointly."""
+    sums = all_rows(source, draws, inner, SINGLE_RUNS if inner is None else None)
     elbo, elbo_se, log_marginal, log_marginal_se, khat = (torch.cat(parts) for parts in zip(*sums.columns, strict=True))
     bound, weights = torch.as_tensor(sums.shared).expand(draws), sums.weights
     evidence, error = log_mean(weights.unsqueeze(1))
     khat_shared = psis_khat(weights.unsqueeze(1))
-    model, estimator = undecorated(source.pair.model), f"IS-{draws}"
+    model, estimator = undecorated(source.pair.model), f"IS-{len(weights)}"
     if not source.layout.shared and isinstance(model, Conjugate):
         log_marginal, log_marginal_se = model.log_marginal(source.x), torch.zeros_like(elbo)
         evidence, error, estimator = log_marginal.double().sum(), evidence.new_zeros(()), "exact"
@@ -308,7 +336,7 @@ def _of_all_rows(source: Reader, draws: int, inner: int) -> Evaluation:
 
 
 def given_shared(
-    source: Reader, arguments: tuple[Any, ...], held: dict[str, Tensor], terms: Tensor, inner: int
+    source: Reader, arguments: Arguments, held: dict[str, Tensor], terms: Tensor, inner: int
 ) -> tuple[Tensor, Tensor]:
     """log p(x | theta) of some rows at every draw of the shared sites (draws, b), and the rows' k-hat (b,).
 
@@ -316,8 +344,8 @@ def given_shared(
         source: the pair and its rows.
         arguments: of model and guide, for some rows.
         held: draws of the shared sites by name, (draws, ...).
-        terms: log p(x, z | theta) - log q(z) at these draws (draws, b): the answer where rows have no sites.
-        inner: draws of the rows' sites at every draw of the shared ones, where there is no closed form.
+        terms: log p(x, z | theta) - log q(z) at these draws (draws, b): the result if there are no local sites.
+        inner: draws of the local sites for every draw of the shared ones, where there is no closed form.
     """
     model, x = undecorated(source.pair.model), arguments[0]
     draws = len(terms)
@@ -326,7 +354,7 @@ def given_shared(
     exact = model.log_marginal_given(x, held) if isinstance(model, ConjugateGivenShared) else None
     parts: list[Tensor] = []
     khats: list[Tensor] = []
-    each = max(1, BUDGET // (inner * x.numel()))
+    each = rows_at_once(inner * x.numel())
     for group in torch.arange(draws if exact is None else min(SHOWN, draws)).split(each):
         repeated = {name: value[group].repeat_interleave(inner, 0) for name, value in held.items()}
         drawn = source.draw(arguments, len(group) * inner, repeated)

@@ -1,27 +1,27 @@
-r"""Bounds on log p(x): ELBO, importance-weighted bounds, annealed importance sampling, and log p(x) itself."""
+r"""Bounds on log p(x): ELBO, importance-weighted bounds, annealed importance sampling, and the exact value."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import polars
 import torch
 from torch import Tensor
 
 from zoo.base.callables import undecorated
-from zoo.base.checks import check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.latent_sites import Latent
 from zoo.base.memory import rows_at_once
 from zoo.base.protocols import Conjugate, Pair
 from zoo.base.random import seeded
 from zoo.posterior.annealing import AIS, anneal
 from zoo.posterior.engine import Arguments, Reader, reader, reading
-from zoo.posterior.evaluation import LEAST_DRAWS, all_rows
+from zoo.posterior.evaluation import all_rows, check_draws
+from zoo.posterior.psis import LEAST
 from zoo.posterior.rowwise import log_mean, real_site, refuse_joint, row_weights
 
-BLOCKS = 30  # from here on the spread of the blocks tells the error of their mean better than the delta method
+BLOCKS = 30  # blocks, from which on their spread estimates the error of their mean better than the delta method
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +30,8 @@ class Bound:
 
     Attributes:
         name: ``"ELBO"``, ``"IWAE-K"``, ``"IS-K"``, ``"AIS"`` or ``"exact"``.
-        values: of every row (n,); of all rows together (1,) where they share sites.
-        se: the standard error that the draws cause, of every row (n,); 0 where the value is exact.
+        values: for every row (n,); for all rows together (1,) in a model with shared sites.
+        se: the Monte Carlo standard error of every value; 0 where it is exact.
     """
 
     name: str
@@ -45,12 +45,12 @@ class Bound:
 
     @property
     def mean_se(self) -> float:
-        """The standard error of the mean that the draws cause, for these very rows."""
+        """The Monte Carlo standard error of the mean, for these rows."""
         return float(self.se.double().square().sum().sqrt() / len(self.se))
 
     @property
     def population_se(self) -> float:
-        """The standard error of the mean as an estimate for rows like these: their spread, the draws' noise included.
+        """The standard error of the mean as an estimate for the population of the rows, Monte Carlo noise included.
 
         NaN for a single row.
         """
@@ -60,24 +60,24 @@ class Bound:
 
 @dataclass(frozen=True, eq=False)
 class Bounds:
-    r"""Bounds on log p(x), in nats, from the loosest up: what :func:`log_evidence_bounds` returns.
+    r"""Bounds on log p(x), in nats, from the loosest to the tightest: the result of :func:`log_evidence_bounds`.
 
     .. math:: \mathrm{ELBO} \le E[\mathrm{IWAE}_{K}] \le E[\mathrm{IWAE}_{K'}] \le \log p(x), \qquad K < K'
 
-    ELBO and IWAE are taken from the same draws, the smaller K as the mean over blocks of the larger, so they are
-    ordered for every row, not only in expectation. AIS stands beside them, below log p(x) in expectation.
+    ELBO and IWAE are computed from the same draws, the smaller K as the mean over blocks of the larger, so they are
+    ordered for every row, not only in expectation. AIS is an independent bound, below log p(x) in expectation.
 
-    Where rows share sites, all of them bound log p(X) of all rows together: every tensor has one entry in place of n.
+    In a model with shared sites they are bounds on log p(X) of all rows together, and every tensor has one entry.
 
     Attributes:
         rungs: the bounds in this order; ``bounds["IWAE-5000"]`` is one of them.
         effective: the effective sample size of the importance weights of every row (n,),
-            :math:`(\sum w)^2 / \sum w^2`. Where it is small, a few draws carry the estimate, and the largest IWAE and
-            its standard error are both too low.
+            :math:`(\sum w)^2 / \sum w^2`. Where it is small, a few draws dominate the estimate, and the largest IWAE
+            and its standard error are both too low.
         draws: draws per row.
         acceptance: of the transitions of AIS (n,), or None.
-        shared: the sites that all rows share, or that the guide draws for all rows together; empty where log p(x)
-            splits into rows.
+        shared: the sites shared by all rows, or drawn for all rows jointly by the guide; empty where log p(x) is a
+            sum over rows.
         count: the number of rows n.
     """
 
@@ -92,7 +92,7 @@ class Bounds:
         for rung in self.rungs:
             if rung.name == name:
                 return rung
-        raise KeyError(f"no rung {name!r}: there are {', '.join(rung.name for rung in self.rungs)}")
+        raise KeyError(f"no bound {name!r}: there are {', '.join(rung.name for rung in self.rungs)}")
 
     @property
     def unit(self) -> str:
@@ -100,7 +100,7 @@ class Bounds:
         return "nats, all rows together" if self.shared else "nats per row"
 
     def frame(self) -> polars.DataFrame:
-        """A row per row of the data, or a single one for all of them: every bound and its standard error, by name."""
+        """A row per row of the data, or one for all of them: every bound with its standard error."""
         table: dict[str, Tensor] = {}
         for rung in self.rungs:
             table |= {rung.name: rung.values, f"{rung.name}_se": rung.se}
@@ -108,10 +108,10 @@ class Bounds:
         return polars.DataFrame({name: value.detach().cpu().double().numpy() for name, value in table.items()})
 
     def summary(self) -> dict[str, float]:
-        """Means per row, with the standard errors that the draws cause (``_se``) and those for rows like these
+        """Means per row, with Monte Carlo standard errors (``_se``) and standard errors for the population
         (``_population_se``), and the share of rows whose effective sample size is below 10.
 
-        Where rows share sites: totals with the standard errors that the draws cause, and the effective sample size.
+        In a model with shared sites: totals with Monte Carlo standard errors, and the effective sample size.
         """
         table = {}
         for rung in self.rungs:
@@ -126,9 +126,9 @@ class Bounds:
     def __repr__(self) -> str:
         n = self.count or len(self.effective)
         rows = f"{n} row{'s' * (n != 1)}"
-        head = f"Bounds on log p(x) of {rows}, nats per row (se of the draws; se for rows like these):"
+        head = f"Bounds on log p(x) of {rows}, nats per row (Monte Carlo se; population se):"
         if self.shared:
-            head = f"Bounds on log p(X) of {rows} together (by {', '.join(self.shared)}), nats (se of the draws):"
+            head = f"Bounds on log p(X) of {rows} together (by {', '.join(self.shared)}), nats (Monte Carlo se):"
         lines = [head]
         wide = max(len(rung.name) for rung in self.rungs)
         for rung in self.rungs:
@@ -142,46 +142,53 @@ class Bounds:
 
 
 def log_evidence_bounds(
-    run: Pair, x: Any, *, draws: Sequence[int] = (100, 5000), inner: int = 100, ais: AIS | None = None, seed: int = 0
+    run: Pair,
+    x: ArrayLike,
+    *,
+    draws: Sequence[int] = (100, 5000),
+    inner: int | None = None,
+    ais: AIS | None = None,
+    seed: int = 0,
 ) -> Bounds:
-    r"""Every bound on log p(x) that there is, side by side: ELBO, IWAE-K, AIS, and log p(x) where it is known.
+    r"""All bounds on log p(x): ELBO, IWAE-K, AIS, and log p(x) itself where it has a closed form.
 
     With :math:`w_k = p(x, z_k) / q(z_k \mid x)` the ELBO is the mean of the :math:`\log w_k`, and IWAE-K the log of the
-    mean of K weights, averaged over the blocks of K that the draws fall into. Draws are taken in chunks of rows and of
-    draws, and of every block only its running sum is kept, so that memory grows neither with the rows nor with the
-    draws (Pyro's autoguides without ``create_plates`` need all rows at once).
+    mean of K weights, averaged over blocks of K draws. The computation goes by chunks of rows and of draws and keeps
+    only the running sum of every block, so that memory grows neither with the rows nor with the draws (Pyro's
+    autoguides without ``create_plates`` need all rows at once).
 
-    Where rows share sites :math:`\theta`, log p(X) of all rows does not split into rows. The bounds are then those of
-    all rows together: the ELBO, and IS-K, the log of the mean of K weights of theta as in :func:`zoo.evaluate`,
+    In a model with shared sites :math:`\theta`, log p(X) is not a sum over rows. The bounds are then those of all rows
+    together: the ELBO, and IS-K, the log of the mean of K weights of theta as in :func:`zoo.evaluate`,
 
     .. math:: w_k = \frac{p(\theta_k)}{q(\theta_k)} \prod_n \hat p(x_n \mid \theta_k), \qquad \theta_k \sim q,
 
-    at the cost of ``inner`` draws of the rows' own sites for every draw of theta, where p(x | theta) has no closed form
+    with ``inner`` draws of the local sites for every draw of theta, where p(x | theta) has no closed form
     (``log_marginal_given``).
 
-    Standard errors are those of the draws. From thirty blocks on they come from the spread of the blocks; below, from
-    the delta method, :math:`\mathrm{se} = \mathrm{cv}(w) / \sqrt{K_{max}}`. They leave out the bias, which is
-    downwards.
+    Standard errors are Monte Carlo errors: from the spread of the blocks if there are at least thirty, otherwise by the
+    delta method, :math:`\mathrm{se} = \mathrm{cv}(w) / \sqrt{K_{max}}`. They do not include the bias, which is
+    negative.
 
     Args:
         run: a trained pair: what :func:`zoo.fit` or :func:`zoo.load` returned, or ``zoo.Fit(model, guide)``.
-        x: rows (n, d); a guide with parameters for every row takes those it was fitted to, in their order.
-        draws: the K of every IWAE, ascending, each a multiple of the one before; the last is the number of draws.
-        inner: draws of the rows' own sites for every draw of the shared ones; at least 25.
-        ais: annealed importance sampling as well, for a model with one latent site, a real vector per row.
-        seed: of the draws; the caller's random stream is left alone.
+        x: rows (n, d); for a guide with parameters for every row, those it was fitted to, in the same order.
+        draws: the K of every IWAE, ascending, each a multiple of the one before; the last is the number of draws, at
+            least 30.
+        inner: draws of the local sites for every draw of the shared ones; at least 30. None takes 100, or 30 for a
+            model or guide that does not broadcast over draws.
+        ais: settings of annealed importance sampling, for a model with one latent site, a real vector per row.
+        seed: of the draws; the caller's random stream is left unchanged.
 
     Raises:
-        ValueError: ``draws`` that do not divide each other or are fewer than 25, rows that are not fit for model or
-            guide, a guide with a point mass, or with ``ais`` a shared, discrete, constrained or second site.
+        ValueError: ``draws`` that do not divide each other or are too few, rows that do not suit model or guide, a
+            guide with a point mass, or with ``ais`` a shared, discrete, constrained or second site.
 
     References:
         Burda, Grosse and Salakhutdinov (2016), Importance weighted autoencoders, ICLR; for AIS see
         :class:`~zoo.posterior.annealing.AIS`.
     """
     sizes = _check_draws(draws)
-    if check_whole(inner, "inner") < LEAST_DRAWS:
-        raise ValueError(f"inner must be at least {LEAST_DRAWS} to judge the importance weights, got {inner}")
+    check_draws(sizes[-1], inner)
     x = check_rows(x, undecorated(run.model))
     with reading(run, seed):
         source = reader(run, x)
@@ -211,7 +218,7 @@ def log_evidence_bounds(
 
 
 def _columns(chunks: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Every rung's numbers of all rows, from those of the chunks."""
+    """The values of every bound for all rows, concatenated from chunks of rows."""
     return [torch.cat(parts) for parts in zip(*chunks, strict=True)]
 
 
@@ -230,7 +237,7 @@ def _annealed(source: Reader, latent: Latent, ais: AIS) -> tuple[Bound, Tensor]:
     return Bound("AIS", annealed, noise), acceptance
 
 
-def _together(source: Reader, sizes: list[int], inner: int, joint: str | None) -> Bounds:
+def _together(source: Reader, sizes: list[int], inner: int | None, joint: str | None) -> Bounds:
     """The bounds of all rows together."""
     total = sizes[-1]
     sums = all_rows(source, total, inner)
@@ -241,7 +248,7 @@ def _together(source: Reader, sizes: list[int], inner: int, joint: str | None) -
     error = (elbo.std() / total**0.5).reshape(1)
     rungs = _rungs(sizes, "IS", [elbo.mean().reshape(1), *values], [error, *errors])
     model = undecorated(source.pair.model)
-    if isinstance(model, Conjugate):  # under a guide that draws all rows together
+    if isinstance(model, Conjugate):  # with a guide that draws all rows jointly
         exact = model.log_marginal(source.x).sum().reshape(1)
         rungs.append(Bound("exact", exact, torch.zeros_like(exact)))
     names = tuple(latent.name for latent in source.layout.shared) or (str(joint),)
@@ -255,8 +262,8 @@ def _check_draws(draws: Sequence[int]) -> list[int]:
         raise ValueError(f"draws must be the K of every IWAE, such as (100, 5000), got {draws!r}") from None
     if not sizes:
         raise ValueError("draws is empty: pass the K of every IWAE, such as (100, 5000)")
-    if sizes[-1] < LEAST_DRAWS:
-        raise ValueError(f"draws must end with at least {LEAST_DRAWS} to judge the importance weights, got {sizes[-1]}")
+    if sizes[-1] < LEAST:
+        raise ValueError(f"draws must end with at least {LEAST} to judge the importance weights, got {sizes[-1]}")
     for small, large in pairwise(sizes):
         if large <= small or large % small:
             raise ValueError(f"draws must ascend, each a multiple of the one before it, got {small} and then {large}")

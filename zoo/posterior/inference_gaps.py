@@ -1,9 +1,8 @@
-"""Why a bound is loose: the guide's family, or the network that stands in for a q of every row's own."""
+"""Why is a bound loose: because of the guide's family, or because of amortization."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import polars
 import pyro.distributions as dist
@@ -11,14 +10,14 @@ import torch
 from torch import Tensor
 
 from zoo.base.callables import name_of, undecorated
-from zoo.base.checks import check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.latent_sites import Latent
 from zoo.base.memory import rows_at_once
-from zoo.base.protocols import ClosedBound, Conjugate, Pair
+from zoo.base.protocols import ClosedConjugate, Conjugate, Pair
 from zoo.base.schedules import cosine
 from zoo.posterior.annealing import AIS, Place, anneal
 from zoo.posterior.engine import Arguments, Reader, reader, reading
-from zoo.posterior.evaluation import LEAST_DRAWS
+from zoo.posterior.psis import LEAST
 from zoo.posterior.rowwise import (
     conditional,
     gaussian,
@@ -29,33 +28,33 @@ from zoo.posterior.rowwise import (
     stretch,
 )
 
-RATE = 0.05  # of Adam at the start, in standard deviations of the guide
+RATE = 0.05  # initial learning rate of Adam, in standard deviations of the guide
 NAMES = ("log_marginal", "best", "elbo", "approximation", "amortization")
 COLUMNS = (*NAMES, *(f"{name}_se" for name in NAMES))
-ROUNDS = 20  # of L-BFGS at most, each in coordinates whitened by the q that the last one found
+ROUNDS = 20  # of L-BFGS at most, each in coordinates whitened by the q of the last one
 
 
 @dataclass(frozen=True, eq=False)
 class Gaps:
-    r"""The gap between log p(x) and a guide's bound in its two parts, in nats: what :func:`gaps` returns.
+    r"""The gap between log p(x) and a guide's bound in two parts, in nats: the result of :func:`gaps`.
 
     .. math:: \log p(x) - \mathrm{ELBO}(q) =
               \underbrace{\log p(x) - \mathrm{ELBO}(q^*)}_{\text{approximation}} +
               \underbrace{\mathrm{ELBO}(q^*) - \mathrm{ELBO}(q)}_{\text{amortization}}
 
-    with :math:`q^*` the best q of the row's own within the guide's family. For a guide with parameters for every row
-    the second part is what its fit left undone.
+    with :math:`q^*` the best q of the row within the guide's family. For a guide with parameters for every row the
+    second part is the error of its optimisation.
 
     Attributes:
-        log_marginal: log p(x) (n,), exact or a bound from below.
+        log_marginal: log p(x) (n,), exact or a lower bound.
         best: the bound of q* (n,).
         elbo: the bound of the guide's q (n,).
-        approximation: the approximation gap (n,). Where log p(x) is a bound from below, so is this gap, in expectation,
-            for the q* that was found.
-        amortization: the amortization gap (n,). Without a closed form the q* found may fall short of the best; this gap
-            is then a bound from below too, and the approximation gap holds what is missing.
-        log_marginal_se: the standard error that the draws cause (n,), 0 in closed form. The same for the others; those
-            of the gaps are of differences over the same draws.
+        approximation: the approximation gap (n,). Where log p(x) is a lower bound, so is this gap, in expectation, for
+            the q* that was found.
+        amortization: the amortization gap (n,). Without a closed form the q* found may be worse than the best one; this
+            gap is then a lower bound, and the difference is part of the approximation gap.
+        log_marginal_se: the Monte Carlo standard error (n,), 0 in closed form. Likewise for the others; those of the
+            gaps are of differences over the same draws.
         family: ``"diag"`` or ``"full"``.
         estimator: of log p(x): ``"exact"``, ``"IWAE-K"`` from draws of q*, or ``"AIS"`` started from q*.
         closed: whether the bounds are in closed form.
@@ -77,11 +76,11 @@ class Gaps:
 
     @property
     def total(self) -> Tensor:
-        """The whole gap (n,), KL(q || p(z | x)) where log p(x) is exact."""
+        """The total gap (n,), KL(q || p(z | x)) where log p(x) is exact."""
         return self.log_marginal - self.elbo
 
     def summary(self) -> dict[str, float]:
-        """Means per row with the standard errors that the draws cause."""
+        """Means per row with their Monte Carlo standard errors."""
         n = len(self.elbo)
         table = {}
         for name in NAMES:
@@ -106,7 +105,7 @@ class Gaps:
 
 def gaps(
     run: Pair,
-    x: Any,
+    x: ArrayLike,
     *,
     steps: int = 500,
     particles: int = 8,
@@ -116,27 +115,27 @@ def gaps(
 ) -> Gaps:
     r"""Split the gap of a run on the rows ``x`` into approximation and amortization.
 
-    A Gaussian of every row's own is optimised from the guide's answer on, the model held fast: with independent units
-    (``"diag"``) where the guide's q has them, as MeanField, Amortized and AutoNormal do, and with a full covariance
-    (``"full"``) otherwise; a guide of low rank counts as full, so that its missing rank counts as amortization.
+    For every row a Gaussian is optimised with the model fixed, starting from the guide's q: with a diagonal covariance
+    (``"diag"``) if the guide's q has one, as in MeanField, Amortized and AutoNormal, and with a full one (``"full"``)
+    otherwise; a guide of low rank counts as full, so that its missing rank is part of the amortization gap.
 
-    Where the model has the bound of a Gaussian in closed form (``model.elbo``), L-BFGS climbs it, and nothing is drawn.
-    Otherwise Adam climbs it by draws, in coordinates whitened by the guide's q, with path derivatives (Roeder et al.
-    2017) of antithetic pairs that all rows share, the rate falling along a cosine. Where the outcome is no better than
-    the guide's q on draws of their own, that q stays. Both are then judged on the same fresh draws.
+    Where the model has the bound of a Gaussian in closed form (``model.elbo``), it is maximised by L-BFGS, without
+    draws. Otherwise Adam maximises a Monte Carlo estimate, in coordinates whitened by the guide's q, with path
+    derivatives (Roeder et al. 2017) of antithetic pairs common to all rows and a cosine schedule. If the result is no
+    better than the guide's q on fresh draws, the guide's q is kept. Both are then evaluated on the same fresh draws.
 
     Args:
         run: a trained pair.
-        x: rows (n, d); a guide with parameters for every row takes those it was fitted to, in their order.
+        x: rows (n, d); for a guide with parameters for every row, those it was fitted to, in the same order.
         steps: of Adam.
         particles: antithetic pairs per step.
-        draws: draws per row that judge, K of IWAE-K; at least 25.
-        ais: take log p(x) by annealed importance sampling from q* instead of IWAE.
-        seed: of all draws; the caller's random stream is left alone.
+        draws: draws per row of the evaluation, K of IWAE-K; at least 30.
+        ais: estimate log p(x) by annealed importance sampling from q* instead of IWAE.
+        seed: of all draws; the caller's random stream is left unchanged.
 
     Raises:
-        ValueError: a model without exactly one latent site with a real vector per row, a guide whose q(z | x) is no
-            Gaussian, too few steps or draws, or rows that are not fit for model or guide.
+        ValueError: a model without exactly one latent site with a real vector per row, a guide whose q(z | x) is not
+            Gaussian, too few steps or draws, or rows that do not suit model or guide.
 
     References:
         Cremer, Li and Duvenaud (2018), Inference suboptimality in variational autoencoders, ICML; Roeder, Wu and
@@ -144,13 +143,13 @@ def gaps(
     """
     check_whole(steps, "steps")
     check_whole(particles, "particles")
-    if check_whole(draws, "draws") < LEAST_DRAWS:
-        raise ValueError(f"draws must be at least {LEAST_DRAWS} to judge a bound, got {draws}")
+    if check_whole(draws, "draws") < LEAST:
+        raise ValueError(f"draws must be at least {LEAST} to judge a bound, got {draws}")
     model = undecorated(run.model)
     x = check_rows(x, model)
     d = x.shape[1]
     exact = isinstance(model, Conjugate)
-    closed = exact and isinstance(model, ClosedBound)
+    closed = model if isinstance(model, ClosedConjugate) else None
     parts: list[tuple[Tensor, ...]] = []
     family = ""
     with reading(run, seed):
@@ -161,22 +160,22 @@ def gaps(
             start = gaussian(q)
             if start is None:
                 raise ValueError(
-                    f"gaps knows the families of independent and of correlated Gaussians, and q(z | x) of the guide "
-                    f"{name_of(run.guide)} is a {type(q).__name__}: take MeanField, FullRank or Amortized, or "
-                    "zoo.log_evidence_bounds for the whole gap"
+                    f"gaps supports Gaussian guides with a diagonal or a full covariance, and q(z | x) of the guide "
+                    f"{name_of(run.guide)} is a {type(q).__name__}: use MeanField, FullRank or Amortized, or "
+                    "zoo.log_evidence_bounds for the total gap"
                 )
             family = "diag" if start[1].ndim == 2 else "full"
-            if closed:
-                parts.append(_in_closed_form(model, arguments[0], start))
+            if closed is not None:
+                parts.append(_in_closed_form(closed, arguments[0], start))
             else:
                 found = _climb(source, latent, arguments, start, steps, particles)
                 parts.append(_judge(source, latent, arguments, start, found, draws, ais))
     columns = {name: torch.cat(column) for name, column in zip(COLUMNS, zip(*parts, strict=True), strict=True)}
     estimator = "exact" if exact else f"IWAE-{draws}" if ais is None else "AIS"
-    return Gaps(**columns, family=family, estimator=estimator, closed=closed)
+    return Gaps(**columns, family=family, estimator=estimator, closed=closed is not None)
 
 
-def _in_closed_form(model: Any, x: Tensor, start: Place) -> tuple[Tensor, ...]:
+def _in_closed_form(model: ClosedConjugate, x: Tensor, start: Place) -> tuple[Tensor, ...]:
     """The columns of :class:`Gaps` for some rows."""
     log_marginal = model.log_marginal(x)
     elbo = model.elbo(x, _distribution(*start))
@@ -185,7 +184,7 @@ def _in_closed_form(model: Any, x: Tensor, start: Place) -> tuple[Tensor, ...]:
     return (log_marginal, best, elbo, log_marginal - best, best - elbo, *(zero,) * 5)
 
 
-def _distribution(loc: Tensor, root: Tensor) -> Any:
+def _distribution(loc: Tensor, root: Tensor) -> dist.TorchDistribution:
     if root.ndim == loc.ndim:
         return dist.Normal(loc, root).to_event(1)
     return dist.MultivariateNormal(loc, scale_tril=root)
@@ -205,7 +204,7 @@ def _moved(start: Place, shift: Tensor, change: Tensor) -> Place:
 
 
 def _climb_smoothly(bound: Callable[[Place], Tensor], start: Place) -> Place:
-    """The best Gaussian of every row by L-BFGS on a bound without noise."""
+    """The best Gaussian for every row, by L-BFGS on the closed-form bound."""
     q = start
     precision = torch.finfo(start[0].dtype).eps ** 0.5
     for _ in range(ROUNDS):
@@ -215,20 +214,22 @@ def _climb_smoothly(bound: Callable[[Place], Tensor], start: Place) -> Place:
         )
         slopes: list[float] = []
 
-        def loss(free: list[Tensor] = free, q: Place = q, slopes: list[float] = slopes, optim: Any = optim) -> Tensor:
+        def loss(
+            free: list[Tensor] = free, q: Place = q, slopes: list[float] = slopes, optim: torch.optim.Optimizer = optim
+        ) -> Tensor:
             with torch.enable_grad():
                 value = -bound(_moved(q, free[0], free[1])).sum()
-                gradients = torch.autograd.grad(value, free)  # of these alone: the model's stay as they are
+                gradients = torch.autograd.grad(value, free)  # without those of the model's parameters
             for parameter, gradient in zip(free, gradients, strict=True):
                 parameter.grad = gradient
             slopes.append(max(float(gradient.abs().max()) for gradient in gradients))
             return value.detach()
 
         optim.step(loss)
-        if slopes[0] < precision:  # the curvature is about one here: what is left is of the order of its square
+        if slopes[0] < precision:  # the curvature is about 1 here, so the remaining gain is of the order of its square
             break
         moved = _moved(q, free[0].detach(), free[1].detach())
-        better = bound(moved) >= bound(q)  # false, too, where it is no number
+        better = bound(moved) >= bound(q)  # also false where it is NaN
         if not better.any():
             break
         q = _chosen(better, moved, q)
@@ -236,7 +237,7 @@ def _climb_smoothly(bound: Callable[[Place], Tensor], start: Place) -> Place:
 
 
 def _chosen(take: Tensor, one: Place, other: Place) -> Place:
-    """Row by row one Gaussian or the other."""
+    """One Gaussian or the other for every row."""
     rows = take.unsqueeze(-1)
     return (
         torch.where(rows, one[0], other[0]),
@@ -245,13 +246,13 @@ def _chosen(take: Tensor, one: Place, other: Place) -> Place:
 
 
 def _climb(source: Reader, latent: Latent, arguments: Arguments, start: Place, steps: int, particles: int) -> Place:
-    """The best Gaussian of every row by Adam on draws of the bound."""
+    """The best Gaussian for every row, by Adam on Monte Carlo estimates of the bound."""
     loc = start[0]
     free = [torch.zeros_like(part, requires_grad=True) for part in start]
     optim = torch.optim.Adam(free, lr=RATE)
     fall = cosine(steps)
     for step in range(steps):
-        noise = loc.new_empty(particles, 1, loc.shape[1]).normal_()  # common to all rows
+        noise = loc.new_empty(particles, 1, loc.shape[1]).normal_()  # the same for all rows
         noise = torch.cat([noise, -noise]).expand(-1, *loc.shape)
         with torch.enable_grad():
             weights = _log_weights(source, latent, arguments, _moved(start, free[0], free[1]), noise, path=True)
@@ -272,7 +273,7 @@ def _log_weights(
 ) -> Tensor:
     r""":math:`\log p(x, z) - \log q(z)` at :math:`z = m + L \epsilon` (draws, b).
 
-    With ``path`` its gradient goes through z alone: that of log q at z itself has expectation 0.
+    With ``path`` its gradient is the path derivative through z, without the score of log q, whose expectation is 0.
     """
     loc, root = q
     z = loc + stretch(root, noise)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from zoo.compat.container import smooth
 
-LEAST = 25  # draws, below which the tail has fewer than the five values a Pareto fit needs
+LEAST = 30  # draws: with fewer, the tail has too few values for a Pareto fit, and ArviZ 1.x returns NaN
 
 
 def psis_khat(log_weights: Tensor) -> Tensor:
@@ -14,9 +14,9 @@ def psis_khat(log_weights: Tensor) -> Tensor:
     Below 0.5 the weights have a finite variance, below 0.7 importance sampling from the guide is reliable,
     above 1 their mean is infinite and the guide misses a tail of the posterior.
 
-    A row whose largest weight is shared by five draws or more has bounded weights and no tail to fit: it gets
-    :math:`-\infty`, the floor. That is so where the guide is exact and all weights are equal up to rounding,
-    and mostly where a discrete site takes few values.
+    A row whose largest weight occurs in five draws or more has bounded weights and no tail to fit, and k-hat is
+    :math:`-\infty`. This is the case where the guide is exact, so that all weights are equal up to rounding, and
+    mostly where a discrete site has few values.
 
     Args:
         log_weights: log p(x, z) - log q(z) of every draw and row (draws, n), up to a constant per row; -inf
@@ -26,7 +26,7 @@ def psis_khat(log_weights: Tensor) -> Tensor:
         k-hat (n,), with the dtype and device of ``log_weights``.
 
     Raises:
-        ValueError: not of shape (draws, n), fewer than 25 draws, or a row with NaN, +inf or nothing but -inf.
+        ValueError: not of shape (draws, n), fewer than 30 draws, or a row with NaN, +inf or nothing but -inf.
 
     References:
         Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto smoothed importance sampling, JMLR 25(72).
@@ -38,11 +38,11 @@ def psis_khat(log_weights: Tensor) -> Tensor:
 
 
 def psis_weights(log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Importance weights of every row with their largest ones smoothed, and k-hat.
+    r"""Importance weights of every row, with the largest ones smoothed, and k-hat.
 
     The largest :math:`\min(S / 5, 3 \sqrt S)` of S weights are replaced by the expected order statistics of the
-    generalised Pareto distribution fitted to them, truncated at the largest raw weight: a little bias for much less
-    variance. Where :func:`psis_khat` finds no tail to fit, the weights stay as they are.
+    generalised Pareto distribution fitted to them, truncated at the largest raw weight, which reduces the variance at
+    the price of a small bias. Where :func:`psis_khat` finds no tail to fit, the weights are unchanged.
 
     Args:
         log_weights: log p(x, z) - log q(z) of every draw and row (draws, n), up to a constant per row; -inf
@@ -53,7 +53,7 @@ def psis_weights(log_weights: Tensor) -> tuple[Tensor, Tensor]:
         k-hat (n,). Both with the dtype and device of ``log_weights``.
 
     Raises:
-        ValueError: not of shape (draws, n), fewer than 25 draws, or a row with NaN, +inf or nothing but -inf.
+        ValueError: not of shape (draws, n), fewer than 30 draws, or a row with NaN, +inf or nothing but -inf.
 
     References:
         Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto smoothed importance sampling, JMLR 25(72).
@@ -65,14 +65,14 @@ def psis_weights(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     if log_weights.ndim != 2:
         raise ValueError(f"log_weights has shape {tuple(log_weights.shape)}: pass (draws, n)")
     if len(log_weights) < LEAST:
-        raise ValueError(f"log_weights has {len(log_weights)} draws, too few for a tail: take {LEAST}")
+        raise ValueError(f"log_weights has {len(log_weights)} draws, too few to fit their tail: use at least {LEAST}")
     values = log_weights.detach()
     top = values.amax(0)
     wrong = (values.isnan().any(0) | ~top.isfinite()).nonzero().flatten().tolist()
     if wrong:
         raise ValueError(
-            f"the log weights of row {wrong[0]} hold NaN, inf, or nothing but -inf (and {len(wrong) - 1} "
-            "rows more): look for draws outside the model's support"
+            f"the log weights of row {wrong[0]} (and {len(wrong) - 1} more) contain NaN or inf, or are all -inf: look "
+            "for draws outside the model's support"
         )
     finite = values.masked_fill(values.isinf(), 0.0)
     rounding = 1e3 * torch.finfo(values.dtype).eps * finite.abs().amax(0).clamp_min(1.0)

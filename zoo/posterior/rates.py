@@ -1,9 +1,9 @@
-"""What the latent variables carry: rate and distortion, mutual information, and which units have collapsed."""
+"""How much information the latent variables carry: rate, distortion, mutual information, collapsed units."""
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import polars
 import torch
@@ -13,7 +13,8 @@ from torch.distributions import Distribution
 from torch.distributions.kl import kl_divergence
 
 from zoo.base.callables import undecorated
-from zoo.base.checks import check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.independent import without_event_dims
 from zoo.base.latent_sites import Latent
 from zoo.base.memory import rows_at_once
 from zoo.base.protocols import Pair
@@ -25,7 +26,7 @@ Dequantised = Literal["uniform", "discrete", "none"]
 
 @dataclass(frozen=True, eq=False)
 class RateDistortion:
-    r"""What z says of x, in nats: what :func:`rate_distortion` returns.
+    r"""The information in z about x, in nats: the result of :func:`rate_distortion`.
 
     .. math:: -\mathrm{ELBO} = \mathrm{distortion} + \mathrm{rate}, \qquad
               \mathrm{rate} = I_q(x; z) + \mathrm{KL}(q(z) \| p(z)), \qquad
@@ -34,11 +35,11 @@ class RateDistortion:
     Attributes:
         rate: the mean of KL(q(z | x) || p(z)) over the rows.
         distortion: the mean of :math:`-E_q \log p(x \mid z)`.
-        mutual_information: between the number of a row and its z, under q; at most log n.
-        marginal_kl: of the aggregated posterior q(z) from the prior.
-        rate_se: the standard error that the draws cause; 0 where the rate has a closed form. The same for the others.
-        unit_kl: the mean KL of every unit's own marginal q(z_j | x) from its prior (k,), or None where q or the prior
-            has no density of its own for a unit. With independent units they add up to the rate.
+        mutual_information: between the index of a row and its z, under q; at most log n.
+        marginal_kl: the KL divergence of the aggregated posterior q(z) from the prior.
+        rate_se: the Monte Carlo standard error; 0 where the rate has a closed form. Likewise for the others.
+        unit_kl: the mean KL of every unit's marginal q(z_j | x) from its prior (k,), or None where q or the prior has
+            no marginal density for a unit. With independent units they add up to the rate.
         variance: :math:`\mathrm{Var}_x\, E_q[z_j \mid x]` of every unit (k,).
         threshold: the variance above which a unit is active.
         draws: draws per row.
@@ -61,7 +62,7 @@ class RateDistortion:
 
     @property
     def active(self) -> Tensor:
-        """Whether a unit is active (k,): its posterior mean varies from row to row by more than the threshold."""
+        """Whether a unit is active (k,): the variance of its posterior mean over the rows exceeds the threshold."""
         return self.variance > self.threshold
 
     @property
@@ -77,17 +78,17 @@ class RateDistortion:
             return f"all {k} units are active" if k > 1 else "the one unit is active"
         if len(gone) == k:
             who = f"all {k} units have collapsed" if k > 1 else "the one unit has collapsed"
-            text = f"{who}: the mean of q(z | x) does not follow x, z carries {self.mutual_information:.2g} nats of it"
+            text = f"{who}: the mean of q(z | x) does not depend on x, z carries {self.mutual_information:.2g} nats"
         else:
             shown = ", ".join(map(str, gone[:10])) + (", ..." if len(gone) > 10 else "")
             have = "has" if len(gone) == 1 else "have"
             text = f"{len(gone)} of {k} units {have} collapsed (number {shown}, from 0)"
         if self.unit_kl is not None and (rest := float(self.unit_kl[gone].sum())) > 0.1:
-            text += f"; yet they cost {rest:.2g} nats a row: q there is not the prior, though the same for all rows"
+            text += f"; they still cost {rest:.2g} nats per row: q there is the same for all rows, but not the prior"
         return text
 
     def summary(self) -> dict[str, float]:
-        """Nats per row with the standard errors that the draws cause, the number of active units and of all units."""
+        """Nats per row with their Monte Carlo standard errors, the number of active units and of all units."""
         names = ("rate", "distortion", "mutual_information", "marginal_kl")
         table = {key: float(getattr(self, key)) for name in names for key in (name, f"{name}_se")}
         return table | {"active": float(self.active.sum()), "units": float(len(self.variance))}
@@ -109,20 +110,22 @@ class RateDistortion:
         )
 
 
-def rate_distortion(run: Pair, x: Any, *, draws: int = 10, threshold: float = 0.01, seed: int = 0) -> RateDistortion:
+def rate_distortion(
+    run: Pair, x: ArrayLike, *, draws: int = 10, threshold: float = 0.01, seed: int = 0
+) -> RateDistortion:
     r"""Rate, distortion, mutual information and active units of a run on the rows ``x``.
 
     The mutual information is the mean of :math:`\log q(z \mid x_n) - \log q(z)` over draws from every row, with the
-    aggregated posterior q(z) over all rows given and no minibatch in its place: n^2 * draws densities, in chunks. Where
-    q and the prior are Gaussian the rate and the KL of every unit are in closed form, otherwise from the same draws.
-    The marginal KL is the rate less the mutual information.
+    aggregated posterior q(z) over all rows rather than a minibatch: n^2 * draws densities, in chunks. Where q and the
+    prior are Gaussian the rate and the KL of every unit have closed forms, otherwise they are estimated from the same
+    draws. The marginal KL is the rate minus the mutual information.
 
     Args:
         run: a trained pair.
-        x: rows (n, d), at least 2; a guide with parameters for every row takes those it was fitted to.
+        x: rows (n, d), at least 2; for a guide with parameters for every row, those it was fitted to.
         draws: draws per row, at least 2.
         threshold: the variance of a unit's posterior mean above which it is active (Burda et al.: 0.01).
-        seed: of the draws; the caller's random stream is left alone.
+        seed: of the draws; the caller's random stream is left unchanged.
 
     Raises:
         ValueError: too few rows or draws, a negative ``threshold``, a model without exactly one latent site with a real
@@ -153,7 +156,7 @@ def rate_distortion(run: Pair, x: Any, *, draws: int = 10, threshold: float = 0.
     rate, rate_se = _mean(rates)
     mutual, mutual_se = _mean(carried)
     variance = means.var(0, correction=0)
-    if not parts[0].closed:  # means of draws vary by their own noise too
+    if not parts[0].closed:  # without the Monte Carlo variance of the means
         variance = (variance - z.double().var(0).mean(0) / draws).clamp_min(0.0)
     kls = [part.unit_kl for part in parts if part.unit_kl is not None]
     return RateDistortion(
@@ -187,7 +190,7 @@ class _Part:
 
 
 def _mean(values: Tensor) -> tuple[float, float]:
-    """The mean of (draws, n) and the standard error that the draws cause: 0 for a single one, in closed form."""
+    """The mean of (draws, n) and its Monte Carlo standard error: 0 for a single draw, in closed form."""
     draws, n = values.shape
     error = float((values.double().var(0).sum() / draws).sqrt() / n) if draws > 1 else 0.0
     return float(values.double().mean()), error
@@ -222,10 +225,8 @@ def _prior(source: Reader, latent: Latent, arguments: Arguments) -> Distribution
 
 
 def _independent(q: Distribution) -> Distribution | None:
-    """The distribution of the single coordinates, where they are independent: batch and event shape in one."""
-    base: Any = q
-    while isinstance(base, torch.distributions.Independent):
-        base = base.base_dist
+    """The distribution of the coordinates, if they are independent, with the event shape as batch shape."""
+    base = without_event_dims(q)
     return None if base.event_shape else base
 
 
@@ -288,11 +289,11 @@ def _columns(z: Tensor, loc: Tensor, scale: Tensor) -> Iterator[tuple[Tensor, Te
 
 @dataclass(frozen=True, eq=False)
 class Bits:
-    """A log-likelihood in bits per dimension: what :func:`bits_per_dimension` returns.
+    """A log-likelihood in bits per dimension: the result of :func:`bits_per_dimension`.
 
     Attributes:
-        values: bits per dimension, of the shape given: lower is better.
-        text: what the number means, and how the data were dequantised.
+        values: bits per dimension, in the given shape: lower is better.
+        text: the meaning of the number, and how the data were dequantised.
     """
 
     values: Tensor
@@ -304,26 +305,26 @@ class Bits:
         return float(self.values.double().mean())
 
     def summary(self) -> dict[str, float]:
-        """The mean, and how many values it is over."""
+        """The mean, and the number of values."""
         return {"bits_per_dimension": self.mean, "rows": float(self.values.numel())}
 
     def frame(self) -> polars.DataFrame:
-        """A row per value given."""
+        """A row per value."""
         return polars.DataFrame({"bits_per_dimension": self.values.flatten().tolist()})
 
     def __repr__(self) -> str:
         return f"{self.mean:.4f} bits per dimension: {self.text}"
 
 
-def bits_per_dimension(nats: Any, data_dim: int, *, levels: int = 256, dequantised: Dequantised) -> Bits:
-    r"""A log-likelihood per row as bits per dimension, which depends on how discrete data were made continuous.
+def bits_per_dimension(nats: float | Tensor, data_dim: int, *, levels: int = 256, dequantised: Dequantised) -> Bits:
+    r"""A log-likelihood per row in bits per dimension, which depends on how discrete data were dequantised.
 
     - ``"uniform"``: noise was added to the levels, and all divided by their number L, :math:`x = (k + u) / L` with u
       uniform on [0, 1). By Jensen's inequality the expected :math:`\log p(x) - D \log L` is below the log
       probability of the levels, so :math:`-\log p(x) / (D \log 2) + \log_2 L` is an upper bound on their bits.
     - ``"discrete"``: the numbers are log probabilities of the levels themselves: :math:`-\log P(k) / (D \log 2)`.
-    - ``"none"``: the density at the levels on a scale of [0, 1], without noise. The same formula as ``"uniform"``, but
-      it bounds nothing: a density may peak at the levels without limit. The text says so.
+    - ``"none"``: the density at the levels on a scale of [0, 1], without noise. The formula is that of ``"uniform"``,
+      but it is not a bound: a density may have arbitrarily high peaks at the levels. The text states this.
 
     Args:
         nats: log-likelihood, or a bound on it, in nats per row: a number or a tensor.
@@ -332,7 +333,7 @@ def bits_per_dimension(nats: Any, data_dim: int, *, levels: int = 256, dequantis
         dequantised: one of the three.
 
     Raises:
-        ValueError: ``dequantised`` of another name, or a dimension or number of levels that is no whole number.
+        ValueError: ``dequantised`` is not one of the three, or ``data_dim`` or ``levels`` is not a whole number.
 
     References:
         Theis, van den Oord and Bethge (2016), A note on the evaluation of generative models, ICLR, section 3.1.
@@ -346,9 +347,9 @@ def bits_per_dimension(nats: Any, data_dim: int, *, levels: int = 256, dequantis
         raise ValueError(f"dequantised must be one of {', '.join(get_args(Dequantised))}; got {dequantised!r}")
     bits = -torch.as_tensor(nats, dtype=torch.float64) / (data_dim * math.log(2))
     if dequantised == "discrete":
-        return Bits(bits, f"log probabilities of {levels} levels, nothing was dequantised")
+        return Bits(bits, f"log probabilities of {levels} levels, without dequantisation")
     text = {
         "uniform": f"{levels} levels dequantised by uniform noise on a scale of [0, 1): an upper bound",
-        "none": f"a density at {levels} levels on a scale of [0, 1], not dequantised: no bound, and not comparable",
+        "none": f"a density at {levels} levels on a scale of [0, 1], not dequantised: not a bound, and not comparable",
     }
     return Bits(bits + math.log2(levels), text[dequantised])

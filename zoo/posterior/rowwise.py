@@ -1,14 +1,12 @@
-"""What evaluations of single rows share: importance weights, the one real site, the guide's Gaussian."""
-
-from typing import Any
+"""Helpers for evaluations by row: importance weights, the single continuous site, the guide's Gaussian."""
 
 import pyro.distributions as dist
-import torch
 from pyro import poutine
 from torch import Tensor
 from torch.distributions import Distribution
 
 from zoo.base.callables import name_of
+from zoo.base.independent import without_event_dims
 from zoo.base.latent_sites import Latent
 from zoo.posterior.engine import Arguments, Reader, asking
 
@@ -17,7 +15,7 @@ def row_weights(source: Reader, arguments: Arguments, draws: int, task: str = "e
     r""":math:`\log p(x_n, z) - \log q(z \mid x_n)` of some rows for draws of z from the guide, (draws, b).
 
     Raises:
-        ValueError: a site is shared by all rows, or the guide's density does not split into rows.
+        ValueError: a site is shared by all rows, or the guide draws all rows jointly.
     """
     return row_draws(source, arguments, draws, task)[1]
 
@@ -36,28 +34,28 @@ def row_draws(source: Reader, arguments: Arguments, draws: int, task: str) -> tu
 
 
 def refuse_shared(source: Reader, task: str) -> None:
-    """Raise where a latent site is shared by all rows.
+    """Refuse a model with a site shared by all rows.
 
     Raises:
         ValueError: names the site.
     """
     for latent in source.layout.shared:
         raise ValueError(
-            f"latent site '{latent.name}' is shared by all rows, so log p(x) does not split into rows, which {task} "
+            f"latent site '{latent.name}' is shared by all rows, so log p(x) is not a sum over rows, which {task} "
             "needs; zoo.evaluate gives the bound and log p(x) of all rows together"
         )
 
 
 def refuse_joint(source: Reader, joint: str | None, task: str) -> None:
-    """Raise where the guide holds all rows in one site.
+    """Refuse a guide that draws all rows jointly.
 
     Raises:
         ValueError: names the guide and its site.
     """
     if joint is not None:
         raise ValueError(
-            f"the guide {name_of(source.pair.guide)} draws all rows together, in '{joint}', so its density does not "
-            f"split into rows, which {task} needs; zoo.evaluate gives the bound of all rows together. Guides with a "
+            f"the guide {name_of(source.pair.guide)} draws all rows jointly, in '{joint}', so its density is not a "
+            f"product over rows, which {task} needs; zoo.evaluate gives the bound of all rows together. Guides with a "
             "density per row are MeanField, FullRank, Amortized and, of Pyro's autoguides, AutoNormal"
         )
 
@@ -72,7 +70,7 @@ def real_site(source: Reader, task: str) -> Latent:
 
     Args:
         source: the pair and its rows.
-        task: what needs it, for the message.
+        task: the function that needs it, for the message.
 
     Raises:
         ValueError: the model has several latent sites, or one that is shared by all rows, discrete or constrained.
@@ -102,7 +100,7 @@ def conditional(source: Reader, latent: Latent, arguments: Arguments) -> Distrib
     """The guide's q(z | x) of the one latent site, as it is sampled: batch shape (b,).
 
     Raises:
-        ValueError: the guide draws the site together with something else, or puts a point mass on it.
+        ValueError: the guide draws the site jointly with others, or has a point mass on it.
     """
     with asking(source.pair.guide, arguments):
         nodes = poutine.trace(source.pair.guide).get_trace(*arguments).nodes
@@ -111,8 +109,8 @@ def conditional(source: Reader, latent: Latent, arguments: Arguments) -> Distrib
         site = nodes.get(f"{latent.name}_unconstrained", site)  # AutoNormal's
     if site is None or isinstance(site["fn"], dist.Delta):
         raise ValueError(
-            f"the guide {name_of(source.pair.guide)} has no density of its own for '{latent.name}' of a row: take one "
-            "of zoo's guides or AutoNormal"
+            f"the guide {name_of(source.pair.guide)} has no density for '{latent.name}' of a single row: use one of "
+            "the package guides, or AutoNormal"
         )
     batch = site["fn"].batch_shape
     with asking(source.pair.guide, arguments):
@@ -126,9 +124,7 @@ def gaussian(q: Distribution) -> tuple[Tensor, Tensor] | None:
 
     None for any other distribution.
     """
-    base: Any = q
-    while isinstance(base, torch.distributions.Independent):
-        base = base.base_dist
+    base = without_event_dims(q)
     if isinstance(base, dist.Normal):
         batch = base.loc.shape[: len(q.batch_shape)]
         return base.loc.reshape(*batch, -1), base.scale.expand_as(base.loc).reshape(*batch, -1)

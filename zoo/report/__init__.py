@@ -1,4 +1,4 @@
-"""One page on a run: what was fitted, whether to believe it, and why."""
+"""A run on one HTML page: what was fitted, whether its posterior can be trusted, and why."""
 
 from zoo.report.page import report
 

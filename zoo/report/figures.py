@@ -1,4 +1,4 @@
-"""Which figures a page holds: those of the checks, of the replicated data, and the latent space."""
+"""The figures of a page: those of the checks, of the predictive check, and of the latent space."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,36 +12,39 @@ from zoo.diagnostics.model.predictive import PredictiveCheck
 from zoo.infer.run import Fit
 
 
-def figures(
+def figures_of(
     run: Fit,
     x: Tensor,
-    found: Diagnosis,
-    fits: PredictiveCheck | None,
+    diagnosis: Diagnosis,
+    predictive: PredictiveCheck | None,
     labels: Any,
     label_names: Sequence[str] | None,
     seed: int,
 ) -> Iterator[Picture]:
-    """Title, caption and figure, one after the other.
+    """Yields every figure with its title and caption.
 
     Args:
         run: the run.
         x: its rows (n, d).
-        found: its diagnosis.
-        fits: the check of the model by replicated tables, or None.
-        labels: of the rows, or None.
-        label_names: of the labels' codes, or None.
+        diagnosis: of the run.
+        predictive: its predictive check, or None.
+        labels: of the rows (n,), or None.
+        label_names: names of the label codes, or None.
         seed: of the draws.
     """
-    yield from pictures(found, plots)
-    if fits is not None:
+    yield from pictures(diagnosis, plots)
+    if predictive is not None:
         yield Picture(
             "Replicated data",
-            "Statistics of the rows beside those of replicated data: how many of the replicates' standard deviations "
-            "they are apart.",
-            plots.predictive(fits),
+            "Statistics of the data minus their mean over replicated data, in standard deviations of the replicates.",
+            plots.predictive(predictive),
         )
     try:
         axes = plots.latent(run, x, labels=labels, label_names=label_names, seed=seed)
-    except ValueError:  # a model whose latent sites are not a point per row
+    except ValueError:  # no latent site with a point per row
         return
-    yield Picture("Latent space", "Every row at the mean of its factors, or coloured by its component.", axes)
+    yield Picture(
+        "Latent space",
+        "The posterior mean of the factors of every row; for a mixture the rows coloured by component.",
+        axes,
+    )

@@ -1,6 +1,7 @@
-"""A run as one self-contained HTML file: no network, no scripts, figures within it."""
+"""A run as one self-contained HTML file with embedded figures: no network access, no scripts."""
 
 import base64
+import inspect
 import io
 import platform
 from collections.abc import Iterator, Sequence
@@ -13,33 +14,35 @@ from typing import Any
 import polars as pl
 from jinja2 import Environment, StrictUndefined
 from matplotlib.axes import Axes
+from torch import Tensor
 
 from zoo.base.atomic import new_file
 from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
-from zoo.base.checks import check_rows
+from zoo.base.checks import ArrayLike, check_rows
 from zoo.base.module import Module
 from zoo.data.dataset import Dataset
 from zoo.diagnostics.checks.check import Picture
 from zoo.diagnostics.diagnosis import Diagnosis, diagnose, tables
 from zoo.diagnostics.model.predictive import PredictiveCheck, predictive_check
+from zoo.infer.convergence import assess
 from zoo.infer.run import Fit
 from zoo.posterior.evaluation import Evaluation
-from zoo.report.figures import figures
+from zoo.report.figures import figures_of
 
-MARKS = {"good": "✓", "careful": "!", "bad": "✗", "unknown": "?"}  # beside the colour, which is never alone
-WORDS = {"good": "good", "careful": "with care", "bad": "against it", "unknown": "not asked"}
-ENTRIES = 4e8  # of replicated tables
+MARKS = {"good": "✓", "careful": "!", "bad": "✗", "unknown": "?"}  # beside the colour, for readers who do not see it
+WORDS = {"good": "good", "careful": "with care", "bad": "failed", "unknown": "not possible"}
+ENTRIES = 4e8  # of all replicated tables together
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A figure in the page.
+    """A figure of the page.
 
     Attributes:
         title: its heading.
-        caption: what it shows, in a sentence or two; also read aloud in its place.
+        caption: a sentence or two on its content; also the alternative text.
         data: the PNG as a data URI.
-        width: in pixels at which it is drawn.
+        width: the width on the page in pixels.
     """
 
     title: str
@@ -50,7 +53,7 @@ class Encoded:
 
 def report(
     run: Fit,
-    x: Any,
+    x: ArrayLike,
     path: str | Path,
     *,
     diagnosis: Diagnosis | None = None,
@@ -60,40 +63,42 @@ def report(
     rerun: Sequence[str] = (),
     seed: int = 0,
 ) -> Path:
-    """Write what was fitted, the verdict with its reasons, figures and tables to one HTML file.
+    """Write a report on a trained pair to one HTML file: the verdict with its reasons, figures and tables.
 
-    The file needs no network and runs no script; it reads on a phone and prints.
+    The file requires no network access and runs no script; its layout suits phones and print.
 
     Args:
-        run: a trained pair: what :func:`zoo.fit` or :func:`zoo.load` returned, or ``zoo.Fit(model, guide)``.
-        x: the rows (n, d) it was fitted to: a tensor, an array, or a :class:`zoo.data.Dataset`, whose name, columns and
-            labels are then taken.
-        path: of the file; missing folders are made, an existing file is replaced once the new one is complete.
-        diagnosis: of :func:`zoo.diagnose`; None computes it.
-        predictive: of :func:`zoo.predictive_check`; None computes it.
-        labels: of the rows, for the map of the latent space.
-        label_names: of the labels' codes.
-        rerun: lines of a shell or of Python that repeat the run; none are shown where there are none.
+        run: a trained pair: the result of :func:`zoo.fit` or :func:`zoo.load`, or ``zoo.Fit(model, guide)``.
+        x: the rows (n, d) that it was fitted to: a tensor, an array, or a :class:`zoo.data.Dataset`, whose name,
+            columns and labels are used.
+        path: of the file. Missing folders are created; an existing file is replaced once the new one is complete.
+        diagnosis: the result of :func:`zoo.diagnose`; None computes it.
+        predictive: the result of :func:`zoo.predictive_check`; None computes it.
+        labels: labels of the rows (n,), for the figure of the latent space.
+        label_names: names of the label codes.
+        rerun: shell or Python lines that reproduce the run, shown on the page.
         seed: of the draws.
 
     Returns:
         the path.
 
     Raises:
-        ValueError: rows that are not fit for model or guide, labels of the wrong length, or a path that does not end in
+        ValueError: rows that do not fit model or guide, labels of the wrong length, or a path that does not end in
             .html.
     """
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"'{path.name}' is not the name of a page: let it end in .html")
+        raise ValueError(f"'{path.name}' is not the name of an HTML file: use a path that ends in .html")
     rows = check_rows(x, undecorated(run.model))
     table = x if isinstance(x, Dataset) else None
     if table is not None and labels is None:
         labels, label_names = table.labels, table.label_names
     if labels is not None and len(labels) != len(rows):
-        raise ValueError(f"labels has {len(labels)} entries, and x {len(rows)} rows: pass one label per row")
+        raise ValueError(f"labels has {len(labels)} entries, x has {len(rows)} rows: pass one label per row")
     found = diagnose(run, rows, seed=seed) if diagnosis is None else diagnosis
-    fits, unasked = _fits(run, rows if table is None else table, seed) if predictive is None else (predictive, "")
+    missing = ""
+    if predictive is None:
+        predictive, missing = _predictive(run, rows if table is None else table, seed)
     text = _template().render(
         title=f"{name_of(run.model)} with {name_of(run.guide)}",
         data=table.name if table is not None else None,
@@ -102,9 +107,9 @@ def report(
         marks=MARKS,
         words=WORDS,
         summary=_summary(run, found),
-        predictive=fits,
-        unasked=unasked,
-        pictures=[_encoded(one) for one in figures(run, rows, found, fits, labels, label_names, seed)],
+        predictive=predictive,
+        missing=missing,
+        pictures=[_encoded(one) for one in figures_of(run, rows, found, predictive, labels, label_names, seed)],
         tables=[(title, table.columns, _cells(table)) for title, table in _tables(run, found)],
         rerun=list(rerun),
         versions=_versions(),
@@ -114,8 +119,8 @@ def report(
     return path
 
 
-def _fits(run: Fit, x: Any, seed: int) -> tuple[PredictiveCheck | None, str]:
-    """The check by replicated tables, or why there is none."""
+def _predictive(run: Fit, x: Tensor | Dataset, seed: int) -> tuple[PredictiveCheck | None, str]:
+    """The predictive check, or the reason why there is none."""
     rows = x.x if isinstance(x, Dataset) else x
     draws = int(min(200, max(20, ENTRIES // rows.numel())))
     try:
@@ -132,7 +137,7 @@ def _template() -> Any:
 
 
 def _encoded(picture: Picture) -> Encoded:
-    """A figure as a PNG of twice the pixels it is shown at."""
+    """A figure as a PNG with twice the resolution of the page."""
     drawn = picture.drawn
     figure: Any = drawn.get_figure(root=True) if isinstance(drawn, Axes) else drawn
     buffer = io.BytesIO()
@@ -143,7 +148,7 @@ def _encoded(picture: Picture) -> Encoded:
 
 
 def _summary(run: Fit, found: Diagnosis) -> list[tuple[str, str]]:
-    """The numbers one looks for first."""
+    """The main results, by name."""
     rows = []
     e = found.measured.get("gap")
     if isinstance(e, Evaluation):
@@ -154,22 +159,25 @@ def _summary(run: Fit, found: Diagnosis) -> list[tuple[str, str]]:
             ("gap", f"{_short(found['gap'].value)} nats per row" + _error(s["gap_se"])),
         ]
         if e.shared is not None and e.shared.sites:
-            rows.append(("of shared sites", f"{_short(e.shared.bound)} nats" + _error(e.shared.bound_se)))
+            rows.append(("ELBO of shared sites", f"{_short(e.shared.bound)} nats" + _error(e.shared.bound_se)))
+    return [*rows, *_training(run)]
+
+
+def _training(run: Fit) -> list[tuple[str, str]]:
+    """How training ended, and what its loss curve shows."""
     if run.training is None:
-        return [*rows, ("training", "no record")]
-    return [*rows, ("training", f"{len(run.losses)} steps, {_ended(run)}")]
+        return [("training", "no record")]
+    stopped = f"; {run.training.stopped}" if run.training.stopped else ""
+    steps = f"{len(run.losses):,} steps, {'converged' if run.converged else 'not converged'}{stopped}"
+    return [("training", steps), ("loss curve", assess(run.training).reason)]
 
 
 def _error(se: float) -> str:
     return f" (se {se:.1g})" if se > 0 else ""
 
 
-def _ended(run: Fit) -> str:
-    return "until the bound ceased to rise" if run.converged else "stopped at the last step"
-
-
 def _tables(run: Fit, found: Diagnosis) -> Iterator[tuple[str, pl.DataFrame]]:
-    """Titles and tables."""
+    """Titles and tables of the page."""
     yield from tables(found)
     parts: tuple[tuple[str, PyroCallable], ...] = (("Model", run.model), ("Guide", run.guide))
     for role, function in parts:
@@ -185,14 +193,16 @@ def _options(head: str, settings: dict[str, Any]) -> pl.DataFrame:
 
 
 def _cells(table: pl.DataFrame) -> list[list[str]]:
-    """A table in words."""
+    """The cells of a table as text."""
     return [["" if value is None else _short(value) for value in row] for row in table.rows()]
 
 
 def _short(value: Any) -> str:
-    """A value in words: numbers to six digits, those in lists too."""
+    """A value as text, with numbers to six digits, also within lists."""
     if isinstance(value, float):
         return f"{value:.6g}"
+    if inspect.isfunction(value):
+        return name_of(value)
     if isinstance(value, list | tuple):
         return _cut(f"[{', '.join(map(_short, value))}]")
     if isinstance(value, dict):

@@ -21,20 +21,20 @@ from zoo.infer.storage.files import FORMAT, PARAMETERS, SETTINGS
 
 def test_a_taken_folder_is_refused(run, saved, tmp_path):
     before = (saved / SETTINGS).read_bytes()
-    with pytest.raises(FileExistsError, match=r"run already holds a run: choose another folder, or remove this one"):
+    with pytest.raises(FileExistsError, match=r"run already contains a run: choose another folder, or remove this one"):
         save(run, saved)
-    with pytest.raises(FileExistsError, match="already holds a run"):
+    with pytest.raises(FileExistsError, match="already contains a run"):
         write(run, saved)
     assert (saved / SETTINGS).read_bytes() == before
     notes = tmp_path / "notes"
     notes.mkdir()
     (notes / "mine.txt").write_text("keep")
-    with pytest.raises(FileExistsError, match=r"holds other files \(mine\.txt\): choose a folder that is new"):
+    with pytest.raises(FileExistsError, match=r"contains other files \(mine\.txt\): choose a folder that is new"):
         save(run, notes)
     assert [p.name for p in notes.iterdir()] == ["mine.txt"]
     with pytest.raises(FileExistsError, match=r"mine\.txt is a file"):
         save(run, notes / "mine.txt")
-    with pytest.raises(NotADirectoryError, match="a file stands where a folder above it should"):
+    with pytest.raises(NotADirectoryError, match="one of its parent folders is a file"):
         save(run, notes / "mine.txt" / "deep" / "run")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["notes", "run"]
 
@@ -71,7 +71,7 @@ def test_new_folder_is_all_or_nothing(run, tmp_path):
 
 def test_somebody_else_was_faster(run, tmp_path):
     out = tmp_path / "run"
-    with pytest.raises(FileExistsError, match="holds other files"), new_folder(out) as folder:  # noqa: PT012
+    with pytest.raises(FileExistsError, match="contains other files"), new_folder(out) as folder:  # noqa: PT012
         write(run, folder)
         save(run, out)
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
@@ -79,7 +79,7 @@ def test_somebody_else_was_faster(run, tmp_path):
 
 
 def test_write_needs_its_folder(run, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no folder .*: make it first, or use"):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*: create it first, or use"):
         write(run, tmp_path / "none")
 
 
@@ -92,7 +92,7 @@ def test_missing_files(saved, tmp_path):
         partial = tmp_path / f"without {name}"
         shutil.copytree(saved, partial)
         (partial / name).unlink()
-        with pytest.raises(FileNotFoundError, match=f"{name} is missing: .* holds no complete run"):
+        with pytest.raises(FileNotFoundError, match=f"{name} is missing: .* does not contain a complete run"):
             load(partial)
 
 

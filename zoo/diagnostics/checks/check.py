@@ -1,4 +1,4 @@
-"""What a check is, what it is given, and what it answers."""
+"""The interface of a check, with its input and its result."""
 
 import math
 from collections.abc import Iterator
@@ -24,16 +24,16 @@ ROUNDING = 1e-9  # smaller values are reported as 0
 
 @dataclass(frozen=True)
 class Finding:
-    """The answer of one check.
+    """The result of one check.
 
     Attributes:
         check: the name of the check, such as ``"convergence"`` or ``"gap"``.
-        level: ``"good"``, ``"careful"``, ``"bad"``, or ``"unknown"`` where the check could not be made.
-        value: the measured value; NaN where there is none.
-        threshold: where ``"bad"`` begins; NaN where nothing was measured.
-        reason: the answer in words, with the numbers and their unit.
-        advice: what to do about it; empty where all is well.
-        below: whether values below the threshold are the bad ones, not those above.
+        level: ``"good"``, ``"careful"``, ``"bad"``, or ``"unknown"`` if the check was not possible.
+        value: the measured value; NaN if there is none.
+        threshold: the threshold of ``"bad"``; NaN if nothing was measured.
+        reason: the result in words, with numbers and units.
+        advice: what to do; empty if the level is good.
+        below: whether values below the threshold are bad, rather than those above.
     """
 
     check: str
@@ -50,11 +50,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure that a check draws.
+    """A figure of a check.
 
     Attributes:
         title: its heading.
-        caption: what it shows, in a sentence or two; also read aloud in place of the figure.
+        caption: a sentence or two on its content; also the alternative text for screen readers.
         drawn: the axes or the figure.
     """
 
@@ -65,13 +65,13 @@ class Picture:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """The pair to be checked, its rows, and what several checks measure in common.
+    """The input of a check: a trained pair and its rows, with the measurements that several checks share.
 
     Attributes:
         run: the trained pair.
         x: the rows (n, d).
-        draws: draws of the guide per row.
-        simulations: of the calibration; None leaves their number to the check.
+        draws: draws from the guide per row.
+        simulations: the number of simulations for the calibration; None takes the default of the check.
         seed: of the draws.
     """
 
@@ -83,7 +83,7 @@ class Case:
 
     @cached_property
     def evaluation(self) -> Evaluation:
-        """Bound, log marginal likelihood, gap and k-hat, taken once.
+        """ELBO, log marginal likelihood, gap and k-hat, computed once.
 
         Raises:
             ValueError: the guide has no density.
@@ -92,50 +92,49 @@ class Case:
 
 
 class Check(Protocol):
-    """One question about a trained pair; every check inherits from it.
+    """Base class of all checks.
 
-    ``measure`` computes, ``judge`` compares with thresholds and explains, ``draw`` and ``tables`` show. What cannot be
-    measured raises a ``ValueError`` (or ``NotImplementedError``), whose message becomes the reason of an ``"unknown"``
-    finding.
+    ``measure`` computes a measurement, ``judge`` grades it, ``draw`` and ``tables`` present it. If ``measure`` raises a
+    ``ValueError`` or ``NotImplementedError``, the finding is ``"unknown"`` with the error message as its reason.
 
     Attributes:
-        name: of the check, in findings and texts.
+        name: the name of the check in findings and texts.
     """
 
     name: ClassVar[str]
 
     def applies(self, case: Case) -> bool:
-        """Whether the question makes sense for this pair; where it does not, there is no finding."""
+        """Whether the check makes sense for this pair; if not, there is no finding."""
         return True
 
     def measure(self, case: Case) -> Any:
-        """Computes what is to be judged.
+        """Computes the measurement.
 
         Raises:
-            ValueError: it cannot be computed; the message says why.
+            ValueError: it cannot be computed; the message gives the reason.
         """
         ...
 
     def judge(self, measured: Any) -> Finding:
-        """The level by the check's thresholds, with reason and advice."""
+        """Grades the measurement by the thresholds of the check, with reason and advice."""
         ...
 
     def draw(self, measured: Any, plots: ModuleType) -> Iterator[Picture]:
-        """Figures for the report; none unless a check has some.
+        """Figures for the report; none by default.
 
         Args:
-            measured: what :meth:`measure` returned.
-            plots: the package :mod:`zoo.plots`, handed in so that a diagnosis without figures loads no matplotlib.
+            measured: the result of :meth:`measure`.
+            plots: the package :mod:`zoo.plots`, an argument so that a diagnosis alone does not import matplotlib.
         """
         yield from ()
 
     def tables(self, measured: Any) -> Iterator[tuple[str, pl.DataFrame]]:
-        """Titles and tables for the report; none unless a check has some."""
+        """Titles and tables for the report; none by default."""
         yield from ()
 
 
 def grade(value: float, limits: Limits, *, below: bool = False) -> Level:
-    """The level of a value given the thresholds (careful, bad); ``below`` where small values are the bad ones."""
+    """The level of a value by the thresholds (careful, bad); ``below`` if small values are the bad ones."""
     careful, bad = limits
     if math.isnan(value):
         return "unknown"
@@ -145,5 +144,5 @@ def grade(value: float, limits: Limits, *, below: bool = False) -> Level:
 
 
 def clean(value: float, size: float = 1.0) -> float:
-    """A value without its rounding errors."""
+    """The value, with rounding errors set to 0."""
     return value if abs(value) > ROUNDING * size else 0.0

@@ -1,4 +1,4 @@
-"""Do units or components carry nothing?"""
+"""Have latent units or components collapsed?"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,12 +15,12 @@ from zoo.posterior.rates import RateDistortion, rate_distortion
 
 
 class Collapse(Check):
-    """Units whose posterior mean is the same for all rows; of a mixture, components that hold hardly a row."""
+    """Units whose posterior mean does not vary over the rows; for a mixture, components with less than one row."""
 
     name = "collapse"
 
     def measure(self, case: Case) -> RateDistortion | Tensor:
-        """What every unit carries; of a mixture the expected number of rows of every component (k,)."""
+        """Rate and distortion by unit; for a mixture the expected number of rows of every component (k,)."""
         model = undecorated(case.run.model)
         if not isinstance(model, Mixture):
             return rate_distortion(case.run, case.x, seed=case.seed)
@@ -31,15 +31,15 @@ class Collapse(Check):
             return torch.as_tensor(posterior.probs).sum(0)
 
     def judge(self, measured: RateDistortion | Tensor) -> Finding:
-        """Careful where one has collapsed, bad where all have."""
+        """Careful if one has collapsed, bad if all have."""
         if isinstance(measured, Tensor):
             empty, k = int((measured < 1).sum()), len(measured)
-            reason = f"{empty} of {k} components hold less than one row; the smallest holds {float(measured.min()):.3g}"
+            reason = f"{empty} of {k} components have less than one row; the smallest has {float(measured.min()):.3g}"
             level: Level = "careful" if empty else "good"
             return Finding(self.name, level, empty / k, 1.0, reason, "Take fewer components" if empty else "")
         gone, k = len(measured.collapsed), len(measured.variance)
         level = "bad" if gone == k else "careful" if gone else "good"
-        advice = "Take fewer factors; against collapse in training, use linear_warmup and free_bits of AnnealedELBO"
+        advice = "Take fewer factors; to prevent collapse in training, use AnnealedELBO with linear_warmup or free_bits"
         return Finding(self.name, level, gone / k, 1.0, measured.verdict, advice if gone else "")
 
     def tables(self, measured: RateDistortion | Tensor) -> Iterator[tuple[str, pl.DataFrame]]:

@@ -1,4 +1,4 @@
-"""Has training ended?"""
+"""Had training converged?"""
 
 import copy
 import math
@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zoo.base.callables import undecorated, unwrapped
 from zoo.base.protocols import Conjugate
@@ -17,21 +17,21 @@ from zoo.infer.convergence import assess
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.run import Fit
 
-CLIMB = 100  # steps of EM that show what training has left
-LEFT = (1e-3, 1e-2)  # nats per row that EM still gains
+STEPS = 100  # of EM, continued from the fitted model
+GAIN = (1e-3, 1e-2)  # nats per row that these steps gain
 
 
 @dataclass(frozen=True, eq=False)
-class Left:
-    """What training has left.
+class RemainingGain:
+    """What further training would gain.
 
     Attributes:
-        value: nats per row that the bound or the likelihood still gains.
-        reason: how that was seen, with the number.
-        level: of the value.
-        threshold: where ``"bad"`` begins.
+        value: the gain of the ELBO or the log-likelihood in nats per row.
+        reason: how it was measured, with the number.
+        level: its grade.
+        threshold: the threshold of ``"bad"``.
         run: the pair.
-        optimum: the mean of log p(x) over the rows at the fitted parameters, where it is exact.
+        optimum: the mean of log p(x) over the rows at the fitted parameters, if it has a closed form.
     """
 
     value: float
@@ -43,15 +43,15 @@ class Left:
 
 
 class Convergence(Check):
-    """For a conjugate model, EM goes on from a copy of it; otherwise the record of the training is assessed.
+    """For a conjugate model EM continues from a copy of it; otherwise the training record is assessed.
 
-    The rule for the record is :func:`zoo.infer.convergence.assess`, which also tells :func:`zoo.fit` when to stop.
+    The record is assessed by :func:`zoo.infer.convergence.assess`, the rule by which :func:`zoo.fit` stops.
     """
 
     name = "convergence"
 
-    def measure(self, case: Case) -> Left:
-        """How much the bound or the likelihood can still be raised, in nats per row."""
+    def measure(self, case: Case) -> RemainingGain:
+        """The gain of further training in nats per row."""
         run, x = case.run, case.x
         rows = run.settings.get("rows", len(x))
         if rows != len(x):
@@ -59,36 +59,53 @@ class Convergence(Check):
         module, model = unwrapped(run.model), undecorated(run.model)
         own = [p.requires_grad for p in module.parameters()] if isinstance(module, nn.Module) else []
         if own and not any(own):
-            raise ValueError("the model was held as it is, and only the guide trained")
+            raise ValueError("the model was held fixed, and only the guide was trained")
         if isinstance(model, Conjugate) and all(own):
-            with torch.no_grad():
-                start = float(model.log_marginal(x).double().mean())
-            try:
-                end = float(em(copy.deepcopy(model), x, steps=CLIMB)[-1]) / len(x)
-            except FloatingPointError as error:
-                raise ValueError(f"EM cannot go on from here: {error}") from None
-            value = clean(max(0.0, end - start))
-            gain = f"gains {value:.2g} nats per row" if value else "gains nothing"
-            reason = f"EM, continued for {CLIMB} steps from the fitted model, {gain}"
-            return Left(value, reason, grade(value, LEFT), LEFT[1], run, start)
+            return _by_em(run, model, x)
         if run.training is None:
-            raise ValueError("there is no record of the training: zoo.Fit(model, guide, training=...) takes one")
+            raise ValueError("there is no training record: pass one, zoo.Fit(model, guide, training=...)")
         found = assess(run.training)
         if math.isnan(found.left):
             raise ValueError(found.reason)
-        level: Level = "good" if found.converged else "careful" if found.left <= 10 * LEFT[1] else "bad"
-        return Left(clean(max(0.0, found.left)), found.reason, level, 10 * LEFT[1], run, None)
+        level: Level = "good" if found.converged else "careful" if found.left <= 10 * GAIN[1] else "bad"
+        reason = found.reason + _ended(run, level)
+        return RemainingGain(clean(max(0.0, found.left)), reason, level, 10 * GAIN[1], run, None)
 
-    def judge(self, measured: Left) -> Finding:
+    def judge(self, measured: RemainingGain) -> Finding:
         """Thresholds in nats per row: 0.001 and 0.01 for EM, 0.1 for a loss curve that has not settled."""
-        advice = "Train longer: leave steps= out, or raise it" if measured.level != "good" else ""
+        advice = "Train longer: omit steps=, or increase it" if measured.level != "good" else ""
         return Finding(self.name, measured.level, measured.value, measured.threshold, measured.reason, advice)
 
-    def draw(self, measured: Left, plots: ModuleType) -> Iterator[Picture]:
+    def draw(self, measured: RemainingGain, plots: ModuleType) -> Iterator[Picture]:
         """The loss curve."""
-        training: Any = measured.run.training
+        training = measured.run.training
         if training is None or not len(training.losses):
             return
-        line = "; the line is log p(x) at the fitted parameters, which the bound cannot exceed"
-        caption = f"The bound per row at every step{line if measured.optimum is not None else ''}."
+        line = "; the line is log p(x) at the fitted parameters, an upper limit of the ELBO"
+        caption = f"The ELBO per row at every step{line if measured.optimum is not None else ''}."
         yield Picture("Training", caption, plots.loss(measured.run, optimum=measured.optimum))
+
+
+def _by_em(run: Fit, model: Any, x: Tensor) -> RemainingGain:
+    """The gain of further steps of EM.
+
+    Raises:
+        ValueError: EM fails at the fitted parameters.
+    """
+    with torch.no_grad():
+        start = float(model.log_marginal(x).double().mean())
+    try:
+        end = float(em(copy.deepcopy(model), x, steps=STEPS)[-1]) / len(x)
+    except FloatingPointError as error:
+        raise ValueError(f"EM cannot continue from the fitted model: {error}") from None
+    value = clean(max(0.0, end - start))
+    level = grade(value, GAIN)
+    gain = f"gains {value:.2g} nats per row" if value else "gains nothing"
+    reason = f"EM, continued for {STEPS} steps from the fitted model, {gain}{_ended(run, level)}"
+    return RemainingGain(value, reason, level, GAIN[1], run, start)
+
+
+def _ended(run: Fit, level: Level) -> str:
+    """Why training ended, for a level that is not good."""
+    stopped = "" if run.training is None or level == "good" else run.training.stopped
+    return f"; training ended: {stopped}" if stopped else ""

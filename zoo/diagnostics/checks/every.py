@@ -1,4 +1,4 @@
-"""The list of all checks, in the order in which they are made."""
+"""The list of all checks in their order."""
 
 from zoo.diagnostics.checks.calibration import Calibrated
 from zoo.diagnostics.checks.check import Check

@@ -1,4 +1,4 @@
-"""How far is the bound below log p(x)?"""
+"""How far is the ELBO below log p(x)?"""
 
 from collections.abc import Iterator
 from types import ModuleType
@@ -9,20 +9,20 @@ from zoo.diagnostics.checks.check import ROUNDING, Case, Check, Finding, Level, 
 from zoo.posterior.evaluation import Evaluation
 
 LOST = (0.05, 0.5)  # nats per row
-ERRORS = 5.0  # standard errors by which an exact gap may be negative
-KHAT = 0.7  # above, an importance-weighted log p(x) is too low by an unknown amount
+ERRORS = 5.0  # standard errors below 0 at which an exact gap is impossible
+KHAT = 0.7  # above it, an importance-weighted log p(x) is too low by an unknown amount
 
 
 class Gap(Check):
-    """The Kullback-Leibler divergence of the guide from the posterior: exact for a conjugate model.
+    """The gap log p(x) - ELBO = KL(q || p(z | x)): exact for a conjugate model.
 
-    For other models log p(x) is estimated by importance weighting, which gives a lower estimate.
+    For other models log p(x) is estimated by importance weighting, so that the gap is too small on average.
     """
 
     name = "gap"
 
     def measure(self, case: Case) -> Evaluation:
-        """Bound and log marginal likelihood."""
+        """ELBO and log marginal likelihood."""
         return case.evaluation
 
     def judge(self, measured: Evaluation) -> Finding:
@@ -33,28 +33,29 @@ class Gap(Check):
         rounding = max(ROUNDING, 100 * torch.finfo(measured.elbo.dtype).eps) * size
         gap = gap if abs(gap) > rounding else 0.0
         if exact and gap < -ERRORS * error:
-            reason = f"the bound is {-gap:.3g} nats per row above log p(x), which no bound can be"
+            reason = f"the ELBO is {-gap:.3g} nats per row above log p(x), which is impossible for a lower bound"
             advice = (
-                "The guide's density is not that of its draws: look for a point mass or a wrong change of variables"
+                "The guide's density does not match its draws: look for a point mass or a wrong Jacobian of a transform"
             )
             return Finding(self.name, "bad", gap, LOST[1], reason, advice)
         level: Level = grade(gap - 2 * error, LOST)
-        kind = "" if exact else f" at least, by {measured.estimator}"
-        reason = f"the bound is {gap:.3g} nats per row below log p(x){kind}"
+        kind = "" if exact else f", estimated by {measured.estimator}"
+        least = "" if exact else "at least "
+        reason = f"the ELBO is {least}{gap:.3g} nats per row below log p(x){kind}"
         advice = ""
         if level != "good":
-            advice = "A richer guide closes it: FullRank, Amortized(covariance='full'), Flow, or Exact where it serves"
+            advice = "Take a richer guide: FullRank, Amortized(covariance='full'), Flow, or Exact where available"
         elif not exact and measured.shared is not None and measured.shared.khat > KHAT:
             level = "careful"
-            reason += f", but the weights have k-hat {measured.shared.khat:.2f}, so that log p(x) may be far higher"
-            advice = "Compare with zoo.nuts, or take a guide closer to the posterior"
+            reason += f", but k-hat of the weights is {measured.shared.khat:.2f}, so log p(x) may be far higher"
+            advice = "Compare with zoo.nuts, or take a richer guide"
         return Finding(self.name, level, gap, LOST[1], reason, advice)
 
     def draw(self, measured: Evaluation, plots: ModuleType) -> Iterator[Picture]:
-        """The gap of every row, where it splits into rows."""
+        """The gap of every row, if it is a sum over rows."""
         if measured.shared is None:
             yield Picture(
                 "Gap of every row",
-                "How far the bound is below log p(x): the Kullback-Leibler divergence of the guide from the posterior.",
+                "log p(x) - ELBO of every row: the Kullback-Leibler divergence of the guide from the posterior.",
                 plots.row_gaps(measured),
             )

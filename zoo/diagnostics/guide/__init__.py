@@ -1,1 +1,1 @@
-"""How far is q from the posterior?"""
+"""How far is the guide from the posterior?"""

@@ -1,7 +1,6 @@
-"""How far q lies from the closed-form posterior of every row."""
+"""The error of a guide against the closed-form posterior of every row."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import polars as pl
 import torch
@@ -11,7 +10,7 @@ from torch.distributions.kl import kl_divergence
 
 from zoo.algebra.linear_gaussian import gaussian_moments
 from zoo.base.callables import name_of, undecorated
-from zoo.base.checks import check_rows
+from zoo.base.checks import ArrayLike, check_rows
 from zoo.base.protocols import Conjugate, Pair
 from zoo.posterior.engine import reader, reading
 from zoo.posterior.rowwise import conditional, real_site
@@ -21,15 +20,15 @@ BUDGET = 2**22  # numbers per array and chunk
 
 @dataclass(frozen=True, eq=False)
 class PosteriorError:
-    """How far the guide is from the exact posterior, row by row: what :func:`posterior_error` returns.
+    """The error of the guide against the exact posterior of every row: the result of :func:`posterior_error`.
 
-    In the model's own gauge: a rotation of the factors changes what single units and correlations are, not the KL.
+    A rotation of the factors changes the errors of single units, but not the KL.
 
     Attributes:
         kl: KL(q || p(z | x)) in nats (n,).
-        shift: q's mean less the posterior's, in posterior standard deviations of the unit (n, k).
-        deviation: q's standard deviation over the posterior's (n, k): below 1 the guide is too narrow.
-        correlation: q's correlations less the posterior's (n, k, k), 0 on the diagonal.
+        shift: q's mean minus the posterior's, in posterior standard deviations of the unit (n, k).
+        deviation: q's standard deviation divided by the posterior's (n, k): below 1 the guide is too narrow.
+        correlation: q's correlations minus the posterior's (n, k, k), 0 on the diagonal.
     """
 
     kl: Tensor
@@ -39,11 +38,11 @@ class PosteriorError:
 
     @property
     def mean(self) -> Tensor:
-        """The error of the mean in posterior standard deviations, of every row's worst unit (n,)."""
+        """The error of the mean in posterior standard deviations, the largest over units (n,)."""
         return self.shift.abs().amax(-1)
 
     def summary(self) -> dict[str, float]:
-        """KL per row, and the worst of every error over all rows and units."""
+        """The mean KL per row, and every error at its worst over all rows and units."""
         return {
             "kl": float(self.kl.double().mean()),
             "shift": float(self.mean.max()),
@@ -53,7 +52,7 @@ class PosteriorError:
         }
 
     def frame(self) -> pl.DataFrame:
-        """A row per row of the data: KL, and the worst errors of mean, standard deviation and correlation."""
+        """One row per row of x: KL, and the largest errors of mean, log standard deviation and correlation."""
         columns = {
             "kl": self.kl,
             "mean": self.mean,
@@ -71,23 +70,23 @@ class PosteriorError:
         )
 
 
-def posterior_error(run: Pair, x: Any) -> PosteriorError:
-    """The distance of a Gaussian guide from the exact posterior of a conjugate model, in closed form.
+def posterior_error(run: Pair, x: ArrayLike) -> PosteriorError:
+    """Compare a Gaussian guide with the exact posterior of a conjugate model, in closed form.
 
     Args:
-        run: a trained pair: what :func:`zoo.fit` or :func:`zoo.load` returned, or ``zoo.Fit(model, guide)``.
-        x: rows (n, d); a guide with parameters for every row takes those it was fitted to, in their order.
+        run: a trained pair.
+        x: rows (n, d).
 
     Raises:
-        ValueError: a model without a closed-form posterior or without exactly one latent site with a real vector per
-            row, a guide or posterior that is no Gaussian, or rows that are not fit for model or guide.
+        ValueError: the model has no closed-form posterior, or not exactly one latent site with a real vector per row,
+            or guide or posterior are not Gaussian.
     """
     model, name = undecorated(run.model), name_of(run.model)
     x = check_rows(x, model)
     if not isinstance(model, Conjugate):
         raise ValueError(
-            f"{name} has no closed-form posterior: zoo.importance_moments corrects the guide's moments by weights, "
-            "zoo.nuts draws from the posterior itself"
+            f"{name} has no closed-form posterior: zoo.importance_moments corrects the guide's moments, "
+            "zoo.nuts samples the posterior"
         )
     parts = []
     with reading(run, 0):
@@ -95,28 +94,28 @@ def posterior_error(run: Pair, x: Any) -> PosteriorError:
         latent = real_site(source, "posterior_error")
         for _, arguments in source.chunks(BUDGET // max(x.shape[1], latent.width**2)):
             q, p = conditional(source, latent, arguments), model.posterior(arguments[0])
-            parts.append(_apart(_gaussian(q, f"the guide {name_of(run.guide)}"), _gaussian(p, f"the model {name}")))
+            parts.append(_errors(_gaussian(q, f"the guide {name_of(run.guide)}"), _gaussian(p, f"the model {name}")))
     return PosteriorError(*(torch.cat(column).to(x) for column in zip(*parts, strict=True)))
 
 
 def _gaussian(q: Distribution, whose: str) -> MultivariateNormal:
-    """A Gaussian of vectors in float64.
+    """A Gaussian distribution of vectors, in float64.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the distribution is not Gaussian.
     """
     try:
         loc, covariance = gaussian_moments(q)
     except TypeError:
         raise ValueError(
-            f"q(z | x) of {whose} is a {type(q).__name__}, and posterior_error compares Gaussians: zoo.evaluate gives "
-            "its KL as the gap, zoo.importance_moments its moments"
+            f"posterior_error compares Gaussians, and the distribution of z given x of {whose} is a "
+            f"{type(q).__name__}: zoo.evaluate gives the KL as the gap, zoo.importance_moments corrects the moments"
         ) from None
     return MultivariateNormal(loc.double(), covariance.double())
 
 
-def _apart(q: MultivariateNormal, p: MultivariateNormal) -> tuple[Tensor, ...]:
-    """The columns of :class:`PosteriorError`."""
+def _errors(q: MultivariateNormal, p: MultivariateNormal) -> tuple[Tensor, ...]:
+    """The fields of :class:`PosteriorError`."""
     ours, theirs = q.variance.sqrt(), p.variance.sqrt()
 
     def correlation(of: MultivariateNormal, sd: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Moments of the posterior by weighting the guide's draws, and how far the guide is from it."""
+"""Moments of the posterior by importance-weighted draws from the guide."""
 
 import math
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from zoo.base.callables import undecorated
-from zoo.base.checks import check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_rows
 from zoo.base.latent_sites import Latent
 from zoo.base.protocols import Pair
 from zoo.diagnostics.guide.moments import flat, own_moments, units_of, weighted_moments
 from zoo.diagnostics.guide.shared_moments import LIMIT, SharedMoments, of_all_rows
 from zoo.posterior.engine import Arguments, Reader, reader, reading
-from zoo.posterior.evaluation import LEAST_DRAWS
+from zoo.posterior.evaluation import check_draws
 from zoo.posterior.psis import psis_weights
 from zoo.posterior.rowwise import row_draws
 
@@ -25,29 +25,28 @@ COLUMNS = ("khat", "ess", "guide_mean", "guide_covariance", "mean", "mean_se", "
 
 @dataclass(frozen=True, eq=False)
 class ImportanceMoments:
-    r"""Moments of p(z | x) by Pareto-smoothed importance weights: what :func:`importance_moments` returns.
+    r"""Moments of p(z | x) by Pareto-smoothed importance weights: the result of :func:`importance_moments`.
 
     .. math:: E[z \mid x] \approx \sum_s w_s z_s, \qquad w_s \propto p(x, z_s) / q(z_s \mid x), \qquad
               z_s \sim q(z \mid x)
 
-    Rows whose k-hat is above ``limit`` are refused: their corrected moments are NaN. Where rows share sites, the
-    estimator is that of :func:`importance_moments`, and all rows are refused where the shared sites are.
+    The corrected moments of rows with k-hat above ``limit`` are NaN. For models with shared sites, see
+    :func:`importance_moments`; if k-hat of the shared sites is above the limit, the moments of all rows are NaN.
 
     Attributes:
-        khat: the Pareto shape of the weights of every row (n,); with shared sites given draws of these, the median over
-            a few; NaN where a row has no site of its own.
-        ess: the effective number of draws (n,), :math:`1 / \sum_s w_s^2` of normalised weights; with shared sites that
-            of their draws.
-        guide_mean: the guide's own mean (n, k), in closed form where q is Gaussian or categorical.
-        guide_covariance: the guide's own covariance (n, k, k).
+        khat: k-hat of the weights of every row (n,). For a model with shared sites, that of the weights given a draw of
+            these, the median over a few draws; NaN if rows have no sites of their own.
+        ess: the effective number of draws (n,), :math:`1 / \sum_s w_s^2` of normalised weights; for a model with shared
+            sites, that of the shared draws.
+        guide_mean: the guide's mean (n, k), in closed form for a Gaussian or categorical q.
+        guide_covariance: the guide's covariance (n, k, k).
         mean: the corrected mean (n, k).
         mean_se: its Monte Carlo standard error (n, k), :math:`(\sum_s w_s^2 (z_s - \mathrm{mean})^2)^{1/2}`.
         covariance: the corrected covariance (n, k, k).
-        limit: the least of 0.7 and :math:`1 - 1 / \log_{10} S` for S draws: above, the weights have too heavy a tail
-            for that many draws.
+        limit: the largest reliable k-hat for S draws.
         draws: draws per row S.
-        units: what the k numbers are: site and place, as ``"z[0]"``.
-        shared: the moments of the shared sites; None for a model without such sites and a guide that splits into rows.
+        units: the names of the k coordinates, as ``"z[0]"``.
+        shared: the moments of the shared sites; None if there are none and the guide factorises over rows.
     """
 
     khat: Tensor
@@ -64,7 +63,7 @@ class ImportanceMoments:
 
     @property
     def refused(self) -> list[int]:
-        """The numbers of the rows whose corrected moments are NaN, counted from 0."""
+        """The indices of the rows whose corrected moments are NaN."""
         if not self.units:
             return []
         if self.shared is not None and self.shared.refused:
@@ -76,7 +75,7 @@ class ImportanceMoments:
 
         Raises:
             IndexError: there is no such row.
-            ValueError: the row is refused.
+            ValueError: k-hat of the row is above the limit.
         """
         n = len(self.khat)
         if not -n <= row < n:
@@ -85,19 +84,19 @@ class ImportanceMoments:
             self.shared.moments()  # raises
         if not self.khat[row] <= self.limit:
             raise ValueError(
-                f"row {row} has k-hat {float(self.khat[row]):.2f}, above {self.limit:.2f}: no weighting of these "
-                f"{self.draws} draws can be trusted there. Take more draws where k-hat is below 0.7, else a guide "
-                "nearer to the posterior (FullRank, Amortized with covariance='full', Flow), or zoo.nuts for these rows"
+                f"row {row} has k-hat {float(self.khat[row]):.2f}, above {self.limit:.2f}: its importance-corrected "
+                f"moments are unreliable with {self.draws} draws. Take more draws if k-hat is below 0.7, otherwise a "
+                "richer guide (FullRank, Amortized with covariance='full', Flow), or zoo.nuts for these rows"
             )
         return self.mean[row], self.covariance[row]
 
     def summary(self) -> dict[str, float]:
-        """Median k-hat, least effective number of draws, number of refused rows; and k-hat of the shared sites."""
+        """Median k-hat, smallest effective number of draws, number of refused rows, and k-hat of the shared sites."""
         table = {"khat": float(self.khat.median()), "ess": float(self.ess.min()), "refused": float(len(self.refused))}
         return table if self.shared is None else table | {"khat_shared": self.shared.khat}
 
     def frame(self) -> pl.DataFrame:
-        """A row per row of the data and unit: k-hat, and means and standard deviations of the guide and corrected."""
+        """One row per row of x and unit: k-hat, and the guide's and the corrected means and standard deviations."""
         n, k = self.mean.shape
         columns: dict[str, Any] = {
             "row": [i for i in range(n) for _ in range(k)],
@@ -122,42 +121,42 @@ class ImportanceMoments:
         )
 
 
-def importance_moments(run: Pair, x: Any, *, draws: int = 1000, inner: int = 100, seed: int = 0) -> ImportanceMoments:
+def importance_moments(
+    run: Pair, x: ArrayLike, *, draws: int = 1000, inner: int | None = None, seed: int = 0
+) -> ImportanceMoments:
     r"""Correct the guide's mean and covariance of every row by Pareto-smoothed importance sampling.
 
-    The k numbers of a row are those of all latent sites, one after the other, as the model sees them; a discrete site
-    of K values counts as its K indicators, so that its mean is its probabilities.
+    The k coordinates of a row are those of all its latent sites in constrained space, concatenated. A discrete site
+    with K values is represented by K indicators, so that its mean is the vector of probabilities.
 
-    Where rows share sites :math:`\theta`, their draws have one set of weights, as in :func:`zoo.evaluate`, and a row's
-    own sites are weighted given each of them, by M = ``inner`` draws:
+    For a model with shared sites :math:`\theta`, draws of these have one set of weights, as in :func:`zoo.evaluate`,
+    and a row's own sites are weighted given each of them, by M = ``inner`` draws:
 
     .. math:: w_s \propto \frac{p(\theta_s)}{q(\theta_s)} \prod_n \hat p(x_n \mid \theta_s), \qquad
               v_{snj} \propto \frac{p(x_n, z_{snj} \mid \theta_s)}{q(z_{snj} \mid \theta_s)}, \qquad
               E[z_n \mid X] \approx \sum_s w_s \sum_{j=1}^M v_{snj} z_{snj},
 
-    with :math:`\hat p(x_n \mid \theta_s)` the mean of the row's M raw weights, or exact where the model offers
-    ``log_marginal_given`` (v then has a bias of order 1 / M). A guide that draws all rows together (Pyro's joint
+    with :math:`\hat p(x_n \mid \theta_s)` the mean of the row's M raw weights, or exact if the model has
+    ``log_marginal_given`` (v then has a bias of order 1 / M). A guide that draws all rows jointly (Pyro's joint
     autoguides) has one set of weights for everything, :math:`w_s \propto p(\theta_s, z_s, X) / q(\theta_s, z_s)`.
 
     Args:
-        run: a trained pair: what :func:`zoo.fit` or :func:`zoo.load` returned, or ``zoo.Fit(model, guide)``.
-        x: rows (n, d); a guide with parameters for every row takes those it was fitted to, in their order.
-        draws: draws per row, or of the shared sites, at least 25. The more, the higher a k-hat can be borne (up to 0.7
-            from 2155 on).
-        inner: draws of the rows' own sites for every draw of the shared ones, at least 25.
-        seed: of the draws; the caller's random stream is left alone.
+        run: a trained pair.
+        x: rows (n, d).
+        draws: draws per row, or of the shared sites, at least 30. More draws support a higher k-hat, up to 0.7 for
+            2155 draws and more.
+        inner: draws of the rows' own sites for every draw of the shared ones, at least 30. None takes 100,
+            or 30 for a model or guide that does not broadcast over draws.
+        seed: of the draws.
 
     Raises:
-        ValueError: too few draws, a guide without a density (a point mass), weights that are not numbers, or rows that
-            are not fit for model or guide.
+        ValueError: too few draws, a guide without a density (a point mass), or weights that are NaN or infinite.
 
     References:
         Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto smoothed importance sampling, JMLR 25(72); Yao, Vehtari,
         Simpson and Gelman (2018), Yes, but Did It Work?: Evaluating Variational Inference, ICML.
     """
-    for name, number in (("draws", draws), ("inner", inner)):
-        if check_whole(number, name) < LEAST_DRAWS:
-            raise ValueError(f"{name} must be at least {LEAST_DRAWS} to judge the importance weights, got {number}")
+    check_draws(draws, inner)
     x = check_rows(x, undecorated(run.model))
     limit = min(LIMIT, 1 - 1 / math.log10(draws))
     shared = None
@@ -178,7 +177,7 @@ def importance_moments(run: Pair, x: Any, *, draws: int = 1000, inner: int = 100
 def _of_rows(
     source: Reader, found: tuple[Latent, ...], index: Tensor, arguments: Arguments, draws: int, limit: float
 ) -> tuple[Tensor, ...]:
-    """The columns of :class:`ImportanceMoments` for some rows."""
+    """The fields of :class:`ImportanceMoments` for a chunk of rows."""
     drawn, logs = row_draws(source, arguments, draws, "importance_moments")  # (draws, b)
     _check_weights(logs, index)
     values = source.complete(arguments, drawn, draws)
@@ -194,14 +193,14 @@ def _of_rows(
 
 
 def _check_weights(logs: Tensor, index: Tensor) -> None:
-    """Refuse weights (draws, b) that are not numbers, with the number of the row.
+    """Refuse log weights (draws, b) that are not usable, with the index of the row.
 
     Raises:
-        ValueError: a row with NaN, +inf or nothing but -inf.
+        ValueError: a row has NaN, +inf or only -inf.
     """
     wrong = index[logs.isnan().any(0) | ~logs.amax(0).isfinite()]
     if len(wrong):
         raise ValueError(
-            f"the log weights of row {int(wrong[0])} hold NaN, inf, or nothing but -inf (and {len(wrong) - 1} rows "
-            "more): look for draws outside the model's support, or for parameters that are not numbers"
+            f"the log weights of row {int(wrong[0])} are NaN, inf, or all -inf (and of {len(wrong) - 1} more rows): "
+            "look for draws outside the model's support, or for NaN among the parameters"
         )

@@ -1,4 +1,4 @@
-"""The posterior by Markov chains, for small problems: what a guide is compared with where nothing is in closed form."""
+"""The posterior by Markov chain Monte Carlo: the reference for a guide if there is no closed form; small problems."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,33 +10,33 @@ from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
 from zoo.base.callables import mode, name_of, undecorated
-from zoo.base.checks import check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.latent_sites import Latent, Layout, layout
 from zoo.base.protocols import Pair
 from zoo.base.random import seeded
-from zoo.diagnostics.guide.mixing import mixing
+from zoo.diagnostics.guide.mixing import chain_diagnostics
 from zoo.diagnostics.guide.moments import own_moments
 from zoo.posterior.engine import reader, reading
 
-MOST = 2000  # latent numbers in all
+MOST = 2000  # latent dimensions in total
 LEAST = 20  # draws per chain
-MIXED = 1.01  # of R-hat, at most (Vehtari et al. 2021)
-ENOUGH = 100  # effective draws per chain, at least (Vehtari et al. 2021)
+MIXED = 1.01  # the limit of R-hat (Vehtari et al. 2021)
+ENOUGH = 100  # the least effective draws per chain (Vehtari et al. 2021)
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """A guide's moments less those of the chains, in posterior standard deviations.
+    """A guide's moments minus those of the chains, in posterior standard deviations.
 
-    What :meth:`MCMCSamples.compare` returns. One tensor for every continuous latent site by name, (n, ...) for a site
-    of the rows, (...) for one they share.
+    The result of :meth:`MCMCSamples.compare`. One tensor per continuous latent site by name: (n, ...) for a local site,
+    (...) for a shared one.
 
     Attributes:
-        mean: the guide's mean less that of the chains.
+        mean: the guide's mean minus that of the chains.
         mean_se: the Monte Carlo standard error of that difference.
-        deviation: the guide's standard deviation less that of the chains: below 0 the guide is too narrow.
+        deviation: the guide's standard deviation minus that of the chains: below 0 the guide is too narrow.
         deviation_se: the Monte Carlo standard error of that difference.
-        closed: whether the guide's moments are in closed form, not from draws.
+        closed: whether the guide's moments are in closed form rather than from draws.
     """
 
     mean: dict[str, Tensor]
@@ -46,7 +46,7 @@ class Comparison:
     closed: bool
 
     def summary(self) -> dict[str, float]:
-        """The largest and the mean difference over all numbers, each beside the mean of its standard errors."""
+        """The largest and the mean absolute difference over all coordinates, and the mean standard error."""
         table: dict[str, float] = {}
         for name in ("mean", "deviation"):
             size = _all(getattr(self, name)).abs()
@@ -55,7 +55,7 @@ class Comparison:
         return table
 
     def frame(self) -> pl.DataFrame:
-        """A row per number: site, place, and the differences with their standard errors."""
+        """One row per coordinate: site, index in the site, and the differences with their standard errors."""
         columns: dict[str, Any] = {"site": [], "place": []}
         for name, value in self.mean.items():
             columns["site"] += [name] * value.numel()
@@ -66,29 +66,28 @@ class Comparison:
     def __repr__(self) -> str:
         s = self.summary()
         return (
-            f"Comparison in posterior standard deviations: means off by {s['usual_mean']:.3g}, at worst "
-            f"{s['worst_mean']:.3g} (se {s['mean_se']:.1g}); standard deviations off by {s['usual_deviation']:.3g}, at "
+            f"Comparison in posterior standard deviations: means off by {s['usual_mean']:.3g} on average, at worst "
+            f"{s['worst_mean']:.3g} (se {s['mean_se']:.1g}); standard deviations by {s['usual_deviation']:.3g}, at "
             f"worst {s['worst_deviation']:.3g} (se {s['deviation_se']:.1g})"
         )
 
 
 @dataclass(frozen=True, eq=False)
 class MCMCSamples:
-    """Draws from p(z | x) by NUTS: what :func:`nuts` returns.
+    """Draws from the posterior by NUTS: the result of :func:`nuts`.
 
     Attributes:
-        samples: by latent site (chains, draws, n, ...), or (chains, draws, ...) where all rows share it; discrete sites
-            are summed out and have none.
-        rhat: R-hat of every number, by site (n, ...).
-        ess_bulk: effective draws of every number, by site: those of its location.
-        ess_tail: those of its 5% and 95% quantiles.
-        mean_se: Monte Carlo standard errors of the mean over all draws, by site.
-        deviation_se: those of the standard deviation.
-        divergences: trajectories after warm-up that broke off, over all chains.
+        samples: draws of the continuous sites by name: (chains, draws, n, ...) local, (chains, draws, ...) shared.
+        rhat: R-hat of every coordinate by site, (n, ...) or (...).
+        ess_bulk: bulk effective sample sizes by site.
+        ess_tail: tail effective sample sizes by site, of the 5% and 95% quantiles.
+        mean_se: Monte Carlo standard errors of the means over all draws, by site.
+        deviation_se: those of the standard deviations.
+        divergences: the number of divergent transitions after warm-up, over all chains.
         acceptance: the mean acceptance rate of every chain (chains,).
         x: the rows (n, d).
-        discrete: draws of the discrete sites that were summed out, given the others and the rows, by site (chains,
-            draws, n).
+        discrete: draws of the discrete sites given the continuous ones and the rows, by name (chains, draws, n);
+            NUTS itself marginalises them.
     """
 
     samples: dict[str, Tensor]
@@ -104,26 +103,26 @@ class MCMCSamples:
 
     @property
     def mean(self) -> dict[str, Tensor]:
-        """The posterior mean by site (n, ...)."""
+        """The posterior mean by site, (n, ...) or (...)."""
         return {name: value.flatten(0, 1).mean(0) for name, value in self.samples.items()}
 
     @property
     def deviation(self) -> dict[str, Tensor]:
-        """The posterior standard deviation by site (n, ...)."""
+        """The posterior standard deviation by site, (n, ...) or (...)."""
         return {name: value.flatten(0, 1).std(0) for name, value in self.samples.items()}
 
     @property
     def converged(self) -> bool:
-        """Whether R-hat is below 1.01, there are 100 effective draws per chain, and no trajectory broke off.
+        """Whether R-hat is below 1.01, with 100 effective draws per chain and no divergences.
 
-        Vehtari et al. (2021), see :func:`zoo.diagnostics.guide.mixing.mixing`.
+        Vehtari et al. (2021), see :func:`zoo.diagnostics.guide.mixing.chain_diagnostics`.
         """
         least = min(float(_all(self.ess_bulk).min()), float(_all(self.ess_tail).min()))
         worst = float(_all(self.rhat).max())
         return worst < MIXED and least >= ENOUGH * len(self.acceptance) and self.divergences == 0
 
     def summary(self) -> dict[str, float]:
-        """The worst R-hat, the least effective draws, and the number of divergences."""
+        """The largest R-hat, the smallest effective sample sizes and the number of divergences."""
         return {
             "rhat": float(_all(self.rhat).max()),
             "ess_bulk": float(_all(self.ess_bulk).min()),
@@ -132,7 +131,7 @@ class MCMCSamples:
         }
 
     def frame(self) -> pl.DataFrame:
-        """A row per number: site, place, mean, standard deviation, R-hat and effective draws."""
+        """One row per coordinate: site, index in the site, mean, standard deviation, R-hat, effective sample sizes."""
         columns: dict[str, Any] = {"site": [], "place": []}
         for name, value in self.rhat.items():
             columns["site"] += [name] * value.numel()
@@ -141,15 +140,15 @@ class MCMCSamples:
         return pl.DataFrame(columns | {part: _all(getattr(self, part)).tolist() for part in parts})
 
     def compare(self, run: Pair, *, draws: int = 4000, seed: int = 0) -> Comparison:
-        """The guide's means and standard deviations beside those of the chains.
+        """Compare the guide's means and standard deviations with those of the chains.
 
         Args:
-            run: a pair with the same model, whose guide serves the same rows.
-            draws: of the guide, where it has no closed form of its moments.
+            run: a pair with the same model, and a guide for the same rows.
+            draws: draws from the guide, if its moments have no closed form.
             seed: of these draws.
 
         Raises:
-            ValueError: the guide has none of the sites, or the rows are not fit for it.
+            ValueError: the guide lacks one of the sites, or has another shape.
         """
         check_whole(draws, "draws", 2)
         with reading(run, seed):
@@ -162,8 +161,8 @@ class MCMCSamples:
             mean, deviation, mean_se, deviation_se = ours[name]
             if mean.shape != self.mean[name].shape:
                 raise ValueError(
-                    f"the run's site '{name}' has shape {tuple(mean.shape)}, the chains' "
-                    f"{tuple(self.mean[name].shape)}: compare runs of the model that was sampled"
+                    f"the guide's site '{name}' has shape {tuple(mean.shape)}, the chains have "
+                    f"{tuple(self.mean[name].shape)}: compare a run of the model that was sampled"
                 )
             unit = self.deviation[name]
             parts["mean"][name] = (mean - self.mean[name]) / unit
@@ -184,25 +183,26 @@ class MCMCSamples:
         )
 
 
-def nuts(run: Pair, x: Any, *, chains: int = 4, draws: int = 500, warmup: int = 500, seed: int = 0) -> MCMCSamples:
-    """Sample the latent sites given the rows, at the fitted parameters, by Pyro's No-U-Turn sampler.
+def nuts(
+    run: Pair, x: ArrayLike, *, chains: int = 4, draws: int = 500, warmup: int = 500, seed: int = 0
+) -> MCMCSamples:
+    """Sample the posterior at the fitted parameters by Pyro's No-U-Turn sampler.
 
-    The chains start in different places and run one after the other. Discrete sites beside continuous ones are summed
-    out, and drawn afterwards given the others. All rows are one chain's state, whose cost grows with their number: this
-    is for small problems, to compare a guide with.
+    The chains start at different points and run one after the other. Discrete sites are marginalised, and drawn
+    afterwards given the continuous ones. The state of a chain holds the latent sites of all rows, so the cost grows
+    with n: use it on small problems, as a reference for a guide.
 
     Args:
-        run: a trained pair: what :func:`zoo.fit` or :func:`zoo.load` returned, or ``zoo.Fit(model, guide)``; only its
-            model is used.
+        run: a trained pair; only its model is used.
         x: rows (n, d).
-        chains: at least 2, so that they can disagree.
-        draws: of each chain after the warm-up, at least 20.
-        warmup: steps that adapt the sampler and are thrown away.
-        seed: of the starts and the steps; the caller's random stream is left alone.
+        chains: the number of chains, at least 2 for R-hat.
+        draws: draws per chain after warm-up, at least 20.
+        warmup: adaptation steps per chain, which are discarded.
+        seed: of initial values and draws.
 
     Raises:
-        ValueError: more than 2000 latent numbers in all, a model without a continuous latent site, or too few chains or
-            draws.
+        ValueError: more than 2000 latent dimensions in total, a model without a continuous latent site, or too few
+            chains or draws.
 
     References:
         Hoffman and Gelman (2014), The No-U-Turn sampler, JMLR 15.
@@ -213,7 +213,7 @@ def nuts(run: Pair, x: Any, *, chains: int = 4, draws: int = 500, warmup: int = 
     x = check_rows(x, undecorated(run.model))
     with run.scope():
         plan = layout(run.model, x)
-    found = _movable(plan, x, name_of(run.model))
+    found = _continuous(plan, x, name_of(run.model))
     runs, divergences, acceptance = [], 0, []
     with (
         run.scope(),
@@ -234,7 +234,7 @@ def nuts(run: Pair, x: Any, *, chains: int = 4, draws: int = 500, warmup: int = 
         latent.name: torch.stack([_laid_out(one[latent.name].detach(), latent, len(x)) for one in runs])
         for latent in found
     }
-    state = {name: mixing(value) for name, value in samples.items()}
+    state = {name: chain_diagnostics(value) for name, value in samples.items()}
     columns = {
         key: {name: values[key].to(x) for name, values in state.items()}
         for key in ("rhat", "ess_bulk", "ess_tail", "mean_se", "deviation_se")
@@ -249,32 +249,32 @@ def nuts(run: Pair, x: Any, *, chains: int = 4, draws: int = 500, warmup: int = 
     )
 
 
-def _movable(plan: Layout, x: Tensor, model: str) -> tuple[Latent, ...]:
+def _continuous(plan: Layout, x: Tensor, model: str) -> tuple[Latent, ...]:
     """The continuous latent sites.
 
     Raises:
-        ValueError: there is none, or they hold too many numbers.
+        ValueError: there is none, or they have too many dimensions.
     """
     found = tuple(latent for latent in plan.latents if latent.cardinality is None)
     if not found:
         raise ValueError(
-            f"{model} has no continuous latent site for NUTS to move: a discrete posterior is a finite sum, which the "
-            "guide Exact or model.posterior(x) gives"
+            f"{model} has no continuous latent site, which NUTS requires: a discrete posterior is a finite sum, "
+            "available from the guide Exact or model.posterior(x)"
         )
     each = sum(latent.shape.numel() for latent in found if latent.local)
     shared = sum(latent.shape.numel() for latent in found if not latent.local)
     total = shared + each * len(x)
     if total > MOST:
-        few = f"pass some of the rows, at most {max(1, (MOST - shared) // max(1, each))} of them, or use "
+        few = f"pass at most {max(1, (MOST - shared) // max(1, each))} of the rows, or use "
         raise ValueError(
-            f"{len(x)} rows have {total} latent numbers in all, more than the {MOST} that NUTS moves in reasonable "
-            f"time: {few if each and shared < MOST else 'use '}zoo.importance_moments"
+            f"{len(x)} rows have {total} latent dimensions in total, more than the {MOST} that NUTS samples in "
+            f"reasonable time: {few if each and shared < MOST else 'use '}zoo.importance_moments"
         )
     return found
 
 
 def _laid_out(value: Tensor, latent: Latent, n: int) -> Tensor:
-    """Draws of a chain as (draws, n, *shape) local and (draws, *shape) shared, whatever the place of the plates."""
+    """Draws of a chain as (draws, n, *shape) local and (draws, *shape) shared, for plates at any dimension."""
     batch = value.ndim - 1 - latent.event_dim  # batch dimensions of the site
     place = {plate.dim: plate.size for plate in latent.plates} | ({-1: n} if latent.local else {})
     event = value.shape[1 + batch :]
@@ -288,7 +288,7 @@ def _laid_out(value: Tensor, latent: Latent, n: int) -> Tensor:
 
 
 def _discrete(run: Pair, x: Tensor, plan: Layout, samples: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Draws of the sites that were summed out, given the others and the rows (chains, draws, n)."""
+    """Draws of the discrete sites given the continuous ones and the rows (chains, draws, n)."""
     missing = [latent.name for latent in plan.latents if latent.name not in samples]
     if not missing:
         return {}
@@ -300,7 +300,7 @@ def _discrete(run: Pair, x: Tensor, plan: Layout, samples: dict[str, Tensor], se
 
 
 def _all(parts: dict[str, Tensor]) -> Tensor:
-    """The numbers of all sites."""
+    """The values of all sites in one vector."""
     return torch.cat([part.flatten() for part in parts.values()])
 
 
@@ -308,7 +308,7 @@ Moments = tuple[Tensor, Tensor, Tensor, Tensor]  # mean, standard deviation, and
 
 
 def _closed(latent: Latent, moments: tuple[Tensor, Tensor]) -> dict[str, Moments]:
-    """Moments of the one site, free of Monte Carlo error."""
+    """Moments of the one site in closed form, without Monte Carlo error."""
     mean, covariance = moments
     shape = (len(mean), *latent.shape)
     mean, deviation = mean.reshape(shape), covariance.diagonal(dim1=-2, dim2=-1).sqrt().reshape(shape)
@@ -316,14 +316,14 @@ def _closed(latent: Latent, moments: tuple[Tensor, Tensor]) -> dict[str, Moments
 
 
 def _drawn(run: Pair, x: Tensor, samples: dict[str, Tensor], draws: int, seed: int) -> dict[str, Moments]:
-    """Moments of every site from draws of the guide; of a point estimate, whose spread is 0, too."""
+    """Moments of every site from draws of the guide, also of a point mass, with standard deviation 0."""
     with reading(run, seed):
         source = reader(run, check_rows(x, undecorated(run.model)))
         given = source.draw((source.x,), draws, points=True).values
     found = {}
     for name in samples:
         if name not in given:
-            raise ValueError(f"the guide {name_of(run.guide)} has no site '{name}': compare one that covers it")
+            raise ValueError(f"the guide {name_of(run.guide)} has no site '{name}': pass a run whose guide has it")
         z = given[name].double()
         mean, deviation = z.mean(0), z.std(0)
         kurtosis = ((z - mean) / deviation.clamp_min(torch.finfo(z.dtype).tiny)).pow(4).mean(0)

@@ -1,4 +1,4 @@
-"""Have the chains mixed: ArviZ's diagnostics of draws that follow on each other."""
+"""Convergence diagnostics of Markov chains, by ArviZ."""
 
 from typing import Any
 
@@ -10,25 +10,25 @@ from torch import Tensor
 from zoo.compat.container import load
 
 
-def mixing(values: Tensor) -> dict[str, Tensor]:
-    """R-hat, effective sample sizes and Monte Carlo standard errors of every number.
+def chain_diagnostics(values: Tensor) -> dict[str, Tensor]:
+    """R-hat, effective sample sizes and Monte Carlo standard errors of every coordinate.
 
     Args:
-        values: (chains, draws, ...), at least two chains of four draws.
+        values: (chains, draws, ...), at least two chains and four draws.
 
     Returns:
         ``rhat`` (rank-normalised), ``ess_bulk``, ``ess_tail``, and the standard errors ``mean_se`` and
-        ``deviation_se`` of mean and standard deviation over all draws; each of the shape that is left, in float64.
+        ``deviation_se`` of mean and standard deviation over all draws; each (...), in float64.
 
     Raises:
-        ValueError: fewer chains or draws.
+        ValueError: too few chains or draws.
 
     References:
         Vehtari, Gelman, Simpson, Carpenter and Bürkner (2021), Rank-normalization, folding, and localization: an
         improved R-hat for assessing convergence of MCMC, Bayesian Analysis 16(2).
     """
     if values.ndim < 2 or values.shape[0] < 2 or values.shape[1] < 4:
-        raise ValueError(f"values has shape {tuple(values.shape)}: pass two chains of four draws or more")
+        raise ValueError(f"values has shape {tuple(values.shape)}: pass at least two chains of four draws")
     shape = values.shape[2:]
     array = values.detach().double().flatten(2) if shape else values.detach().double().unsqueeze(-1)
     dataset = xarray.Dataset({"z": (("chain", "draw", "number"), array.cpu().numpy())})

@@ -1,4 +1,4 @@
-"""Means and covariances of latent sites: of weighted draws, and of a guide in closed form."""
+"""Means and covariances of latent sites, from weighted draws or in closed form."""
 
 import torch
 from torch import Tensor
@@ -10,13 +10,13 @@ from zoo.posterior.rowwise import conditional, gaussian
 
 
 def units_of(found: tuple[Latent, ...]) -> tuple[str, ...]:
-    """The names of the numbers of some sites: ``"z[0]"``, ``"z[1]"``, ...; of a discrete site one per value."""
+    """The names of the coordinates of sites: ``"z[0]"``, ``"z[1]"``, ...; for a discrete site one per value."""
     counts = [(latent.name, latent.cardinality or latent.shape.numel()) for latent in found]
     return tuple(f"{name}[{j}]" for name, count in counts for j in range(count))
 
 
 def flat(value: Tensor, latent: Latent) -> Tensor:
-    """Values of a site as numbers, (draws, b, k) local and (draws, k) shared; of a discrete one its indicators."""
+    """Values of a site as vectors, (draws, b, k) local and (draws, k) shared; indicators of a discrete site."""
     kept = 2 if latent.local else 1
     if latent.cardinality is not None:
         return torch.nn.functional.one_hot(value.long(), latent.cardinality).flatten(kept).double()
@@ -32,15 +32,16 @@ def weighted_moments(z: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def own_moments(source: Reader, found: tuple[Latent, ...], arguments: Arguments) -> tuple[Tensor, Tensor] | None:
-    """The guide's mean (b, k) and covariance (b, k, k) in closed form, where it has one local site that offers them.
+    """The guide's mean (b, k) and covariance (b, k, k) in closed form, for one local Gaussian or categorical site.
 
-    A site off the real line has none here, whatever its distribution is before it is carried there.
+    None for anything else, including a site with constrained support: a Gaussian in unconstrained space has other
+    moments in constrained space.
     """
     if len(found) != 1 or not found[0].local or (found[0].cardinality is None and found[0].transform is not None):
         return None
     try:
         q = conditional(source, found[0], arguments)
-    except ValueError:  # drawn together with something else
+    except ValueError:  # not a distribution per row
         return None
     if isinstance(q, Categorical):
         share = q.probs.double()

@@ -1,4 +1,4 @@
-"""Importance-corrected moments of sites that rows share, and of the rows' own sites with them."""
+"""Importance-corrected moments of shared sites, and of the rows' own sites given these."""
 
 import math
 from collections.abc import Iterator
@@ -14,30 +14,31 @@ from zoo.base.latent_sites import Latent
 from zoo.base.protocols import ConjugateGivenShared
 from zoo.diagnostics.guide.moments import flat, units_of, weighted_moments
 from zoo.posterior.engine import Arguments, Reader
+from zoo.posterior.evaluation import inner_draws
 from zoo.posterior.psis import psis_khat, psis_weights
 from zoo.posterior.rowwise import log_mean
 
 BUDGET = 2**24  # numbers per array and chunk
-LIMIT = 0.7  # of k-hat, however many the draws
-SHOWN = 4  # draws of the shared sites at which the rows' k-hat is taken
+LIMIT = 0.7  # of k-hat for any number of draws
+SHOWN = 4  # draws of the shared sites at which the rows' k-hat is computed
 
 
 @dataclass(frozen=True, eq=False)
 class SharedMoments:
-    r"""Moments of the sites that all rows share, by one set of Pareto-smoothed importance weights.
+    r"""Moments of the shared sites by one set of Pareto-smoothed importance weights.
 
     Attributes:
-        khat: the Pareto shape of the weights; above ``limit`` the corrected moments are refused: NaN.
+        khat: k-hat of the weights; above ``limit`` the corrected moments are NaN.
         ess: the effective number of draws.
-        guide_mean: the guide's own mean (p,), from its draws.
-        guide_covariance: the guide's own covariance (p, p).
+        guide_mean: the guide's mean (p,), from its draws.
+        guide_covariance: the guide's covariance (p, p).
         mean: the corrected mean (p,).
         mean_se: its Monte Carlo standard error (p,).
         covariance: the corrected covariance (p, p).
-        limit: the least of 0.7 and :math:`1 - 1 / \log_{10} S` for S draws.
+        limit: the largest reliable k-hat for S draws.
         draws: draws of the shared sites S.
-        units: what the p numbers are: site and place, as ``"weight[0]"``; empty where a guide draws all rows of a model
-            without shared sites together.
+        units: the names of the p coordinates, as ``"weight[0]"``; empty for a model without shared sites under a guide
+            that draws all rows jointly.
         log_weights: the normalised smoothed log weights of the draws (S,).
     """
 
@@ -67,8 +68,8 @@ class SharedMoments:
         if self.refused:
             raise ValueError(
                 f"the weights of {', '.join(self.units[:3]) or 'all rows'} have k-hat {self.khat:.2f}, above "
-                f"{self.limit:.2f}: no weighting of these {self.draws} draws can be trusted. Take more draws where "
-                "k-hat is below 0.7, else a guide nearer to the posterior, or zoo.nuts"
+                f"{self.limit:.2f}: importance-corrected moments are unreliable with {self.draws} draws. Take more "
+                "draws if k-hat is below 0.7, otherwise a richer guide, or zoo.nuts"
             )
         return self.mean, self.covariance
 
@@ -77,7 +78,7 @@ class SharedMoments:
         return {"khat": self.khat, "ess": self.ess, "limit": self.limit}
 
     def frame(self) -> pl.DataFrame:
-        """A row per unit: means and standard deviations of the guide and corrected."""
+        """One row per unit: the guide's and the corrected means and standard deviations."""
         columns: dict[str, Any] = {"unit": list(self.units)}
         for name in ("guide_", ""):
             columns[f"{name}mean"] = getattr(self, f"{name}mean").tolist()
@@ -86,29 +87,31 @@ class SharedMoments:
 
     def __repr__(self) -> str:
         state = "refused" if self.refused else "corrected"
-        what = f"{len(self.units)} shared numbers" if self.units else "all rows together"
+        what = f"{len(self.units)} shared coordinates" if self.units else "all rows jointly"
         return f"{what} {state}, k-hat {self.khat:.2f}, effective draws {self.ess:.0f} of {self.draws}"
 
 
 @dataclass(frozen=True, eq=False)
 class _Chunk:
-    """What some rows give at every draw of the shared sites."""
+    """The terms of a chunk of rows at every draw of the shared sites."""
 
     density: Tensor  # log p(x | theta), or log p(x, z) - log q(z) of a joint guide, (draws, b)
-    mean: Tensor  # of the rows' own sites given theta (draws, b, k)
-    square: Tensor  # their second moments (draws, b, k, k)
-    own: Tensor  # the guide's own mean given theta (draws, b, k)
-    own_square: Tensor  # (draws, b, k, k)
+    mean: Tensor  # corrected means of the rows' own sites given theta (draws, b, k)
+    square: Tensor  # their corrected second moments (draws, b, k, k)
+    own: Tensor  # the guide's means given theta (draws, b, k)
+    own_square: Tensor  # the guide's second moments (draws, b, k, k)
     khat: Tensor  # (b,)
 
 
-def of_all_rows(source: Reader, draws: int, inner: int, limit: float) -> tuple[tuple[Tensor, ...], SharedMoments]:
-    """The columns of ``ImportanceMoments`` for all rows, and the moments of the shared sites.
+def of_all_rows(
+    source: Reader, draws: int, inner: int | None, limit: float
+) -> tuple[tuple[Tensor, ...], SharedMoments]:
+    """The fields of ``ImportanceMoments`` for all rows, and the moments of the shared sites.
 
     Args:
         source: the pair and its rows.
         draws: of the shared sites.
-        inner: of the rows' own sites for every draw of the shared ones.
+        inner: of the rows' own sites for every draw of the shared ones; None chooses by the cost of a draw.
         limit: of k-hat.
     """
     names, local = {latent.name for latent in source.layout.shared}, source.layout.local
@@ -128,12 +131,12 @@ def of_all_rows(source: Reader, draws: int, inner: int, limit: float) -> tuple[t
         if joint is not None or not local:
             chunks.append(_together(source, local, arguments, drawn.values, terms))
         else:
-            chunks.append(_given(source, local, arguments, held, inner))
+            chunks.append(_given(source, local, arguments, held, inner_draws(source, inner)))
         total = total + chunks[-1].density.sum(1)
     if total.isnan().any() or not total.amax().isfinite():
         raise ValueError(
-            "the log weights of all rows hold NaN, inf, or nothing but -inf: look for draws outside the model's "
-            "support, or for parameters that are not numbers"
+            "the log weights of all rows are NaN, inf, or all -inf: look for draws outside the model's support, or for "
+            "NaN among the parameters"
         )
     logs, khat = psis_weights(total.unsqueeze(1))
     weight = logs[:, 0].exp()  # (draws,)
@@ -171,7 +174,7 @@ def _shared(source: Reader, held: dict[str, Tensor], logs: Tensor, khat: float, 
 
 
 def _numbers(values: dict[str, Tensor], local: tuple[Latent, ...], like: Tensor) -> Tensor:
-    """The rows' own sites as numbers (draws, b, k)."""
+    """The rows' own sites as vectors (draws, b, k)."""
     parts = [flat(values[latent.name], latent).double() for latent in local]
     return torch.cat(parts, -1) if parts else like.new_zeros(*like.shape, 0)
 
@@ -179,7 +182,7 @@ def _numbers(values: dict[str, Tensor], local: tuple[Latent, ...], like: Tensor)
 def _together(
     source: Reader, local: tuple[Latent, ...], arguments: Arguments, values: dict[str, Tensor], terms: Tensor
 ) -> _Chunk:
-    """Of a guide that draws all rows together, or a model whose rows have no sites of their own."""
+    """The chunk of a guide that draws all rows jointly, or of a model whose rows have no sites of their own."""
     z = _numbers(source.complete(arguments, values, len(terms)), local, terms)
     square = z.unsqueeze(-1) * z.unsqueeze(-2)
     return _Chunk(terms, z, square, z, square, terms.new_full((terms.shape[1],), math.nan))
@@ -188,7 +191,7 @@ def _together(
 def _given(
     source: Reader, local: tuple[Latent, ...], arguments: Arguments, held: dict[str, Tensor], inner: int
 ) -> _Chunk:
-    """Moments of the rows' own sites, and log p(x | theta), at every draw of the shared sites."""
+    """The chunk with moments of the rows' own sites given every draw of the shared sites."""
     parts: list[tuple[Tensor, ...]] = []
     khats: list[Tensor] = []
     for chosen in _groups(held, inner, arguments[0].numel()):
@@ -211,7 +214,7 @@ def _given(
 
 
 def _groups(held: dict[str, Tensor], inner: int, numbers: int) -> Iterator[Tensor]:
-    """Numbers of the draws of the shared sites, as many at a time as memory takes."""
+    """Indices of the draws of the shared sites, as many at a time as memory allows."""
     draws = len(next(iter(held.values())))
     yield from torch.arange(draws).split(max(1, BUDGET // (inner * numbers)))
 
@@ -219,7 +222,7 @@ def _groups(held: dict[str, Tensor], inner: int, numbers: int) -> Iterator[Tenso
 def _columns(
     chunk: _Chunk, weight: Tensor, limit: float, refused: bool, joint: bool, khat_shared: float
 ) -> tuple[Tensor, ...]:
-    """The columns of ``ImportanceMoments`` for some rows."""
+    """The fields of ``ImportanceMoments`` for a chunk of rows."""
     mean = torch.einsum("s,sbk->bk", weight, chunk.mean)
     covariance = torch.einsum("s,sbkl->bkl", weight, chunk.square) - mean.unsqueeze(-1) * mean.unsqueeze(-2)
     error = torch.einsum("s,sbk->bk", weight.square(), (chunk.mean - mean).square()).sqrt()

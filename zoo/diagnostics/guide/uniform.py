@@ -1,4 +1,4 @@
-"""Are these numbers uniform, are these probabilities right: the tests behind :func:`zoo.sbc`."""
+"""Tests of uniformity and of calibrated probabilities, for :func:`zoo.sbc`."""
 
 import math
 
@@ -7,21 +7,21 @@ import torch
 from scipy.stats import binom, wilcoxon  # type: ignore[import-untyped]
 from torch import Tensor
 
-REPLICATES = 9999  # of a Monte Carlo test, at least: p-values down to 1e-4
+REPLICATES = 9999  # of a Monte Carlo test, at least; resolves p-values down to 1e-4
 BUDGET = 2**22  # numbers per array
 
 
 def smooth_test(u: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Neyman's smooth test of uniformity on [0, 1], of every column.
+    r"""Neyman's smooth test of uniformity on [0, 1], column by column.
 
     .. math:: b_j = S^{-1/2} \sum_s \pi_j(u_s), \qquad \sum_{j=1}^4 b_j^2 \sim \chi^2_4
 
-    with :math:`\pi_j` the orthonormal Legendre polynomials. Each component is standard normal where u is uniform: the
-    first sees a shift, the second a spread, the third skewness, the fourth tails. Against such smooth departures the
-    test has more power than Kolmogorov's or that of a histogram.
+    with :math:`\pi_j` the orthonormal Legendre polynomials. Under uniformity each component is standard normal. The
+    first detects a shift, the second a wrong spread, the third skewness, the fourth wrong tails. Against such smooth
+    alternatives the test has more power than Kolmogorov's or a chi-squared test on a histogram.
 
     Args:
-        u: (S, k).
+        u: values in [0, 1] (S, k).
 
     Returns:
         the components b (4, k) and the p-values (k,), in float64.
@@ -46,28 +46,28 @@ def smooth_test(u: Tensor) -> tuple[Tensor, Tensor]:
 def symmetry_test(u: Tensor) -> Tensor:
     """P-values (k,) of Wilcoxon's signed-rank test that every column of u (S, k) is symmetric about 1/2.
 
-    Uniform or not: a guide that is too narrow, or too wide, is symmetric where its means are right.
+    A guide that is too narrow or too wide still passes if its means are right.
     """
     p = wilcoxon(u.detach().cpu().double().numpy() - 0.5, method="asymptotic", axis=0).pvalue
     return torch.as_tensor(np.asarray(p)).to(u.device)
 
 
 def score_test(hit: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Are probabilities of events right: the score test of Cox's recalibration, with its exact null distribution.
+    r"""The score test of Cox's recalibration of event probabilities, with its exact null distribution.
 
     In :math:`\mathrm{logit}\, p' = \mathrm{logit}\, p + a + b\, (\mathrm{logit}\, p - c)` the scores at a = b = 0 are
     :math:`\sum_s (y_s - p_s)` and :math:`\sum_s (y_s - p_s)(\mathrm{logit}\, p_s - c)`, with c such that they are
-    uncorrelated. Divided by their standard deviations the first sees probabilities too high or too low, the second
-    those too sure (negative) or not sure enough. Their sum of squares is held against that of events drawn with the
-    given probabilities, so that the p-value is right also where hardly anything is uncertain.
+    uncorrelated. Standardised, the first detects probabilities that are too high or too low, the second those that are
+    overconfident (negative) or underconfident (positive). The null distribution of their sum of squares is simulated
+    from events with the given probabilities, so that the p-value is valid even if most probabilities are near 0 or 1.
 
     Args:
-        hit: whether the event came (S, k).
+        hit: whether the event occurred (S, k).
         share: its probability (S, k).
 
     Returns:
-        the two scores (2, k), p-values of both together (k,), and of the first alone (k,), in float64. Draws from the
-        running random stream.
+        the two scores (2, k), p-values of both jointly (k,), and of the first alone (k,), in float64. Uses the global
+        random state.
 
     References:
         Cox (1958), Two further applications of a model for binary regression, Biometrika 45; Bröcker and Smith (2007),
@@ -90,38 +90,38 @@ def score_test(hit: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _simulated(observed: Tensor, share: Tensor, weights: Tensor, most: int) -> Tensor:
-    """The p-values (2,) of sums of squared scores of one column, both and the first, among those of drawn events.
+    """Monte Carlo p-values (2,) of one column: of both squared scores summed, and of the first.
 
-    Where no draw exceeds them there are ``most`` draws, so that a small p-value survives a correction for many columns.
+    If no draw exceeds the observed value, there are ``most`` draws, enough for a correction for many columns.
     """
-    above, count = torch.ones(2, dtype=torch.float64, device=share.device), 1  # the observed one counts itself
+    above, count = torch.ones(2, dtype=torch.float64, device=share.device), 1  # the observed value counts as one draw
     while count <= REPLICATES or (count <= most and bool((above == 1).any())):
         size = max(1, min(BUDGET // len(share), REPLICATES))
         drawn = torch.rand(size, len(share), dtype=torch.float64, device=share.device) < share
-        scores = ((drawn.to(share) - share) @ weights.T).square()  # (size, 2); apart they would cancel
+        scores = ((drawn.to(share) - share) @ weights.T).square()  # (size, 2); expanding the difference would cancel
         values = torch.stack([scores.sum(1), scores[:, 0]])  # (2, size)
-        above += (values >= observed.unsqueeze(1) * (1 - 1e-9) - 1e-9).sum(1)  # the same events, summed otherwise
+        above += (values >= observed.unsqueeze(1) * (1 - 1e-9) - 1e-9).sum(1)  # equal up to the order of summation
         count += size
     return above / count
 
 
 def ecdf_band(count: int, level: float = 0.95, points: int = 100) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where the ECDF of ``count`` uniform numbers lies, at all points at once, with probability ``level``.
+    """A simultaneous confidence band for the ECDF of ``count`` uniform values.
 
     Args:
-        count: how many numbers.
-        level: of the whole band.
-        points: at which it is looked at, evenly spaced in (0, 1).
+        count: the number of values.
+        level: the coverage of the whole band.
+        points: the number of evaluation points, evenly spaced in (0, 1).
 
     Returns:
-        the points (points,), and how far the ECDF may be below and above them, each (points,).
+        the points, and the lower and upper limits of the ECDF minus its expectation, each (points,).
 
     References:
         Säilynoja, Bürkner and Vehtari (2022), Graphical test for discrete uniformity and its applications in goodness
         of fit evaluation and multiple sample comparison, Statistics and Computing 32 (the method by simulation).
     """
     at = np.arange(1, points + 1) / (points + 1)
-    random = np.random.default_rng(0)  # the band is the same every time
+    random = np.random.default_rng(0)  # a reproducible band
     cells = random.multinomial(count, np.full(points + 1, 1 / (points + 1)), 2000).cumsum(1)[:, :-1]
     depth = 2 * np.minimum(binom.cdf(cells, count, at), binom.sf(cells - 1, count, at)).min(1)
     tail = np.quantile(depth, 1 - level) / 2
@@ -129,11 +129,11 @@ def ecdf_band(count: int, level: float = 0.95, points: int = 100) -> tuple[np.nd
 
 
 def normal_score(u: Tensor, edge: float) -> Tensor:
-    """The standard normal numbers with these distribution values, which are kept ``edge`` away from 0 and 1."""
+    """Standard normal quantiles of u, clamped to [edge, 1 - edge]."""
     return torch.special.ndtri(u.double().clamp(edge, 1 - edge))
 
 
 def corrected(p_values: Tensor) -> float:
-    """Bonferroni's p-value of several tests together, right whatever their dependence; NaN counts as no test."""
+    """Bonferroni's p-value of several tests, valid under any dependence; NaN is no test."""
     p = p_values[~p_values.isnan()]
     return min(1.0, float(p.min()) * len(p)) if len(p) else math.nan

@@ -1,1 +1,1 @@
-"""How well does p describe the data, and which size of model does so best?"""
+"""How well does the model describe the data, and which size of model fits best?"""

@@ -1,4 +1,4 @@
-"""AIC and BIC of models whose likelihood has a closed form, and the number of parameters that data can tell apart."""
+"""AIC and BIC of models with a closed-form likelihood, and their number of identifiable parameters."""
 
 import copy
 import math
@@ -14,8 +14,8 @@ from torch.distributions import biject_to, constraints
 from zoo.alignment.canonical import canonical_transform
 from zoo.alignment.symmetry import Alignment
 from zoo.base.callables import PyroCallable
-from zoo.base.checks import check_rows
-from zoo.base.protocols import Placed
+from zoo.base.checks import ArrayLike, check_rows
+from zoo.base.protocols import ClosedLikelihood, Placed
 
 BUDGET = 2**22  # numbers per array and chunk
 MATRICES = (constraints.lower_cholesky, constraints.lower_triangular, constraints.positive_definite)
@@ -23,17 +23,17 @@ MATRICES = (constraints.lower_cholesky, constraints.lower_triangular, constraint
 
 @dataclass(frozen=True)
 class InformationCriteria:
-    r"""Likelihood against the number of parameters, in nats over all rows: less is better.
+    r"""AIC and BIC in nats over all rows; smaller is better. The result of :func:`information_criteria`.
 
     .. math:: \mathrm{AIC} = 2\, df - 2 \log L, \qquad \mathrm{BIC} = df \log n - 2 \log L
 
-    The ``BIC`` of R's mclust is the negative of this one.
+    R's mclust reports the negative of this BIC.
 
     Attributes:
-        log_likelihood: log L, in nats, the sum of log p(x) over the rows; of a row with missing entries, that of the
-            observed ones.
-        df: the number of free parameters, see :func:`free_parameters`.
-        n: the number of rows in which something is observed.
+        log_likelihood: log L, the sum of log p(x) over the rows in nats; for rows with missing entries, of the observed
+            entries.
+        df: the number of free parameters; see :func:`free_parameters`.
+        n: the number of rows with an observed entry.
     """
 
     log_likelihood: float
@@ -42,16 +42,16 @@ class InformationCriteria:
 
     @property
     def aic(self) -> float:
-        """Akaike's criterion, in nats."""
+        """Akaike's information criterion."""
         return 2 * self.df - 2 * self.log_likelihood
 
     @property
     def bic(self) -> float:
-        """Schwarz's criterion, in nats; mclust gives its negative."""
+        """Schwarz's Bayesian information criterion; mclust reports its negative."""
         return self.df * math.log(self.n) - 2 * self.log_likelihood
 
     def summary(self) -> dict[str, float]:
-        """Log-likelihood, AIC and BIC in nats, the number of parameters and of rows."""
+        """Log-likelihood, AIC and BIC in nats, the numbers of parameters and of rows."""
         names = ("log_likelihood", "df", "n", "aic", "bic")
         return {name: float(getattr(self, name)) for name in names}
 
@@ -62,29 +62,29 @@ class InformationCriteria:
     def __repr__(self) -> str:
         return (
             f"InformationCriteria of {self.n} rows, in nats: log-likelihood {self.log_likelihood:.4f} with {self.df} "
-            f"free parameters; AIC {self.aic:.4f}, BIC {self.bic:.4f}, less is better"
+            f"free parameters; AIC {self.aic:.4f}, BIC {self.bic:.4f} (smaller is better)"
         )
 
 
-def information_criteria(model: PyroCallable, x: Any) -> InformationCriteria:
-    """AIC and BIC of a conjugate model at the parameters that it has.
+def information_criteria(model: PyroCallable, x: ArrayLike) -> InformationCriteria:
+    """AIC and BIC of a model with a closed-form likelihood at its current parameters.
 
-    Both are made for the maximum of the likelihood: bring the model there by :func:`zoo.em` (a mixture from several
-    starts, :func:`zoo.best_of`) or by a converged fit, on these very rows. They compare models of the same rows in
-    the same units. BIC's argument holds for factors (whose rank may be in doubt) and components only roughly, as at
-    the wrong number the information matrix is singular; in practice it finds the number of both.
+    Both are defined at the maximum of the likelihood: fit the model to the same rows first, by :func:`zoo.em` (a
+    mixture from several starts, :func:`zoo.best_of`) or a converged :func:`zoo.fit`. They compare models of the same
+    rows in the same units. For the number of factors or components the derivation of BIC holds only approximately,
+    because the information matrix is singular at too large a number; in practice BIC finds both numbers.
 
-    With missing entries the likelihood is that of the observed ones, and n still counts rows, as lavaan does under full
-    information likelihood: the penalty per parameter is that of complete rows, a little more than the data are worth.
-    Rows in which nothing is observed do not count.
+    With missing entries the likelihood is that of the observed entries, and n still counts rows, as in lavaan under
+    full-information maximum likelihood; the penalty per parameter is then slightly too large. Rows without an observed
+    entry do not count.
 
     Args:
-        model: PPCA, FactorAnalysis, GMM, or one of your own with a method ``log_marginal``.
-        x: the rows (n, d) it was fitted to.
+        model: PPCA, FactorAnalysis, GMM, or a module of your own with a method ``log_marginal``.
+        x: the rows (n, d) that it was fitted to.
 
     Raises:
-        TypeError: the model has no ``log_marginal``, as a VAE has none.
-        ValueError: the model has not been fitted, it has no parameter to count, or the rows are not fit for it.
+        TypeError: the model has no ``log_marginal``, such as a VAE.
+        ValueError: the model has not been fitted, or has no free parameter.
 
     References:
         Akaike (1974), A new look at the statistical model identification, IEEE Trans. Automatic Control 19; Schwarz
@@ -101,8 +101,8 @@ def information_criteria(model: PyroCallable, x: Any) -> InformationCriteria:
     _with_likelihood(model)
     if isinstance(model, Placed) and model.fresh:
         raise ValueError(
-            f"this {type(model).__name__} holds the parameters it was built with, and AIC and BIC those of highest "
-            "likelihood: fit it first, by zoo.em or zoo.fit"
+            f"this {type(model).__name__} has its initial parameters, and AIC and BIC require those of maximum "
+            "likelihood: fit it first by zoo.em or zoo.fit"
         )
     x = check_rows(x, model)
     return InformationCriteria(
@@ -111,25 +111,25 @@ def information_criteria(model: PyroCallable, x: Any) -> InformationCriteria:
 
 
 def free_parameters(model: PyroCallable) -> int:
-    r"""The number of parameters that a fit adjusts and the likelihood can tell apart.
+    r"""The number of free, identifiable parameters of a model.
 
-    Those of the model, each counted by what its constraint leaves free (K weights that add up to 1: K - 1; a
-    triangular D x D matrix: D (D + 1) / 2), without those held fixed (``requires_grad=False``). From the D K loadings
-    of a linear-Gaussian model a rotation of the factors goes off, K (K - 1) / 2. Where factor analysis then has more
-    than its covariance matrix has entries, these are counted.
+    Every parameter counts with its degrees of freedom under its constraint (K weights on the simplex: K - 1; a
+    triangular D x D matrix: D (D + 1) / 2), without those held fixed (``requires_grad=False``). For a linear-Gaussian
+    model the rotation of the factors is subtracted, K (K - 1) / 2, and loadings and noise together count at most as
+    much as the covariance matrix, D (D + 1) / 2.
 
     - PPCA: D K - K (K - 1) / 2 + D + 1.
     - FactorAnalysis: D K - K (K - 1) / 2 + 2 D.
     - GMM: K - 1 + K D, and K D (D + 1) / 2 (full), D (D + 1) / 2 (tied), K D (diag) or K (spherical), as in mclust
       (VVV, EEE, VVI, VII).
 
-    A parameter at the end of its range (a uniqueness at its floor) counts as any other.
+    A parameter at the boundary of its range (a uniqueness at its floor) counts as any other.
 
     Args:
         model: a module with ``log_marginal``.
 
     Raises:
-        TypeError: the model has no ``log_marginal``, as a VAE has none.
+        TypeError: the model has no ``log_marginal``, such as a VAE.
         ValueError: no parameter is free.
 
     References:
@@ -144,11 +144,11 @@ def free_parameters(model: PyroCallable) -> int:
     free = {name: size for name, size in _sizes(module) if size}
     total = sum(free.values())
     if not total:
-        raise ValueError(f"no parameter of this {type(model).__name__} is free (requires_grad): there is none to count")
+        raise ValueError(f"no parameter of this {type(model).__name__} is free (requires_grad): nothing to count")
     if "weight" not in free or _rotation(model) is None:
         return total
     d, k = module.weight.shape
-    known = min(k, d)  # more factors than columns add nothing
+    known = min(k, d)  # factors beyond the number of columns add nothing
     turned = d * known - known * (known - 1) // 2
     rest = {name: size for name, size in free.items() if name not in ("weight", "mean")}
     spread = min(turned + sum(rest.values()), d * (d + 1) // 2)
@@ -157,7 +157,7 @@ def free_parameters(model: PyroCallable) -> int:
 
 @torch.no_grad()
 def log_density(model: PyroCallable, x: Tensor) -> Tensor:
-    """log p(x) of the rows (n,), in float64 on the CPU, some rows at a time."""
+    """log p(x) of the rows (n,), in float64 on the CPU, in chunks."""
     exact: Any = copy.deepcopy(model)
     exact = exact.double()
     parts = x.double().split(max(1, BUDGET // x.shape[1]))
@@ -165,22 +165,22 @@ def log_density(model: PyroCallable, x: Tensor) -> Tensor:
 
 
 def _with_likelihood(model: PyroCallable) -> Any:
-    """The model, where it is a module with a closed-form likelihood: a bound is no likelihood.
+    """The model, if it is a module with a closed-form likelihood.
 
     Raises:
-        TypeError: the model has no closed-form log p(x).
+        TypeError: it is not.
     """
-    if isinstance(model, nn.Module) and callable(getattr(model, "log_marginal", None)):
+    if isinstance(model, nn.Module) and isinstance(model, ClosedLikelihood):
         return model
     raise TypeError(
-        f"{type(model).__name__} has no closed-form log p(x) (log_marginal), and a bound is no likelihood: its AIC or "
-        "BIC would compare guides as much as models. Compare such models by log p(x) of held-out rows: "
-        "zoo.select_size, or zoo.log_evidence_bounds on rows set apart"
+        f"{type(model).__name__} has no closed-form log p(x) (log_marginal), and AIC or BIC of a bound would compare "
+        "guides as much as models. Compare such models by log p(x) of held-out rows: zoo.select_size, or "
+        "zoo.log_evidence_bounds"
     )
 
 
 def _sizes(model: nn.Module) -> list[tuple[str, int]]:
-    """Every parameter with the number of its free coordinates: 0 where it is held fixed."""
+    """The name of every trainable parameter with its degrees of freedom."""
     found = []
     for prefix, module in model.named_modules():
         limits = module._pyro_params if isinstance(module, PyroModule) else {}
@@ -196,7 +196,7 @@ def _sizes(model: nn.Module) -> list[tuple[str, int]]:
 
 
 def _coordinates(value: Tensor, constraint: constraints.Constraint) -> int:
-    """The number of real coordinates of a value that obeys the constraint."""
+    """The degrees of freedom of a value under its constraint."""
     base = constraint
     while isinstance(base, constraints.independent):
         base = base.base_constraint
@@ -207,9 +207,9 @@ def _coordinates(value: Tensor, constraint: constraints.Constraint) -> int:
 
 
 def _rotation(model: PyroCallable) -> Tensor | None:
-    """The rotation to the canonical gauge, where the model's factors can be turned; None for any other model."""
+    """The canonical rotation of a linear-Gaussian model; None for any other model."""
     try:
-        gauge: Alignment = canonical_transform(model)
+        found: Alignment = canonical_transform(model)
     except TypeError:
         return None
-    return gauge.rotation
+    return found.rotation

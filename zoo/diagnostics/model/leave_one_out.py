@@ -1,19 +1,18 @@
-"""Leave-one-out predictive densities of models whose parameters have a posterior."""
+"""Leave-one-out cross-validation of models with a posterior over parameters."""
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import polars as pl
 import torch
 from torch import Tensor
 
 from zoo.base.callables import name_of, undecorated
-from zoo.base.checks import check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.protocols import ConjugateGivenShared, Pair
 from zoo.diagnostics.model.proposals import Proposal, moments_of_draws
 from zoo.posterior.engine import Arguments, Reader, reader, reading
-from zoo.posterior.evaluation import LEAST_DRAWS
+from zoo.posterior.evaluation import check_draws
 from zoo.posterior.psis import psis_weights
 from zoo.posterior.rowwise import log_mean
 
@@ -22,16 +21,16 @@ BUDGET = 2**22  # numbers per array and chunk
 
 @dataclass(frozen=True, eq=False)
 class Loo:
-    r"""Expected log predictive density by leaving rows out, in nats: what :func:`loo` returns.
+    r"""Leave-one-out expected log predictive density in nats: the result of :func:`loo`.
 
     Attributes:
         pointwise: :math:`\log p(x_i \mid x_{-i})` of every row (n,).
-        khat: the Pareto shape of every row's weights (n,); where it is above ``limit``, the row's value cannot be
-            trusted: the posterior without the row is too far from the guide.
-        log_p: :math:`\log p(x_i \mid x)` of every row (n,), which has seen the row.
-        limit: the least of 0.7 and :math:`1 - 1 / \log_{10} S` for S draws.
+        khat: k-hat of every row's weights (n,); above ``limit`` the row's value is unreliable, because the posterior
+            without the row is too far from the guide.
+        log_p: the in-sample :math:`\log p(x_i \mid x)` of every row (n,).
+        limit: the largest reliable k-hat for S draws.
         draws: the number of draws S.
-        corrected: whether the weights also turn the guide into the posterior.
+        corrected: whether the weights also correct the guide towards the posterior.
     """
 
     pointwise: Tensor
@@ -43,41 +42,41 @@ class Loo:
 
     @property
     def elpd(self) -> float:
-        """The sum over the rows, in nats: more is better."""
+        """The sum over the rows in nats; larger is better."""
         return float(self.pointwise.sum())
 
     @property
     def se(self) -> float:
-        """The standard error of the sum for rows like these."""
+        """The standard error of the sum over the sampling of rows."""
         return float((len(self.pointwise) * self.pointwise.var(correction=0)).sqrt())
 
     @property
     def p_loo(self) -> float:
-        """The effective number of parameters: what log p of the rows loses where it has not seen them."""
+        """The effective number of parameters: in-sample minus leave-one-out log density."""
         return float((self.log_p - self.pointwise).sum())
 
     @property
     def high(self) -> list[int]:
-        """The numbers of the rows whose k-hat is above the limit, counted from 0."""
+        """The indices of the rows with k-hat above the limit."""
         return (self.khat > self.limit).nonzero().flatten().tolist()
 
     def compare(self, other: "Loo") -> tuple[float, float]:
-        """By how much this model's elpd is above another's on the same rows, with the standard error of the pairs.
+        """This elpd minus another one on the same rows, with the standard error of the paired difference.
 
         Raises:
-            ValueError: other rows.
+            ValueError: the numbers of rows differ.
         """
         if self.pointwise.shape != other.pointwise.shape:
-            raise ValueError(f"the models are compared on {len(self.pointwise)} and {len(other.pointwise)} rows")
+            raise ValueError(f"{len(self.pointwise)} and {len(other.pointwise)} rows: compare models on the same rows")
         difference = self.pointwise - other.pointwise
         return float(difference.sum()), float((len(difference) * difference.var(correction=0)).sqrt())
 
     def summary(self) -> dict[str, float]:
-        """elpd with its standard error, the effective number of parameters, the number of rows with a high k-hat."""
+        """elpd with its standard error, the effective number of parameters, and the number of rows with high k-hat."""
         return {"elpd": self.elpd, "se": self.se, "p_loo": self.p_loo, "high": float(len(self.high))}
 
     def frame(self) -> pl.DataFrame:
-        """A row per row of the data: its terms in nats, and k-hat."""
+        """One row per row of x: its terms in nats, and k-hat."""
         return pl.DataFrame({name: getattr(self, name).tolist() for name in ("pointwise", "log_p", "khat")})
 
     def __repr__(self) -> str:
@@ -85,69 +84,66 @@ class Loo:
         text = f"Loo of {n} rows, in nats: elpd {self.elpd:.3f} (se {self.se:.2g}), p_loo {self.p_loo:.2f}"
         if self.high:
             shown = ", ".join(map(str, self.high[:5])) + (", ..." if len(self.high) > 5 else "")
-            text += f"; do not trust it: k-hat is above {self.limit:.2f} on {len(self.high)} rows (number {shown})"
+            text += f"; unreliable: k-hat is above {self.limit:.2f} for {len(self.high)} rows ({shown})"
         return text
 
 
-def loo(run: Pair, x: Any, *, draws: int = 1000, inner: int = 100, correct: bool = True, seed: int = 0) -> Loo:
+def loo(run: Pair, x: ArrayLike, *, draws: int = 1000, inner: int = 100, correct: bool = True, seed: int = 0) -> Loo:
     r"""Leave-one-out cross-validation by Pareto-smoothed importance sampling (PSIS-LOO).
 
-    For a model with latent sites :math:`\theta` that all rows share, and a guide that has a posterior of them. From
-    draws :math:`\theta_s \sim q` every row takes the weights
+    For a model with shared latent sites :math:`\theta`. Draws :math:`\theta_s \sim q` have the weights of row i
 
     .. math:: w_{is} \propto \frac{p(\theta_s)\, p(x \mid \theta_s)}{q(\theta_s)} \cdot
               \frac{1}{p(x_i \mid \theta_s)}, \qquad
               p(x_i \mid x_{-i}) \approx \sum_s w_{is}\, p(x_i \mid \theta_s),
 
-    of which the first factor turns the guide's draws into the posterior's, and the second takes the row out. A row's
-    own latent sites are integrated out of :math:`p(x_i \mid \theta)`: with them held, the question would be another one
-    and the weights without bound. Where a model has such sites, that is done exactly by its ``log_marginal_given``, or
-    by ``inner`` draws from the guide, whose noise adds up over the rows in the first factor; many rows then need many
-    of them, and k-hat tells. A guide that draws all rows together (Pyro's joint autoguides) has no q(z | theta): its
-    first factor is :math:`p(\theta_s, z_s, x) / q(\theta_s, z_s)`, and a row's own sites are integrated out by draws
-    from a Gaussian with the moments that they have under the guide, twice as wide.
+    The first factor corrects the guide towards the posterior, the second removes the row. A row's own latent sites are
+    integrated out of :math:`p(x_i \mid \theta)`, because weights given these sites would be unbounded: exactly if the
+    model has ``log_marginal_given``, otherwise by ``inner`` draws from the guide. The Monte Carlo noise of these draws
+    accumulates over rows in the first factor and raises k-hat, so that many rows need many draws. A guide that draws
+    all rows jointly (Pyro's joint autoguides) has no q(z | theta): its first factor is
+    :math:`p(\theta_s, z_s, x) / q(\theta_s, z_s)`, and a row's own sites are integrated out by draws from a Gaussian
+    with their mean and twice their standard deviation under the guide.
 
-    **Not for models whose parameters are point estimates**, which are PPCA, FactorAnalysis, GMM and VAE: there every
-    draw gives a row the same density, and nothing can be taken out. Ask them about rows that were held out:
-    :func:`zoo.select_size`, or log p(x) of a test set (:func:`zoo.evaluate`) with :func:`zoo.export.elpd`, which
-    ``az.compare`` takes. Parameters that are point estimates beside the shared sites stay as the whole data made them.
+    **Not for models with point estimates of all parameters** (PPCA, FactorAnalysis, GMM, VAE), where every draw gives a
+    row the same density. Evaluate these on held-out rows: by :func:`zoo.select_size`, or by log p(x) of a test set
+    (:func:`zoo.evaluate`) with :func:`zoo.export.elpd` for ``az.compare``. Parameters that are point estimates beside
+    the shared sites keep the values fitted to all rows.
 
     Args:
-        run: a trained pair: what :func:`zoo.fit` or :func:`zoo.load` returned, or ``zoo.Fit(model, guide)``.
-        x: the rows (n, d) it was fitted to.
-        draws: S, at least 25.
+        run: a trained pair.
+        x: the rows (n, d) that it was fitted to.
+        draws: the number of draws S, at least 30.
         inner: draws of the rows' own latent sites for every draw of the shared ones.
-        correct: False takes the guide's draws for the posterior's, as ``az.loo`` does with those of
-            :func:`zoo.to_arviz`.
-        seed: of the draws; the caller's random stream is left alone.
+        correct: False takes the draws from the guide as draws from the posterior, as ``az.loo`` does with the export
+            of :func:`zoo.to_arviz`.
+        seed: of the draws.
 
     Raises:
-        ValueError: the model has no site that all rows share, the guide no density of the sites (a point mass), or too
-            few draws.
+        ValueError: the model has no shared site, the guide has no density (a point mass), or too few draws.
 
     References:
         Vehtari, Gelman and Gabry (2017), Practical Bayesian model evaluation using leave-one-out cross-validation and
         WAIC, Statistics and Computing 27; with approximate posteriors Magnusson, Andersen, Jonasson and Vehtari (2019),
         Bayesian leave-one-out cross-validation for large data, ICML.
     """
-    if check_whole(draws, "draws") < LEAST_DRAWS:
-        raise ValueError(f"draws must be at least {LEAST_DRAWS} to judge the importance weights, got {draws}")
+    check_draws(draws)
     check_whole(inner, "inner", 2)
     x = check_rows(x, undecorated(run.model), least=2)
     with reading(run, seed):
         source = reader(run, x)
         if not source.layout.shared:
-            raise _pointless(run)
+            raise _point_estimates(run)
         density, whole = _densities(source, draws, inner)
     return _leave_out(density, whole if correct else None)
 
 
-def _pointless(run: Pair) -> ValueError:
+def _point_estimates(run: Pair) -> ValueError:
+    """The error for a model without shared sites."""
     return ValueError(
-        f"the parameters of {name_of(run.model)} are point estimates: it has no latent site that all rows share, every "
-        "draw gives a row the same density, and leave-one-out by importance sampling would restate the density in the "
-        "sample. Use log p(x) of held-out rows: zoo.select_size(..., folds=5), or zoo.evaluate on rows set apart and "
-        "zoo.export.elpd"
+        f"the parameters of {name_of(run.model)} are point estimates (it has no shared latent site), so leave-one-out "
+        "by importance sampling would return the in-sample density. Use log p(x) of held-out rows: "
+        "zoo.select_size(..., folds=5), or zoo.evaluate on a test set and zoo.export.elpd"
     )
 
 
@@ -182,7 +178,7 @@ def _densities(source: Reader, draws: int, inner: int) -> tuple[Tensor, Tensor]:
 def _given(
     source: Reader, arguments: Arguments, held: dict[str, Tensor], inner: int, proposal: Proposal | None
 ) -> Tensor:
-    """log p(x | theta_s) of some rows (draws, b): exact, or by draws from the guide or the proposal."""
+    """log p(x | theta_s) of a chunk of rows (draws, b): exact, or by draws from the guide or the proposal."""
     model, x = undecorated(source.pair.model), arguments[0]
     if isinstance(model, ConjugateGivenShared):
         return model.log_marginal_given(x, held).double().cpu()
@@ -204,7 +200,7 @@ def _given(
 
 
 def _leave_out(density: Tensor, weights_of_all: Tensor | None) -> Loo:
-    """From log p(x_i | theta_s) (draws, n) and the log weights of theta (draws,), None for draws of the posterior."""
+    """From log p(x_i | theta_s) (draws, n) and log weights of theta (draws,); None for draws from the posterior."""
     draws = len(density)
     whole = density.new_zeros(draws) if weights_of_all is None else weights_of_all
     weights, khat = psis_weights(whole.unsqueeze(1) - density)

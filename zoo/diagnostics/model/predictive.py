@@ -1,4 +1,4 @@
-"""Does the model give data like these? Statistics of the rows beside those of replicated rows."""
+"""Predictive checks: statistics of the data against those of replicated data."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zoo.base.callables import name_of, undecorated
-from zoo.base.checks import check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.protocols import Pair
 from zoo.data.dataset import column_names
 from zoo.diagnostics.model.statistics import STATISTICS, column_quantiles, correlation, nan_quantile
@@ -18,35 +18,35 @@ from zoo.posterior.engine import Reader, reader, reading
 Given = Literal["prior", "rows"]
 Statistic = Callable[[Tensor], Any]
 BUDGET = 2**24  # numbers per array and chunk of replicates
-PAIRS = 50  # columns up to which all pairs are looked at
-POINTS = 41  # of a column's distribution
-SHOWN = 10  # statistics that a text names
+PAIRS = 50  # the most columns for which all pairs are compared
+POINTS = 41  # quantiles per column
+SHOWN = 10  # the most statistics that a verdict names
 
 
 @dataclass(frozen=True, eq=False)
 class PredictiveCheck:
-    r"""Statistics T of the rows beside those of replicated rows: what :func:`predictive_check` returns.
+    r"""Statistics T of the data against those of replicated data: the result of :func:`predictive_check`.
 
-    The tail probability of a statistic is that of both sides, with R replicates
+    The two-sided tail probability of a statistic from R replicates is
 
     .. math:: p = \min\left(1, 2 \min\left(\frac{1 + \#\{T_r \le T\}}{R + 1},
               \frac{1 + \#\{T_r \ge T\}}{R + 1}\right)\right).
 
-    It is no p-value with a uniform distribution under a right model: the rows that it judges have also fitted the
-    model, which pulls it towards 1, most for what the model fits directly (a mean, a variance) and least for what it
-    has no parameter for. A small one speaks against the model, a large one hardly for it.
+    It is not uniform under a correct model: the same rows were used to fit the model, which shifts it towards 1, most
+    for statistics that the model fits directly (a mean, a variance) and least for those without a parameter. A small
+    value is evidence against the model, a large one hardly evidence for it.
 
     Attributes:
         statistics: the name of every statistic (s,).
-        where: its columns (s,), as ``"a"`` or ``"a, b"``; empty for one of the whole table.
-        observed: its value on the rows (s,).
-        replicates: its values on the replicated rows (draws, s); NaN where it is not defined there.
-        level: what the intervals hold of the replicates.
-        given: ``"prior"`` or ``"rows"``: where the replicates' latent variables come from.
+        where: its columns (s,), as ``"a"`` or ``"a, b"``; empty for a statistic of the whole table.
+        observed: its value on the data (s,).
+        replicates: its values on the replicated data (draws, s); NaN if it is undefined.
+        level: the level of the central intervals of the replicates.
+        given: ``"prior"`` or ``"rows"``: the distribution of the replicates' latent variables.
         columns: the names of the d columns.
-        points: quantiles (q,) at which the distributions of the columns are compared.
-        marginal: these quantiles of every column, (q, d).
-        band: the intervals of the replicates' quantiles (2, q, d).
+        points: probabilities (q,) of the quantiles by which the marginal distributions are compared.
+        marginal: these quantiles of every column (q, d).
+        band: central intervals of the replicates' quantiles (2, q, d).
     """
 
     statistics: tuple[str, ...]
@@ -62,19 +62,19 @@ class PredictiveCheck:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Statistic and columns in words (s,)."""
+        """Every statistic with its columns, as ``"mean of a"`` (s,)."""
         pairs = zip(self.statistics, self.where, strict=True)
         return tuple(f"{name} of {where}" if where else name for name, where in pairs)
 
     @property
     def interval(self) -> Tensor:
-        """The ends of the central interval of the replicates, (2, s)."""
+        """The limits of the central interval of the replicates (2, s)."""
         edge = (1 - self.level) / 2
         return torch.stack([nan_quantile(self.replicates, edge), nan_quantile(self.replicates, 1 - edge)])
 
     @property
     def tail(self) -> Tensor:
-        """The two-sided tail probabilities (s,); NaN where no replicate has the statistic."""
+        """The two-sided tail probabilities (s,); NaN if the statistic is undefined on all replicates."""
         defined = ~self.replicates.isnan()
         count = defined.sum(0)
         below = ((self.replicates <= self.observed) & defined).sum(0)
@@ -84,7 +84,7 @@ class PredictiveCheck:
 
     @property
     def distance(self) -> Tensor:
-        """How far the rows are from the replicates' mean, in standard deviations of the replicates, (s,)."""
+        """The observed value minus the replicates' mean, in standard deviations of the replicates (s,)."""
         defined = ~self.replicates.isnan()
         count = defined.sum(0)
         mean = self.replicates.nansum(0) / count
@@ -93,7 +93,7 @@ class PredictiveCheck:
 
     @property
     def outside(self) -> tuple[int, ...]:
-        """The numbers of the statistics outside the interval, the farthest first."""
+        """The indices of the statistics outside their interval, the farthest first."""
         low, high = self.interval
         out = ((self.observed < low) | (self.observed > high)).nonzero().flatten()
         far = self.distance[out].abs().nan_to_num(torch.inf)
@@ -101,17 +101,17 @@ class PredictiveCheck:
 
     @property
     def headline(self) -> str:
-        """How many statistics the model does not give, in words."""
+        """How many statistics lie outside their interval, in words."""
         total, out = len(self.observed), len(self.outside)
         central = f"outside the central {100 * self.level:g}% of the replicates"
         if not out:
             return f"none of {total} statistics lies {central}"
-        chance = f"about {100 * (1 - self.level):.2g}% or fewer would under a right model"
+        chance = f"under a correct model about {100 * (1 - self.level):.2g}% or fewer"
         return f"{out} of {total} statistics lie {central} ({chance})"
 
     @property
     def verdict(self) -> str:
-        """What the model does not give, in words."""
+        """Which statistics the model does not reproduce, in words."""
         out = self.outside
         if not out:
             return self.headline
@@ -120,13 +120,13 @@ class PredictiveCheck:
         return f"{self.headline}: {named}{more}"
 
     def summary(self) -> dict[str, float]:
-        """The number of statistics and of those outside their interval, and the smallest tail probability."""
+        """The number of statistics, how many lie outside their interval, and the smallest tail probability."""
         tail = self.tail[~self.tail.isnan()]
         least = float(tail.min()) if len(tail) else float("nan")
         return {"statistics": float(len(self.observed)), "outside": float(len(self.outside)), "least_tail": least}
 
     def frame(self) -> pl.DataFrame:
-        """A row per statistic: its columns, value, interval of the replicates, distance and tail probability."""
+        """One row per statistic: its columns, value, interval of the replicates, distance and tail probability."""
         low, high = self.interval
         numbers = {"observed": self.observed, "low": low, "high": high, "distance": self.distance, "tail": self.tail}
         words = {"statistic": list(self.statistics), "where": list(self.where)}
@@ -137,13 +137,13 @@ class PredictiveCheck:
         return f"{self.names[i]} {float(self.observed[i]):.4g}, replicates {low:.4g} to {high:.4g}"
 
     def __repr__(self) -> str:
-        source = "new latent variables" if self.given == "prior" else "the rows' own latent variables"
+        source = "latent variables from the prior" if self.given == "prior" else "latent variables given the rows"
         return f"PredictiveCheck by {len(self.replicates)} replicates with {source}: {self.verdict}"
 
 
 def predictive_check(
     run: Pair,
-    x: Any,
+    x: ArrayLike,
     *,
     draws: int = 200,
     statistics: Mapping[str, Statistic] | None = None,
@@ -151,33 +151,33 @@ def predictive_check(
     level: float = 0.95,
     seed: int = 0,
 ) -> PredictiveCheck:
-    r"""Compare the rows with replicated tables of the same size.
+    r"""Compare the data with replicated data sets of the same size.
 
-    By default a replicate has new rows: their latent variables come from the prior, and the statistics ask whether
-    p(x) is right. With ``given="rows"`` row i keeps its own, drawn from q(z_i | x_i), and they ask whether p(x | z) is
-    right and the posterior at home in it. As every row's z has seen its row, such replicates keep close to the rows
-    whatever the prior: a factor whose distribution is far from normal is found by new rows alone. Sites that all rows
-    share come from the guide in either case. Parameters are those of the fit, so that a replicate's spread is a little
-    too small where they are point estimates.
+    By default a replicate has new rows with latent variables from the prior, which tests p(x). With ``given="rows"``
+    the latent variables of row i are drawn from q(z_i | x_i), which tests p(x | z) together with the guide. Such
+    replicates stay close to the data for any prior, so that only new rows detect, for example, a factor whose
+    distribution is far from normal. Shared sites are drawn from the guide in both cases. Parameters are those of the
+    fit, so that the spread of the replicates is slightly too small if they are point estimates.
 
-    Of every column: mean, standard deviation, skewness, excess kurtosis, and the quantiles 5%, 50% and 95%; of every
-    pair, up to 50 columns, the correlation; and what you add. Missing entries are missing in the replicates in the same
-    places.
+    The statistics are mean, standard deviation, skewness, excess kurtosis and the 5%, 50% and 95% quantiles of every
+    column, the correlation of every pair up to 50 columns, and any that you add. Replicates have missing entries in the
+    same places as the data.
 
     Args:
-        run: a trained pair, from :func:`zoo.fit` or ``zoo.Fit(model, guide)``; any model and, for ``given="rows"`` or
-            shared sites, any guide, point estimates included.
-        x: the rows (n, d), or a :class:`zoo.data.Dataset`, whose columns are named.
+        run: a trained pair with any model and, for ``given="rows"`` or shared sites, any guide, including point
+            estimates.
+        x: the rows (n, d); statistics are named by the columns of a :class:`zoo.data.Dataset`.
         draws: the number of replicates R, at least 20.
-        statistics: your own by name: functions from a table (n, d), with NaN in the missing entries, to a number or a
-            tensor. One of shape (d,) or (d, d) is named by the columns. What is NaN for the rows is left out.
+        statistics: your own statistics by name: functions from a table (n, d), with NaN for missing entries, to a
+            number or a tensor. The entries of one of shape (d,) or (d, d) are named by the columns. Entries that are
+            NaN on the data are left out.
         given: ``"prior"`` or ``"rows"``.
-        level: what the intervals hold of the replicates, in (0, 1).
-        seed: of the draws; the caller's random stream is left alone.
+        level: the level of the central intervals, in (0, 1).
+        seed: of the draws.
 
     Raises:
-        ValueError: too few draws, ``given`` or ``level`` out of range, a name that is taken, a statistic that changes
-            its shape or is no number, or rows that are not fit for model or guide.
+        ValueError: too few draws, ``given`` or ``level`` out of range, a name that is taken, or a statistic that
+            changes its shape or is not a number.
 
     References:
         Gelman, Meng and Stern (1996), Posterior predictive assessment of model fitness via realized discrepancies,
@@ -193,24 +193,24 @@ def predictive_check(
     True
     """
     if check_whole(draws, "draws") < 20:
-        raise ValueError(f"draws must be at least 20 to have an interval, got {draws}")
+        raise ValueError(f"draws must be at least 20 for an interval, got {draws}")
     if given not in get_args(Given):
         raise ValueError(f"given must be one of {', '.join(get_args(Given))}; got {given!r}")
     if not 0 < level < 1:
         raise ValueError(f"level must be in (0, 1), got {level!r}")
     names, x = column_names(x), check_rows(x, undecorated(run.model))
     columns = names or tuple(f"x{j}" for j in range(x.shape[1]))
-    asked = _asked(statistics or {}, x.shape[1])
-    measured = [_value(name, statistic, x) for name, statistic in asked.items()]
+    chosen = _all_statistics(statistics or {}, x.shape[1])
+    measured = [_value(name, statistic, x) for name, statistic in chosen.items()]
     points = torch.linspace(0, 1, POINTS + 2, dtype=torch.float64, device=x.device)[1:-1]
     found, quantiles = [], []
     with reading(run, seed):
         for table in _replicates(reader(run, x), draws, given):
-            found.append(torch.cat([value.flatten() for value in _values(asked, table, measured)]))
+            found.append(torch.cat([value.flatten() for value in _values(chosen, table, measured)]))
             quantiles.append(column_quantiles(table, points))
     labels = [
         (name, _place(k, value.shape, columns))
-        for name, value in zip(asked, measured, strict=True)
+        for name, value in zip(chosen, measured, strict=True)
         for k in range(value.numel())
     ]
     observed = torch.cat([value.flatten() for value in measured])
@@ -231,24 +231,24 @@ def predictive_check(
     )
 
 
-def _values(asked: dict[str, Statistic], table: Tensor, measured: list[Tensor]) -> list[Tensor]:
+def _values(chosen: dict[str, Statistic], table: Tensor, measured: list[Tensor]) -> list[Tensor]:
     """The statistics of a replicate.
 
     Raises:
-        ValueError: one has another shape than on the rows.
+        ValueError: one has another shape than on the data.
     """
-    values = [_value(name, statistic, table) for name, statistic in asked.items()]
-    for name, own, other in zip(asked, measured, values, strict=True):
+    values = [_value(name, statistic, table) for name, statistic in chosen.items()]
+    for name, own, other in zip(chosen, measured, values, strict=True):
         if own.shape != other.shape:
             raise ValueError(
                 f"statistic {name!r} has shape {tuple(own.shape)} on x and {tuple(other.shape)} on a "
-                "replicate: it must have one shape"
+                "replicate: return the same shape for both"
             )
     return values
 
 
 def _replicates(source: Reader, draws: int, given: Given) -> Iterator[Tensor]:
-    """Replicated tables (n, d), with the entries missing that are missing in the rows."""
+    """Replicated tables (n, d), with the missing entries of the data."""
     x, layout = source.x, source.layout
     width = x.shape[1] + sum(site.shape.numel() for site in layout.local)
     missing = x.isnan()
@@ -261,36 +261,36 @@ def _replicates(source: Reader, draws: int, given: Given) -> Iterator[Tensor]:
             held = {site.name: values[site.name] for site in layout.latents if given == "rows" or not site.local}
         simulated, _ = source.simulate((x,), len(some), held)
         for table in _table(source, simulated):
-            yield table.masked_fill(missing, torch.nan)
+            yield table.mchosen_fill(missing, torch.nan)
 
 
 def _table(source: Reader, values: Mapping[str, Tensor]) -> Tensor:
-    """Of the simulated data sites the one that is a table like x, (draws, n, d).
+    """The one simulated data site with the shape of x (draws, n, d).
 
     Raises:
-        ValueError: none or several are.
+        ValueError: no data site, or more than one, has this shape.
     """
     n, d = source.x.shape
     found = [name for name in source.layout.data if values[name][0].numel() == n * d]
     if len(found) != 1:
         listed = ", ".join(f"'{name}'" for name in source.layout.data)
         raise ValueError(
-            f"predictive_check compares x ({n} x {d}) with one data site of that shape, and of those of "
-            f"{name_of(source.pair.model)} ({listed}) {len(found) or 'none'} have it"
+            f"predictive_check requires one data site with the shape of x ({n} x {d}), and {len(found) or 'none'} of "
+            f"the data sites of {name_of(source.pair.model)} ({listed}) have it"
         )
     return values[found[0]].reshape(-1, n, d)
 
 
-def _asked(own: Mapping[str, Statistic], d: int) -> dict[str, Statistic]:
-    """The statistics of every table and those of the user's, by name."""
-    asked: dict[str, Statistic] = dict(STATISTICS)
+def _all_statistics(own: Mapping[str, Statistic], d: int) -> dict[str, Statistic]:
+    """The default and the user's statistics by name."""
+    chosen: dict[str, Statistic] = dict(STATISTICS)
     if 1 < d <= PAIRS:
-        asked["correlation"] = correlation
+        chosen["correlation"] = correlation
     for name, statistic in own.items():
-        if name in asked:
-            raise ValueError(f"statistics holds {name!r}, which is one of every check: take another name")
-        asked[name] = statistic
-    return asked
+        if name in chosen:
+            raise ValueError(f"statistics has {name!r}, which is a default statistic: take another name")
+        chosen[name] = statistic
+    return chosen
 
 
 def _value(name: str, statistic: Statistic, table: Tensor) -> Tensor:
@@ -298,11 +298,11 @@ def _value(name: str, statistic: Statistic, table: Tensor) -> Tensor:
     try:
         return torch.as_tensor(statistic(table)).detach().to(table.device, torch.float64)
     except (TypeError, RuntimeError) as error:
-        raise ValueError(f"statistic {name!r} gives no number or tensor: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"statistic {name!r} is not a number or tensor: {str(error).splitlines()[0]}") from error
 
 
 def _place(k: int, shape: torch.Size, columns: tuple[str, ...]) -> str:
-    """The columns that entry k of a statistic is about."""
+    """The columns of entry k of a statistic."""
     d = len(columns)
     if shape == (d,):
         return columns[k]

@@ -1,4 +1,4 @@
-"""Gaussians with the moments of draws, to integrate out sites of single rows where a guide has no density for them."""
+"""Gaussian proposals for rows' own sites, if a guide has no density of them given the shared sites."""
 
 import math
 from collections.abc import Mapping
@@ -9,16 +9,16 @@ from torch import Tensor
 
 from zoo.base.latent_sites import Latent
 
-WIDER = 2.0  # than the draws: a proposal must not be narrower than its target
+WIDER = 2.0  # standard deviations of the proposal over those of the draws: it must be wider than its target
 
 
 @dataclass(frozen=True, eq=False)
 class Proposal:
-    """An independent Gaussian for every row and number of the continuous local sites, on the real line.
+    """Independent Gaussians in unconstrained space for the continuous local sites.
 
     Attributes:
         sites: the sites.
-        loc: means by site (b, ...), in real coordinates.
+        loc: means by site (b, ...).
         scale: standard deviations by site (b, ...).
     """
 
@@ -27,7 +27,7 @@ class Proposal:
     scale: dict[str, Tensor]
 
     def draw(self, draws: int) -> tuple[dict[str, Tensor], Tensor]:
-        """Values by site (draws, b, ...), in the sites' supports, and their log densities (draws, b)."""
+        """Constrained values by site (draws, b, ...), and their log densities (draws, b)."""
         values, total = {}, torch.zeros(())
         for latent in self.sites:
             loc, scale = self.loc[latent.name], self.scale[latent.name]
@@ -49,7 +49,7 @@ class Proposal:
 def moments_of_draws(sites: tuple[Latent, ...], values: Mapping[str, Tensor]) -> Proposal:
     """The proposal with the means of the draws (draws, b, ...) and twice their standard deviations.
 
-    Discrete sites are left out: the model sums over them.
+    Discrete sites are left out, because the model marginalises them.
     """
     smooth = tuple(latent for latent in sites if latent.cardinality is None)
     loc, scale = {}, {}

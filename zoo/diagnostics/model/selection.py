@@ -1,88 +1,28 @@
-"""How many factors, how many components: one fit for every number, by likelihood, criteria and held-out rows."""
+"""Selection of the number of factors or components by AIC, BIC, held-out log p(x) and the variational bound."""
 
-import math
-import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import polars as pl
 import torch
-from pyro.infer.autoguide import AutoGuide
-from torch import Tensor
+from torch import Tensor, nn
 
-from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
-from zoo.base.checks import check_rows, check_whole
-from zoo.base.protocols import ConditionallyConjugate, Conjugate, HoldsRows
-from zoo.base.random import seeded
-from zoo.diagnostics.model.criteria import information_criteria, log_density
-from zoo.infer.coordinate_ascent import VariationalBayes, cavi
-from zoo.infer.run import Fit
-from zoo.infer.starts import best_of, each_seed
-from zoo.posterior.evaluation import LEAST_DRAWS
-from zoo.posterior.evidence import log_evidence_bounds
+from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.diagnostics.model.candidates import Builder, Candidate, Search, standard_error
+from zoo.infer.starts import each_seed
+from zoo.posterior.evaluation import check_draws
 
 Measure = Literal["bic", "bound", "aic", "held_out"]
-FAILURES = (
-    ValueError,
-    FloatingPointError,
-    torch.linalg.LinAlgError,
-)  # a bound that diverges, a component that collapses
-STEPS = 1000  # of EM: with a factor too many a variance creeps to its floor for ten thousands, for a tenth of a nat
-
-
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """One row of a :class:`Selection`. What could not be had is None.
-
-    Attributes:
-        value: the number of factors or components.
-        seconds: wall-clock time of all its fits.
-        log_likelihood: log p(x) of all rows, in nats, the best of the starts.
-        df: the number of free parameters, see :func:`zoo.diagnostics.model.criteria.free_parameters`.
-        aic: in nats, less is better.
-        bic: in nats, less is better.
-        bound: of a model with priors on everything, the bound on log p(X) that :func:`zoo.cavi` reaches: in nats over
-            all rows, more is better.
-        log_p: log p(x) of every row that was held out (m,), in nats; by importance weighting where there is no closed
-            form, so that its expectation is a bound from below.
-        near: the number of starts within 0.01 nats of the best one.
-        starts: the number of starts.
-        error: why the fit failed, or that to the rows of a fold.
-        best: the best model (of a fit with a guide, the :class:`zoo.Fit`) on all rows.
-    """
-
-    value: int
-    seconds: float = 0.0
-    log_likelihood: float | None = None
-    df: int | None = None
-    aic: float | None = None
-    bic: float | None = None
-    bound: float | None = None
-    log_p: Tensor | None = field(default=None, repr=False)
-    near: int | None = None
-    starts: int | None = None
-    error: str | None = None
-    best: Any = field(default=None, repr=False)
-
-    @property
-    def held_out(self) -> float | None:
-        """The mean log p(x) of the held-out rows, in nats per row: more is better."""
-        return None if self.log_p is None else float(self.log_p.mean())
-
-    @property
-    def held_out_se(self) -> float | None:
-        """Its standard error for rows like these (it takes the folds for independent, which they nearly are)."""
-        return None if self.log_p is None else _error(self.log_p)
 
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """What :func:`select_size` returns.
+    """The result of :func:`select_size`.
 
     Attributes:
-        table: one :class:`Candidate` per value, in the order of the values, failures included.
-        n: the number of rows fitted.
+        table: one :class:`Candidate` per value in their order, including failures.
+        n: the number of fitted rows.
         how: which rows were held out, in words.
     """
 
@@ -98,17 +38,18 @@ class Selection:
 
     @property
     def measures(self) -> tuple[Measure, ...]:
-        """What the rows can be ranked by here."""
+        """The measures that are available."""
         return tuple(by for by in get_args(Measure) if any(getattr(row, by) is not None for row in self.table))
 
     def best(self, by: Measure | None = None) -> Candidate:
-        """The row of lowest ``"bic"`` or ``"aic"``, of highest ``"bound"`` or ``"held_out"`` log p(x); ties: the first.
+        """The candidate with the lowest ``"bic"`` or ``"aic"``, or the highest ``"bound"`` or ``"held_out"``.
 
         Args:
-            by: None takes BIC where the models have one, then the bound on log p(X), and held-out rows otherwise.
+            by: None takes BIC if available, then the bound on log p(X), otherwise held-out rows. Of ties the first
+                candidate wins.
 
         Raises:
-            ValueError: there is no such measure, or no row has it.
+            ValueError: the measure is unknown or not available.
         """
         if by is not None and by not in get_args(Measure):
             raise ValueError(f"by must be one of {', '.join(get_args(Measure))}; got {by!r}")
@@ -116,26 +57,26 @@ class Selection:
             by = self.measures[0]
         if by not in self.measures:
             raise ValueError(
-                f"no row has {by!r} here: there is {', '.join(self.measures)} (AIC and BIC need a closed-form "
-                "likelihood, held_out needs folds or held-out rows)"
+                f"{by!r} is not available here, only {', '.join(self.measures)} (AIC and BIC require a closed-form "
+                "likelihood, held_out requires folds or held-out rows)"
             )
         sign = 1 if by in ("bound", "held_out") else -1
         rows = [row for row in self.table if getattr(row, by) is not None]
         return max(rows, key=lambda row: sign * getattr(row, by))
 
     def below(self, value: int) -> tuple[float, float]:
-        """How far the held-out log p(x) of a value is below the best one, in nats per row, with its standard error.
+        """The best held-out log p(x) minus that of a value, in nats per row, with its standard error.
 
-        The error is that of the rows' differences, as all values are evaluated on the same rows: most often much
-        smaller than that of either. A simpler model within one or two of them is hardly worse.
+        The error is that of paired differences, because all values are evaluated on the same rows, and usually much
+        smaller than that of either mean. A simpler model within one or two standard errors is hardly worse.
         """
         log_p, top = self[value].log_p, self.best("held_out").log_p
         if log_p is None or top is None:
             raise ValueError(f"value {value} has no held-out log p(x): {self[value].error}")
-        return float((top - log_p).mean()), _error(top - log_p)
+        return float((top - log_p).mean()), standard_error(top - log_p)
 
     def frame(self) -> pl.DataFrame:
-        """The table, one line per value; null for what could not be had."""
+        """One row per value; null for values that are not available."""
         kinds = {
             "value": pl.Int64,
             "log_likelihood": pl.Float64,
@@ -161,13 +102,13 @@ class Selection:
         return pl.DataFrame(lines, schema=kinds)
 
     def summary(self) -> dict[str, float]:
-        """The value that every measure chooses, and the number of rows and values."""
+        """The best value by every measure, and the numbers of values and rows."""
         chosen = {f"best_{by}": float(self.best(by).value) for by in self.measures}
         return chosen | {"values": float(len(self.table)), "rows": float(self.n)}
 
     def __repr__(self) -> str:
-        chosen = ", ".join(f"{by} chooses {self.best(by).value}" for by in self.measures)
-        head = f"Selection among {len(self.table)} values on {self.n} rows: {chosen}; held out: {self.how}"
+        chosen = ", ".join(f"best by {by}: {self.best(by).value}" for by in self.measures)
+        head = f"Selection among {len(self.table)} values on {self.n} rows; {chosen}; held out: {self.how}"
         table = self.frame()
         table = table.select(own for own in table.columns if table[own].null_count() < len(table))
         style: dict[str, Any] = {
@@ -180,51 +121,49 @@ class Selection:
 
 
 def select_size(
-    build: Callable[[int, Tensor], Any],
-    x: Any,
+    build: Builder,
+    x: ArrayLike,
     values: Iterable[int],
     *,
     seeds: int | Iterable[int] = 5,
     folds: int | None = 5,
-    held_out: Any = None,
+    held_out: ArrayLike | None = None,
     draws: int = 1000,
     seed: int = 0,
     report: Callable[[Candidate], None] | None = None,
     **options: Any,
 ) -> Selection:
-    r"""Fit a model for every number of factors or components, and compare them.
+    r"""Fit a model for every number of factors or components, and compare the fits.
 
-    A conjugate model is fitted by :func:`zoo.em` from several starts, and has likelihood, AIC and BIC. Where ``build``
-    returns a model with a guide, both are fitted by :func:`zoo.fit`. A conditionally conjugate model with priors on
-    everything is fitted by :func:`zoo.cavi` from as many starts, and has the bound on log p(X), which weighs fit
-    against size by itself; it is not evaluated on held-out rows. Any other is evaluated on rows that it has not seen:
-    by K-fold cross-validation, where every row is held out once and the models are fitted anew without it (all values
-    with the same folds), or on ``held_out`` rows. Their log p(x) is exact for a conjugate model, and the
-    importance-weighted bound of ``draws`` draws from the guide for any other.
+    A conjugate model is fitted by :func:`zoo.em` from several starts and has a likelihood, AIC and BIC. If ``build``
+    returns a model and a guide, both are fitted by :func:`zoo.fit`. A conditionally conjugate model is fitted by
+    :func:`zoo.cavi` and has the bound on log p(X), which penalises size by itself; it is not evaluated on held-out
+    rows. The other fits are compared by log p(x) of held-out rows:
+    by K-fold cross-validation with the same folds for all values, or on ``held_out`` rows with one fit per value and
+    start. Held-out log p(x) is exact for a conjugate model, otherwise the importance-weighted bound of ``draws`` draws.
 
-    A value whose fits all fail (a component that collapses, more factors than columns) is a row of the table with its
-    error, and the others go on. One that fails in a fold has no held-out log p(x).
+    A value whose fits all fail (a collapsed component, more factors than columns) is a row of the table with its error.
+    A value that fails in a fold has no held-out log p(x).
 
-    Which to believe? BIC finds the true number where it is among the values and the rows are many; held-out rows choose
-    what predicts best, and rather too large a model than too small a one, by hardly a difference: see ``below``. AIC is
-    an estimate of the same without holding anything out, for models that are nearly right.
+    BIC finds the true number if it is among the values and there are many rows. Held-out rows choose the model that
+    predicts best, and rather one that is slightly too large than too small; see ``below``. AIC estimates the same
+    without held-out rows, for models that are nearly correct.
 
     Args:
-        build: given a value and the rows (m, d) to fit, returns a fresh conjugate model, or a fresh model and guide.
-        x: the data (n, d).
-        values: the numbers to try.
-        seeds: the number of starts (then 0, 1, ...), or their seeds.
-        folds: K of the cross-validation, at least 2; None leaves it out.
-        held_out: rows (m, d) to compare on, in place of the folds: one fit per value and start.
-        draws: for log p(x) where it has no closed form; at least 25.
-        seed: of the folds and the draws; the caller's random streams are left alone.
-        report: called with every row as it is ready.
-        options: for :func:`zoo.cavi`, :func:`zoo.em`, which takes 1000 steps at most here unless ``steps`` says otherwise, or
-            :func:`zoo.fit`.
+        build: a function of a value and rows (m, d) that returns a fresh conjugate model, or a fresh model and guide.
+        x: the rows (n, d).
+        values: the numbers of factors or components to compare.
+        seeds: the number of starts, with seeds 0, 1, ..., or the seeds themselves.
+        folds: K of the cross-validation, at least 2; None skips it.
+        held_out: rows (m, d) for the comparison, instead of folds.
+        draws: for log p(x) without a closed form; at least 30.
+        seed: of the folds and the draws.
+        report: called with every candidate when it is ready.
+        options: for :func:`zoo.em`, with at most 1000 ``steps`` by default, for :func:`zoo.fit` or :func:`zoo.cavi`.
 
     Raises:
-        ValueError: no values or one of them twice, unusable folds or rows, nothing to compare by, a guide that has
-            parameters for the rows it was fitted to alone, or every value failed; the message lists why.
+        ValueError: no values or a repeated one, invalid folds or rows, no measure to compare by, a guide with
+            parameters for the fitted rows only, or all values failed; the message lists the reasons.
 
     References:
         Stone (1974), Cross-validatory choice and assessment of statistical predictions, JRSS B 36; Smyth (2000), Model
@@ -240,164 +179,56 @@ def select_size(
     3
     """
     chosen = _values(values)
-    if check_whole(draws, "draws") < LEAST_DRAWS:
-        raise ValueError(f"draws must be at least {LEAST_DRAWS} to judge the importance weights, got {draws}")
+    check_draws(draws)
     starts = each_seed(seeds)
     options = {"progress": False} | options
-    x = check_rows(x, _Lenient(), least=4)
-    apart = None if held_out is None else check_rows(held_out, _Lenient(), name="held_out")
-    if apart is not None and apart.shape[1] != x.shape[1]:
-        raise ValueError(f"held_out has {apart.shape[1]} columns, x {x.shape[1]}: pass rows of the same columns")
-    parts = [] if apart is not None or folds is None else list(_folds(len(x), folds, seed))
-    how = f"{len(apart)} rows" if apart is not None else f"{folds} folds" if parts else "none"
+    rows = check_rows(x, _MissingAllowed(), least=4)
+    new = None if held_out is None else check_rows(held_out, _MissingAllowed(), name="held_out")
+    if new is not None and new.shape[1] != rows.shape[1]:
+        raise ValueError(f"held_out has {new.shape[1]} columns, x {rows.shape[1]}: pass rows of the same columns")
+    parts = () if new is not None or folds is None else tuple(_folds(len(rows), folds, seed))
+    how = f"{len(new)} rows" if new is not None else f"{folds} folds" if parts else "none"
+    search = Search(build, rows, new, parts, starts, draws, seed, options)
     table = []
     for value in chosen:
-        row = _candidate(build, x, value, starts, parts, apart, draws, seed, options)
-        table.append(row)
+        table.append(search.candidate(value))
         if report is not None:
-            report(row)
+            report(table[-1])
     if all(row.best is None for row in table):
         listed = "\n".join(f"  {row.value}: {row.error}" for row in table)
         raise ValueError(f"no value could be fitted:\n{listed}")
-    found = Selection(tuple(table), len(x), how)
+    found = Selection(tuple(table), len(rows), how)
     if not found.measures:
         raise ValueError(
-            "nothing to compare by: without a closed-form likelihood there is no AIC and no BIC, so pass folds or "
+            "nothing to compare by: without a closed-form likelihood there is no AIC or BIC, so pass folds or "
             "held_out" + "".join(f"\n  {row.value}: {row.error}" for row in table if row.error)
         )
     return found
 
 
-class _Lenient:
-    """Lets missing entries pass: every model checks them itself when it is fitted."""
+class _MissingAllowed(nn.Module):
+    """Stands in for a model that accepts missing entries: the models themselves check the rows when they are fitted."""
 
     missing = True
 
 
-def _candidate(
-    build: Callable[[int, Tensor], Any],
-    x: Tensor,
-    value: int,
-    seeds: tuple[int, ...],
-    parts: list[Tensor],
-    apart: Tensor | None,
-    draws: int,
-    seed: int,
-    options: dict[str, Any],
-) -> Candidate:
-    started = time.perf_counter()
-    row = Candidate(value)
-    try:
-        best, near, count = _fitted(build, value, x, seeds, options, bool(parts) or apart is not None)
-        row = replace(row, best=best, near=near, starts=count)
-        if isinstance(best, VariationalBayes):
-            return replace(row, bound=float(best[-1]), seconds=time.perf_counter() - started)
-        model: Any = best.model if isinstance(best, Fit) else best
-        if isinstance(model, Conjugate):
-            found = information_criteria(best.model if isinstance(best, Fit) else best, x)
-            likelihood = found.log_likelihood
-            row = replace(row, log_likelihood=likelihood, df=found.df, aic=found.aic, bic=found.bic)
-    except FAILURES as error:
-        return replace(row, best=None, error=_brief(error), seconds=time.perf_counter() - started)
-    where = ""
-    try:
-        if apart is not None:
-            where = "held-out rows: "
-            row = replace(row, log_p=_score(best, apart, draws, seed))
-        elif parts:
-            log_p = x.new_empty(len(x), dtype=torch.float64, device="cpu")
-            for number, index in enumerate(parts):
-                where = f"fold {number}: "
-                keep = torch.ones(len(x), dtype=torch.bool, device=x.device)
-                keep[index] = False
-                fold, _, _ = _fitted(build, value, x[keep], seeds, options, True)
-                log_p[index.cpu()] = _score(fold, x[index], draws, seed)
-            row = replace(row, log_p=log_p)
-    except FAILURES as error:
-        row = replace(row, error=where + _brief(error))
-    return replace(row, seconds=time.perf_counter() - started)
-
-
-def _fitted(
-    build: Callable[[int, Tensor], Any],
-    value: int,
-    x: Tensor,
-    seeds: tuple[int, ...],
-    options: dict[str, Any],
-    others: bool,
-) -> tuple[Any, int, int]:
-    """The best of several starts, the number of those near it, and of all."""
-    with seeded(0):
-        made = build(value, x)
-    if isinstance(made, ConditionallyConjugate):
-        given = {name: value for name, value in options.items() if name != "progress"}
-        found = cavi(made, x, restarts=len(seeds), seed=seeds[0], **given)
-        return found, len(found.near()), len(found.attempts)
-    if isinstance(made, tuple):
-        if others:
-            _refuse_bound_to_rows(made[1])
-    else:
-        options = {"steps": STEPS} | {name: given for name, given in options.items() if name != "progress"}
-    report = best_of(lambda: build(value, x), x, seeds=seeds, **options)
-    return report.best, len(report.near()), len(report.table)
-
-
-def _score(best: Any, x: Tensor, draws: int, seed: int) -> Tensor:
-    """log p(x) of rows that the fit has not seen (m,), in float64 on the CPU.
-
-    Raises:
-        ValueError: a row without a finite one; a mean over it would compare nothing.
-    """
-    model: Any = best.model if isinstance(best, Fit) else best
-    x = check_rows(x, model)
-    if isinstance(model, Conjugate):
-        log_p = log_density(best.model if isinstance(best, Fit) else best, x)
-    else:
-        log_p = log_evidence_bounds(best, x, draws=(draws,), seed=seed)[f"IWAE-{draws}"].values.double().cpu()
-    wrong = (~log_p.isfinite()).nonzero().flatten().tolist()
-    if wrong:
-        raise ValueError(
-            f"log p(x) of held-out row {wrong[0]} is {log_p[wrong[0]].item()} (and of {len(wrong) - 1} more)"
-        )
-    return log_p
-
-
-def _refuse_bound_to_rows(guide: PyroCallable) -> None:
-    """Refuse a guide with parameters for every row: it has none for others.
-
-    Raises:
-        TypeError: this is one.
-    """
-    if isinstance(undecorated(guide), HoldsRows) or isinstance(unwrapped(guide), AutoGuide):
-        raise TypeError(
-            f"{name_of(guide)} has parameters for the rows it is fitted to alone, none for those held out: build "
-            "Amortized or Exact, or any guide that computes q(z | x) from the row"
-        )
-
-
 def _folds(n: int, folds: int, seed: int) -> Iterator[Tensor]:
-    """The numbers of the rows of every fold, in a random order of their own."""
+    """The sorted row indices of every fold, assigned at random."""
     if check_whole(folds, "folds", 2) > n // 2:
-        raise ValueError(f"folds={folds} of {n} rows leave less than two rows in a fold: take at most {n // 2}")
+        raise ValueError(f"folds={folds} leaves fewer than two of {n} rows in a fold: take at most {n // 2}")
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     return (index.sort().values for index in order.tensor_split(folds))
 
 
 def _values(values: Iterable[int]) -> tuple[int, ...]:
+    """The values to compare.
+
+    Raises:
+        ValueError: none, a repeated one, or one that is not a whole number of at least 1.
+    """
     chosen = tuple(check_whole(value, "values") for value in values)
     if not chosen:
         raise ValueError("values is empty: pass the numbers of factors or components to try")
     if twice := [value for i, value in enumerate(chosen) if value in chosen[:i]]:
         raise ValueError(f"values holds {twice[0]} twice")
     return chosen
-
-
-def _error(values: Tensor) -> float:
-    """The standard error of a mean."""
-    return float(values.std() / len(values) ** 0.5) if len(values) > 1 else math.nan
-
-
-def _brief(error: BaseException) -> str:
-    """The first line of an error, and the first of the reasons it lists."""
-    lines = str(error).splitlines() or [type(error).__name__]
-    return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[1].strip()}"

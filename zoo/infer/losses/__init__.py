@@ -1,1 +1,1 @@
-"""Which losses does a fit minimise?"""
+"""Which losses can a fit minimise?"""

@@ -1,21 +1,27 @@
-"""What losses read from a pair of traces."""
+"""Helpers of the losses: sites and plates in traces of model and guide."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from pyro.util import warn_if_nan
 
+Args = tuple[Any, ...]  # of model and guide
+Kwargs = dict[str, Any]
+Site = dict[str, Any]  # in a trace
+Nodes = Mapping[str, Site]  # the sites of a trace by name
+
 
 def reported(loss: float) -> float:
-    """A loss, with Pyro's warning where it is NaN."""
+    """Returns a loss unchanged, with Pyro's warning if it is NaN."""
     warn_if_nan(loss, "loss")
     return loss
 
 
-def latent_names(trace: Any) -> list[str]:
-    """The latent sites of a trace without those that draw subsamples."""
+def latent_names(trace: Trace) -> list[str]:
+    """The names of the latent sites in a trace, without those that draw subsamples."""
     return [
         name
         for name, site in trace.nodes.items()
@@ -23,26 +29,26 @@ def latent_names(trace: Any) -> list[str]:
     ]
 
 
-def check_drawn(name: str, guide_trace: Any) -> None:
-    """Raise where the guide leaves out a latent site of the model, which Pyro would draw from the prior.
+def check_drawn(name: str, guide_trace: Trace) -> None:
+    """Refuse a guide that leaves out a latent site of the model, which Pyro would then draw from the prior.
 
     Raises:
         ValueError: names the site.
     """
     if name not in guide_trace.nodes:
         raise ValueError(
-            f"the guide has no site '{name}': it would be drawn from the prior without a word. Add it to the guide, or "
+            f"the guide has no site '{name}', which would silently be drawn from the prior: add it to the guide, or "
             "sum it out of the model (by TraceEnum_ELBO where it is discrete)"
         )
 
 
-def plates_of(site: dict[str, Any]) -> list[str]:
-    """The names of the plates of a site, without that of the draws."""
+def plates_of(site: Site) -> list[str]:
+    """The names of the plates that a site is in, except the plate of the draws."""
     return [frame.name for frame in site["cond_indep_stack"] if frame.vectorized and frame.name != "draws"]
 
 
-def rows_plate(model_trace: Any) -> str:
-    """The name of the plate of the rows: that at dim -1 in which the data stand."""
+def rows_plate(model_trace: Trace) -> str:
+    """The name of the plate of the rows: the plate of the data at dim -1."""
     for site in model_trace.nodes.values():
         if site["type"] == "sample" and site["is_observed"]:
             for frame in site["cond_indep_stack"]:
@@ -51,12 +57,21 @@ def rows_plate(model_trace: Any) -> str:
     return "rows"
 
 
+def shared_sites(loss: str, name: str, rows: str) -> str:
+    """The error message for a site shared by all rows, under a loss that needs a weight for every row."""
+    return (
+        f"site '{name}' is shared by all rows, and {loss} needs a weight for every row: the log of a mean over draws "
+        f"is a sum over the rows only if all sites are in the plate '{rows}'. Use Trace_ELBO; zoo.evaluate estimates "
+        "log p(x) by importance sampling after the fit"
+    )
+
+
 @contextmanager
 def one_plate(loss: str) -> Iterator[None]:
-    """A block in which a loss runs model and guide inside a plate of draws, next to that of the rows.
+    """A block in which a loss runs model and guide inside a plate of draws at dim -2, left of the rows.
 
     Raises:
-        ValueError: model or guide has a plate of its own in that place; says so in place of Pyro's dimensions.
+        ValueError: model or guide has a plate of its own at dim -2; the message names it.
     """
     try:
         yield
@@ -65,6 +80,6 @@ def one_plate(loss: str) -> Iterator[None]:
             raise
         pair = str(error).splitlines()[0].strip()
         raise ValueError(
-            f"{loss} takes its draws in a plate next to the rows, at dim -2, and a plate of the model or guide stands "
-            f"there already ({pair}): use Trace_ELBO(max_plate_nesting=2), or make it an event dimension (.to_event)"
+            f"{loss} has its draws in a plate at dim -2, left of the rows, where model or guide has a plate already "
+            f"({pair}): use Trace_ELBO(max_plate_nesting=2), or make it an event dimension (.to_event)"
         ) from error

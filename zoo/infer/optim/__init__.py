@@ -1,1 +1,1 @@
-"""Which optimizers does a fit use?"""
+"""With which optimizers are models fitted?"""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def ordered(params: Iterable[Tensor]) -> list[Tensor]:
-    """Parameters in the order of their names, so that a run does not depend on where they lie in memory."""
+    """Parameters in the order of their names, so that a run does not depend on their addresses in memory."""
     store = pyro.get_param_store()
     return sorted(params, key=lambda p: str(store.param_name(p)))
 
@@ -18,8 +18,8 @@ def ordered(params: Iterable[Tensor]) -> list[Tensor]:
 class Fused(PyroOptim):
     """One torch optimizer for all parameters, behind Pyro's optimizer interface.
 
-    Pyro builds one optimizer per parameter, which costs several times a fused step and cannot clip the norm of the
-    whole gradient.
+    Pyro builds one optimizer per parameter, which takes several times as long as a fused step and cannot clip the norm
+    of the whole gradient.
 
     Args:
         constructor: class of a torch optimizer.
@@ -55,14 +55,14 @@ class Fused(PyroOptim):
         self._waiting: dict[str, Any] = {}
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
-        """One step for all ``params``; new ones join."""
+        """One step for all ``params``; new ones are added."""
         present = set(params)
         new = ordered(p for p in present if p not in self._known)
         if new:
             self._join(new)
         assert self.optimizer is not None
         for p in self._known - present:
-            p.grad = None  # not in this step: leave it where it is
+            p.grad = None  # not part of this step: leave it unchanged
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(ordered(present), self.clip_norm, foreach=True)
         if self.schedule is not None:
@@ -72,11 +72,11 @@ class Fused(PyroOptim):
         self.optimizer.step()
         self.steps += 1
         for p in present:
-            p.grad = None  # SVI would write zeros for the next step to add to: two more passes over all parameters
+            p.grad = None  # SVI would write zeros and add to them: two more passes over all parameters
 
     def _join(self, new: list[Tensor]) -> None:
         store = pyro.get_param_store()
-        if waiting := self._waiting:  # go on in the order in which the parameters once joined
+        if waiting := self._waiting:  # continue in the order in which the parameters were first added
             order = waiting["names"]
             new.sort(key=lambda p: order.index(store.param_name(p)) if store.param_name(p) in order else len(order))
         self._known.update(new)
@@ -98,5 +98,5 @@ class Fused(PyroOptim):
         return {"optimizer": state, "steps": self.steps, "names": self._names}
 
     def set_state(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state that ``get_state`` gave; taken up at the next step."""
+        """Continue from a state returned by ``get_state``, at the next step."""
         self._waiting = state_dict if state_dict["optimizer"] is not None else {}

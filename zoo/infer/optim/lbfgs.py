@@ -10,16 +10,15 @@ from pyro.optim import PyroOptim
 class LBFGS(PyroOptim):
     r"""L-BFGS with a strong Wolfe line search, for full-batch bounds without noise (or with fixed draws).
 
-    Pass it to :func:`zoo.fit` as ``optim=``, or to :class:`zoo.infer.LineSearchSVI` in a loop of your own: a line
-    search evaluates the loss at several points per step, which a plain ``SVI`` does not do for its optimizer.
+    Pass it to :func:`zoo.fit` as ``optim=``, or to :class:`zoo.infer.LineSearchSVI` in your own loop: a line search
+    evaluates the loss at several points per step, which a plain ``SVI`` does not support.
 
     Args:
-        history: number of past steps that shape the curvature.
+        history: number of past steps in the approximation of the curvature.
         evaluations: the most evaluations in one iteration.
-        seed: of the draws, where the bound takes any, and of the probes.
-        probes: Hessian-vector products per estimate of the coordinates' units; 0 searches in the parameters as they
-            are.
-        refresh: steps before which the coordinates are chosen anew, and the curvature forgotten.
+        seed: of the draws, if the bound has any, and of the probes.
+        probes: Hessian-vector products per estimate of the coordinates' units; 0 searches in the parameters themselves.
+        refresh: steps before which the units are estimated again and the curvature is discarded.
 
     Example:
         >>> import guides, zoo
@@ -56,10 +55,10 @@ class LBFGS(PyroOptim):
         self.refresh = frozenset(refresh)
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Refuses the step of a plain ``SVI``.
+        """Refuse the step of a plain ``SVI``.
 
         Raises:
-            RuntimeError: always; names the class that takes these options.
+            RuntimeError: always; names the class for these options.
         """
         raise RuntimeError(
             "LBFGS evaluates the loss at several points per step, which pyro.infer.SVI cannot do: use "

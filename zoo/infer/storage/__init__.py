@@ -1,1 +1,1 @@
-"""How is a fitted run written to disk and read back?"""
+"""How is a fitted run saved and loaded?"""

@@ -1,4 +1,4 @@
-"""Runs on disk: a folder of tensors (safetensors) and settings (JSON), read back without unpickling."""
+"""Saved runs: a folder of tensors (safetensors) and settings (JSON), read without unpickling."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,23 +47,23 @@ class Saved:
 
 
 def save(run: "Fit", path: str | Path) -> Path:
-    """Write a run to a folder of its own: the whole of it, or nothing.
+    """Save a run to a folder of its own, completely or not at all.
 
-    ``parameters.safetensors`` holds the tensors of model and guide, and the losses and the validation of the training,
-    if it is on record; ``settings.json`` the classes with the arguments they were built with, the record of the
-    training, and the versions of the packages. The data are not kept. Of Pyro's handlers around model or guide
-    (``config_enumerate``, ``poutine.scale``) the names are kept: they are passed to :func:`zoo.load` again.
+    ``parameters.safetensors`` contains the tensors of model and guide and the curves of the training, if there is a
+    record of it; ``settings.json`` the classes with their constructor arguments, the record of the training, and the
+    versions of the packages. The data are not saved. Of Pyro handlers around model or guide (``config_enumerate``,
+    ``poutine.scale``) only the names are saved: such callables must be passed to :func:`zoo.load`.
 
     Args:
         run: what :func:`zoo.fit` returned, or a pair of your own, ``zoo.Fit(model, guide)``.
-        path: a folder that does not exist yet, or is empty; folders above it are made.
+        path: a new or empty folder; its parent folders are created.
 
     Returns:
         ``path``.
 
     Raises:
-        FileExistsError: ``path`` holds a run or other files already, or is a file.
-        ValueError: the run has something that the files cannot hold; the message names it.
+        FileExistsError: ``path`` contains a run or other files, or is a file.
+        ValueError: a part of the run cannot be saved; the message names it.
     """
     refuse_taken(path)
     with atomic.new_folder(path) as folder:
@@ -72,14 +72,14 @@ def save(run: "Fit", path: str | Path) -> Path:
 
 
 def replace(run: "Fit", path: str | Path) -> Path:
-    """Write a run to a folder, in the place of the run that it may hold.
+    """Save a run to a folder, replacing the run that it may contain.
 
     Args:
         run: a fit.
-        path: a folder that does not exist, is empty, or holds a run; other files in it are kept beside that.
+        path: a folder that is new, empty, or contains a run; other files in it are kept.
 
     Raises:
-        FileExistsError: ``path`` holds other files and no run.
+        FileExistsError: ``path`` contains other files and no run.
         ValueError: as :func:`save`.
     """
     if not (Path(path) / SETTINGS).exists():
@@ -93,31 +93,33 @@ def refuse_taken(path: str | Path) -> None:
     """Refuse a folder for a run that is neither new nor empty.
 
     Raises:
-        FileExistsError: it holds a run or other files, or is a file.
+        FileExistsError: it contains a run or other files, or is a file.
     """
     if holds_run(Path(path)):
-        raise FileExistsError(f"{path} already holds a run: choose another folder, or remove this one first")
+        raise FileExistsError(f"{path} already contains a run: choose another folder, or remove this one first")
     atomic.refuse_taken(path)
 
 
 def write(run: "Fit", folder: str | Path) -> None:
-    """Write a run's two files into a folder that exists; :func:`save` makes the folder, too.
+    """Write the two files of a run into an existing folder; :func:`save` creates the folder as well.
 
     Args:
         run: what :func:`zoo.fit` returned.
-        folder: where to; best one of :func:`zoo.base.atomic.new_folder`, so that no half-written run is left behind.
+        folder: the folder, such as from :func:`zoo.base.atomic.new_folder`, which leaves no partial run behind.
 
     Raises:
-        FileExistsError: the folder holds a run already.
+        FileExistsError: the folder already contains a run.
         FileNotFoundError: there is no such folder.
-        ValueError: a parameter's constraint has no name here, a module keeps state that is no tensor, or the
-            run has networks that belong neither to the model nor to the guide.
+        ValueError: a parameter has an unsupported constraint, a module has state that is not a tensor, or the run has
+            networks that are part of neither the model nor the guide.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}: make it first, or use zoo.infer.storage.checkpoint.save")
+        raise FileNotFoundError(
+            f"there is no folder {folder}: create it first, or use zoo.infer.storage.checkpoint.save"
+        )
     if holds_run(folder):
-        raise FileExistsError(f"{folder} already holds a run: choose another folder, or remove this one first")
+        raise FileExistsError(f"{folder} already contains a run: choose another folder, or remove this one first")
     write_files(folder, *record(run))
 
 
@@ -165,7 +167,7 @@ def _split(settings: Settings, tensors: dict[str, Tensor], folder: Path) -> dict
     """The tensors by role and name.
 
     Raises:
-        ValueError: they are not those that the settings name.
+        ValueError: they do not match the settings.
     """
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "guide": {}, "training": {}, "store": {}}
     stray = False

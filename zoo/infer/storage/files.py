@@ -31,19 +31,19 @@ _SECTIONS_1 = {key: kind for key, kind in _SECTIONS.items() if key != "training"
 
 
 def write_files(folder: Path, settings: Settings, tensors: dict[str, Tensor]) -> None:
-    """Write both files into a folder that exists, with format, versions and checksums."""
-    # Clones: safetensors refuses two names for one memory (a guide may own its model).
+    """Write both files into an existing folder, with format, versions and checksums."""
+    # clones, as safetensors refuses tensors that share memory (a guide may own its model)
     held = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     save_file(held, folder / PARAMETERS)
     whole = {"format": FORMAT, **settings, "versions": versions()}
     whole |= {"bytes": (folder / PARAMETERS).stat().st_size, "sha256": _sha256(folder / PARAMETERS)}
     whole["checksum"] = checksum(whole)
     (folder / SETTINGS).write_text(json.dumps(whole, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    shutil.copymode(folder / SETTINGS, folder / PARAMETERS)  # safetensors lets only the owner read
+    shutil.copymode(folder / SETTINGS, folder / PARAMETERS)  # safetensors makes it readable by the owner only
 
 
 def read_files(folder: Path) -> tuple[Settings, dict[str, Tensor]]:
-    """The settings, with every section present and of its type, and the tensors (on the CPU), in today's format.
+    """The settings, with their sections checked, and the tensors (on the CPU), in the current format.
 
     Raises:
         FileNotFoundError, NotADirectoryError: there is no folder, or a file is missing from it.
@@ -57,12 +57,12 @@ def read_files(folder: Path) -> tuple[Settings, dict[str, Tensor]]:
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether a folder holds one of a run's two files."""
+    """Whether a folder contains one of a run's two files."""
     return (folder / SETTINGS).exists() or (folder / PARAMETERS).exists()
 
 
 def checksum(settings: Settings) -> str:
-    """SHA-256 of the settings without their checksum: against accidents, not against forgery."""
+    """SHA-256 of the settings without their checksum, against accidents rather than forgery."""
     content = {key: value for key, value in settings.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -92,7 +92,7 @@ def _read_settings(folder: Path) -> Settings:
     for needed in (file, folder / PARAMETERS):
         if not needed.is_file():
             raise FileNotFoundError(
-                f"{needed} is missing: {folder} holds no complete run, give another or save it again"
+                f"{needed} is missing: {folder} does not contain a complete run, give another or save it again"
             )
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
@@ -101,14 +101,14 @@ def _read_settings(folder: Path) -> Settings:
     given = settings.get("format") if isinstance(settings, dict) else None
     if type(given) is not int or given < 1:
         raise ValueError(
-            f"{file} names no format, so it was not written by latent-zoo: restore it, or save the run again"
+            f"{file} has no format number, so it was not written by latent-zoo: restore it, or save the run again"
         )
     if given > FORMAT:
         raise ValueError(f"{file} has format {given}, this latent-zoo reads up to format {FORMAT}: update latent-zoo")
     _check_sections(settings, _SECTIONS_1 if given == 1 else _SECTIONS, file)
     if settings.get("checksum") != checksum(settings):
         raise ValueError(
-            f"{file} was altered, its checksum does not match its content: restore it, or save the run again"
+            f"{file} was altered, its checksum does not match its contents: restore it, or save the run again"
         )
     return settings
 
@@ -124,7 +124,7 @@ def _check_sections(settings: Settings, sections: dict[str, Any], file: Path) ->
 
 
 def _read_tensors(file: Path, settings: Settings) -> dict[str, Tensor]:
-    """The tensors, on the CPU, in memory of their own."""
+    """The tensors, on the CPU, in their own memory."""
     size, expected = file.stat().st_size, settings["bytes"]
     if size < expected:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""From a record to a model and a guide: built anew, or passed in and given the saved state."""
+"""From a record to a model and a guide: rebuilt, or passed in and given the saved state."""
 
 import importlib
 from contextlib import suppress
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from zoo.base.callables import PyroCallable, held_modules, modules, name_of, unwrapped
 from zoo.base.module import Module
+from zoo.base.protocols import HasWidth
 from zoo.infer.storage.files import PARAMETERS, SETTINGS
 from zoo.infer.storage.record import Settings, arguments, class_path, from_json, handler_names, state
 
@@ -21,7 +22,7 @@ _HARMLESS = {"InferConfigMessenger"}  # handlers that change no density
 
 @dataclass(frozen=True)
 class Part:
-    """What a folder holds of the model or of the guide.
+    """The saved record and state of the model or the guide.
 
     Attributes:
         role: ``model`` or ``guide``.
@@ -49,7 +50,7 @@ class Part:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Of the first saved tensor of floating point."""
+        """The dtype of the first saved floating-point tensor."""
         return next((value.dtype for value in self.tensors.values() if value.is_floating_point()), None)
 
 
@@ -58,7 +59,7 @@ def build(part: Part, known: dict[str, Any]) -> Module:
 
     Args:
         part: the record.
-        known: what stands for ``model`` (class and object) and the data ``x`` (dtype and device) among the arguments.
+        known: the values of the arguments ``model`` (class and object) and ``x`` (dtype and device).
 
     Raises:
         ValueError: the class or one of the arguments cannot be built here.
@@ -68,7 +69,7 @@ def build(part: Part, known: dict[str, Any]) -> Module:
     if part.record.get("handlers"):
         raise ValueError(
             f"{file}: the {role} {found.__name__} was saved inside Pyro's handlers "
-            f"({', '.join(part.record['handlers'])}), which a file cannot hold: wrap one in them again and pass it, "
+            f"({', '.join(part.record['handlers'])}), which cannot be saved: wrap one in them again and pass it, "
             f"load(path, {role}=...)"
         )
     given = part.record.get("settings")
@@ -84,7 +85,7 @@ def build(part: Part, known: dict[str, Any]) -> Module:
             values[name] = torch.zeros(1, dtype=dtype, device=device).expand(value["tensor"])  # takes no memory
         elif note in ("module", "tensor", "object"):
             raise ValueError(
-                f"{file} does not hold the argument {name} of the {role} {path} ({value[note]}): build "
+                f"{file} does not contain the argument {name} of the {role} {path} ({value[note]}): build "
                 f"the {role} yourself and pass it, load(path, {role}=...)"
             )
         else:
@@ -121,21 +122,23 @@ def check_alike(part: Part, given: PyroCallable) -> None:
         )
 
 
-def set_up(part: Part, guide: PyroCallable, model: PyroCallable, rows: Any) -> None:
-    """Let one of Pyro's autoguides make its parameters, which it does when it first sees data.
+def set_up(part: Part, guide: PyroCallable, model: PyroCallable, rows: int | None) -> None:
+    """Make one of Pyro's autoguides create its parameters, which it does in its first run.
 
     Args:
         part: the guide's record.
         guide: the guide.
         model: its model.
-        rows: the number of rows it was fitted to, where it is known: for a record that does not say what it saw.
+        rows: the number of rows it was fitted to, if known, for a record without the shape of its data.
     """
     inner, behind = unwrapped(guide), unwrapped(model)
     if not isinstance(inner, AutoGuide) or inner.prototype_trace is not None:
         return
-    shape = part.record.get("seen") or (rows, getattr(behind, "data_dim", None))
+    shape = part.record.get("seen") or (rows, behind.data_dim if isinstance(behind, HasWidth) else None)
     if all(isinstance(size, int) for size in shape):
-        with suppress(Exception):  # where zeros are no data for the model, the error is that tensors are unexpected
+        with suppress(
+            Exception
+        ):  # if zeros are invalid data for the model, the state will not match, which is the error to report
             guide(example(model).new_zeros(1).expand(*shape))
 
 
@@ -160,12 +163,12 @@ def check_state(part: Part, given: PyroCallable) -> None:
     if problems:
         way = f"pass load(path, {role}=...) one built as the saved one was, see {SETTINGS}"
         if isinstance(unwrapped(given), AutoGuide) and not own:
-            way = "an autoguide makes its parameters when it first sees data, so run it on them once: guide(x)"
+            way = "an autoguide creates its parameters in its first run, so run it on the data once: guide(x)"
         raise ValueError(f"{part.folder / PARAMETERS} {'; '.join(problems)} ({class_path(unwrapped(given))}): {way}")
 
 
 def cast(part: Part, given: PyroCallable) -> None:
-    """Give the modules behind a callable the dtypes of the saved tensors; their devices stay."""
+    """Convert the modules behind a callable to the dtypes of the saved tensors, on their own devices."""
     for prefix, module in held_modules(given).items():
         saved = _of(part.tensors, prefix)
         dtype = next((value.dtype for value in saved.values() if value.is_floating_point()), None)
@@ -187,17 +190,17 @@ def restore(part: Part, given: PyroCallable) -> None:
                 parameter.requires_grad_(False)
         for own in module.modules():
             if isinstance(own, Module):
-                own.keep()  # a fit goes on from here, even where the constructor drew these very values
+                own.keep()  # a fit continues from here, even if the constructor drew the same values
 
 
 def example(function: PyroCallable) -> Tensor:
-    """A tensor with dtype and device of the first parameter behind a callable."""
+    """A tensor with the dtype and device of the first parameter behind a callable."""
     found = next((p for module in modules(function) for p in module.parameters()), None)
     return torch.zeros(()) if found is None else found.detach()
 
 
 def check_given(role: str, given: Any) -> None:
-    """Refuse what cannot be a model or guide, a class in place of an instance above all.
+    """Refuse what cannot be a model or guide, such as a class in place of an instance.
 
     Raises:
         TypeError: it is a class, or not callable.
@@ -210,17 +213,17 @@ def check_given(role: str, given: Any) -> None:
 
 
 def _find(part: Part) -> type[Module]:
-    """The class of the recorded name, from our own packages alone.
+    """The class of the recorded name, from ``zoo`` or ``guides`` only.
 
     Raises:
-        ValueError: it must be passed in, or does not exist.
+        ValueError: it is from another package, or does not exist.
     """
     role, path = part.role, part.path
     package, _, name = path.partition(":")
     names = package.split(".")
     if names[0] not in _TRUSTED or any(not word.isidentifier() or word.startswith("_") for word in names):
         raise ValueError(
-            f"{part.file} names the {role} {path}, and load imports nothing but {' and '.join(_TRUSTED)}: build "
+            f"{part.file} names the {role} {path}, and load imports only from {' and '.join(_TRUSTED)}: build "
             f"it yourself and pass it, load(path, {role}=...)"
         )
     try:

@@ -1,4 +1,4 @@
-"""A run as JSON and tensors, and back: modules, handlers, training, loose parameters and their constraints."""
+"""Runs to JSON and tensors, and back: modules, handlers, training, other parameters and their constraints."""
 
 import math
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from zoo.base.callables import PyroCallable, handlers, held_modules, unwrapped
+from zoo.base.callables import PyroCallable, handlers, held_modules, name_of, unwrapped
 from zoo.base.module import Module
 
 if TYPE_CHECKING:
     from zoo.infer.run import Fit
 
-Settings = dict[str, Any]  # what JSON holds
+Settings = dict[str, Any]  # JSON
 
 _PLAIN = [
     "real",
@@ -46,8 +46,8 @@ def record(run: "Fit") -> tuple[Settings, dict[str, Tensor]]:
     """The settings of a run and its tensors, whose names begin with ``model.``, ``guide.``, ``training.``, ``store.``.
 
     Raises:
-        ValueError: a parameter's constraint has no name here, a module keeps state that is no tensor, or the run has
-            networks that belong neither to the model nor to the guide.
+        ValueError: a parameter has an unsupported constraint, a module has state that is not a tensor, or the run has
+            networks that are part of neither the model nor the guide.
     """
     tensors = {f"{role}.{name}": value for role in ("model", "guide") for name, value in _state(run, role).items()}
     loose = _loose(run)
@@ -67,10 +67,10 @@ def record(run: "Fit") -> tuple[Settings, dict[str, Tensor]]:
 
 
 def from_format_1(settings: Settings, tensors: Mapping[str, Tensor], file: Path) -> tuple[Settings, dict[str, Tensor]]:
-    """Settings and tensors of format 1 (latent-zoo 0.1.0) in today's: the training was in three sections there.
+    """Converts settings and tensors of format 1 (latent-zoo 0.1.0), which had the training in three sections.
 
     Raises:
-        ValueError: model or guide had Pyro's handlers around it, behind which that version did not look.
+        ValueError: model or guide was wrapped in Pyro handlers, which that version did not support.
     """
     for role in ("model", "guide"):
         if settings[role]["class"] == "functools:partial":
@@ -87,7 +87,7 @@ def from_format_1(settings: Settings, tensors: Mapping[str, Tensor], file: Path)
 
 
 def class_path(thing: Any) -> str:
-    """``package.module:Name`` of an object's class, of a function or class its own."""
+    """``package.module:Name`` of an object's class, or of a function or class itself."""
     named = thing if hasattr(thing, "__qualname__") else type(thing)
     return f"{named.__module__}:{named.__qualname__}"
 
@@ -98,12 +98,12 @@ def handler_names(function: PyroCallable) -> list[str]:
 
 
 def arguments(module: Module) -> Settings:
-    """The arguments that a module was built with, in JSON."""
+    """A module's constructor arguments, as JSON."""
     return {name: to_json(value) for name, value in module.settings.items()}
 
 
-def to_json(value: Any) -> Any:
-    """``value`` in JSON; what JSON does not know becomes a note of its class or shape, good for errors."""
+def to_json(value: object) -> Any:
+    """``value`` as JSON; objects that JSON cannot represent become a note of their class or shape, for messages."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
@@ -120,7 +120,7 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(value: Any) -> Any:
-    """The inverse of :func:`to_json`, for what has one."""
+    """The inverse of :func:`to_json`, where there is one."""
     if isinstance(value, dict):
         if value.keys() == {"number"}:
             return float(value["number"])
@@ -129,10 +129,10 @@ def from_json(value: Any) -> Any:
 
 
 def constraint(noted: Any, name: str, file: Path) -> Any:
-    """The constraint that a settings file notes for the parameter ``name``.
+    """The constraint that a settings file records for the parameter ``name``.
 
     Raises:
-        ValueError: it is none of those that can be saved.
+        ValueError: it is unknown.
     """
     match noted:
         case [str(known)] if known in _PLAIN:
@@ -147,7 +147,7 @@ def constraint(noted: Any, name: str, file: Path) -> Any:
 
 
 def state(function: PyroCallable) -> dict[str, Any]:
-    """The state of the modules behind a Pyro callable, as they are; of a plain function, of all it refers to."""
+    """The state of the modules behind a Pyro callable; for a plain function, of all modules it refers to."""
     return {
         f"{prefix}{name}": value
         for prefix, module in held_modules(function).items()
@@ -161,14 +161,14 @@ def _state(run: "Fit", role: str) -> dict[str, Tensor]:
     for name, value in found.items():
         if not isinstance(value, Tensor):
             raise ValueError(
-                f"the {role} {type(unwrapped(function)).__name__} keeps '{name}', a {type(value).__name__}: only "
-                "tensors can be saved, make it a buffer or an argument of the constructor"
+                f"the {role} {name_of(function)} has '{name}', a {type(value).__name__}, in its state: only "
+                "tensors can be saved, so make it a buffer or an argument of the constructor"
             )
     return found
 
 
 def _loose(run: "Fit") -> dict[str, Tensor]:
-    """The parameters, unconstrained, that only the store holds: those made by ``pyro.param``."""
+    """The unconstrained parameters that are in the store only: those made by ``pyro.param``."""
     held = [module for role in (run.model, run.guide) for module in held_modules(role).values()]
     owned = {id(p) for module in held for p in module.parameters()}
     roots = {module._pyro_name for module in held if isinstance(module, PyroModule)} - {""}
@@ -179,15 +179,15 @@ def _loose(run: "Fit") -> dict[str, Tensor]:
         if "$$$" in name:
             network = name.partition("$$$")[0]
             raise ValueError(
-                f"the network '{network}' is part of neither model nor guide, so loading could not bring it "
-                "back: make it an attribute of a pyro.nn.PyroModule (or zoo.base.Module) and fit that"
+                f"the network '{network}' is part of neither model nor guide, so it could not be loaded: "
+                "make it an attribute of a pyro.nn.PyroModule (or zoo.base.Module) and fit that"
             )
         found[name] = value
     return found
 
 
 def _callable_record(function: PyroCallable) -> Settings:
-    """How to have it again: handlers, class, constructor's arguments, and the parameters that no optimizer moves."""
+    """What is needed to rebuild it: handlers, class, constructor arguments, and the names of frozen parameters."""
     inner = unwrapped(function)
     found: Settings = {"class": class_path(inner), "handlers": handler_names(function), "settings": None}
     if isinstance(inner, Module):
@@ -217,7 +217,7 @@ def _constraint_record(name: str, given: Any) -> list[Any]:
     if isinstance(given, constraints.independent):
         return ["independent", _constraint_record(name, given.base_constraint), given.reinterpreted_batch_ndims]
     raise ValueError(
-        f"parameter '{name}' has the constraint {given}, which cannot be saved: take one of "
+        f"parameter '{name}' has the constraint {given}, which cannot be saved: use one of "
         f"{', '.join([*_PLAIN, 'positive', 'unit_interval', *_BOUNDED])}, or make it a PyroParam of a "
         "PyroModule"
     )

@@ -1,0 +1,45 @@
+"""What several test files need: fits without a bar, pairs as they are, comparisons, steps away from a start."""
+
+import pyro
+import torch
+from pyro.infer.autoguide import AutoGuide
+
+import zoo
+
+ALGEBRA = 1e-10  # float64, of algebra that is exact
+
+
+def fit(model, guide, x, **settings):
+    """``zoo.fit`` without a progress bar."""
+    return zoo.fit(model, guide, x, progress=False, **settings)
+
+
+def as_it_is(model, guide, x=None):
+    """A pair to be judged at the parameters that it has; an autoguide takes its start from ``x``."""
+    with pyro.get_param_store().scope():
+        if isinstance(guide, AutoGuide):
+            guide(x)
+        return zoo.Fit(model, guide)
+
+
+def close(a, b, tolerance=ALGEBRA):
+    """Assert that two tensors are equal but for rounding, absolutely and relatively."""
+    torch.testing.assert_close(a.detach(), b.detach(), rtol=tolerance, atol=tolerance)
+
+
+def jitter(*modules, by=0.2):
+    """Take random steps in unconstrained coordinates, so that every parameter matters afterwards."""
+    with torch.no_grad():
+        for module in modules:
+            for parameter in module.parameters():
+                parameter.add_(by * torch.randn_like(parameter))
+
+
+def rows_plate(x, index=None, size=None):
+    """The plate of the rows, as an autoguide's ``create_plates`` wants it."""
+    return pyro.plate("rows", size or len(x), subsample=index, dim=-1)
+
+
+def zeros(*shape):
+    """Zeros in float64."""
+    return torch.zeros(shape, dtype=torch.float64)

@@ -1,0 +1,51 @@
+"""The command that runs the benchmarks: ``zoo benchmark``."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zoo.commands.console import err, fail, out
+
+
+def benchmark_(
+    suite: Annotated[str, typer.Argument(help="conjugate: SVI against EM's optimum; deep: bounds on held-out rows.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder for the tables, from which to resume.")],
+    seeds: Annotated[int | None, typer.Option(help="Number of seeds; by default 5 for conjugate, 1 for deep.")] = None,
+    only: Annotated[str | None, typer.Option(help="Run only cases with this text in their names.")] = None,
+    guide: Annotated[list[str] | None, typer.Option(help="Run only this guide (conjugate); repeatable.")] = None,
+    budget: Annotated[str, typer.Option(help="Budget of deep: quick, cpu, full.")] = "quick",
+    device: Annotated[str | None, typer.Option(help="Device to train on (deep), e.g. cpu or cuda.")] = None,
+) -> None:
+    """Compare models x guides x data x seeds with scikit-learn or published results; write CSV, Markdown, netCDF."""
+    from zoo.benchmark import conjugate, deep
+
+    try:
+        if suite not in ("conjugate", "deep"):
+            raise ValueError(f"unknown benchmark {suite!r}: choose 'conjugate' or 'deep'")
+        count = {"conjugate": 5, "deep": 1}[suite] if seeds is None else seeds
+        if count < 1:
+            raise ValueError(f"seeds must be at least 1, got {count}")
+        if suite == "conjugate":
+            names = tuple(guide or conjugate.GUIDES)
+            table = conjugate.benchmark_conjugate(
+                folder, seeds=range(count), only=only, guide_names=names, report=_report
+            )
+            text = conjugate.markdown(table)
+        else:
+            table = deep.benchmark_deep(
+                folder, seeds=range(count), budget=budget, only=only, device=device, progress=True, report=_report
+            )
+            text = deep.markdown(table)
+        out.print(text, highlight=False, soft_wrap=True, markup=False)
+    except (ValueError, FloatingPointError, OSError) as error:
+        fail(error)
+
+
+def _report(row: dict[str, Any]) -> None:
+    """Print a line for a finished row."""
+    if "method" in row:
+        found = f"{row['method']:17s} seed {row['seed']}  distance {row['distance']:9.1e}  {row['steps']:6d} steps"
+    else:
+        found = f"{row['budget']:5s} seed {row['seed']}  IWAE-{row['draws']} {row['iwae']:.2f} (ELBO {row['elbo']:.2f})"
+    err.print(f"{row['case']:26s} {found}  {row['seconds']:8.2f} s", highlight=False, soft_wrap=True)
