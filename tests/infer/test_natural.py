@@ -10,7 +10,6 @@ import guides
 import zoo
 from guides.families import GaussianPart
 from zoo.algebra.exponential_families import GaussianFactor
-from zoo.base.schedules import cosine
 from zoo.infer.losses.closed_form import ClosedFormELBO
 from zoo.infer.optim.natural import NaturalGradient, decaying
 from zoo.models.linear_ascent import (
@@ -145,8 +144,7 @@ def test_minibatches_end_near_the_bound_of_coordinate_ascent(name, iris, faithfu
     model, guide, x, bound = case(name, iris, faithful)
     size = len(x) // 10
     steps = 50 * -(-len(x) // size)
-    fall = cosine(steps)
-    optim = NaturalGradient(guide, lambda step: 0.3 * fall(step))
+    optim = NaturalGradient(guide, decaying(3, 1.0, hold=steps // 2))
     options = {"loss": ClosedFormELBO(), "optim": optim, "batch_size": size, "steps": steps}
     run = zoo.fit(model, guide, x, progress=False, **options)
     with run.scope():
@@ -235,7 +233,7 @@ def test_other_parameters_take_another_optimizer(some):
 
         def forward(self, x=None, index=None, size=None):
             self.inner(x, index, size)
-            pyro.factor("penalty", -(self.slope - 3).square().sum())
+            pyro.factor("penalty", -(self.slope - 3).square().sum(), has_rsample=True)
 
     wider = Wider()
     optim = NaturalGradient(wider, decaying())

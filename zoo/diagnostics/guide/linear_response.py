@@ -156,7 +156,7 @@ def linear_response(
             check_fixed_draws(run.guide, source.layout, bound.draws, (x,))
         with torch.enable_grad():
             params = _parameters(run, x)
-            value = bound.differentiable_loss(run.model, run.guide, x)  # type: ignore[attr-defined]
+            value = bound.differentiable_loss(run.model, run.guide, x)
             curvature = Curvature.of(value, params, dense)
             means, values, units = _expectations(run, source, quantity, bound, draws, seed)
             rows = [curvature.flat(torch.autograd.grad(m, params, retain_graph=True, allow_unused=True)) for m in means]

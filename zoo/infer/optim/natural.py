@@ -14,12 +14,16 @@ from zoo.infer.optim.fused import Fused
 OTHERS = 0.01  # learning rate of Adam for what is no factor
 
 
-def decaying(delay: float = 10.0, forgetting: float = 0.7) -> Callable[[int], float]:
+def decaying(delay: float = 10.0, forgetting: float = 0.7, hold: int = 0) -> Callable[[int], float]:
     r"""Rates :math:`\rho_t = (t + \tau)^{-\kappa}` of stochastic variational inference, with t = 0, 1, ... the step.
+
+    With ``forgetting=1`` and ``hold`` half of the steps, the first half approaches the optimum at a constant rate, and
+    the second is the mean over all its minibatches: whole epochs, over which their noise cancels.
 
     Args:
         delay: tau, at least 1: how much the first steps are held back.
         forgetting: kappa, in (0.5, 1]: within it the rates sum to infinity and their squares do not.
+        hold: steps before the rates begin to fall.
 
     Raises:
         ValueError: a number out of range.
@@ -37,7 +41,7 @@ def decaying(delay: float = 10.0, forgetting: float = 0.7) -> Callable[[int], fl
         raise ValueError(f"forgetting must be in (0.5, 1], got {forgetting!r}: other rates do not converge")
 
     def schedule(step: int) -> float:
-        return (step + delay) ** -forgetting
+        return (max(step - hold, 0) + delay) ** -forgetting
 
     return schedule
 
@@ -91,6 +95,7 @@ class NaturalGradient(PyroOptim):
         self.others = Fused(torch.optim.Adam, {"lr": OTHERS}) if others is None else others
         self.steps = 0
         self._schedule = decaying()
+        self._largest = 0  # rows of a minibatch so far
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
         """One step: a factor in turn, or on a minibatch all shared factors and those of its rows."""
@@ -109,8 +114,13 @@ class NaturalGradient(PyroOptim):
             p.grad = None
 
     def _minibatch(self, moving: list[Any]) -> None:
-        """The rows' factors, whose terms the loss counts n / b times, and all shared ones."""
-        shared = self._rate(self.steps, self._schedule(self.steps))
+        """The rows' factors, whose terms the loss counts n / b times, and all shared ones.
+
+        A last batch of few rows, whose gradient is the noisier, moves the shared factors by as much less.
+        """
+        size = max(len(rows) for part in moving if (rows := _rows(part)) is not None)
+        self._largest = max(self._largest, size)
+        shared = self._rate(self.steps, self._schedule(self.steps)) * size / self._largest
         for part in moving:
             rows = _rows(part)
             if rows is None:
@@ -124,12 +134,12 @@ class NaturalGradient(PyroOptim):
         return self.rate(number) if callable(self.rate) else self.rate
 
     def get_state(self) -> dict[str, Any]:
-        """The number of steps taken, and the state of the other optimizer."""
-        return {"steps": self.steps, "others": self.others.get_state()}
+        """The number of steps taken, the rows of the largest minibatch, and the state of the other optimizer."""
+        return {"steps": self.steps, "largest": self._largest, "others": self.others.get_state()}
 
     def set_state(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state that ``get_state`` gave."""
-        self.steps = state_dict["steps"]
+        self.steps, self._largest = state_dict["steps"], state_dict["largest"]
         self.others.set_state(state_dict["others"])
 
 
