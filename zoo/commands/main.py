@@ -208,12 +208,8 @@ def _run(
     The rows come back as they were evaluated.
     """
     reference = copy.deepcopy(model)
-    if (
-        guide is not None
-        and how["batch_size"] is None
-        and not isinstance(guide, guides.Exact)
-        and table.x.numel() > LARGE
-    ):
+    learned = guide is not None and not isinstance(guide, guides.Exact)
+    if learned and how["batch_size"] is None and table.x.numel() > LARGE:
         how["batch_size"] = 256
         err.print(f"{len(table)} rows are many: taking minibatches of 256; --batch-size sets another size")
     if guide is None:
@@ -281,10 +277,11 @@ def _show(run: Fit, results: dict[str, Any], table: data.Dataset) -> None:
         held_out, count = results["held_out_elbo"], results["held_out_rows"]
         shown.add_row("held-out ELBO", f"{held_out:.6f}", f"{held_out * count:.4f}", f"{count} rows, one draw each")
     out.print(shown)
+    method = "coordinate ascent" if isinstance(run, VariationalBayes) else "SVI"
     state = "converged" if run.converged else "stopped at its last step"
     out.print(
-        f"{'coordinate ascent' if isinstance(run, VariationalBayes) else 'SVI'}: {results['steps']} steps in {results['seconds']:.2f} s, {state}; loss {run.settings['loss']}, optimizer "
-        f"{run.settings['optimizer']}; k-hat > 0.7 on {100 * results['khat_above_0.7']:.1f}% of the rows"
+        f"{method}: {results['steps']} steps in {results['seconds']:.2f} s, {state}; loss {run.settings['loss']}, "
+        f"optimizer {run.settings['optimizer']}; k-hat > 0.7 on {100 * results['khat_above_0.7']:.1f}% of the rows"
     )
     if "at_floor" in run.settings:
         share = f"; {100 * run.settings['at_floor']:.1f}% of the variances lie there or below 1e-3"

@@ -219,8 +219,8 @@ def select_size(
         draws: for log p(x) where it has no closed form; at least 25.
         seed: of the folds and the draws; the caller's random streams are left alone.
         report: called with every row as it is ready.
-        options: for :func:`zoo.cavi`, :func:`zoo.em`, which takes 1000 steps at most here unless ``steps`` says otherwise, or
-            :func:`zoo.fit`.
+        options: for :func:`zoo.cavi`, :func:`zoo.fit`, or :func:`zoo.em`, which takes 1000 steps at most here unless
+            ``steps`` says otherwise.
 
     Raises:
         ValueError: no values or one of them twice, unusable folds or rows, nothing to compare by, a guide that has
