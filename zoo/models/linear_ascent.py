@@ -376,7 +376,7 @@ class LinearAscent:
         """q of every site by name, of z for the rows ``x`` (n, d) that the sweeps saw."""
         q = self.q
         z = q.z.factor(x.double()) if isinstance(q.z, LinearMap) else q.z
-        found = {"z": z, "weight": q.weight, "relevance": q.relevance, "precision": q.precision}
+        found: dict[str, Factor] = {"z": z, "weight": q.weight, "relevance": q.relevance, "precision": q.precision}
         return found if q.mean is None else {**found, "mean": q.mean}
 
 
