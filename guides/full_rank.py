@@ -15,6 +15,7 @@ from guides.sites import (
     check_count,
     check_data,
     closed_posterior,
+    for_discrete,
     only,
     pick,
     put,
@@ -53,7 +54,7 @@ class FullRank(Module):
         self.__dict__["model"] = model  # looked at, not owned
         for latent in self.sites.discrete:
             why = "is discrete and has no covariance"
-            instead = f"Use MeanField, Amortized or Exact. {summed_out('FullRank', model, latent)}."
+            instead = f"{for_discrete(model)}. {summed_out('FullRank', model, latent)}."
             raise CannotServe("FullRank", model, latent.name, why, instead)
         self.count = n = len(x)
         k = width(self.sites.local)
