@@ -97,6 +97,7 @@ def sparse(steps):
     return run, float(zoo.evaluate(run, x, draws=500).elbo.mean())
 
 
+@pytest.mark.slow
 def test_a_default_fit_ends_at_its_optimum():
     run, bound = sparse(None)
     assert run.converged

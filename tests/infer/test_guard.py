@@ -283,7 +283,9 @@ def test_copies_hold_what_the_store_holds():
 # The floor.
 
 
-@pytest.mark.parametrize(("covariance", "columns"), [("diag", 64), ("low_rank", 64), ("full", 30)])
+@pytest.mark.parametrize(
+    ("covariance", "columns"), [("diag", 64), pytest.param("low_rank", 64, marks=pytest.mark.slow), ("full", 30)]
+)
 def test_an_unbounded_likelihood_is_named(covariance, columns):
     """A flexible decoder whose floor is as good as none, on fifty rows."""
     torch.manual_seed(0)

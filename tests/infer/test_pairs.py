@@ -213,7 +213,7 @@ class Covariate(Module):
             return pyro.sample("x", dist.Normal(z @ weight.T + c @ slope, 0.5).to_event(1), obs=x)
 
 
-@pytest.mark.parametrize("batch_size", [None, 60])
+@pytest.mark.parametrize("batch_size", [pytest.param(None, marks=pytest.mark.slow), 60])
 def test_covariates(batch_size):
     n = 300
     batch = torch.randint(0, 2, (n, 1)).float()
