@@ -11,7 +11,7 @@ from guides.encoder import encode, flatten_last, positive, resolved
 from guides.gaussian import sample_factorised, sample_joint, shaped, width
 from guides.shared import Shared, shared_part
 from guides.sites import CannotServe, Sites, check_data, discrete, for_discrete, only, require_local
-from zoo.base.callables import PyroCallable
+from zoo.base.callables import PyroCallable, in_evaluation_mode
 from zoo.base.checks import ArrayLike, check_whole, incomplete
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
@@ -187,6 +187,7 @@ class Amortized(Module):
             for latent, own in zip(self.sites.discrete, logits.split(levels, -1), strict=True):
                 pyro.sample(latent.name, discrete(latent, own))
 
+    @in_evaluation_mode
     def posterior(self, x: Tensor, index: Tensor | None = None) -> Distribution:
         """q of the model's single local site given the rows ``x``, a distribution with batch shape (n,).
 
