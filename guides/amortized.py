@@ -10,8 +10,8 @@ from torch.distributions import Distribution
 from guides.encoder import encode, flatten_last, positive, resolved
 from guides.gaussian import sample_factorised, sample_joint, shaped, width
 from guides.shared import Shared, shared_part
-from guides.sites import CannotServe, Sites, check_data, discrete, only, require_local
-from zoo.base.callables import PyroCallable
+from guides.sites import CannotServe, Sites, check_data, discrete, for_discrete, only, require_local
+from zoo.base.callables import PyroCallable, in_evaluation_mode
 from zoo.base.checks import ArrayLike, check_whole, incomplete
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
@@ -98,8 +98,8 @@ class Amortized(Module):
         require_local("Amortized", model, self.sites)
         if covariance != "diag" and not self.sites.local:
             site = self.sites.discrete[0].name
-            why = f"is discrete and has no {covariance} covariance"
-            raise CannotServe("Amortized", model, site, why, "Use covariance='diag', MeanField or Exact.")
+            why, other = f"is discrete and has no {covariance} covariance", "covariance='diag'"
+            raise CannotServe("Amortized", model, site, why, f"{for_discrete(model, other)}.")
         self.covariance = covariance
         self.rank = check_whole(rank, "rank")
         self.data_dim = x.shape[1]
@@ -187,6 +187,7 @@ class Amortized(Module):
             for latent, own in zip(self.sites.discrete, logits.split(levels, -1), strict=True):
                 pyro.sample(latent.name, discrete(latent, own))
 
+    @in_evaluation_mode
     def posterior(self, x: Tensor, index: Tensor | None = None) -> Distribution:
         """q of the model's single local site given the rows ``x``, a distribution with batch shape (n,).
 

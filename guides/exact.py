@@ -35,6 +35,8 @@ class Exact(Module):
         found = sites.local + sites.shared + sites.discrete
         if not isinstance(undecorated(model), Conjugate):
             instead = "Use MeanField or Amortized." if sites.discrete else "Use Amortized, MeanField or FullRank."
+            if not sites.local and not sites.discrete:
+                instead = "Use MeanField or FullRank."
             raise CannotServe("Exact", model, found[0].name, "has no closed-form posterior", instead)
         if len(found) != 1:
             why = f"is one of {len(found)}, and the posterior covers one"

@@ -15,7 +15,7 @@ from guides.encoder import encode, flatten_last, positive, resolved
 from guides.gaussian import shaped, unshaped, width
 from guides.shared import Shared, shared_part
 from guides.sites import CannotServe, Sites, check_data, only, require_local, summed_out
-from zoo.base.callables import PyroCallable
+from zoo.base.callables import PyroCallable, in_evaluation_mode
 from zoo.base.checks import ArrayLike, check_whole, incomplete
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
@@ -172,6 +172,7 @@ class Flow(Module):
                     real = unshaped(value, latent)
                     context = torch.cat([context.expand(*real.shape[:-1], context.shape[-1]), real], -1)
 
+    @in_evaluation_mode
     def posterior(self, x: Tensor, index: Tensor | None = None) -> Distribution:
         """q of the model's single local site given the rows ``x``, a distribution with batch shape (n,).
 

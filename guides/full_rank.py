@@ -13,16 +13,16 @@ from guides.sites import (
     check_count,
     check_data,
     closed_posterior,
+    for_discrete,
     only,
     pick,
     put,
     summed_out,
 )
-from zoo.base.callables import PyroCallable, undecorated
+from zoo.base.callables import PyroCallable
 from zoo.base.checks import ArrayLike
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
-from zoo.base.protocols import Conjugate
 
 
 class FullRank(Module):
@@ -52,12 +52,7 @@ class FullRank(Module):
         self.__dict__["model"] = model  # referred to, not registered
         for latent in self.sites.discrete:
             why = "is discrete and has no covariance"
-            others = (
-                "MeanField, Amortized or Exact"
-                if isinstance(undecorated(model), Conjugate)
-                else "MeanField or Amortized"
-            )
-            instead = f"Use {others}. {summed_out('FullRank', model, latent)}."
+            instead = f"{for_discrete(model)}. {summed_out('FullRank', model, latent)}."
             raise CannotServe("FullRank", model, latent.name, why, instead)
         self.count = n = len(x)
         k = width(self.sites.local)

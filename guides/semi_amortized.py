@@ -15,7 +15,7 @@ from guides.encoder import resolved
 from guides.gaussian import sample_factorised, shaped, width
 from guides.shared import Shared
 from guides.sites import CannotServe, Sites, check_data, only, require_local
-from zoo.base.callables import PyroCallable, handlers, mode, name_of
+from zoo.base.callables import PyroCallable, handlers, in_evaluation_mode, mode, name_of
 from zoo.base.checks import ArrayLike, check_whole
 from zoo.base.latent_sites import Latent
 from zoo.base.module import Module, like
@@ -243,6 +243,7 @@ class SemiAmortized(Module):
             if climb is not None and climb.requires_grad:
                 pyro.factor("proposal", climb.detach() - climb, has_rsample=True)  # the loss is minus the bound
 
+    @in_evaluation_mode
     def posterior(self, x: Tensor, index: Tensor | None = None) -> Distribution:
         """The refined q of the model's single local site given the rows ``x``, a distribution with batch shape (n,).
 

@@ -145,6 +145,13 @@ def require_local(guide: str, model: PyroCallable, sites: Sites) -> None:
         raise CannotServe(guide, model, sites.shared[0].name, why, "Use MeanField or FullRank.")
 
 
+def for_discrete(model: PyroCallable, first: str = "Amortized") -> str:
+    """Which guides serve a model with a discrete site."""
+    if isinstance(undecorated(model), Conjugate):
+        return f"Use {first}, MeanField or Exact"
+    return f"Use {first} or MeanField"
+
+
 def summed_out(guide: str, model: PyroCallable, latent: Latent) -> str:
     """How to use a guide for continuous sites with the discrete site ``latent``: by summing it out."""
     return (
@@ -170,7 +177,8 @@ def check_closed_form(guide: str, model: PyroCallable, sites: Sites, asked: bool
     closed = isinstance(undecorated(model), Conjugate) and len(found) == 1 and found[0].local
     if asked and not closed:
         why = "has no closed-form posterior of its own"
-        raise CannotServe(guide, model, found[0].name, why, f"Use {guide} with closed_form=False, or Amortized.")
+        other = "Amortized" if sites.local or sites.discrete else "FullRank" if guide == "MeanField" else "MeanField"
+        raise CannotServe(guide, model, found[0].name, why, f"Use {guide} with closed_form=False, or {other}.")
     return closed
 
 

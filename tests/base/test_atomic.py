@@ -37,7 +37,7 @@ def test_a_file_is_whole_or_not_there(suffix, tmp_path):
 def test_a_file_is_replaced_on_request_alone(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("old")
-    with pytest.raises(FileExistsError, match="exists: remove it, or take another name"), new_file(path):
+    with pytest.raises(FileExistsError, match="exists: remove it, or choose another name"), new_file(path):
         pass
     with pytest.raises(KeyboardInterrupt), new_file(path, replace=True) as partial:  # noqa: PT012
         partial.write_text("half")

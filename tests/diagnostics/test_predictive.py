@@ -39,8 +39,8 @@ def test_statistics_of_a_table():
     x = torch.randn(40, 3, generator=generator, dtype=torch.float64).exp()
     x[::5, 1] = torch.nan
     x[3, 0] = torch.nan
-    asked = predictive._asked({}, 3)
-    found = {name: statistic(x).numpy() for name, statistic in asked.items()}
+    chosen = predictive._all_statistics({}, 3)
+    found = {name: statistic(x).numpy() for name, statistic in chosen.items()}
     values = x.numpy()
     np.testing.assert_allclose(found["mean"], np.nanmean(values, 0), rtol=1e-10)
     np.testing.assert_allclose(found["standard deviation"], np.nanstd(values, 0), rtol=1e-10)

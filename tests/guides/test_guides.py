@@ -10,6 +10,7 @@ from helpers import close, jitter, zeros
 from pyro import poutine
 from torch.distributions import MultivariateNormal, biject_to, constraints
 
+import guides
 import zoo
 from guides import Amortized, CannotServe, Exact, FullRank, MeanField
 from zoo import GMM, PPCA, VAE
@@ -501,3 +502,23 @@ def test_a_network_of_another_width_is_refused(some):
     with pytest.raises(ValueError, match="0 means, 0 numbers of the covariance and 3 logits"):
         Amortized(mixture, some, network=torch.nn.Linear(4, 2))
     assert Amortized(mixture, some, network=torch.nn.Linear(4, 3)).posterior(some).logits.shape == (60, 3)
+
+
+@pytest.mark.parametrize("family", ["Amortized", "SemiAmortized", "Flow"])
+def test_the_posterior_is_read_in_evaluation_mode(family, some):
+    """Dropout is off whatever mode the network is in, and the mode stays."""
+    model = zoo.PPCA(4, 2).double()
+    guide = getattr(guides, family)(model, some, hidden=(8,))
+    network = guide.proposal.encoder if family == "SemiAmortized" else guide.encoder
+    network.insert(1, torch.nn.Dropout(0.5))
+    guide.train()
+    q = guide.posterior(some)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        one = q.sample()
+    again = guide.posterior(some)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        other = again.sample()
+    assert torch.equal(one, other)
+    assert all(part.training for part in guide.modules())

@@ -229,7 +229,7 @@ def leveled(x=None, index=None, size=None):
         return pyro.sample("x", dist.Normal(level + offset, 1.0).to_event(1), obs=x)
 
 
-@pytest.mark.parametrize("family", ["FullRank", "MeanField-full", "MeanField"])
+@pytest.mark.parametrize("family", ["FullRank", pytest.param("MeanField-full", marks=pytest.mark.slow), "MeanField"])
 def test_a_full_covariance_reaches_across_a_plate(family, x):
     x = x + 1
     guide = FAMILIES[family](leveled, x)
@@ -428,7 +428,7 @@ def test_a_full_covariance_or_none_and_nothing_else(family, x):
             cls(factors, x, shared="full")
 
 
-@pytest.mark.parametrize("family", ["MeanField", "SemiAmortized"])
+@pytest.mark.parametrize("family", ["MeanField", pytest.param("SemiAmortized", marks=pytest.mark.slow)])
 def test_a_default_fit_recovers_the_slope_of_a_covariate(family):
     """Held by the model, by row number: the slope is that of the groups' means."""
     n = 80

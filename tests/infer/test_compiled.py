@@ -95,7 +95,7 @@ SLOW = pytest.mark.slow
         pytest.param("PPCA x Amortized", torch.float64, marks=SLOW),
         ("PPCA x Amortized", torch.float32),
         pytest.param("VAE x Amortized", torch.float64, marks=SLOW),
-        ("VAE x Amortized", torch.float32),
+        pytest.param("VAE x Amortized", torch.float32, marks=SLOW),
     ],
 )
 def test_gradients_are_those_of_trace_elbo(some, which, dtype):

@@ -68,7 +68,7 @@ def test_held_out_rows_end_training():
     assert not assess(ended).converged
     stalled = assess(record(noise(300), validation=curve, best_step=100, patience=2))
     assert stalled.converged
-    assert "2 looks" in stalled.reason
+    assert "2 evaluations" in stalled.reason
 
 
 class SparseFactors(Module):
@@ -97,6 +97,7 @@ def sparse(steps):
     return run, float(zoo.evaluate(run, x, draws=500).elbo.mean())
 
 
+@pytest.mark.slow
 def test_a_default_fit_ends_at_its_optimum():
     run, bound = sparse(None)
     assert run.converged

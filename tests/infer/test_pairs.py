@@ -191,9 +191,9 @@ def forgetful_guide(x=None, index=None, size=None):
 
 def test_a_plate_that_drops_the_scale_of_minibatches_is_refused(centred):
     model = Forgetful()
-    with pytest.raises(ValueError, match=r"site '[xz]' of the model stands in no plate over all 150 rows"):
+    with pytest.raises(ValueError, match=r"site '[xz]' of the model is in no plate over all 150 rows"):
         fit(model, forgetful_guide, centred, batch_size=30, steps=3)
-    with pytest.raises(ValueError, match=r"site 'z' of the guide forgetful_guide stands in no plate over all 150"):
+    with pytest.raises(ValueError, match=r"site 'z' of the guide forgetful_guide is in no plate over all 150"):
         fit(zoo.PPCA(4, K), forgetful_guide, centred, batch_size=30, steps=3)
     assert len(fit(model, forgetful_guide, centred, steps=3).losses) == 3
 
@@ -213,7 +213,7 @@ class Covariate(Module):
             return pyro.sample("x", dist.Normal(z @ weight.T + c @ slope, 0.5).to_event(1), obs=x)
 
 
-@pytest.mark.parametrize("batch_size", [None, 60])
+@pytest.mark.parametrize("batch_size", [pytest.param(None, marks=pytest.mark.slow), 60])
 def test_covariates(batch_size):
     n = 300
     batch = torch.randint(0, 2, (n, 1)).float()
@@ -275,7 +275,11 @@ def test_modes_are_as_before_when_a_fit_raises(some):
 @pytest.mark.parametrize(
     ("batch_size", "message"),
     [
-        (59, r"batch_size=59 leaves one row for the last batch \(60 = 1 x 59 \+ 1\).*BatchNorm1d: pass batch_size=60"),
+        (
+            59,
+            r"batch_size=59 leaves one row for the last batch \(60 = 1 x 59 \+ 1\).*"
+            r"BatchNorm1d to normalise by: pass batch_size=60",
+        ),
         (1, r"batch_size=1 shows one row per step.*pass batch_size=2"),
     ],
 )

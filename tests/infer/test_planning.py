@@ -43,7 +43,7 @@ def test_an_exact_pair_begins_with_em(some):
     zoo.fit(model, Exact(model), some, steps=3, progress=False)
     again = zoo.plan(model, Exact(model), some)
     assert (again.start, again.em_steps) == ((), 0)
-    assert again.summary()["start"] == "as it is"
+    assert again.summary()["start"] == "the current parameters"
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_a_plan_prints_every_decision(some):
     lines = str(plan).splitlines()
     assert len(lines) == len(plan.answers) == len(plan.summary()) == plan.frame().height
     assert "20 rows, 3 steps per epoch" in plan.summary()["batches"]
-    assert "3 looks, 100 steps apart" in plan.summary()["end"]
+    assert "3 evaluations, 100 steps apart" in plan.summary()["end"]
     assert plan.frame().columns == ["question", "answer", "why"]
 
 

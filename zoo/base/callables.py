@@ -1,14 +1,17 @@
 """The parts of a Pyro callable: the handlers around it, and the modules whose parameters it uses."""
 
+import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 from pyro.poutine.infer_config_messenger import InferConfigMessenger
 from pyro.poutine.messenger import Messenger
 from torch import nn
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class PyroCallable(Protocol):
@@ -95,6 +98,17 @@ def mode(training: bool, *functions: PyroCallable) -> Iterator[None]:
     finally:
         for part, before in parts.items():
             part.training = before
+
+
+def in_evaluation_mode(method: Method) -> Method:
+    """A method of a module that only reads: it runs in evaluation mode and leaves every mode as it was."""
+
+    @functools.wraps(method)
+    def reading(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with mode(False, self):
+            return method(self, *args, **kwargs)
+
+    return cast(Method, reading)
 
 
 def _all(module: nn.Module) -> Iterator[nn.Module]:

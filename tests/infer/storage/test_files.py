@@ -106,7 +106,7 @@ def test_settings_that_are_no_json(content, saved):
 @pytest.mark.parametrize("content", ["[]", "{}", "3", '{"format": "1"}', '{"format": true}'])
 def test_settings_of_something_else(content, saved):
     (saved / SETTINGS).write_text(content)
-    with pytest.raises(ValueError, match=r"settings\.json names no format"):
+    with pytest.raises(ValueError, match=r"settings\.json has no format number"):
         load(saved)
 
 

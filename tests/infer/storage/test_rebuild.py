@@ -308,9 +308,9 @@ def test_a_stranger_is_never_imported(saved, tmp_path, monkeypatch):
 @pytest.mark.parametrize("note", [{"tensor": [3]}, {"module": "torch.nn:Linear"}, {"object": "torch:dtype"}])
 def test_arguments_that_are_not_kept(note, run, saved):
     edit(saved, lambda s: s["model"]["settings"].update({"prior": note}))
-    with pytest.raises(ValueError, match=r"does not hold the argument prior of the model .* yourself and pass it"):
+    with pytest.raises(ValueError, match=r"does not contain the argument prior of the model .* yourself and pass it"):
         load(saved)
     edit(saved, lambda s: s["model"]["settings"].pop("prior") and None)
     edit(saved, lambda s: s["guide"]["settings"].update({"model": {"module": "zoo.models.vae:VAE"}}))
-    with pytest.raises(ValueError, match=r"does not hold the argument model of the guide .*VAE"):
+    with pytest.raises(ValueError, match=r"does not contain the argument model of the guide .*VAE"):
         load(saved)

@@ -226,7 +226,7 @@ def test_every_named_constraint(constraint, value, run, tmp_path):
 def test_a_constraint_without_a_name_is_refused(constraint, run, tmp_path):
     store = {"params": {"p": torch.ones(2)}, "constraints": {"p": constraint}}
     with pytest.raises(
-        ValueError, match=r"parameter 'p' has the constraint .* cannot be saved: take one of real, simplex"
+        ValueError, match=r"parameter 'p' has the constraint .* cannot be saved: use one of real, simplex"
     ):
         save(replace(run, store=store), tmp_path / "run")
     assert not list(tmp_path.iterdir())
@@ -240,5 +240,7 @@ def test_state_that_is_no_tensor_is_refused(run, tmp_path):
         def set_extra_state(self, state):
             pass
 
-    with pytest.raises(ValueError, match="the model Odd keeps '_extra_state', a dict: only tensors can be saved"):
+    with pytest.raises(
+        ValueError, match="the model Odd has '_extra_state', a dict, in its state: only tensors can be saved"
+    ):
         save(replace(run, model=Odd()), tmp_path / "run")

@@ -261,7 +261,7 @@ def _replicates(source: Reader, draws: int, given: Given) -> Iterator[Tensor]:
             held = {site.name: values[site.name] for site in layout.latents if given == "rows" or not site.local}
         simulated, _ = source.simulate((x,), len(some), held)
         for table in _table(source, simulated):
-            yield table.mchosen_fill(missing, torch.nan)
+            yield table.masked_fill(missing, torch.nan)
 
 
 def _table(source: Reader, values: Mapping[str, Tensor]) -> Tensor:

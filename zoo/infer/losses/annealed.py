@@ -16,6 +16,7 @@ from zoo.base.callables import PyroCallable
 from zoo.base.checks import check_whole
 from zoo.base.independent import without_event_dims
 from zoo.base.latent_sites import Latent
+from zoo.base.random import seeded
 from zoo.infer.losses.traces import Args, Kwargs, Site, check_drawn, latent_names, reported
 
 Schedule = Callable[[int], float]
@@ -104,6 +105,11 @@ class AnnealedELBO(ELBO):
         self.free_bits = _weight(free_bits, "free_bits")
         self.step = 0
         self._pair: tuple[PyroCallable, PyroCallable] | None = None
+
+    def _guess_max_plate_nesting(self, model: PyroCallable, guide: PyroCallable, args: Args, kwargs: Kwargs) -> None:
+        """Pyro's run of model and guide to find the depth of their plates, without draws from the caller's stream."""
+        with seeded(0):
+            super()._guess_max_plate_nesting(model, guide, args, kwargs)
 
     def _get_trace(self, model: PyroCallable, guide: PyroCallable, args: Args, kwargs: Kwargs) -> tuple[Trace, Trace]:
         return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
