@@ -124,8 +124,9 @@ class MeanField(Module):
         The shared part is initialised at random; factors of conjugate families are those after one sweep of coordinate
         ascent.
         """
-        if self.conjugate is not None:
-            ascent = undecorated(self.model).coordinate_ascent(like(x, self), running_generator())
+        inner = undecorated(self.model)
+        if self.conjugate is not None and isinstance(inner, ConditionallyConjugate):
+            ascent = inner.coordinate_ascent(like(x, self), running_generator())
             ascent.sweep()
             self.place(ascent.factors(like(x, self)))
             return

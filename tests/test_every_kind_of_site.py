@@ -87,7 +87,7 @@ def test_factors_diagnose(fitted, x):
 @pytest.mark.slow
 def test_factors_are_calibrated(fitted):
     """By 20 fresh fits: a guide of one mode among truths of both signs sees so in the weights, not in the precision."""
-    found = zoo.sbc(fitted, simulations=20, steps=1000)
+    found = zoo.diagnostics.sbc(fitted, simulations=20, steps=1000)
     assert found.units[-1] == "precision"
     assert float(found.p_values[-1]) > 1e-4
 
@@ -303,7 +303,7 @@ DENSITY = {
     "importance_moments": lambda run, x: zoo.importance_moments(run, x),
     "log_evidence_bounds": lambda run, x: zoo.log_evidence_bounds(run, x, draws=(25,)),
     "loo": lambda run, x: zoo.loo(run, x),
-    "sbc": lambda run, x: zoo.sbc(run),
+    "sbc": lambda run, x: zoo.diagnostics.sbc(run),
 }
 
 

@@ -103,7 +103,7 @@ READING = {
     "diagnostics.importance_moments": lambda run, x: zoo.importance_moments(run, x, draws=30),
     "diagnostics.nuts": lambda run, x: zoo.nuts(run, x[:3], chains=2, draws=20, warmup=20),
     "diagnostics.predictive_check": lambda run, x: zoo.predictive_check(run, x, draws=20),
-    "diagnostics.sbc": lambda run, x: zoo.sbc(run, simulations=20),
+    "diagnostics.sbc": lambda run, x: zoo.diagnostics.sbc(run, simulations=20),
 }
 CONJUGATE = {  # what needs a conjugate model, or may take a model alone
     "diagnostics.information_criteria": lambda run, x: zoo.diagnostics.information_criteria(run.model, x),

@@ -5,11 +5,10 @@ from typing import Any
 
 from zoo import data
 from zoo.alignment import to_canonical
-from zoo.base import Conjugate
-from zoo.diagnostics import diagnose, importance_moments, loo, nuts, predictive_check, sbc, select_size
-from zoo.export import to_arviz, write_arviz
+from zoo.diagnostics import diagnose, importance_moments, linear_response, loo, nuts, predictive_check, select_size
+from zoo.export import to_arviz
 from zoo.factors import generate, impute, reconstruct, traverse
-from zoo.infer import IWAE, AnnealedELBO, Fit, best_of, cavi, em, fit, load, plan
+from zoo.infer import Fit, best_of, cavi, em, fit, load, plan
 from zoo.models import GMM, PPCA, VAE, BayesianFactorAnalysis, BayesianGMM, BayesianPCA, FactorAnalysis
 from zoo.posterior import evaluate, log_evidence_bounds
 
@@ -17,14 +16,11 @@ LAZY = ("benchmark", "plots", "report")  # loaded on first use: most programs ne
 
 __all__ = [
     "GMM",
-    "IWAE",
     "PPCA",
     "VAE",
-    "AnnealedELBO",
     "BayesianFactorAnalysis",
     "BayesianGMM",
     "BayesianPCA",
-    "Conjugate",
     "FactorAnalysis",
     "Fit",
     "best_of",
@@ -37,6 +33,7 @@ __all__ = [
     "generate",
     "importance_moments",
     "impute",
+    "linear_response",
     "load",
     "log_evidence_bounds",
     "loo",
@@ -44,12 +41,10 @@ __all__ = [
     "plan",
     "predictive_check",
     "reconstruct",
-    "sbc",
     "select_size",
     "to_arviz",
     "to_canonical",
     "traverse",
-    "write_arviz",
 ]
 
 

@@ -91,7 +91,7 @@ def collapsed(t):
     torch.manual_seed(0)
     model = VAE(4, 2, hidden=(16,), covariance="scalar").double()
     guide = Amortized(model, t["iris"], hidden=(16,))
-    return zoo.fit(model, guide, t["iris"], steps=300, loss=zoo.AnnealedELBO(beta=50.0), progress=False)
+    return zoo.fit(model, guide, t["iris"], steps=300, loss=zoo.infer.AnnealedELBO(beta=50.0), progress=False)
 
 
 def prior_guide(t):

@@ -235,7 +235,7 @@ def test_memory_of_a_large_file(tmp_path):
         model = zoo.FactorAnalysis(20, 5)
         guide = guides.Amortized(model, x, hidden=())
         run = zoo.fit(model, guide, x, steps=2, batch_size=1000, progress=False)
-        zoo.write_arviz(run, x, sys.argv[1], draws=200)
+        zoo.export.write_arviz(run, x, sys.argv[1], draws=200)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
     """
     path = tmp_path / "large.nc"

@@ -65,7 +65,7 @@ def test_a_heavy_kl_collapses_all_units_and_free_bits_prevent_it():
     for bits in (0.0, 0.5):
         torch.manual_seed(0)
         model = zoo.VAE(x.shape[1], 8, covariance="scalar")
-        loss = zoo.AnnealedELBO(beta=50.0, free_bits=bits)
+        loss = zoo.infer.AnnealedELBO(beta=50.0, free_bits=bits)
         found[bits] = zoo.posterior.rate_distortion(train(model, Amortized(model, x), x, 400, loss=loss), x)
     assert not found[0.0].active.any()
     assert "all 8 units have collapsed" in repr(found[0.0])
@@ -137,7 +137,7 @@ def test_flexible_noise_bends_a_gaussian_into_two_moons():
     torch.manual_seed(0)
     model = zoo.VAE(2, 2, hidden=(64, 64), covariance="full")
     guide = Amortized(model, seen, hidden=(64, 64), covariance="full")
-    run = train(model, guide, seen, 4000, batch=200, loss=zoo.IWAE(32))
+    run = train(model, guide, seen, 4000, batch=200, loss=zoo.infer.IWAE(32))
     found = zoo.log_evidence_bounds(run, held_out, draws=(50, 5000))["IWAE-5000"]
     mixtures = {}
     for count in (2, 8):

@@ -46,7 +46,7 @@ class Factor(Protocol):
 def blend(old: F, new: F, rate: float) -> F:
     """The factor with the natural parameters (1 - rate) of ``old`` plus rate of ``new``."""
     pairs = zip(old.natural, new.natural, strict=True)
-    return type(old).of(*(torch.lerp(a, b, rate) for a, b in pairs))  # type: ignore[no-any-return]
+    return type(old).of(*(torch.lerp(a, b, rate) for a, b in pairs))
 
 
 @dataclass(frozen=True, eq=False)

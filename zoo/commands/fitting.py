@@ -190,9 +190,8 @@ def _build(
     settings, own = ({**given, "hidden": _widths(given["hidden"])} for given in (settings, own))
     torch.manual_seed(seed)
     built = registry.build(model_class, settings, table.x.shape[1]).to(table.x.dtype)
-    if guide is None and isinstance(built, ConditionallyConjugate):
-        return built, None
-    return built, registry.build(guide_class, own, built, table.x)
+    ascends = guide is None and isinstance(built, ConditionallyConjugate)
+    return built, None if ascends else registry.build(guide_class, own, built, table.x)
 
 
 def _refuse_with_ascent(given: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ def select_(
     source: SOURCE,
     values: Annotated[str, typer.Option("--values", "-k", help="Numbers to compare, e.g. 1-6 or 1,2,5.")] = "1-6",
     guide: Annotated[
-        str | None, typer.Option(help="Fit by SVI with this guide; by default by EM, or by coordinate ascent.")
+        str | None, typer.Option(help="Fit by SVI with this guide; by default by EM or coordinate ascent.")
     ] = None,
     covariance: Annotated[str | None, typer.Option(help="Of a mixture: full, tied, diag, spherical.")] = None,
     likelihood: Annotated[str | None, typer.Option(help="Likelihood of a VAE, e.g. gaussian or bernoulli.")] = None,

@@ -95,7 +95,7 @@ def to_arviz(
         size = export.predicted_bytes / 2**30
         raise ValueError(
             f"{draws} predictive draws of {n} rows x {d} columns take {size:.0f} GiB: reduce draws, or write them to a "
-            "file with zoo.write_arviz"
+            "file with zoo.export.write_arviz"
         )
     arrays: dict[str, dict[str, np.ndarray]] = {}
     bounds: dict[int, dict[str, float]] = {}

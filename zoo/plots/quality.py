@@ -155,7 +155,7 @@ def ranks(found: Calibration, *, level: float = 0.95, ax: Axes | None = None) ->
     The likelihood's curve is dashed.
 
     Args:
-        found: from :func:`zoo.sbc`.
+        found: from :func:`zoo.diagnostics.sbc`.
         level: the probability that the band contains a whole curve.
         ax: the axes to draw on; None creates a figure.
 
@@ -195,7 +195,7 @@ def coverage(found: Calibration, *, ax: Axes | None = None) -> Axes:
     """The coverage of central intervals of q minus their nominal level, with two standard errors.
 
     Args:
-        found: from :func:`zoo.sbc`.
+        found: from :func:`zoo.diagnostics.sbc`.
         ax: the axes to draw on; None creates a figure.
 
     Raises:

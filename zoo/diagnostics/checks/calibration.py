@@ -23,7 +23,7 @@ class Calibrated(Check):
         if shared and case.simulations is None:
             raise ValueError(
                 f"'{shared[0].name}' is shared by all rows, so every simulation is a whole data set with a fit of its "
-                "own, which takes time: pass simulations=, or call zoo.sbc"
+                "own, which takes time: pass simulations=, or call zoo.diagnostics.sbc"
             )
         simulations = case.simulations or SIMULATIONS
         return sbc(case.run, simulations=simulations, rows=len(case.x), seed=case.seed)

@@ -1,4 +1,4 @@
-"""Ranks of simulated truths among draws from the guide: the second part of :func:`zoo.sbc`."""
+"""Ranks of simulated truths among draws from the guide: the second part of :func:`zoo.diagnostics.sbc`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Simulated truths and data sets, and fresh guides fitted to them: the first part of :func:`zoo.sbc`."""
+"""Simulated truths and data sets, and fresh guides fitted to them: the first part of :func:`zoo.diagnostics.sbc`."""
 
 import copy
 import warnings

@@ -1,4 +1,4 @@
-"""Tests of uniformity and of calibrated probabilities, for :func:`zoo.sbc`."""
+"""Tests of uniformity and of calibrated probabilities, for :func:`zoo.diagnostics.sbc`."""
 
 import math
 

@@ -147,14 +147,15 @@ class Search:
         options = self.options
         with seeded(0):
             made = self.build(value, x)
-        if isinstance(made, ConditionallyConjugate):
+        if isinstance(made, tuple):
+            if new_rows:
+                _refuse_bound_to_rows(made[1])
+        elif isinstance(undecorated(made), ConditionallyConjugate):
             given = {name: value for name, value in options.items() if name != "progress"}
             found = cavi(made, x, restarts=len(self.seeds), seed=self.seeds[0], **given)
             return found, len(found.near()), len(found.attempts)
-        if not isinstance(made, tuple):
+        else:
             options = {"steps": STEPS} | {name: given for name, given in options.items() if name != "progress"}
-        elif new_rows:
-            _refuse_bound_to_rows(made[1])
         best = best_of(lambda: self.build(value, x), x, seeds=self.seeds, **options)
         return best.best, len(best.near()), len(best.table)
 
