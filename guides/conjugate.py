@@ -11,7 +11,6 @@ from guides.families import (
     CategoricalPart,
     CoupledPart,
     DirichletPart,
-    FactorPart,
     GammaPart,
     GaussianPart,
     WishartPart,
@@ -20,6 +19,7 @@ from guides.shared import inside
 from zoo.base.latent_sites import Latent
 from zoo.base.module import Module
 from zoo.base.plates import rows
+from zoo.base.protocols import FactorPart
 
 
 class ConjugatePart(Module):

@@ -6,7 +6,7 @@ back, and takes a natural-gradient step from the gradients that SVI leaves on it
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -19,7 +19,6 @@ from zoo.algebra.exponential_families import (
     CategoricalFactor,
     CoupledFactor,
     DirichletFactor,
-    Factor,
     GammaFactor,
     GaussianFactor,
     WishartFactor,
@@ -29,36 +28,6 @@ from zoo.base.module import Module
 
 LEAST = 1e-30  # probability below which a categorical's gradient says nothing
 HALVINGS = 50  # of a step that leaves the domain, at most
-
-
-@runtime_checkable
-class FactorPart(Protocol):
-    """The parameters of one factor of a guide."""
-
-    def factor(self, index: Tensor | None = None) -> Factor:
-        """The factor, of the rows ``index`` where it has members per row."""
-        ...
-
-    def place(self, factor: Any) -> None:
-        """Take the values of a factor."""
-        ...
-
-    def distribution(self, index: Tensor | None = None) -> dist.TorchDistribution:
-        """One member per batch index, those of the rows ``index`` where members are rows."""
-        ...
-
-    def natural_step(self, rate: float, rows: Tensor | None = None) -> None:
-        r"""Move by ``rate`` along the natural gradient of the loss whose gradients the parameters hold.
-
-        :math:`\eta \leftarrow \eta - \rho F^{-1} \nabla_\eta \mathrm{loss}`, with F the Fisher information; a step of
-        length one on the exact bound of a conditionally conjugate model is the update of coordinate ascent. A member
-        whose step would leave the domain takes half of it, or a quarter, and so on.
-
-        Args:
-            rate: the length of the step.
-            rows: the members that move, where members are rows; None for all.
-        """
-        ...
 
 
 def _pulled(

@@ -14,7 +14,7 @@ from guides.gaussian import sample_joint, shaped
 from guides.shared import Shared, shared_part
 from guides.sites import CannotServe, Sites, check_data, only, require_local
 from zoo.base.callables import PyroCallable, mode, name_of, undecorated
-from zoo.base.checks import check_whole, incomplete
+from zoo.base.checks import ArrayLike, check_whole, incomplete
 from zoo.base.latent_sites import Latent
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
@@ -80,7 +80,7 @@ class Potential(Module):
     def __init__(
         self,
         model: PyroCallable,
-        x: Any,
+        x: ArrayLike,
         hidden: Sequence[int] | None = None,
         *,
         blocks: Sequence[Sequence[int]] | None = None,

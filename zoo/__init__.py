@@ -3,12 +3,13 @@
 import importlib
 from typing import Any
 
+from guides.ascent import cavi
 from zoo import data
 from zoo.alignment import to_canonical
 from zoo.diagnostics import diagnose, importance_moments, linear_response, loo, nuts, predictive_check, select_size
 from zoo.export import to_arviz
 from zoo.factors import generate, impute, reconstruct, traverse
-from zoo.infer import Fit, best_of, cavi, em, fit, load, plan
+from zoo.infer import Fit, best_of, em, fit, load, plan
 from zoo.models import GMM, PPCA, VAE, BayesianFactorAnalysis, BayesianGMM, BayesianPCA, FactorAnalysis
 from zoo.posterior import evaluate, log_evidence_bounds
 

@@ -330,6 +330,41 @@ class HoldsFactors(Hook, Protocol):
 
 
 @runtime_checkable
+class HoldsFactor(Hook, Protocol):
+    """The parameters of one factor of a guide."""
+
+    def factor(self, index: Tensor | None = None) -> Any:
+        """The factor; of the rows ``index`` where it has one member per row."""
+        ...
+
+    def place(self, factor: Any) -> None:
+        """Set the parameters to those of a factor."""
+        ...
+
+
+@runtime_checkable
+class FactorPart(HoldsFactor, Protocol):
+    """The parameters of one factor of a guide that does not depend on the draws of other factors."""
+
+    def distribution(self, index: Tensor | None = None) -> Distribution:
+        """One member per batch index; those of the rows ``index`` where members are rows."""
+        ...
+
+    def natural_step(self, rate: float, rows: Tensor | None = None) -> None:
+        r"""Move by ``rate`` along the natural gradient of the loss whose gradients the parameters hold.
+
+        :math:`\eta \leftarrow \eta - \rho F^{-1} \nabla_\eta \mathrm{loss}`, with F the Fisher information. A step of
+        length one on the exact bound of a conditionally conjugate model is the update of coordinate ascent. The step
+        of a member that would leave the domain is halved until it does not.
+
+        Args:
+            rate: the length of the step.
+            rows: the members that move, where members are rows; None for all.
+        """
+        ...
+
+
+@runtime_checkable
 class GaussianGuide(Hook, Protocol):
     """A guide that declares whether all its sites are Gaussian (in unconstrained coordinates) or categorical."""
 
@@ -354,6 +389,13 @@ class Smooth(Hook, Protocol):
     """A guide that declares whether its gradients are those of the loss, as a line search requires."""
 
     smooth: bool
+
+
+@runtime_checkable
+class Carrying(Hook, Protocol):
+    """A distribution that wraps the transformed distribution it equals, such as that of a flow."""
+
+    carried: Distribution
 
 
 def declares(function: PyroCallable, name: str) -> bool:

@@ -16,6 +16,7 @@ import typer
 from rich.table import Table
 
 import guides
+from guides.ascent import cavi
 from zoo import data, plots
 from zoo.base.atomic import new_folder
 from zoo.base.callables import name_of
@@ -24,7 +25,7 @@ from zoo.base.protocols import ConditionallyConjugate, Conjugate, Floored, Mixtu
 from zoo.commands import registry
 from zoo.commands.console import COLUMNS, MODEL, SOURCE, err, fail, out, words
 from zoo.export.convert import to_arviz
-from zoo.infer.coordinate_ascent import VariationalBayes, cavi
+from zoo.infer.coordinate_ascent import VariationalBayes
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.fitting import fit
 from zoo.infer.run import Fit

@@ -2,7 +2,7 @@
 
 from zoo.base.schedules import cosine
 from zoo.infer.convergence import Convergence, assess
-from zoo.infer.coordinate_ascent import Ascent, VariationalBayes, cavi
+from zoo.infer.coordinate_ascent import Ascent, VariationalBayes
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.fitting import fit
 from zoo.infer.guard import Diverged, UnboundedLikelihood
@@ -55,7 +55,6 @@ __all__ = [
     "Watcher",
     "assess",
     "best_of",
-    "cavi",
     "cosine",
     "decaying",
     "em",

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,15 +10,16 @@ import polars
 import torch
 from torch import Tensor
 
-from guides.mean_field import MeanField
-from zoo.base.callables import name_of, unwrapped
-from zoo.base.checks import check_rows, check_whole
+from zoo.base.callables import PyroCallable, name_of, unwrapped
+from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.protocols import Checked, ConditionallyConjugate, CoordinateAscent, Placed, Rotating
 from zoo.base.random import seeded
 from zoo.infer.run import Fit, Training
 
 PLAIN = 20  # sweeps before the first rotation: rotating at once ends in lesser optima
 ROUNDING = 1e-10  # of the bound, below which a fall is rounding
+
+Holder = Callable[[PyroCallable, Tensor], Any]
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Ascent:
 
 @dataclass(frozen=True, eq=False)
 class VariationalBayes(Fit):
-    """What :func:`cavi` returns: the model with a mean-field guide at the best bound, a pair like any other.
+    """The result of :func:`zoo.cavi`: the model with a mean-field guide at the best bound, a pair like any other.
 
     ``len(result)`` is the number of sweeps and ``result[-1]`` the bound after the last one.
 
@@ -102,47 +104,24 @@ class VariationalBayes(Fit):
         )
 
 
-def cavi(
-    model: Any, x: Any, *, sweeps: int = 5000, tol: float = 1e-9, restarts: int = 10, seed: int = 0
+def ascend(
+    model: PyroCallable, x: ArrayLike, hold: Holder, *, sweeps: int, tol: float, restarts: int, seed: int
 ) -> VariationalBayes:
-    r"""Raise the evidence lower bound over q(Z) q(theta) by coordinate ascent, from several starts; keep the best.
-
-    Each factor is set to its optimum given the others,
-    :math:`\log q_j = E_{-j}[\log p(x, Z, \theta)] + \mathrm{const}`, in turn; the bound never falls. For linear models,
-    after twenty plain sweeps factors and loadings are rotated together after every sweep (Luttinen and Ilin 2010).
-    Computed in float64.
-
-    A start that fails is reported with its error (:meth:`VariationalBayes.frame`), and the others go on.
+    """Coordinate ascent from several starts, with the best factors in a guide; see :func:`zoo.cavi`.
 
     Args:
-        model: a :class:`~zoo.base.protocols.ConditionallyConjugate` model: BayesianPCA, BayesianFactorAnalysis,
-            BayesianGMM, or one of your own. A model that places its priors on the data does so first.
+        model: a :class:`~zoo.base.protocols.ConditionallyConjugate` model.
         x: the data (n, d).
-        sweeps: the most sweeps of each start.
-        tol: stop when the limit of the bound, extrapolated by Aitken's rule, is nearer than ``tol`` nats per row.
+        hold: a function of model and rows that returns a guide for the factors, with a method ``place``.
+        sweeps: the maximum number of sweeps of each start.
+        tol: nats per row.
         restarts: the number of starts.
-        seed: of the first start; the others follow.
-
-    Returns:
-        the best of them, with a :class:`guides.MeanField` of the factors' own families: it can be evaluated, sampled,
-        saved, and trained further by :func:`zoo.fit`.
+        seed: of the first start.
 
     Raises:
         TypeError: the model is not conditionally conjugate.
         ValueError: data unfit for the model, or a number out of range.
-        FloatingPointError: every start failed; the message lists why. A bound that falls, which coordinate ascent
-            never does, is such a failure.
-
-    References:
-        Bishop (2006), Pattern Recognition and Machine Learning, ch. 10; Blei, Kucukelbir and McAuliffe (2017),
-        Variational inference: a review for statisticians, JASA 112.
-
-    >>> import torch, zoo
-    >>> x = zoo.data.load("iris", dtype=torch.float64).x
-    >>> model = zoo.BayesianPCA(4, 2, mean=False).double()
-    >>> found = cavi(model, x - x.mean(0), restarts=2)
-    >>> round(float(found[-1]), 3), found.converged
-    (-456.328, True)
+        FloatingPointError: every start failed.
     """
     inner = _conditionally_conjugate(model)
     check_whole(sweeps, "sweeps")
@@ -159,7 +138,7 @@ def cavi(
                 inner.initialize(x)
         attempts, (bound, converged, ascent) = _starts(inner, x, range(seed, seed + restarts), sweeps, tol * len(x))
         factors = dict(ascent.factors(x))
-        guide = MeanField(model, x, family="conjugate")
+        guide = hold(model, x)
         guide.place(factors)
     record = Training(
         losses=-bound / len(x),
@@ -176,7 +155,7 @@ def cavi(
     return VariationalBayes(model, guide, record, bound=bound, attempts=attempts, factors=factors)
 
 
-def _conditionally_conjugate(model: Any) -> ConditionallyConjugate:
+def _conditionally_conjugate(model: PyroCallable) -> ConditionallyConjugate:
     """The model behind all handlers.
 
     Raises:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from zoo.algebra.curvature import Curvature
 from zoo.base.callables import modules, name_of, undecorated
-from zoo.base.checks import check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.latent_sites import Latent
 from zoo.base.protocols import HoldsFactors, Pair
 from zoo.base.random import seeded
@@ -92,7 +92,7 @@ class LinearResponse:
 
 def linear_response(
     run: Pair,
-    x: Any,
+    x: ArrayLike,
     quantity: Quantity | None = None,
     *,
     loss: ELBO | None = None,

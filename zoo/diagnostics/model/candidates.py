@@ -10,12 +10,13 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
+from guides.ascent import cavi
 from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
 from zoo.base.checks import check_rows
 from zoo.base.protocols import ConditionallyConjugate, Conjugate, HoldsRows
 from zoo.base.random import seeded
 from zoo.diagnostics.model.criteria import information_criteria, log_density
-from zoo.infer.coordinate_ascent import VariationalBayes, cavi
+from zoo.infer.coordinate_ascent import VariationalBayes
 from zoo.infer.run import Fit
 from zoo.infer.starts import best_of
 from zoo.posterior.evidence import log_evidence_bounds

@@ -1,14 +1,13 @@
 """The density of new rows under the posterior of what all rows share."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import polars as pl
 import torch
 from torch import Tensor
 
 from zoo.base.callables import name_of, undecorated, unwrapped
-from zoo.base.checks import check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.protocols import ClosedPredictive, ConjugateGivenShared, HoldsRows, Pair
 from zoo.diagnostics.model.relevance import conjugate_factors
 from zoo.posterior.engine import Arguments, Reader, reader, reading
@@ -47,7 +46,7 @@ class PredictiveDensity:
         return f"PredictiveDensity of {found['rows']:.0f} rows: mean {found['log_density']:.4f} nats per row ({how})"
 
 
-def predictive_density(run: Pair, x: Any, *, draws: int = 1000, seed: int = 0) -> PredictiveDensity:
+def predictive_density(run: Pair, x: ArrayLike, *, draws: int = 1000, seed: int = 0) -> PredictiveDensity:
     r"""The density of new rows, averaged over q of what all rows share.
 
     .. math:: \log p(x_n \mid \text{data}) \approx \log \int p(x_n \mid \theta)\, q(\theta)\, d\theta \approx

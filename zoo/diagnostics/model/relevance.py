@@ -10,7 +10,7 @@ from torch import Tensor
 from guides.mean_field import MeanField
 from guides.sites import check_count
 from zoo.base.callables import name_of, undecorated
-from zoo.base.checks import check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.protocols import Pair
 from zoo.posterior.engine import Reader, reader, reading
 
@@ -66,7 +66,7 @@ class EffectiveSize:
 
 
 def effective_size(
-    run: Pair, x: Any, *, threshold: float | None = None, draws: int = 1000, seed: int = 0
+    run: Pair, x: ArrayLike, *, threshold: float | None = None, draws: int = 1000, seed: int = 0
 ) -> EffectiveSize:
     r"""The factors that automatic relevance determination keeps, or the components of a mixture that hold rows.
 

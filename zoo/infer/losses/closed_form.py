@@ -37,24 +37,24 @@ class ClosedFormELBO(ELBO):
         Stochastic variational inference, JMLR 14.
     """
 
-    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+    def differentiable_loss(self, model: PyroCallable, guide: PyroCallable, *args: Any, **kwargs: Any) -> Tensor:
         """The negative bound in nats over all rows, as a differentiable scalar."""
         check_closed_form_pair(model, guide)
         return -_bound(undecorated(model), undecorated(guide), *args, **kwargs)
 
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+    def loss(self, model: PyroCallable, guide: PyroCallable, *args: Any, **kwargs: Any) -> float:
         """The negative bound."""
         with torch.no_grad():
             return float(self.differentiable_loss(model, guide, *args, **kwargs))
 
-    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+    def loss_and_grads(self, model: PyroCallable, guide: PyroCallable, *args: Any, **kwargs: Any) -> float:
         """The negative bound; its gradients are added to the parameters'."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward()
         return loss.item()
 
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+    def _get_trace(self, model: PyroCallable, guide: PyroCallable, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError("ClosedFormELBO runs neither model nor guide, so that there are no traces")
 
 
@@ -77,7 +77,9 @@ def check_closed_form_pair(model: PyroCallable, guide: PyroCallable) -> None:
     )
 
 
-def _bound(model: Any, guide: Any, x: Tensor, index: Tensor | None = None, size: int | None = None) -> Tensor:
+def _bound(
+    model: PyroCallable, guide: PyroCallable, x: Tensor, index: Tensor | None = None, size: int | None = None
+) -> Tensor:
     """The bound, with the parameters of model and guide in Pyro's store."""
 
     def of_guide(module: Any) -> dict[str, Any]:

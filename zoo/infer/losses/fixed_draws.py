@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from zoo.base.callables import PyroCallable, name_of
 from zoo.base.checks import check_whole
 from zoo.base.latent_sites import Layout
+from zoo.base.protocols import Carrying
 from zoo.base.random import seeded
-from zoo.distributions.bent import Bent
 
 MOVED = (  # distributions whose draws are a smooth map of noise that does not depend on their parameters
     dist.Normal,
@@ -68,19 +68,19 @@ class FixedDraws(Trace_ELBO):
             with seeded(self.seed):
                 self._guess_max_plate_nesting(model, guide, args, kwargs)
 
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+    def loss(self, model: PyroCallable, guide: PyroCallable, *args: Any, **kwargs: Any) -> float:
         """The negative bound over the fixed draws."""
         self._ready(model, guide, args, kwargs)
         with seeded(self.seed):
             return float(super().loss(model, guide, *args, **kwargs))
 
-    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+    def differentiable_loss(self, model: PyroCallable, guide: PyroCallable, *args: Any, **kwargs: Any) -> Tensor:
         """The negative bound over the fixed draws, as a differentiable scalar."""
         self._ready(model, guide, args, kwargs)
         with seeded(self.seed):
             return torch.as_tensor(super().differentiable_loss(model, guide, *args, **kwargs))
 
-    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+    def loss_and_grads(self, model: PyroCallable, guide: PyroCallable, *args: Any, **kwargs: Any) -> float:
         """The negative bound over the fixed draws; its gradients are added to the parameters'."""
         self._ready(model, guide, args, kwargs)
         with seeded(self.seed):
@@ -135,7 +135,7 @@ def _layers(function: Any) -> Iterator[Any]:
     """A distribution, the one it wraps, and so on to the innermost."""
     while function is not None:
         yield function
-        function = getattr(function, "carried" if isinstance(function, Bent) else "base_dist", None)
+        function = getattr(function, "carried" if isinstance(function, Carrying) else "base_dist", None)
 
 
 def _why(function: Any) -> str:
