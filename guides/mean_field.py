@@ -70,10 +70,10 @@ class MeanField(Module):
     ) -> None:
         super().__init__()
         x = check_data(x, model)
-        self.sites = Sites.of("MeanField", model, x)
+        self.conjugate = self._conjugate_part(model, x, family)
+        self.sites = Sites.of("MeanField", model, x, transformed=self.conjugate is None)
         self.__dict__["model"] = model  # referred to, not registered
         self.count = n = len(x)
-        self.conjugate = self._conjugate_part(model, x, family)
         self.closed_form, self.shared = False, None
         if self.conjugate is not None:
             return

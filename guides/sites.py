@@ -48,11 +48,18 @@ class Sites:
     nesting: int = 1
 
     @classmethod
-    def of(cls, guide: str, model: PyroCallable, x: Tensor | None) -> "Sites":
+    def of(cls, guide: str, model: PyroCallable, x: Tensor | None, *, transformed: bool = True) -> "Sites":
         """The sites of a model, from one run of it.
 
+        Args:
+            guide: the name of the guide.
+            model: the model.
+            x: rows (n, d), or None.
+            transformed: whether the guide draws continuous sites as transformed real vectors.
+
         Raises:
-            CannotServe: a discrete site is a vector or shared by all rows, or a local site is in a further plate.
+            CannotServe: a discrete site is a vector or shared by all rows, a local site is in a further plate, or no
+                transform from real vectors to the support of a site is known.
             ValueError: the model has no latent site.
         """
         seen = layout(model, x)
@@ -61,6 +68,8 @@ class Sites:
             raise ValueError(f"{guide} cannot serve {name_of(model)}: it has no latent site to infer")
         for latent in found:
             _check_family(guide, model, latent)
+            if transformed and latent.cardinality is None:
+                _check_transform(guide, model, latent)
         discrete = tuple(latent for latent in found if latent.cardinality is not None)
         smooth = [latent for latent in found if latent.cardinality is None]
         local, shared = (tuple(s for s in smooth if s.local is kind) for kind in (True, False))
@@ -82,6 +91,22 @@ def _check_family(guide: str, model: PyroCallable, latent: Latent) -> None:
             "pyro.infer.autoguide, which keeps the plate."
         )
         raise CannotServe(guide, model, latent.name, why, instead)
+
+
+def _check_transform(guide: str, model: PyroCallable, latent: Latent) -> None:
+    """Raise :class:`CannotServe` for a support without a bijection from real vectors."""
+    try:
+        _ = latent.transform
+    except NotImplementedError:
+        base = latent.support
+        while isinstance(base, constraints.independent):
+            base = base.base_constraint
+        why = f"has the support {type(base).__name__.strip('_')}, to which no bijection from real vectors is known"
+        instead = (
+            "Use MeanField(model, x, family='conjugate') if the model is conditionally conjugate, or give the model a "
+            "site with another support."
+        )
+        raise CannotServe(guide, model, latent.name, why, instead) from None
 
 
 def check_data(x: ArrayLike, model: PyroCallable) -> Tensor:

@@ -25,7 +25,7 @@ from pyro import poutine
 import zoo
 from zoo.base.random import seeded
 
-NAMES = {"z", "component", "x", "weight", "mean", "scale", "precision", "relevance", "proportions"}  # as in DESIGN
+NAMES = {"z", "component", "x", "weight", "mean", "scale", "precision", "relevance", "proportions", "sticks"}
 
 pytestmark = pytest.mark.usefixtures("own_store")
 every_model = kinds()
