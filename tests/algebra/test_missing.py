@@ -535,5 +535,5 @@ def test_export_and_pictures(flowers):
         idata = zoo.to_arviz(run, flowers, draws=10)
         assert (idata["observed_data"]["x"].isnull().values == flowers.isnan().numpy()).all()
         assert not idata["posterior_predictive"]["x"].isnull().any()
-        assert not idata["log_likelihood"]["x"].isnull().any()
+        assert not idata["constant_data"]["log_marginal"].isnull().any()
         zoo.plots.latent(run, flowers)

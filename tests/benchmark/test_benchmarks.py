@@ -19,7 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 import zoo
 from guides import Amortized, MeanField
-from guides.amortized import ONE
+from guides.encoder import ONE
 from zoo.infer.losses.compiled import CompiledELBO
 
 pytestmark = pytest.mark.benchmarks

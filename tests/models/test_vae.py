@@ -390,7 +390,7 @@ def test_everything_takes_missing_entries(iris):
     assert zoo.evaluate(run, gaps, draws=25).elbo.isfinite().all()
     idata = zoo.to_arviz(run, gaps, draws=10)
     assert not idata["posterior_predictive"]["x"].isnull().any()
-    assert not idata["log_likelihood"]["x"].isnull().any()
+    assert not idata["constant_data"]["log_marginal"].isnull().any()
 
 
 # A decoder of the user's.

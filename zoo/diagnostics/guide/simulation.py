@@ -24,6 +24,7 @@ from zoo.infer.run import Fit
 from zoo.posterior.engine import Reader, reading
 
 MOST_TABLES = 5  # of a model with covariates, unless more simulations are asked for
+ODD = 7  # rows, a number that no data set is likely to have, to see whether a model generates any
 COVARIATES = "the model holds covariates of its rows"
 
 
@@ -95,6 +96,7 @@ def simulate(run: Fit, simulations: int | None, usual: tuple[int, int], rows: in
 def _layout(run: Fit, rows: int | None) -> tuple[Layout, bool]:
     """The sites of the model, and whether it generates any number of rows: not one with covariates of its own rows."""
     try:
+        run.model(None, None, ODD)
         return layout(run.model), True
     except (RuntimeError, IndexError, ValueError):
         n = _rows(run, rows, COVARIATES)
