@@ -190,10 +190,10 @@ def test_trains_from_a_random_start(kind, family, dtype, steps, untouched):
     for module in (model, guide):
         if hasattr(module, "initialize"):
             module.initialize(x)
-    before = zoo.evaluate(as_it_is(model, guide), x, draws=50, inner=25).total / len(x)
+    before = zoo.evaluate(as_it_is(model, guide), x, draws=50, inner=30).total / len(x)
     with untouched():
         run = zoo.fit(model, guide, x, steps=steps, progress=False)
-        after = zoo.evaluate(run, x, draws=50, inner=25).total / len(x)
+        after = zoo.evaluate(run, x, draws=50, inner=30).total / len(x)
     assert after > before + 0.5  # nats per row
     modules = [m for m in (model, guide) if isinstance(m, torch.nn.Module)]
     assert {p.dtype for m in modules for p in m.parameters()} == {dtype}

@@ -184,7 +184,7 @@ def test_mixture_of_factor_analysers(family, x):
     assert zoo.generate(run, 5).x.shape == (5, 4)
     assert zoo.reconstruct(run, x, draws=20).mean.shape == x.shape
     assert str(zoo.importance_moments(run, x, draws=100))
-    assert str(zoo.log_evidence_bounds(run, x, draws=(25, 50)))
+    assert str(zoo.log_evidence_bounds(run, x, draws=(30, 60)))
     idata = zoo.to_arviz(run, x, draws=50)
     assert {"z", "component"} <= set(idata["posterior"].data_vars)
     assert str(zoo.predictive_check(run, x, draws=40))
@@ -301,7 +301,7 @@ def test_generation_and_reconstruction_given_covariates(decoded, batches):
 DENSITY = {
     "evaluate": lambda run, x: zoo.evaluate(run, x),
     "importance_moments": lambda run, x: zoo.importance_moments(run, x),
-    "log_evidence_bounds": lambda run, x: zoo.log_evidence_bounds(run, x, draws=(25,)),
+    "log_evidence_bounds": lambda run, x: zoo.log_evidence_bounds(run, x, draws=(30,)),
     "loo": lambda run, x: zoo.loo(run, x),
     "sbc": lambda run, x: zoo.diagnostics.sbc(run),
 }

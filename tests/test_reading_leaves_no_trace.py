@@ -82,9 +82,9 @@ def gone(x: Tensor) -> Tensor:
 READING = {
     "posterior.evaluate": lambda run, x: zoo.evaluate(run, x, draws=30),
     "posterior.log_evidence_bounds": lambda run, x: zoo.log_evidence_bounds(
-        run, x, draws=(25,), ais=zoo.posterior.AIS(10, chains=2)
+        run, x, draws=(30,), ais=zoo.posterior.AIS(10, chains=2)
     ),
-    "posterior.gaps": lambda run, x: zoo.posterior.gaps(run, x, steps=3, draws=25),
+    "posterior.gaps": lambda run, x: zoo.posterior.gaps(run, x, steps=3, draws=30),
     "posterior.rate_distortion": lambda run, x: zoo.posterior.rate_distortion(run, x),
     "factors.encode": lambda run, x: zoo.factors.encode(run, x),
     "factors.decode": lambda run, x: zoo.factors.decode(run, torch.ones(3, K)).mean,

@@ -15,7 +15,7 @@ from zoo.benchmark.deep import DEEP, Budget
 def short(monkeypatch):
     """The protocol of a table, for two epochs."""
     protocol = next(p for p in DEEP if "breast_cancer" in p.name)
-    budgets = {"quick": Budget(epochs=2, patience=None, draws=25, rows=30)}
+    budgets = {"quick": Budget(epochs=2, patience=None, draws=30, rows=30)}
     monkeypatch.setattr(deep, "DEEP", (dataclasses.replace(protocol, budgets=budgets),))
     return protocol
 

@@ -307,7 +307,7 @@ def test_decode_with_covariates(conditional, x):
         lambda run, x: zoo.impute(run, torch.where(x > -9, torch.nan, x)),
         lambda run, x: encode(run, x),
         lambda run, x: decode(run, torch.zeros(5, K)),
-        lambda run, x: zoo.log_evidence_bounds(run, x, draws=(25,)),
+        lambda run, x: zoo.log_evidence_bounds(run, x, draws=(30,)),
         lambda run, x: run.sample(x),
     ],
 )

@@ -316,7 +316,7 @@ def spoil(value, row=7, column=2):
         (lambda x: x[:1], ValueError, "x has 1 row: at least 2"),
         (lambda x: x[:, 0], ValueError, "shape (60,)"),
         (lambda x: x.to(torch.complex64), TypeError, "complex"),
-        (lambda x: [["a", "b", "c", "d"]] * 3, TypeError, "no number"),
+        (lambda x: [["a", "b", "c", "d"]] * 3, TypeError, "other than numbers"),
         (lambda x: x[:, :3], ValueError, "x has 3 columns, the model PPCA was built for data_dim=4"),
     ],
 )
@@ -365,7 +365,7 @@ def test_refuses_a_guide_without_a_discrete_site_unless_it_is_summed(some):
 def test_refuses_guides_of_one_batch(some):
     model = ppca(torch.float32)
     with pytest.raises(
-        ValueError, match="AutoDiagonalNormal holds parameters for the rows of one batch.*batch_size=None"
+        ValueError, match="AutoDiagonalNormal has parameters for the rows of one batch.*batch_size=None"
     ):
         fit(model, AutoDiagonalNormal(model), some.float(), batch_size=16)
 
@@ -395,7 +395,7 @@ def test_refuses_two_dtypes(some):
 
 
 def test_refuses_what_is_no_callable(some):
-    with pytest.raises(ValueError, match="guide is no Pyro callable, got str"):
+    with pytest.raises(ValueError, match="guide is not a Pyro callable, got str"):
         fit(ppca(), "mean field", some)
 
 

@@ -137,4 +137,4 @@ def test_bernoulli_digits_train_on_their_bound():
     guide = Amortized(model, x)
     run = zoo.fit(model, guide, x, batch_size=100, steps=500, progress=False)
     assert run.settings["loss"] == "Trace_ELBO"
-    assert float(-run.losses[-50:].mean()) == pytest.approx(zoo.evaluate(run, x, draws=25).summary()["elbo"], abs=1.5)
+    assert float(-run.losses[-50:].mean()) == pytest.approx(zoo.evaluate(run, x, draws=30).summary()["elbo"], abs=1.5)

@@ -204,7 +204,7 @@ def test_responsibilities():
 def test_gaps_at_rounding_are_drawn_as_none(iris):
     model = zoo.PPCA(4, 2).double()
     run = zoo.fit(model, guides.Exact(model), iris, progress=False)
-    ax = plots.row_gaps(zoo.evaluate(run, iris, draws=25))
+    ax = plots.row_gaps(zoo.evaluate(run, iris, draws=30))
     ax.figure.canvas.draw()
     assert ax.yaxis.get_offset_text().get_text() == ""
     drawn = np.concatenate([points.get_offsets()[:, 1] for points in ax.collections])

@@ -230,7 +230,7 @@ class Bent(Module):
 
 def test_refuses_other_families(some):
     model, x = frozen(zoo.PPCA)
-    with pytest.raises(ValueError, match="of the guide Bent is a TransformedDistribution: take MeanField"):
+    with pytest.raises(ValueError, match="of the guide Bent is a TransformedDistribution: use MeanField"):
         gaps(as_it_is(model, Bent(), x), x)
     mixture = zoo.GMM(4, 2).double()
     with pytest.raises(

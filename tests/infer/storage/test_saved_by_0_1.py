@@ -1,6 +1,6 @@
 """Runs saved by latent-zoo 0.1.0 (format 1) load, and give what they gave then.
 
-Beside every folder stand the bound of every row by ``evaluate(run, x, draws=25)`` and the first numbers of
+Beside every folder stand the bound of every row by ``evaluate(run, x, draws=30)`` and the first numbers of
 ``sample(x, 3)``, both with seed 0, as 0.1.0 computed them. The parameters are the file's to the bit, and so are the
 guide's draws. A bound in closed form agrees to rounding. One that is a mean over draws from the guide agrees within
 its Monte Carlo error, since today's engine takes the draws in another order.
