@@ -24,8 +24,8 @@ from zoo.algebra.exponential_families import (
     GaussianFactor,
     WishartFactor,
 )
+from zoo.algebra.wishart import Wishart
 from zoo.base.module import Module
-from zoo.distributions.wishart import Wishart
 
 LEAST = 1e-30  # probability below which a categorical's gradient says nothing
 HALVINGS = 50  # of a step that leaves the domain, at most

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.special import digamma
 
-from zoo.distributions.wishart import Wishart
+from zoo.algebra.wishart import Wishart
 
 F = TypeVar("F", bound="Factor")
 LOG_TWO_PI = math.log(2 * math.pi)

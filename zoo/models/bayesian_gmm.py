@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from zoo.algebra.missing import column_moments, refuse_unobserved_columns
+from zoo.algebra.wishart import Wishart
 from zoo.base.checks import check_whole
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
 from zoo.distributions.observed import seen
-from zoo.distributions.wishart import Wishart
 from zoo.models.mixture_ascent import (
     Covariance,
     MixtureAscent,
