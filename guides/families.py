@@ -6,7 +6,7 @@ back, and takes a natural-gradient step from the gradients that SVI leaves on it
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import pyro.distributions as dist
 import torch
@@ -31,7 +31,6 @@ LEAST = 1e-30  # probability below which a categorical's gradient says nothing
 HALVINGS = 50  # of a step that leaves the domain, at most
 
 
-@runtime_checkable
 class FactorPart(Protocol):
     """The parameters of one factor of a guide."""
 

@@ -247,6 +247,24 @@ class HoldsFactors(Protocol):
 
 
 @runtime_checkable
+class HoldsFactor(Protocol):
+    """A part of a guide: the parameters of one exponential-family factor; see :mod:`guides.families`."""
+
+    def factor(self, index: Tensor | None = None) -> Any:
+        """The factor, of the rows ``index`` where it has members per row."""
+        ...
+
+
+@runtime_checkable
+class NaturalStep(Protocol):
+    """A part of a guide that takes natural-gradient steps."""
+
+    def natural_step(self, rate: float, rows: Tensor | None = None) -> None:
+        """Move by ``rate`` along the natural gradient, of the members ``rows`` where members are rows."""
+        ...
+
+
+@runtime_checkable
 class GaussianGuide(Protocol):
     """A guide that declares whether all its sites are Gaussian (in unconstrained coordinates) or categorical."""
 

@@ -7,8 +7,8 @@ import torch
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
-from guides.families import CoupledPart, FactorPart
 from zoo.base.callables import PyroCallable, modules, name_of
+from zoo.base.protocols import HoldsFactor, NaturalStep
 from zoo.infer.optim.fused import Fused
 
 OTHERS = 0.01  # learning rate of Adam for what is no factor
@@ -163,13 +163,13 @@ def _parts(guide: PyroCallable) -> list[Any]:
     found = {id(m): (name, m) for module in modules(guide) for name, m in module.named_modules()}
     parts: list[Any] = []
     for name, part in found.values():
-        if isinstance(part, CoupledPart):
+        if isinstance(part, HoldsFactor) and not isinstance(part, NaturalStep):
             raise ValueError(
                 f"NaturalGradient cannot serve the factor '{name}' of {name_of(guide)}: a Gaussian coupled to the "
                 "precisions has a Fisher information that depends on their factor. Give the model independent means "
                 "(means='independent'), or train by zoo.cavi, or by ClosedFormELBO with the default optimizer"
             )
-        if isinstance(part, FactorPart):
+        if isinstance(part, NaturalStep):
             parts.append(part)
     if not parts:
         raise ValueError(
