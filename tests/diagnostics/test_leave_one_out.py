@@ -214,5 +214,5 @@ def test_other_refusals(x, iris):
     model = Means()
     y = torch.randn(10, 2, dtype=torch.float64)
     point = zoo.fit(model, AutoDelta(model), y, steps=2, progress=False)
-    with pytest.raises(ValueError, match="AutoDelta puts a point mass on 'centre'"):
+    with pytest.raises(ValueError, match="AutoDelta has a point mass on 'centre'"):
         loo(point, y, draws=30)

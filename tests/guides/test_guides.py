@@ -332,7 +332,7 @@ REFUSALS = {
         lambda x: FullRank(GMM(4, 2).double(), x),
         "component",
         "is discrete",
-        "Use MeanField",
+        "Use Amortized",
     ),
     "Exact of a VAE": (lambda x: Exact(VAE(4, 2).double()), "z", "no closed-form posterior", "Use Amortized"),
     "Exact of two sites": (lambda x: Exact(Pair(4, 2).double()), "level", "is one of 2", "Use MeanField"),

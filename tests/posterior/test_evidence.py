@@ -293,7 +293,7 @@ def test_a_guide_that_draws_all_rows_together_has_total_bounds(some):
     assert [rung.name for rung in found.rungs] == ["ELBO", "IS-50", "IS-1000", "exact"]
     assert found["exact"].mean == pytest.approx(total)
     assert found["ELBO"].mean < found["IS-50"].mean < found["IS-1000"].mean < total
-    with pytest.raises(ValueError, match="draws all rows together.*which AIS needs"):
+    with pytest.raises(ValueError, match="draws all rows jointly.*which AIS needs"):
         log_evidence_bounds(run, some, draws=(30,), ais=FAST)
 
 
@@ -359,6 +359,6 @@ def test_summary_rows_and_repr():
     assert table["effective"].shape == (30,)
     assert repr(found).startswith("Bounds on log p(x) of 30 rows")
     assert math.isnan(log_evidence_bounds(run, x[:1], draws=(30,)).summary()["ELBO_population_se"])
-    with pytest.raises(KeyError, match="no rung 'IWAE-5': there are ELBO, IWAE-10, IWAE-100, AIS, exact"):
+    with pytest.raises(KeyError, match="no bound 'IWAE-5': there are ELBO, IWAE-10, IWAE-100, AIS, exact"):
         found["IWAE-5"]
     assert evaluate(run, x).log_marginal.mean().item() == pytest.approx(summary["exact"])
