@@ -12,7 +12,7 @@ def test_ranks_by_the_bound():
     assert [row.bound for row in found.table] == pytest.approx([-502.2193962, -456.3283516, -451.599825], abs=1e-4)
     assert found.best().value == 3
     assert found.summary()["best_bound"] == 3
-    assert "bound chooses 3" in str(found)
+    assert "best by bound: 3" in str(found)
     assert found.frame()["bound"].null_count() == 0
 
 

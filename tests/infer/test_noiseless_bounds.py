@@ -148,6 +148,6 @@ def test_fixed_draws_refuse_rejection_discrete_sites_and_minibatches(some, faith
     with pytest.raises(ValueError, match="site 'component'.*not reparametrised"):
         zoo.fit(mixture, guides.MeanField(mixture, faithful), faithful, loss=FixedDraws(), steps=1, progress=False)
     guide = guides.MeanField(bayes, some, family="gaussian")
-    with pytest.raises(ValueError, match="FixedDraws takes the same draws.*batch_size=None"):
+    with pytest.raises(ValueError, match="FixedDraws uses the same draws.*batch_size=None"):
         zoo.fit(bayes, guide, some, loss=FixedDraws(), batch_size=10, steps=1, progress=False)
     zoo.fit(bayes, AutoNormal(bayes), some, loss=FixedDraws(3), steps=1, progress=False)

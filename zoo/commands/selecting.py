@@ -117,7 +117,7 @@ def _show(found: Selection, title: str, size: str) -> None:
     for row in found.table:
         if row.error is not None:
             out.print(f"{size} {row.value}: {row.error}", highlight=False, soft_wrap=True, markup=False)
-    compared = f"; held-out: log p(x) per row, {found.how}" if "held_out" in found.measures else ""
+    compared = f"; held-out: log p(x) per row, {found.how}" if found.how != "none" else ""
     best = ", ".join(f"{WORDS[by]}: {value}" for by, value in chosen.items())
     out.print(
         f"* best by {best}{compared}; near: starts within 0.01 nats of the best",

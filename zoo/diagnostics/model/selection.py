@@ -197,6 +197,8 @@ def select_size(
     if all(row.best is None for row in table):
         listed = "\n".join(f"  {row.value}: {row.error}" for row in table)
         raise ValueError(f"no value could be fitted:\n{listed}")
+    if all(row.bound is not None for row in table if row.best is not None):
+        how = "none"
     found = Selection(tuple(table), len(rows), how)
     if not found.measures:
         raise ValueError(
