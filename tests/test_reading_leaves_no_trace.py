@@ -113,6 +113,9 @@ CONJUGATE = {  # what needs a conjugate model, or may take a model alone
 NOT_READING = {
     "diagnostics.loo": "refuses models without shared sites, and takes those with them through the same engine",
     "diagnostics.select_size": "fits",
+    "diagnostics.effective_size": "for models with relevances or components, which have no networks here",
+    "diagnostics.linear_response": "for guides without networks, whose bound has no noise",
+    "diagnostics.predictive_density": "for models with priors on everything, which have no networks here",
     "export.elpd": "takes numbers",
     "export.write_arviz": "writes what to_arviz gives; tests/export compares the two",
     "plots.responsibilities": "takes mixtures, which hold no networks",

@@ -128,7 +128,7 @@ def case(name, iris, faithful):
     return model, guide, x, float(ascent.bound())
 
 
-@pytest.mark.parametrize(("name", "rounds"), [("pca", 120), ("factors", 50), ("mixture", 60)])
+@pytest.mark.parametrize(("name", "rounds"), [("pca", 240), ("factors", 50), ("mixture", 60)])
 def test_all_rows_at_once_end_at_the_bound_of_coordinate_ascent(name, rounds, iris, faithful):
     model, guide, x, bound = case(name, iris, faithful)
     optim = NaturalGradient(guide)
