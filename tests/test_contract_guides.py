@@ -105,7 +105,9 @@ def test_vectorised_particles(kind, family):
     trace = poutine.trace(spread(guide, 5, dim)).get_trace(x)
     for latent in found.latents:
         value = trace.nodes[latent.name]["value"]
-        assert value.numel() == torch.Size(shape(latent, len(x), (5,))).numel()
+        sizes = [5, *one.nodes[latent.name]["value"].shape]  # between them, dims of 1 for the plates that it is not in
+        assert value.shape[0] == 5
+        assert [size for size in value.shape if size > 1] == [size for size in sizes if size > 1]
         assert latent.cardinality is not None or not torch.equal(value[0], value[1])
     with torch.no_grad():
         loss = Trace_ELBO(num_particles=5, vectorize_particles=True, max_plate_nesting=found.nesting)
@@ -140,6 +142,7 @@ def test_minibatch(kind, family):
     drawn = poutine.trace(guide).get_trace(x)
     full = {latent.name: drawn.nodes[latent.name]["value"].detach() for latent in SITES[kind.name].latents}
     held = {latent.name: full[latent.name][index] for latent in SITES[kind.name].local}
+    drawn_part = poutine.trace(guide).get_trace(x[index], index, n)
     whole = poutine.trace(poutine.condition(guide, full)).get_trace(x)
     part = poutine.trace(poutine.condition(guide, {**full, **held})).get_trace(x[index], index, n)
     whole.compute_log_prob()
@@ -147,6 +150,7 @@ def test_minibatch(kind, family):
     for latent in SITES[kind.name].latents:
         ours, theirs = part.nodes[latent.name], whole.nodes[latent.name]["unscaled_log_prob"]
         assert float(ours["scale"]) == pytest.approx(n / 6 if latent.local else 1)
+        assert drawn_part.nodes[latent.name]["value"].shape == shape(latent, 6)
         torch.testing.assert_close(ours["unscaled_log_prob"], theirs[index] if latent.local else theirs)
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
     assert torch.tensor(svi.step(x[index], index, n)).isfinite()
