@@ -11,8 +11,8 @@ import pytest
 import torch
 from helpers import rows_plate
 from pyro.infer import TraceEnum_ELBO, config_enumerate
-from pyro.infer.autoguide import AutoDelta, AutoLaplaceApproximation, AutoNormal
-from user_models import BatchDecoder, BayesianFactors, MixtureOfFactorAnalysers, one_mean
+from pyro.infer.autoguide import AutoNormal
+from user_models import BatchDecoder, BayesianFactors, MixtureOfFactorAnalysers
 
 import zoo
 import zoo.report
@@ -107,7 +107,7 @@ def test_factors_export(fitted, x):
         warnings.simplefilter("ignore")  # k-hat of single rows
         theirs = az.loo(idata)
     elpd = float(getattr(theirs, "elpd_loo", getattr(theirs, "elpd", math.nan)))
-    assert elpd == pytest.approx(ours.elpd, abs=5 * max(ours.se, 1.0) / 5)
+    assert elpd == pytest.approx(ours.elpd, abs=max(ours.se, 1.0))
 
 
 def test_factors_save_and_load(fitted, family, x, tmp_path):
@@ -294,34 +294,3 @@ def test_generation_and_reconstruction_given_covariates(decoded, batches):
     with pytest.raises(ValueError, match="batch"):
         zoo.evaluate(decoded, x[:50])
     assert zoo.evaluate(decoded.given(batch=batch[:50]), x[:50]).elbo.shape == (50,)
-
-
-# --- point masses ----------------------------------------------------------------------------------
-
-DENSITY = {
-    "evaluate": lambda run, x: zoo.evaluate(run, x),
-    "importance_moments": lambda run, x: zoo.importance_moments(run, x),
-    "log_evidence_bounds": lambda run, x: zoo.log_evidence_bounds(run, x, draws=(30,)),
-    "loo": lambda run, x: zoo.loo(run, x),
-    "sbc": lambda run, x: zoo.diagnostics.sbc(run),
-}
-
-
-@pytest.fixture(scope="module", params=[AutoDelta, AutoLaplaceApproximation])
-def point(request):
-    """Sixty rows about one mean, and a point estimate of it."""
-    with pyro.get_param_store().scope(), seeded(0):
-        x = 2 + torch.randn(60, 1, dtype=torch.float64)
-        return zoo.fit(one_mean, request.param(one_mean), x, steps=200, progress=False), x
-
-
-@pytest.mark.parametrize("name", DENSITY)
-def test_a_point_has_no_density(point, name):
-    with pytest.raises(ValueError, match="point mass|point estimate|no density|holds parameters of the rows"):
-        DENSITY[name](*point)
-
-
-def test_a_point_is_never_trusted(point):
-    found = zoo.diagnose(*point)
-    assert not found.trusted
-    assert found.level == "bad"
