@@ -16,15 +16,6 @@ from zoo.base.plates import rows
 from zoo.diagnostics import importance_moments, posterior_error
 
 
-@pytest.fixture(scope="module")
-def model(iris):
-    model = zoo.FactorAnalysis(4, 2).double()
-    torch.manual_seed(1)
-    model.initialize(iris)
-    zoo.em(model, iris, steps=30)  # any parameters will do
-    return model.requires_grad_(False)
-
-
 def off(model, x, times=1.0, shift=0.0):
     """A full-rank guide with ``times`` the posterior's deviations, its means off by ``shift`` deviations."""
     guide, posterior = FullRank(model, x), model.posterior(x)
