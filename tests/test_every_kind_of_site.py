@@ -87,7 +87,7 @@ def test_factors_diagnose(fitted, x):
 def test_factors_are_calibrated(fitted):
     """By 20 fresh fits: a guide of one mode among truths of both signs sees so in the weights, not in the precision."""
     found = zoo.diagnostics.sbc(fitted, simulations=20, steps=1000)
-    assert found.units[-1] == "precision"
+    assert found.units[-1] == "precision[0]"
     assert float(found.p_values[-1]) > 1e-4
 
 
