@@ -15,9 +15,9 @@ from zoo.alignment.canonical import canonical_transform
 from zoo.alignment.symmetry import Alignment
 from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
 from zoo.base.checks import ArrayLike, check_rows
+from zoo.base.memory import rows_at_once
 from zoo.base.protocols import ClosedLikelihood, Placed
 
-BUDGET = 2**22  # numbers per array and chunk
 MATRICES = (constraints.lower_cholesky, constraints.lower_triangular, constraints.positive_definite)
 
 
@@ -160,7 +160,7 @@ def log_density(model: PyroCallable, x: Tensor) -> Tensor:
     """log p(x) of the rows (n,), in float64 on the CPU, in chunks."""
     exact: Any = copy.deepcopy(model)
     exact = exact.double()
-    parts = x.double().split(max(1, BUDGET // x.shape[1]))
+    parts = x.double().split(rows_at_once(x.shape[1]))
     return torch.cat([exact.log_marginal(part) for part in parts]).cpu()
 
 
