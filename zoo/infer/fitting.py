@@ -14,9 +14,10 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from zoo.base.callables import PyroCallable, mode, modules, unwrapped
-from zoo.base.checks import ArrayLike
+from zoo.base.checks import ArrayLike, missing_entries
 from zoo.base.protocols import Placed
 from zoo.base.random import seeded
+from zoo.infer.captured import CapturedSVI
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.guard import diverged, floored
 from zoo.infer.line_search import LineSearchSVI
@@ -40,6 +41,9 @@ from zoo.infer.watchers import (
 )
 
 
+READ = 50  # steps between two readings of the losses on a GPU
+
+
 def fit(
     model: PyroCallable,
     guide: PyroCallable,
@@ -56,6 +60,7 @@ def fit(
     every: int = 100,
     transform: Transform | None = None,
     autocast: torch.dtype | None = None,
+    compile: bool | None = None,
     checkpoint: str | Path | None = None,
     store: Store | None = None,
     progress: bool = True,
@@ -98,6 +103,11 @@ def fit(
         transform: applied to the rows of every batch and to the held-out rows, such as ``torch.bernoulli`` for dynamic
             binarisation.
         autocast: the dtype of matrix products in mixed precision (``torch.bfloat16``).
+        compile: how later steps are taken, see :class:`zoo.infer.CapturedSVI`. None: operations are recorded once as a
+            graph, and the graph is run, where the steps suffice to pay for it; True: recorded in any case, and compiled
+            by TorchInductor (on a CPU; some seconds, which pay after thousands of steps); False: by Pyro. Model and
+            guide are then called on the first step only, and where they or the shape of the rows change. On a GPU,
+            losses of a graph are read every 50 steps, and when a callback or a watcher asks for them.
         checkpoint: a new or empty folder that keeps the fit so far, in case it is interrupted: with the best parameters
             if there are held-out rows, else the last good ones. :func:`zoo.load` restores it.
         store: the parameter store to start from, such as ``run.store`` of an earlier fit, from which functions that
@@ -135,6 +145,7 @@ def fit(
         patience=patience,
         every=every,
         transform=transform,
+        compile=compile,
         checkpoint=checkpoint,
     )
     held = None if store is None else {key: dict(own) for key, own in store.items()}
@@ -176,6 +187,8 @@ def _svi(decided: Plan, model: PyroCallable, guide: PyroCallable) -> SVI:
     if isinstance(decided.loss, TraceEnum_ELBO):
         guide = config_enumerate(guide, "parallel")
     if not isinstance(decided.optim, LBFGS):
+        if decided.captured:
+            return CapturedSVI(model, guide, decided.optim, decided.loss, compiled=decided.captured == "compiled")
         return SVI(model, guide, decided.optim, decided.loss)
     late = [p for module in modules(model) for p in module.parameters()] if decided.e_step else []
     return LineSearchSVI(model, guide, decided.optim, decided.loss, late=late, since=decided.e_step)
@@ -217,13 +230,19 @@ def _train(running: Running, watchers: list[Watcher], good: LastGood, autocast: 
     """
     decided = running.plan
     batches = _batches(decided)
+    complete = False if decided.complete else None
+    checked = 0  # losses
     for step in range(decided.steps):
         arguments = next(batches)
-        loss = _step(running.svi, arguments, autocast, first=step == 0) / len(decided.x)
-        if not math.isfinite(loss):
-            chosen = decided.validation is not None
-            raise diverged(loss, arguments, running, good.restore, decided.checkpoint, chosen)
-        running.losses.append(loss)
+        with missing_entries(complete):
+            running.add(_step(running.svi, arguments, autocast, first=step == 0))
+        if not running.unread or (step + 1) % READ == 0 or step == decided.steps - 1:
+            bad = next((loss for loss in running.losses[checked:] if not math.isfinite(loss)), None)
+            if bad is not None:
+                del running.losses[running.losses.index(bad, checked) :]
+                chosen = decided.validation is not None
+                raise diverged(bad, arguments, running, good.restore, decided.checkpoint, chosen)
+            checked = len(running.losses)
         reasons = [reason for watcher in watchers if (reason := watcher.see(running))]  # all are called
         if reasons:
             running.stopped = reasons[0]
@@ -231,14 +250,14 @@ def _train(running: Running, watchers: list[Watcher], good: LastGood, autocast: 
     running.stopped = f"all {decided.steps:,} steps were taken"
 
 
-def _step(svi: SVI, arguments: tuple[Any, ...], autocast: torch.dtype | None, *, first: bool) -> float:
+def _step(svi: SVI, arguments: tuple[Any, ...], autocast: torch.dtype | None, *, first: bool) -> Tensor | float:
     """The loss of a step; NaN where a covariance has ceased to be positive definite."""
     with (
         pyro.validation_enabled(first and pyro.infer.util.is_validation_enabled()),
         torch.autocast(arguments[0].device.type, autocast) if autocast is not None else nullcontext(),
     ):
         try:
-            return float(svi.step(*arguments))
+            return svi.advance(*arguments) if isinstance(svi, CapturedSVI) else float(svi.step(*arguments))
         except torch.linalg.LinAlgError:
             return math.nan
 

@@ -13,11 +13,12 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from zoo.base.callables import PyroCallable, name_of, unwrapped
-from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_rows, check_whole, incomplete
 from zoo.base.latent_sites import Layout, layout
 from zoo.base.protocols import Checked, Placed
 from zoo.base.random import seeded
 from zoo.infer.losses.closed_form import ClosedFormELBO
+from zoo.infer.losses.graph import CAPTURED
 from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.optim.fused import Fused
 from zoo.infer.optim.lbfgs import LBFGS
@@ -43,6 +44,7 @@ Transform = Callable[[Tensor], Tensor]
 
 MOST = 20_000  # steps, where their number is not given
 E_STEP = 25  # iterations, at most, in which only the guide moves, where model and guide are fresh
+PAYS = 400  # steps from which on recording a graph takes less time than it saves
 RATE, DEEP_RATE = 0.03, 0.01  # of Adam
 EM_STEPS = 10  # of EM before the line search, where the guide is the posterior of a fresh model
 CHECKED = 10_000  # rows per call when a transform is tested
@@ -69,7 +71,7 @@ class Plan:
 
     Attributes:
         answers: the decisions, in the order in which they are taken: rows, start, modes, batches, loss, optimizer,
-            schedule, end.
+            schedule, step, end.
         x: the rows (n, d), of the model's dtype and device.
         validation: held-out rows (m, d), or None.
         layout: the sites of the model.
@@ -86,6 +88,8 @@ class Plan:
         patience: evaluations of held-out rows without a better bound after which training ends, or None.
         transform: applied to the rows of every batch, or None.
         checkpoint: the folder of the fit so far, or None.
+        captured: how later steps are taken: ``"graph"``, ``"compiled"``, or empty for Pyro's own.
+        complete: whether no step sees a missing entry.
     """
 
     answers: tuple[Answer, ...]
@@ -105,6 +109,8 @@ class Plan:
     patience: int | None
     transform: Transform | None
     checkpoint: Path | None
+    captured: str
+    complete: bool
 
     @property
     def full(self) -> bool:
@@ -152,6 +158,7 @@ def plan(
     every: int = 100,
     transform: Transform | None = None,
     autocast: torch.dtype | None = None,
+    compile: bool | None = None,
     checkpoint: str | Path | None = None,
     store: Store | None = None,
     progress: bool = True,
@@ -182,7 +189,7 @@ def plan(
     check_types(model, guide)
     rows, held_out = _rows(model, guide, x, validation, transform)
     folder = None if checkpoint is None else Path(checkpoint)
-    options = _Options(steps, batch_size, loss, optim, seed, device, patience, every, transform, folder)
+    options = _Options(steps, batch_size, loss, optim, seed, device, patience, every, transform, compile, folder)
     return _decided(_Asked(model, guide, rows, held_out, options))
 
 
@@ -199,6 +206,7 @@ class _Options:
     patience: int | None
     every: int
     transform: Transform | None
+    compile: bool | None
     checkpoint: Path | None
 
 
@@ -231,6 +239,7 @@ def _decided(asked: _Asked) -> Plan:
     batches = _batches(asked)
     objective, objective_row = _loss(asked, found)
     optimizer, settling, search_rows = _search(asked, objective)
+    captured, captured_row = _capture(asked, objective, optimizer)
     start, start_row = _start(asked)
     check_autoguide(asked.guide, found, len(asked.x), asked.subsampled)
     check_loss(objective, found, asked.subsampled)
@@ -242,6 +251,7 @@ def _decided(asked: _Asked) -> Plan:
         batches,
         objective_row,
         *search_rows,
+        captured_row,
         _end(asked, optimizer, settling),
     )
     return Plan(
@@ -262,6 +272,8 @@ def _decided(asked: _Asked) -> Plan:
         patience=options.patience,
         transform=options.transform,
         checkpoint=options.checkpoint,
+        captured=captured,
+        complete=options.transform in (None, torch.bernoulli) and not incomplete(asked.x),
     )
 
 
@@ -440,6 +452,30 @@ def _noise(asked: _Asked, loss: ELBO) -> str:
     if layers := random_layers(asked.model, asked.guide):
         return f"{type(layers[0]).__name__} draws at every step"
     return "" if noiseless(asked.model, asked.guide, loss) else f"{type(loss).__name__} draws at every step"
+
+
+def _capture(asked: _Asked, loss: ELBO, optimizer: PyroOptim) -> tuple[str, Answer]:
+    """Whether steps are recorded as a graph.
+
+    A recording takes some 400 times as long as a step's own machinery, which the graph saves.
+    """
+    given, most = asked.options.compile, asked.most
+    if given is False:
+        return "", Answer("step", "by Pyro", "compile is False")
+    if isinstance(optimizer, LBFGS):
+        return "", Answer("step", "by Pyro", "a line search takes few steps")
+    if type(loss) not in CAPTURED:
+        return "", Answer("step", "by Pyro", f"{type(loss).__name__} is not among the losses that can be recorded")
+    layers = batch_norms(asked.model, asked.guide)
+    if layers:
+        return "", Answer("step", "by Pyro", f"{type(layers[0]).__name__} writes to its statistics at every step")
+    if given:
+        return "compiled", Answer("step", "a graph, compiled by TorchInductor", "compile is True")
+    shapes = 1 if not asked.subsampled or len(asked.x) % (asked.options.batch_size or 1) == 0 else 2
+    if most < PAYS * shapes:
+        why = f"recording a graph pays from {PAYS * shapes} steps on" + (", as batches have two sizes" * (shapes - 1))
+        return "", Answer("step", "by Pyro", why)
+    return "graph", Answer("step", "a graph, recorded at the first step", f"it pays from {PAYS * shapes} steps on")
 
 
 def _end(asked: _Asked, optimizer: PyroOptim, settling: Settling | None) -> Answer:
