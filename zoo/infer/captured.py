@@ -118,8 +118,8 @@ class _Graph:
                 found = torch.autograd.grad(surrogate, known, allow_unused=True)
             self.moved = [p for p, g in zip(known, found, strict=True) if g is not None]
             ours = [(p, g) for p, g in zip(known, found, strict=True) if g is not None]
-            apart = [torch.empty_like(p).copy_(g) if g.stride() != p.stride() else g.clone() for p, g in ours]
-            return [loss.detach().clone(), *apart]
+            placed = [g if g.stride() == p.stride() else torch.empty_like(p).copy_(g) for p, g in ours]  # as autograd
+            return [loss.detach(), *placed]
 
         with poutine.block(), seeded(0):
             self.run: Callable[..., Any] = recorded(evaluate, [*known, *self.given])

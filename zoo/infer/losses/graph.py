@@ -17,6 +17,8 @@ from zoo.infer.losses.quadrature import QuadratureELBO
 
 CAPTURED = (Trace_ELBO, QuadratureELBO, ClosedFormELBO)  # themselves; a subclass may do anything
 ATEN = torch.ops.aten
+FILLED = (ATEN.ones_like.default, ATEN.ones.default, ATEN.zeros.default, ATEN.zeros_like.default, ATEN.new_zeros.default)
+LARGEST = 2**20  # entries of what is computed once and kept
 
 
 class NotCaptured(Exception):  # noqa: N818 - it reads as what it says
@@ -64,17 +66,61 @@ def recorded(evaluate: Callable[..., list[Tensor]], inputs: list[Tensor]) -> fx.
         if "tracing tensor" in why[0] or "aten._local_scalar_dense" in str(error):
             why[0] = "it takes a number out of a tensor (.item(), float(), a branch), which a graph would freeze"
         raise NotCaptured(why[0]) from error
-    changed = {_origin(node.args[0]) for node in graph.graph.nodes if _writes(node)}
+    nodes = graph.graph.nodes
+    changed = {_origin(node.args[0]) for node in nodes if _writes(node)}
     if any(origin.op in ("placeholder", "get_attr") for origin in changed):
         raise NotCaptured("it writes to a tensor that was there before")
-    for node in list(graph.graph.nodes):
+    literals: set[str] = set()
+    for node in list(nodes):
         same = _same(node)
+        if same is not None and node.target is ATEN.lift_fresh_copy.default:
+            literals.add(same.name)
         if same is not None and _origin(node) not in changed and _origin(same) not in changed:
             node.replace_all_uses_with(same)
             graph.graph.erase_node(node)
+    _fold(graph, changed, literals)
+    _separate(graph.graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
+
+
+def _fold(graph: fx.GraphModule, changed: set[fx.Node], literals: set[str]) -> None:
+    """Compute once what depends on literals and shapes only."""
+    values: dict[fx.Node, Tensor] = {}
+    for node in list(graph.graph.nodes):
+        if node.op == "get_attr" and node.name in literals:
+            values[node] = getattr(graph, node.target)
+        meta = node.meta.get("tensor_meta")
+        if node.op != "call_function" or not isinstance(meta, tuple) or meta[0].numel() > LARGEST:
+            continue
+        if node.is_impure() or _origin(node) in changed or node.target is ATEN.empty.memory_format:
+            continue
+        if node.target in FILLED:  # whatever the values of the tensor whose shape it has
+            values[node] = torch.full(meta[0], float(node.target in FILLED[:2]), dtype=meta[1], device=node.meta["val"].device)
+        elif node.all_input_nodes and all(source in values for source in node.all_input_nodes):
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            values[node] = node.target(*args, **kwargs)
+        else:
+            continue
+        name = f"folded_{len(values)}"
+        graph.register_buffer(name, values[node], persistent=False)
+        with graph.graph.inserting_before(node):
+            fresh = graph.graph.get_attr(name)
+        values[fresh], fresh.meta = values[node], node.meta
+        node.replace_all_uses_with(fresh)
+
+
+def _separate(graph: fx.Graph) -> None:
+    """Copy results that share memory with an input or with one another, as an optimizer may write to gradients."""
+    output = graph.output_node()
+    results: list[fx.Node] = []
+    for node in output.args[0]:
+        if _origin(node).op != "call_function" or any(_origin(node) is _origin(other) for other in results):
+            with graph.inserting_before(output):
+                node = graph.call_function(ATEN.clone.default, (node,))
+        results.append(node)
+    output.args = (results,)
 
 
 def _writes(node: fx.Node) -> bool:
@@ -100,7 +146,7 @@ def _same(node: fx.Node) -> fx.Node | None:
     if node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):
         return None
     source = node.args[0]
-    if node.target is ATEN.lift_fresh_copy.default:  # a literal, which nothing writes to
+    if node.target is ATEN.lift_fresh_copy.default:  # a literal
         return source
     one, other = source.meta.get("tensor_meta"), node.meta.get("tensor_meta")
     if not isinstance(one, tuple) or not isinstance(other, tuple):
