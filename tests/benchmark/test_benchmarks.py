@@ -169,7 +169,7 @@ CASES = {  # how it is built, and the bars: eager, compiled
 }
 
 
-def step_ratio(build: Callable[[], tuple], loss: object, steps: int, warmup: int = 20, compile: bool | None = None) -> tuple[float, float]:
+def step_ratio(build: Callable[[], tuple], loss: object, steps: int, warmup: int = 20, capture: bool | None = None) -> tuple[float, float]:
     """Medians of the hand-written step (microseconds) and of ``zoo.fit``'s step over it, taking turns."""
     torch.manual_seed(0)
     model, guide, x, options, reference_step = build()
@@ -187,7 +187,7 @@ def step_ratio(build: Callable[[], tuple], loss: object, steps: int, warmup: int
         since = time.perf_counter()
 
     with torch.random.fork_rng():
-        zoo.fit(model, guide, x, steps=steps + warmup, loss=loss, compile=compile, progress=False, callbacks=[turn], **options)
+        zoo.fit(model, guide, x, steps=steps + warmup, loss=loss, capture=capture, progress=False, callbacks=[turn], **options)
     reference = statistics.median(theirs)
     return 1e6 * reference, statistics.median(ours) / reference
 

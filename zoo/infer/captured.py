@@ -17,12 +17,13 @@ from torch import Tensor
 from zoo.base.callables import PyroCallable, name_of
 from zoo.base.checks import incomplete, missing_entries
 from zoo.base.random import seeded
-from zoo.infer.losses.graph import CAPTURED, NotCaptured, compiled, loss_and_surrogate, recorded
+from zoo.infer.losses.graph import NotCaptured, recorded
+from zoo.infer.losses.surrogate import CAPTURED, loss_and_surrogate
 from zoo.infer.losses.traces import check_drawn, latent_names
 from zoo.infer.losses.watch import Watch
 from zoo.infer.optim.fused import Fused
 
-MOST = 8  # graphs of one fit; more are a sign of an attribute that changes at every step
+MOST = 16  # recordings of one fit; more are a sign of an attribute that changes at every step
 
 
 class CapturedSVI(SVI):
@@ -44,13 +45,12 @@ class CapturedSVI(SVI):
         guide: a Pyro guide.
         optim: any Pyro optimizer.
         loss: the objective.
-        compiled: compile the graph by TorchInductor, which takes a C++ compiler and several seconds per shape.
 
     Attributes:
         refused: why steps are not captured; empty if they are.
 
     Warns:
-        UserWarning: the pair cannot be captured, or the compiler failed; once, with the reason.
+        UserWarning: the pair cannot be captured; once, with the reason.
 
     Example:
         >>> import guides, pyro, zoo
@@ -63,13 +63,12 @@ class CapturedSVI(SVI):
         True
     """
 
-    def __init__(
-        self, model: PyroCallable, guide: PyroCallable, optim: PyroOptim, loss: ELBO, *, compiled: bool = False
-    ) -> None:
+    def __init__(self, model: PyroCallable, guide: PyroCallable, optim: PyroOptim, loss: ELBO) -> None:
         super().__init__(model, guide, optim, loss)
-        self.objective, self.compiled = loss, compiled
+        self.objective = loss
         self.refused = "" if type(loss) in CAPTURED else f"{type(loss).__name__} is not among the losses that can be"
         self._graphs: dict[Any, _Graph] = {}
+        self._recorded = 0
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """A step. Returns the loss before it."""
@@ -86,7 +85,8 @@ class CapturedSVI(SVI):
             return graph.step(args)
         loss = super().step(*args)
         try:
-            if len(self._graphs) >= MOST:
+            self._recorded += 1
+            if self._recorded > MOST:
                 raise NotCaptured(f"its shapes, numbers or attributes changed {MOST} times")
             with missing_entries(missing), pyro.validation_enabled(False):
                 self._graphs.pop(key, None)
@@ -95,7 +95,7 @@ class CapturedSVI(SVI):
             self.refused = str(error)
             pair = f"{name_of(self.model)} with {name_of(self.guide)}"
             warnings.warn(
-                f"the steps of {pair} run without a graph: {self.refused}. compile=False says that they shall",
+                f"the steps of {pair} run without a graph: {self.refused}. pass capture=False if they shall",
                 stacklevel=4,
             )
         return loss
@@ -126,8 +126,6 @@ class _Graph:
         if self.watch.changed() or any(t._version != version for t, version in state):
             raise NotCaptured("it changes its own parameters, buffers or attributes when it runs")
         self._check(args)
-        if svi.compiled:
-            self._compile(args)
         self.cuda = self._launched() if self.given and self.given[0].is_cuda else None
 
     def valid(self) -> bool:
@@ -167,16 +165,6 @@ class _Graph:
             check_drawn(name, drawn)
         return {name: site["value"].unconstrained() for name, site in seen.trace.nodes.items()}
 
-    def _compile(self, args: tuple[Any, ...]) -> None:
-        plain = self.run
-        try:
-            self.run = compiled(plain)  # type: ignore[arg-type]
-            self._check(args)
-        except Exception as error:  # a missing C++ compiler has many faces
-            self.run = plain
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            warnings.warn(f"the graph of the steps is not compiled: {why}", stacklevel=6)
-
     def _check(self, args: tuple[Any, ...]) -> None:
         """Compare loss and gradients with those of the loss, at other parameters, draws and rows.
 
@@ -201,8 +189,9 @@ class _Graph:
         close = torch.finfo(given[0].dtype if given and given[0].is_floating_point() else torch.float32).eps ** 0.5
         same = abs(right - ours) <= close * max(abs(right), 1e-3 * largest)
         for one, other in pairs:
-            gap = 0.0 if one is None and other is None else float(_filled(one, other).sub(_filled(other, one)).norm())
-            same = same and gap <= close * max(float(_filled(one, other).norm()), 1e-3 * largest)
+            same = same and (one is None) == (other is None)
+            if same and one is not None and other is not None:
+                same = float((one - other).norm()) <= close * max(float(one.norm()), 1e-3 * largest)
         if not same:
             raise NotCaptured(
                 f"at other values its graph gives the loss {ours:.9g}, and not {right:.9g}, or other gradients (look "
@@ -266,14 +255,6 @@ def _elsewhere(params: list[Tensor]) -> Iterator[None]:
             for p, old in zip(params, kept, strict=True):
                 p.grad = None
                 p.copy_(old)
-
-
-def _filled(gradient: Tensor | None, other: Tensor | None) -> Tensor:
-    """A gradient, or zeros of the shape of the other."""
-    if gradient is not None:
-        return gradient
-    assert other is not None
-    return torch.zeros_like(other)
 
 
 def _kind(value: Any) -> Any:

@@ -60,7 +60,7 @@ def fit(
     every: int = 100,
     transform: Transform | None = None,
     autocast: torch.dtype | None = None,
-    compile: bool | None = None,
+    capture: bool | None = None,
     checkpoint: str | Path | None = None,
     store: Store | None = None,
     progress: bool = True,
@@ -103,11 +103,10 @@ def fit(
         transform: applied to the rows of every batch and to the held-out rows, such as ``torch.bernoulli`` for dynamic
             binarisation.
         autocast: the dtype of matrix products in mixed precision (``torch.bfloat16``).
-        compile: how later steps are taken, see :class:`zoo.infer.CapturedSVI`. None: operations are recorded once as a
-            graph, and the graph is run, where the steps suffice to pay for it; True: recorded in any case, and compiled
-            by TorchInductor (on a CPU; some seconds, which pay after thousands of steps); False: by Pyro. Model and
-            guide are then called on the first step only, and where they or the shape of the rows change. On a GPU,
-            losses of a graph are read every 50 steps, and when a callback or a watcher asks for them.
+        capture: whether the operations of a step are recorded once as a graph, which later steps run without Pyro's
+            machinery (:class:`zoo.infer.CapturedSVI`), on the same draws. None: where the steps suffice to pay for it.
+            Model and guide are then called on the first step only, and again where they or the shape of the rows
+            change. On a GPU the losses of a graph are read every 50 steps, and when a callback or a watcher asks.
         checkpoint: a new or empty folder that keeps the fit so far, in case it is interrupted: with the best parameters
             if there are held-out rows, else the last good ones. :func:`zoo.load` restores it.
         store: the parameter store to start from, such as ``run.store`` of an earlier fit, from which functions that
@@ -145,7 +144,7 @@ def fit(
         patience=patience,
         every=every,
         transform=transform,
-        compile=compile,
+        capture=capture,
         checkpoint=checkpoint,
     )
     held = None if store is None else {key: dict(own) for key, own in store.items()}
@@ -188,7 +187,7 @@ def _svi(decided: Plan, model: PyroCallable, guide: PyroCallable) -> SVI:
         guide = config_enumerate(guide, "parallel")
     if not isinstance(decided.optim, LBFGS):
         if decided.captured:
-            return CapturedSVI(model, guide, decided.optim, decided.loss, compiled=decided.captured == "compiled")
+            return CapturedSVI(model, guide, decided.optim, decided.loss)
         return SVI(model, guide, decided.optim, decided.loss)
     late = [p for module in modules(model) for p in module.parameters()] if decided.e_step else []
     return LineSearchSVI(model, guide, decided.optim, decided.loss, late=late, since=decided.e_step)

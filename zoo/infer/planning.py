@@ -18,8 +18,8 @@ from zoo.base.latent_sites import Layout, layout
 from zoo.base.protocols import Checked, Placed
 from zoo.base.random import seeded
 from zoo.infer.losses.closed_form import ClosedFormELBO
-from zoo.infer.losses.graph import CAPTURED
 from zoo.infer.losses.quadrature import QuadratureELBO
+from zoo.infer.losses.surrogate import CAPTURED
 from zoo.infer.optim.fused import Fused
 from zoo.infer.optim.lbfgs import LBFGS
 from zoo.infer.pairing import (
@@ -88,7 +88,7 @@ class Plan:
         patience: evaluations of held-out rows without a better bound after which training ends, or None.
         transform: applied to the rows of every batch, or None.
         checkpoint: the folder of the fit so far, or None.
-        captured: how later steps are taken: ``"graph"``, ``"compiled"``, or empty for Pyro's own.
+        captured: whether steps are recorded as a graph.
         complete: whether no step sees a missing entry.
     """
 
@@ -109,7 +109,7 @@ class Plan:
     patience: int | None
     transform: Transform | None
     checkpoint: Path | None
-    captured: str
+    captured: bool
     complete: bool
 
     @property
@@ -158,7 +158,7 @@ def plan(
     every: int = 100,
     transform: Transform | None = None,
     autocast: torch.dtype | None = None,
-    compile: bool | None = None,
+    capture: bool | None = None,
     checkpoint: str | Path | None = None,
     store: Store | None = None,
     progress: bool = True,
@@ -189,7 +189,7 @@ def plan(
     check_types(model, guide)
     rows, held_out = _rows(model, guide, x, validation, transform)
     folder = None if checkpoint is None else Path(checkpoint)
-    options = _Options(steps, batch_size, loss, optim, seed, device, patience, every, transform, compile, folder)
+    options = _Options(steps, batch_size, loss, optim, seed, device, patience, every, transform, capture, folder)
     return _decided(_Asked(model, guide, rows, held_out, options))
 
 
@@ -206,7 +206,7 @@ class _Options:
     patience: int | None
     every: int
     transform: Transform | None
-    compile: bool | None
+    capture: bool | None
     checkpoint: Path | None
 
 
@@ -454,28 +454,28 @@ def _noise(asked: _Asked, loss: ELBO) -> str:
     return "" if noiseless(asked.model, asked.guide, loss) else f"{type(loss).__name__} draws at every step"
 
 
-def _capture(asked: _Asked, loss: ELBO, optimizer: PyroOptim) -> tuple[str, Answer]:
+def _capture(asked: _Asked, loss: ELBO, optimizer: PyroOptim) -> tuple[bool, Answer]:
     """Whether steps are recorded as a graph.
 
     A recording takes some 400 times as long as a step's own machinery, which the graph saves.
     """
-    given, most = asked.options.compile, asked.most
+    given, most = asked.options.capture, asked.most
     if given is False:
-        return "", Answer("step", "by Pyro", "compile is False")
+        return False, Answer("step", "by Pyro", "capture is False")
     if isinstance(optimizer, LBFGS):
-        return "", Answer("step", "by Pyro", "a line search takes few steps")
+        return False, Answer("step", "by Pyro", "a line search takes few steps")
     if type(loss) not in CAPTURED:
-        return "", Answer("step", "by Pyro", f"{type(loss).__name__} is not among the losses that can be recorded")
+        return False, Answer("step", "by Pyro", f"{type(loss).__name__} is not among the losses that can be recorded")
     layers = batch_norms(asked.model, asked.guide)
     if layers:
-        return "", Answer("step", "by Pyro", f"{type(layers[0]).__name__} writes to its statistics at every step")
+        return False, Answer("step", "by Pyro", f"{type(layers[0]).__name__} writes to its statistics at every step")
     if given:
-        return "compiled", Answer("step", "a graph, compiled by TorchInductor", "compile is True")
+        return True, Answer("step", "a graph, recorded at the first step", "capture is True")
     shapes = 1 if not asked.subsampled or len(asked.x) % (asked.options.batch_size or 1) == 0 else 2
     if most < PAYS * shapes:
-        why = f"recording a graph pays from {PAYS * shapes} steps on" + (", as batches have two sizes" * (shapes - 1))
-        return "", Answer("step", "by Pyro", why)
-    return "graph", Answer("step", "a graph, recorded at the first step", f"it pays from {PAYS * shapes} steps on")
+        why = f"a graph pays from {PAYS * shapes:,} steps on" + ", as batches have two sizes" * (shapes - 1)
+        return False, Answer("step", "by Pyro", why)
+    return True, Answer("step", "a graph, recorded at the first step", f"it pays from {PAYS * shapes:,} steps on")
 
 
 def _end(asked: _Asked, optimizer: PyroOptim, settling: Settling | None) -> Answer:

@@ -1,54 +1,23 @@
 """A bound and its gradients as one graph of torch operations, recorded from one run of model and guide."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro.distributions.util import is_identically_zero
-from pyro.infer import ELBO, Trace_ELBO
-from pyro.infer.trace_elbo import _compute_log_r
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from zoo.base.callables import PyroCallable
-from zoo.infer.losses.closed_form import ClosedFormELBO
-from zoo.infer.losses.quadrature import QuadratureELBO
-
-CAPTURED = (Trace_ELBO, QuadratureELBO, ClosedFormELBO)  # themselves; a subclass may do anything
 ATEN = torch.ops.aten
 FILLED = (ATEN.ones_like.default, ATEN.ones.default, ATEN.zeros.default, ATEN.zeros_like.default, ATEN.new_zeros.default)
+DIRECT = {  # torch's own functions, which take half the time of a call through torch.ops
+    getattr(ATEN, name): getattr(torch, name)
+    for name in "add addmm cat clone div exp log mm mul mv neg pow rsub sigmoid sqrt sub sum t tanh unsqueeze".split()
+}
 LARGEST = 2**20  # entries of what is computed once and kept
 
 
 class NotCaptured(Exception):  # noqa: N818 - it reads as what it says
     """A graph would not give what model and guide give; the message says why."""
-
-
-def loss_and_surrogate(loss: ELBO, model: PyroCallable, guide: PyroCallable, *args: Any) -> tuple[Tensor, Tensor]:
-    """The loss, and the scalar whose gradients are those of ``loss_and_grads``, without turning any into a number."""
-    if isinstance(loss, QuadratureELBO | ClosedFormELBO):
-        value = loss.differentiable_loss(model, guide, *args)
-        return value, value
-    total: Any = 0.0
-    surrogate: Any = 0.0
-    assert isinstance(loss, Trace_ELBO)
-    for model_trace, guide_trace in loss._get_traces(model, guide, args, {}):
-        log_r = None
-        for site in model_trace.nodes.values():
-            if site["type"] == "sample":
-                total = total - site["log_prob_sum"]
-                surrogate = surrogate - site["log_prob_sum"]
-        for site in guide_trace.nodes.values():
-            if site["type"] == "sample":
-                _, score, entropy = site["score_parts"]
-                total = total + site["log_prob_sum"]
-                if not is_identically_zero(entropy):
-                    surrogate = surrogate + entropy.sum()
-                if not is_identically_zero(score):
-                    log_r = _compute_log_r(model_trace, guide_trace) if log_r is None else log_r
-                    surrogate = surrogate - (log_r.sum_to(site["cond_indep_stack"]) * score).sum()
-    return torch.as_tensor(total) / loss.num_particles, torch.as_tensor(surrogate) / loss.num_particles
 
 
 def recorded(evaluate: Callable[..., list[Tensor]], inputs: list[Tensor]) -> fx.GraphModule:
@@ -79,8 +48,11 @@ def recorded(evaluate: Callable[..., list[Tensor]], inputs: list[Tensor]) -> fx.
             node.replace_all_uses_with(same)
             graph.graph.erase_node(node)
     _fold(graph, changed, literals)
+    _merge(graph.graph, changed)
     _separate(graph.graph)
     graph.graph.eliminate_dead_code()
+    for node in nodes:
+        node.target = DIRECT.get(getattr(node.target, "overloadpacket", None), node.target)
     graph.recompile()
     return graph
 
@@ -109,6 +81,18 @@ def _fold(graph: fx.GraphModule, changed: set[fx.Node], literals: set[str]) -> N
             fresh = graph.graph.get_attr(name)
         values[fresh], fresh.meta = values[node], node.meta
         node.replace_all_uses_with(fresh)
+
+
+def _merge(graph: fx.Graph, changed: set[fx.Node]) -> None:
+    """Compute once what is computed twice, mostly by the density and its derivative."""
+    known: dict[Any, fx.Node] = {}
+    for node in list(graph.nodes):
+        drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        touched = any(_origin(source) in changed for source in (node, *node.all_input_nodes))
+        if node.op == "call_function" and not node.is_impure() and not drawn and not touched:
+            twin = known.setdefault((node.target, repr(node.args), repr(node.kwargs)), node)
+            if twin is not node:
+                node.replace_all_uses_with(twin)
 
 
 def _separate(graph: fx.Graph) -> None:
@@ -160,15 +144,3 @@ def _same(node: fx.Node) -> fx.Node | None:
     if (target in scales and rest == (1,)) or (target in (ATEN.add.Tensor, ATEN.sub.Tensor) and rest == (0,)):
         return source
     return None
-
-
-def compiled(graph: fx.GraphModule) -> Callable[..., Any]:
-    """The graph, compiled by TorchInductor at its first run."""
-    run = torch.compile(graph, fullgraph=True, dynamic=False, options={"fallback_random": True})
-
-    def quiet(*inputs: Tensor) -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch's own code
-            return run(*inputs)
-
-    return quiet

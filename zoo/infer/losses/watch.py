@@ -52,10 +52,9 @@ class Watch:
     def _held(self, place: dict[str, Any]) -> None:
         """The plain attributes of an object, and those of functions among them."""
         for key, value in place.items():
-            if _plain(value):
+            if _plain(value) or isinstance(value, types.FunctionType):
                 self._entries.append((place, key, value))
-            else:
-                self._code(value)
+            self._code(value)
 
     def _code(self, function: Any) -> None:
         """The closure and the globals of a function outside torch and Pyro."""
