@@ -199,6 +199,19 @@ def test_fit_takes_the_steps_of_svi(some, optim, options):
         assert not one.is_inference()
 
 
+@pytest.mark.parametrize("free_bits", [0.0, 0.1])
+def test_an_annealed_weight_is_that_of_the_step(some, free_bits):
+    runs = []
+    for capture in (False, True):
+        torch.manual_seed(1)
+        model, guide = pair(some)
+        loss = zoo.infer.AnnealedELBO(zoo.infer.linear_warmup(20), free_bits)
+        own = {"capture": capture, "loss": loss, "batch_size": 20}
+        runs.append(zoo.fit(model, guide, some, steps=40, progress=False, **own))
+        assert loss.step == 40
+    torch.testing.assert_close(runs[1].losses, runs[0].losses, rtol=1e-9, atol=1e-9)
+
+
 def test_every_step_draws_anew(some):
     model, guide = pair(some)
     svi = captured_svi(model, guide, some)
@@ -220,8 +233,8 @@ def test_the_plan_says_how_steps_are_taken(some):
     assert answer(steps=1000, capture=False) == ("by Pyro", "capture is False")
     assert "LBFGS" in zoo.plan(model, guide, some).summary()["optimizer"]
     assert zoo.plan(model, guide, some, capture=True).summary()["step"] == "by Pyro"
-    annealed = zoo.plan(model, guide, some, loss=zoo.infer.AnnealedELBO(lambda step: 1.0), capture=True).frame()
-    assert "AnnealedELBO is not among" in annealed.filter(polars.col("question") == "step")["why"].item()
+    iwae = zoo.plan(model, guide, some, loss=zoo.infer.IWAE(5), capture=True).frame()
+    assert "IWAE is not among" in iwae.filter(polars.col("question") == "step")["why"].item()
 
 
 def test_a_loss_that_is_not_finite_is_found_at_its_step(some):

@@ -18,7 +18,7 @@ from zoo.base.callables import PyroCallable, name_of
 from zoo.base.checks import incomplete, missing_entries
 from zoo.base.random import seeded
 from zoo.infer.losses.graph import NotCaptured, recorded
-from zoo.infer.losses.surrogate import CAPTURED, loss_and_surrogate
+from zoo.infer.losses.surrogate import CAPTURED, loss_and_surrogate, turn
 from zoo.infer.losses.traces import check_drawn, latent_names
 from zoo.infer.losses.watch import Watch
 from zoo.infer.optim.fused import Fused
@@ -37,7 +37,8 @@ class CapturedSVI(SVI):
 
     If a number, a tensor or a submodule that model, guide or their functions use is replaced, the graph is recorded
     anew. What a graph cannot hold (branches on draws or parameters, numbers taken out of tensors, numpy, state that
-    is written to, losses other than ``Trace_ELBO``, ``QuadratureELBO`` and ``ClosedFormELBO``) is refused with one
+    is written to, losses other than ``Trace_ELBO``, ``AnnealedELBO``, ``QuadratureELBO``
+    and ``ClosedFormELBO``) is refused with one
     warning, and all steps are ordinary ones.
 
     Args:
@@ -110,11 +111,12 @@ class _Graph:
         model, guide, known = svi.model, svi.guide, list(self.params.values())
         if any(p.requires_grad for p in self.given):
             raise NotCaptured("one of its arguments requires a gradient")
+        self.dial = torch.zeros((), device=next((t.device for t in known), None))
         state = [(t, t._version) for t in (*known, *self.given, *self.watch.tensors())]
 
         def evaluate(*inputs: Tensor) -> list[Tensor]:
             with torch.enable_grad():
-                loss, surrogate = loss_and_surrogate(svi.objective, model, guide, *args)
+                loss, surrogate = loss_and_surrogate(svi.objective, self.dial, model, guide, *args)
                 found = torch.autograd.grad(surrogate, known, allow_unused=True)
             self.moved = [p for p, g in zip(known, found, strict=True) if g is not None]
             ours = [(p, g) for p, g in zip(known, found, strict=True) if g is not None]
@@ -140,6 +142,7 @@ class _Graph:
             return self.cuda(given)
         fused = isinstance(self.svi.optim, Fused)
         with torch.inference_mode() if fused else torch.no_grad():
+            self._turn()
             loss = self._gradients(given)
             self.svi.optim(set(self.params.values()))
             self._forget()
@@ -151,6 +154,9 @@ class _Graph:
         for p, gradient in zip(self.moved, gradients, strict=True):
             p.grad = gradient
         return loss
+
+    def _turn(self) -> None:
+        turn(self.dial, self.svi.objective, self.svi.model, self.svi.guide)
 
     def _forget(self) -> None:
         for p in self.params.values():
@@ -175,12 +181,18 @@ class _Graph:
         args = tuple(a.roll(1, 0) if isinstance(a, Tensor) and a.ndim and len(a) == length else a for a in args)
         given = [a for a in args if isinstance(a, Tensor)]
         with poutine.block(), _elsewhere(list(self.params.values())):
+            step = getattr(self.svi.objective, "step", None)  # of a schedule
+            self._turn()
+            if step is not None:
+                self.svi.objective.step = step
             with seeded(1):
                 right = float(self.svi.loss_and_grads(self.svi.model, self.svi.guide, *args))
             gradients = [p.grad for p in self.params.values()]
             self._forget()
             with seeded(1), torch.no_grad():
                 ours = float(self._gradients(given))
+            if step is not None:
+                self.svi.objective.step = step
             pairs = list(zip(gradients, [p.grad for p in self.params.values()], strict=True))
             self._forget()
         largest = max((float(g.abs().max()) for g in gradients if g is not None and g.numel()), default=0.0)
@@ -227,6 +239,7 @@ class _Graph:
         def step(given: list[Tensor]) -> Tensor:
             for buffer, value in zip(static, given, strict=True):
                 buffer.copy_(value)
+            self._turn()
             if whole:
                 optim.adjust()
             graph.replay()
