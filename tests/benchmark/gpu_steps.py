@@ -96,7 +96,9 @@ def timed(model: Any, guide: Any, x: Tensor, batch: int, steps: int, capture: bo
     return (last - first) / (steps - 1 - steps // 5)
 
 
-def measure(device: str, batch: int, count: int, steps: int, hidden: int = 400, latent: int = 20) -> list[dict[str, Any]]:
+def measure(
+    device: str, batch: int, count: int, steps: int, hidden: int = 400, latent: int = 20
+) -> list[dict[str, Any]]:
     """Median seconds per step, eager and captured, over those of the loop by hand, in turns."""
     x = rows(count).to(device)
     model, guide = built(x, hidden, latent)
@@ -213,11 +215,16 @@ def main() -> None:
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     if given.what == "protocol":
+        if not os.environ.get("LATENT_ZOO_DATA"):
+            raise SystemExit("set LATENT_ZOO_DATA to the folder with MNIST's four .gz files, directly or under mnist/")
         print(json.dumps(protocol(given.device, given.minutes, given.out), indent=1))
         return
     for batch in given.batches:
         for row in measure(given.device, batch, given.rows, given.steps):
-            print("{batch:>6} {kind:<9} {microseconds:9.0f} us {rows_per_second:12,.0f} rows/s x {ratio:.2f}".format(**row), flush=True)
+            line = (
+                "{batch:>6} {kind:<9} {microseconds:9.0f} us {rows_per_second:12,.0f} rows/s x {ratio:.2f} on {device}"
+            )
+            print(line.format(**row), flush=True)
             with (given.out / "steps.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
 

@@ -80,7 +80,8 @@ class CapturedSVI(SVI):
         if self.refused or kwargs or am_i_wrapped():
             return super().step(*args, **kwargs)
         missing = bool(args) and isinstance(args[0], Tensor) and incomplete(args[0])
-        key = (missing, torch.is_autocast_enabled(), *map(_kind, args))
+        lower = tuple(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
+        key = (missing, lower, self.objective.num_particles, *map(_kind, args))
         graph = self._graphs.get(key)
         if graph is not None and graph.valid():
             return graph.step(args)

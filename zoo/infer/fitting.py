@@ -40,7 +40,6 @@ from zoo.infer.watchers import (
     Watcher,
 )
 
-
 READ = 50  # steps between two readings of the losses on a GPU
 
 

@@ -23,7 +23,9 @@ class Watch:
     """
 
     def __init__(self, *functions: PyroCallable) -> None:
-        self._entries: list[tuple[Any, Any, Any]] = []  # a dictionary, its key and the value; or a cell, None, its value
+        self._entries: list[
+            tuple[Any, Any, Any]
+        ] = []  # a dictionary, its key and the value; or a cell, None, its value
         self._sizes: list[tuple[Any, int]] = []
         for function in functions:
             wrapped, inner = handlers(function)

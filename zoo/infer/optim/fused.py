@@ -102,7 +102,9 @@ class Fused(PyroOptim):
         if self.optimizer is None:
             rate = self.pt_optim_args.get("lr")
             if new[0].is_cuda and self.pt_optim_constructor in (torch.optim.Adam, torch.optim.AdamW):
-                self.pt_optim_args["capturable"] = True  # the rate is a tensor, which a CUDA graph reads at every launch
+                self.pt_optim_args["capturable"] = (
+                    True  # the rate is a tensor, which a CUDA graph reads at every launch
+                )
             arguments = dict(self.pt_optim_args)
             if self.capturable and rate is not None:
                 arguments["lr"] = torch.tensor(float(rate), device=new[0].device)
