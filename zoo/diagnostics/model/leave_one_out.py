@@ -10,6 +10,7 @@ from torch import Tensor
 from zoo.base.callables import name_of, undecorated
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.protocols import ConjugateGivenShared, Pair
+from zoo.base.threads import on_suited_threads
 from zoo.diagnostics.model.proposals import Proposal, moments_of_draws
 from zoo.posterior.engine import Arguments, Reader, reader, reading
 from zoo.posterior.evaluation import check_draws
@@ -88,6 +89,7 @@ class Loo:
         return text
 
 
+@on_suited_threads
 def loo(run: Pair, x: ArrayLike, *, draws: int = 1000, inner: int = 100, correct: bool = True, seed: int = 0) -> Loo:
     r"""Leave-one-out cross-validation by Pareto-smoothed importance sampling (PSIS-LOO).
 
