@@ -93,7 +93,7 @@ def work_of(shape: tuple[int, ...], *functions: PyroCallable, rows: int | None =
         rows: rows per pass; None for all of them.
     """
     n, d = shape
-    shared = {id(p): p.numel() for p in _parameters(functions) if n not in p.shape}
+    shared = {id(p): p.numel() for p in _parameters(functions) if n == d or n not in p.shape}
     return float(n if rows is None else rows) * max(d, sum(shared.values()))
 
 
@@ -136,7 +136,7 @@ def _functions(given: Any) -> tuple[PyroCallable, ...]:
 
 def _shape(x: ArrayLike) -> tuple[int, ...]:
     table = getattr(x, "x", x)
-    return tuple(table.shape) if hasattr(table, "shape") else np.shape(table)
+    return tuple(table.shape) if isinstance(table, torch.Tensor | np.ndarray) else np.shape(np.asarray(table))
 
 
 @contextmanager

@@ -123,7 +123,8 @@ class Parts:
         settings, own = ({**each, "hidden": _widths(each["hidden"])} for each in (self.settings, self.own))
         torch.manual_seed(seed)
         model = registry.build(model_class, settings, x.shape[1]).to(x.dtype)
-        if given is None and isinstance(model, ConditionallyConjugate):
+        ascends = given is None and isinstance(model, ConditionallyConjugate)
+        if ascends:
             return model, None
         network = any(value is not None for value in own.values())
         default = guides.Exact if isinstance(model, Conjugate) and not network else guides.Amortized

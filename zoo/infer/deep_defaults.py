@@ -13,6 +13,7 @@ from zoo.infer.pairing import deep, default_loss, noiseless
 LEAST = 200  # rows from which a tenth is held out: fewer than 20 rows say little
 HELD_OUT, MOST_HELD_OUT = 0.1, 1000  # a share of the rows, and their number at most
 PATIENCE = 20  # evaluations
+CLIP = 200.0  # of the gradient norm per row: about three times its usual value, so that only outliers are clipped
 MANY, BATCH = 1000, 128  # rows from which steps take minibatches, and their size
 
 

@@ -17,7 +17,7 @@ from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.latent_sites import Layout, layout
 from zoo.base.protocols import Checked, Placed
 from zoo.base.random import seeded
-from zoo.infer.deep_defaults import PATIENCE, default_batch_size, hold_out, may_overfit
+from zoo.infer.deep_defaults import CLIP, PATIENCE, default_batch_size, hold_out, may_overfit
 from zoo.infer.losses.closed_form import ClosedFormELBO
 from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.optim.fused import Fused
@@ -459,7 +459,8 @@ def _search(asked: _Asked, loss: ELBO) -> tuple[PyroOptim, Settling | None, tupl
         how = Answer("schedule", "halved, once the bound has settled, while that raises it", "steps is None")
     else:
         how = Answer("schedule", f"half a cosine over {asked.options.steps:,} steps", "steps is given")
-    return Fused(torch.optim.Adam, {"lr": rate}, schedule=settling), settling, (adam, how)
+    clip = CLIP * len(asked.x) if deep(asked.model) else None
+    return Fused(torch.optim.Adam, {"lr": rate}, schedule=settling, clip_norm=clip), settling, (adam, how)
 
 
 def _noise(asked: _Asked, loss: ELBO) -> str:
