@@ -68,7 +68,9 @@ def fit(
     (``initialize``, drawn with ``seed``); one that has been fitted, modified or loaded continues from its current
     parameters. Parameters with ``requires_grad=False`` are not changed. The fit uses its own parameter store and random
     stream: Pyro's global store and the caller's generators are restored afterwards, also after an error. Modules are
-    trained in training mode, evaluated on held-out rows in evaluation mode, and returned to their previous modes.
+    trained in training mode, evaluated on held-out rows in evaluation mode, and returned to their previous modes. The
+    steps run on as many threads as pay for their work, never on more than the caller has set; see
+    :mod:`zoo.base.threads`.
     :func:`zoo.plan` with the same arguments shows what the defaults are for a pair, and why.
 
     Args:
