@@ -51,7 +51,8 @@ def test_the_command_starts_within_a_second(words):
 def test_import_costs_no_more_than_pyro():
     pyro, own = of_a_process("-c", "import pyro"), of_a_process("-c", "import zoo")
     wings = of_a_process("-c", "import guides, zoo.diagnostics, zoo.export, zoo.factors, zoo.infer, zoo.models")
-    print(f"import pyro {pyro:.2f} s, zoo {own:.2f} s, x {own / pyro:.2f}; every wing {wings:.2f} s, x {wings / pyro:.2f}")
+    ratios = f"x {own / pyro:.2f} and x {wings / pyro:.2f}"
+    print(f"import pyro {pyro:.2f} s, zoo {own:.2f} s, every wing {wings:.2f} s: {ratios}")
     assert own < 1.1 * pyro
 
 

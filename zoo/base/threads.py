@@ -23,9 +23,9 @@ from zoo.base.protocols import Pair
 
 # Multiply-adds of a pass over the data, per thread. Measured on one thread, float64: products of matrices do 5e6 to 2e7
 # of them in a millisecond, and a step of SVI takes 2 ms at 2e6 (a VAE 64-(64,64) with 64 rows), 11 ms at 3e7 and 39 ms
-# at 1e8. Its hundred or so operations let the threads meet as often, at some 10 us each on an idle machine (an estimate)
-# and at a time slice each on a busy one. Measured on a busy machine with two cores, torch's default of two threads over
-# one: `zoo fit PPCA iris -k 2` (1e3 per pass) 267 s over 8.9 s, 300 Cholesky factors of (272, 2, 2) 0.32 s over 0.006 s.
+# at 1e8. Its hundred or so operations let the threads meet as often, at some 10 us each on an idle machine (estimated)
+# and at a time slice each on a busy one. Measured on a busy machine with two cores, two threads over one:
+# `zoo fit PPCA iris -k 2` (1e3 per pass) 267 s over 8.9 s, 300 Cholesky factors of (272, 2, 2) 0.32 s over 0.006 s.
 # `pytest -m benchmarks -n 0 -s tests/benchmark/test_benchmarks_waiting.py -k threads` prints the curve of a machine.
 PER_THREAD = 1e7
 
