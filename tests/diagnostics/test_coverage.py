@@ -22,6 +22,7 @@ from zoo.infer import FixedDraws
 LEVEL = 0.9
 ROWS, DIM = 60, 4
 FIXED = 200  # draws for 13 numbers: from 32 draws the intervals come out half as wide again
+STEPS = 25  # of the line search, from coordinate ascent: within 0.002 nats of where 70 end
 DRAWS = 2000  # of q, behind its quantiles
 WEIGHT = torch.tensor([[0.9], [0.8], [0.6], [-0.5]], dtype=torch.float64)
 NOISE = torch.tensor([0.3, 0.4, 0.5, 0.6], dtype=torch.float64)
@@ -110,7 +111,7 @@ def full_rank(x: Tensor) -> Interval:
     model = Integrated(x)
     guide = FullRank(model, x)
     place(guide, ascended(x).sample(x, DRAWS))
-    run = zoo.fit(model, guide, x, loss=FixedDraws(FIXED), progress=False)
+    run = zoo.fit(model, guide, x, loss=FixedDraws(FIXED), steps=STEPS, progress=False)
     return of_draws(run.sample(x, DRAWS))
 
 
@@ -161,7 +162,7 @@ def shown(found: pl.DataFrame) -> str:
         return str(found)
 
 
-@pytest.mark.slow  # four minutes, nearly all of them for the full rank
+@pytest.mark.slow  # two to three minutes
 def test_coverage_of_ninety_percent_intervals():
     found = coverage(METHODS, 100)
     print(f"\n{shown(found)}")
@@ -176,7 +177,7 @@ def test_coverage_of_ninety_percent_intervals():
 
 
 def test_a_few_data_sets_tell_mean_field_from_linear_response():
-    found = coverage({name: METHODS[name] for name in ("mean-field (cavi)", "linear response")}, 5)
+    found = coverage({name: METHODS[name] for name in ("mean-field (cavi)", "linear response")}, 3)
     plain, response = found.to_dicts()
     assert response["width"] > 1.2 * plain["width"]
     assert response["held"] >= plain["held"]
