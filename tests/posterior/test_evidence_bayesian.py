@@ -148,7 +148,7 @@ def marginal(x=None, index=None, size=None):
         pyro.sample("x", dist.LowRankMultivariateNormal(0 * noise, weight.clamp(-1e3, 1e3), noise), obs=x)
 
 
-@pytest.mark.slow  # half a minute
+@pytest.mark.slow  # about a minute
 def test_nuts_agrees_with_the_weighted_moments(case, weighted):
     chains = zoo.nuts(zoo.Fit(marginal, case.ascent.guide), case.x, chains=2, draws=1000, warmup=300)
     flat = {name: value.flatten(0, 1) for name, value in chains.samples.items()}
