@@ -133,7 +133,7 @@ def ascend(
         inner.check(x)
     started = time.perf_counter()
     with torch.no_grad():
-        if isinstance(inner, Placed):
+        if isinstance(inner, Placed) and inner.fresh:
             with seeded(seed):
                 inner.initialize(x)
         attempts, (bound, converged, ascent) = _starts(inner, x, range(seed, seed + restarts), sweeps, tol * len(x))
