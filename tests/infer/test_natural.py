@@ -190,13 +190,12 @@ def test_shared_factors_follow_rows_at_their_optimum(some):
     """On minibatches zoo.fit gives the shared factors the gradient of rows whose factors are at their optimum."""
     model, guide, _ = started(linear("factors"), some)
     with torch.no_grad():
-        guide.factors()["z"].mean.mul_(0)  # far from its optimum
         part = guide.conjugate.part(guide.conjugate.latents[-1])
-        part.loc.mul_(0)
+        part.loc = torch.zeros_like(part.loc)  # far from its optimum
         before, z = guide.factors(), optima(model, guide, some)["z"]
         target = optima(model, guide, some)["relevance"]
     run = zoo.fit(model, guide, some, optim=NaturalGradient(guide, 0.25), batch_size=59, steps=1, progress=False)
-    moved = run.guide.factors()
+    moved = guide.factors()
     near = (moved["z"].mean - z.mean).abs().amax(1) < 1e-8
     assert near.sum() == 59
     for old, new, best in zip(natural(before["relevance"]), natural(moved["relevance"]), natural(target), strict=True):
@@ -207,8 +206,8 @@ def test_the_schedule_is_laid_out_for_the_steps_to_come(some):
     _, guide, _ = started(linear("factors"), some)
     rates = paced(1000, 0.01)
     assert rates(0) == decaying()(0)
-    assert rates(799) == pytest.approx(0.05)
-    assert [rates(800 + step) for step in (0, 20, 180)] == pytest.approx([1 / 20, 1 / 40, 1 / 200])
+    assert rates(499) == pytest.approx(0.05)
+    assert [rates(step) for step in (500, 750, 1000, 2000)] == pytest.approx([0.05, 0.01, 0.002, 0.002])
     assert all(0 < paced(steps, share)(step) <= 1 for steps in (1, 3) for share in (1e-6, 1.0) for step in range(steps))
     optim = NaturalGradient(guide)
     optim.steps = 7

@@ -10,7 +10,7 @@ import polars
 import torch
 from torch import Tensor
 
-from zoo.base.callables import PyroCallable, name_of, unwrapped
+from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.protocols import Checked, ConditionallyConjugate, CoordinateAscent, Placed, Rotating
 from zoo.base.random import seeded
@@ -156,12 +156,19 @@ def ascend(
 
 
 def _conditionally_conjugate(model: PyroCallable) -> ConditionallyConjugate:
-    """The model behind all handlers.
+    """The model behind handlers that change no density.
 
     Raises:
-        TypeError: it is not conditionally conjugate.
+        TypeError: it is not conditionally conjugate, or a class.
     """
-    inner = unwrapped(model)
+    if isinstance(model, type):
+        raise TypeError(f"zoo.cavi needs a model, got the class {model.__name__}: pass {model.__name__}(...)")
+    inner = undecorated(model)
+    if not isinstance(inner, ConditionallyConjugate) and isinstance(unwrapped(model), ConditionallyConjugate):
+        raise TypeError(
+            f"{name_of(model)} stands behind a handler that changes its density, so that its closed forms no longer "
+            "hold: pass the model itself, or raise its bound by zoo.fit with guides.MeanField(..., family='gaussian')"
+        )
     if not isinstance(inner, ConditionallyConjugate):
         raise TypeError(
             f"{name_of(model)} is not conditionally conjugate (it lacks families, coordinate_ascent or bound): raise "

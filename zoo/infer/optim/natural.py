@@ -13,8 +13,8 @@ from zoo.base.protocols import FactorPart, HoldsFactor
 from zoo.infer.optim.fused import Fused
 
 OTHERS = 0.01  # learning rate of Adam for what is no factor
-HOLD = 80  # per cent of the steps that approach the optimum; the others average
-SWEEPS = 5  # of coordinate ascent that an epoch is worth while they approach it
+SWEEPS = 5  # of coordinate ascent that an epoch is worth while steps on minibatches approach the optimum
+EPOCHS = 5  # over which the last of them are a mean
 
 
 def decaying(delay: float = 10.0, forgetting: float = 0.7, hold: int = 0) -> Callable[[int], float]:
@@ -50,31 +50,29 @@ def decaying(delay: float = 10.0, forgetting: float = 0.7, hold: int = 0) -> Cal
 
 
 def paced(steps: int, share: float) -> Callable[[int], float]:
-    r"""Rates for a known number of steps on minibatches: a fast approach, then a mean.
+    r"""Rates for a known number of steps on minibatches of a share b / n of the rows: a fast approach, then a mean.
 
-    .. math:: \rho_t = \max\{(t + 10)^{-0.7},\, \min(1, 5 b / n)\} \quad (t < h), \qquad
-              \rho_t = \frac{1}{t - h + 1 / \rho_{h - 1}} \quad (t \geq h)
+    .. math:: \rho_t = \max\{(t + 10)^{-0.7},\, \min(1, 5 b / n)\} \quad (t < T / 2), \qquad
+              \rho_t = \rho_{T/2}^{2 - 2t/T}\, \Big(\frac{b}{5 n}\Big)^{2t/T - 1} \quad (t \geq T / 2)
 
-    Over the first h steps, four fifths of them, the rates fall as those of Robbins and Monro until an epoch is worth
-    five sweeps of coordinate ascent, and stay there: rates that go on falling would end the ascent before it has
-    arrived. The last fifth is the mean over its minibatches, in which their noise cancels.
+    In the first half of the T steps the rates fall as those of Robbins and Monro until an epoch is worth five sweeps of
+    coordinate ascent, and stay there: rates that go on falling end the ascent before it has arrived. In the second
+    they fall geometrically, until a factor is a mean over some five epochs, in which the noise of minibatches cancels.
 
     Args:
-        steps: their number, at least 1.
-        share: b / n, the rows of a minibatch over all rows.
+        steps: T, at least 1.
+        share: b / n.
 
     >>> rates = paced(500, 0.1)
-    >>> [round(rates(step), 3) for step in (0, 399, 400, 401, 499)]
-    [0.5, 0.5, 0.5, 0.333, 0.01]
+    >>> [round(rates(step), 3) for step in (0, 249, 250, 375, 500)]
+    [0.5, 0.5, 0.5, 0.1, 0.02]
     """
-    hold = steps * HOLD // 100
-    least = min(1.0, SWEEPS * share)
-    falling = decaying()
+    half, last = steps / 2, min(1.0, share / EPOCHS)
+    falling, least = decaying(), min(1.0, SWEEPS * share)
 
     def schedule(step: int) -> float:
-        if step < hold:
-            return max(falling(step), least)
-        return 1 / (step - hold + 1 / max(falling(max(hold - 1, 0)), least))
+        rate = max(falling(min(step, int(half))), least)
+        return rate if step < half else rate * (last / rate) ** min(step / half - 1, 1.0)
 
     return schedule
 
