@@ -1,5 +1,7 @@
 """Natural gradients on bounds in closed form: coordinate ascent step by step, and stochastic variational inference."""
 
+from dataclasses import fields, replace
+
 import pyro
 import pytest
 import torch
@@ -11,8 +13,9 @@ import zoo
 from guides.families import GaussianPart
 from zoo.algebra.exponential_families import GaussianFactor
 from zoo.infer.losses.closed_form import ClosedFormELBO
-from zoo.infer.optim.natural import NaturalGradient, decaying, paced
+from zoo.infer.optim.natural import LocalFirstSVI, NaturalGradient, decaying, paced
 from zoo.models.linear_ascent import (
+    Inner,
     LinearMap,
     Rows,
     best_mean,
@@ -187,18 +190,22 @@ def test_only_the_rows_at_hand_move_and_by_their_own_optimum(some):
 
 
 def test_shared_factors_follow_rows_at_their_optimum(some):
-    """On minibatches zoo.fit gives the shared factors the gradient of rows whose factors are at their optimum."""
+    """The local step comes first: shared factors move towards their optimum given the best factors of the rows."""
     model, guide, _ = started(linear("factors"), some)
+    index, before = torch.arange(0, 60, 2), guide.factors()
     with torch.no_grad():
+        start = [value.clone() for value in natural(before["weight"])]
         part = guide.conjugate.part(guide.conjugate.latents[-1])
         part.loc = torch.zeros_like(part.loc)  # far from its optimum
-        before, z = guide.factors(), optima(model, guide, some)["z"]
-        target = optima(model, guide, some)["relevance"]
-    run = zoo.fit(model, guide, some, optim=NaturalGradient(guide, 0.25), batch_size=59, steps=1, progress=False)
-    moved = guide.factors()
-    near = (moved["z"].mean - z.mean).abs().amax(1) < 1e-8
-    assert near.sum() == 59
-    for old, new, best in zip(natural(before["relevance"]), natural(moved["relevance"]), natural(target), strict=True):
+        rows, q = Rows.of(some[index]), linear_factors(before)
+        inner = inner_of(rows, replace(q, z=best_z(rows, q)))
+        twice = Inner(*(2 * getattr(inner, own.name) for own in fields(Inner)))  # half of the rows
+        target = best_weight(twice, q, model._priors())
+    with pyro.get_param_store().scope():
+        svi = LocalFirstSVI(model, guide, NaturalGradient(guide, 0.25), ClosedFormELBO())
+        svi.step(some[index], index, len(some))
+    moved = natural(guide.factors()["weight"])
+    for old, new, best in zip(start, moved, natural(target), strict=True):
         torch.testing.assert_close(new, old + 0.25 * (best - old), rtol=1e-8, atol=1e-8)
 
 

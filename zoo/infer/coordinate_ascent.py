@@ -30,7 +30,7 @@ class Ascent:
         seed: of the start.
         bound: the evidence lower bound reached, in nats over all rows; None where it failed.
         sweeps: their number.
-        converged: whether the bound had ceased to rise.
+        converged: whether the bound had stopped rising.
         seconds: wall-clock time.
         error: why it failed, or None.
     """
@@ -220,7 +220,9 @@ def _climb(ascent: CoordinateAscent, sweeps: int, tol: float) -> tuple[Tensor, b
             ascent.rotate()
         bounds.append(float(ascent.bound()))
         if not math.isfinite(bounds[-1]):
-            raise FloatingPointError(f"the bound is {bounds[-1]} after sweep {number}: look for columns of vast scale")
+            raise FloatingPointError(
+                f"the bound is {bounds[-1]} after sweep {number}: check x for columns of a very large scale"
+            )
         if len(bounds) > 1 and not bounds[-1] >= bounds[-2] - ROUNDING * max(1.0, abs(bounds[-2])):
             raise FloatingPointError(
                 f"the bound fell from {bounds[-2]:.12g} to {bounds[-1]:.12g} in sweep {number}: an update is no "

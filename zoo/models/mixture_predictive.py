@@ -1,4 +1,4 @@
-"""The predictive density of a Bayesian mixture: what its factors of q say of a new row."""
+"""The predictive density of a Bayesian mixture: a new row with the parameters integrated out under q."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -56,7 +56,7 @@ def predictive_density(run: Pair, x: ArrayLike, *, draws: int = 1000, seed: int 
     conjugate factors the integral is a mixture of Student's t, in closed form. Rows with missing entries have the
     density of their observed ones.
 
-    Take rows that had no part in training: of the training rows it says how well they are fitted.
+    Use rows that were not used in training: on training rows the density measures the fit, not prediction.
 
     Args:
         run: a trained pair: what :func:`zoo.cavi`, :func:`zoo.fit` or :func:`zoo.load` returned.
