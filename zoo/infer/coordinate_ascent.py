@@ -221,7 +221,7 @@ def _climb(ascent: CoordinateAscent, sweeps: int, tol: float) -> tuple[Tensor, b
         bounds.append(float(ascent.bound()))
         if not math.isfinite(bounds[-1]):
             raise FloatingPointError(
-                f"the bound is {bounds[-1]} after sweep {number}: check x for columns of a very large scale"
+                f"the bound is {bounds[-1]} after sweep {number}: look for columns of a huge scale"
             )
         if len(bounds) > 1 and not bounds[-1] >= bounds[-2] - ROUNDING * max(1.0, abs(bounds[-2])):
             raise FloatingPointError(
