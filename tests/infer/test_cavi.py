@@ -9,6 +9,7 @@ from pyro import poutine
 import guides
 import zoo
 from zoo.base.module import Module
+from zoo.diagnostics.checks.convergence import Convergence
 
 SEEDS = [pytest.param(seed, marks=[pytest.mark.slow] * (seed > 2)) for seed in range(10)]
 
@@ -123,6 +124,11 @@ def test_stops_after_its_sweeps():
     assert len(run) == 5
     assert not run.converged
     assert run.settings["stopped"] == "all 5 sweeps are used up"
+    found = zoo.diagnose(run, iris(), checks=(Convergence(),))["convergence"]
+    assert found.level != "good"
+    assert found.reason.startswith("the last of 5 sweeps raised the bound by ")
+    run = zoo.cavi(zoo.BayesianGMM(4, 1).double(), iris(), restarts=1)  # few sweeps are enough
+    assert zoo.diagnose(run, iris(), checks=(Convergence(),))["convergence"].level == "good"
     assert "not converged" in str(run)
 
 

@@ -84,7 +84,8 @@ def test_components_sum_out(name, missing, some, gappy):
     for i in range(3):
         own = {key: value[i] for key, value in values.items()}
         each = [density(model, {**own, "component": torch.full((60,), j)}, x) for j in range(3)]
-        torch.testing.assert_close(found[i], torch.stack(each).logsumexp(0), rtol=1e-8, atol=1e-8)
+        tol = 1e-6 if missing else 1e-8  # the marginal is that of an inverse, of badly conditioned draws
+        torch.testing.assert_close(found[i], torch.stack(each).logsumexp(0), rtol=tol, atol=tol)
 
 
 def test_a_row_without_entries_has_density_one(some):

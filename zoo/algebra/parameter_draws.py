@@ -100,7 +100,7 @@ def _observed(x: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
         offset = torch.where(there, x - mean.unsqueeze(2), 0.0)  # (s, k, n, d)
         log_det = precision.log() @ there.to(precision).mT  # (s, k, n)
         square = (offset.square() * precision.unsqueeze(2)).sum(-1)
-        return 0.5 * (log_det - there.sum(1) * LOG_TWO_PI - square)
+        return 0.5 * (log_det - there.sum(1).to(mean) * LOG_TWO_PI - square)
     covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))
     found = x.new_zeros(*mean.shape[:2], len(x))
     for rows, seen in patterns(x):

@@ -134,6 +134,7 @@ def _fingerprint(module: nn.Module) -> str:
         found.update(f"{name} {tuple(parameter.shape)} ".encode())
         if not parameter.is_meta:  # which has no values
             values = parameter.detach().cpu().contiguous().reshape(-1)
+            values = values if values.stride(0) == 1 else values.clone(memory_format=torch.contiguous_format)
             found.update(values.view(torch.uint8).numpy().data)
     return found.hexdigest()
 

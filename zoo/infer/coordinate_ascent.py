@@ -14,6 +14,7 @@ from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.protocols import Checked, ConditionallyConjugate, CoordinateAscent, Placed, Rotating
 from zoo.base.random import seeded
+from zoo.infer.convergence import SWEPT
 from zoo.infer.run import Fit, Training
 
 PLAIN = 20  # sweeps before the first rotation: rotating at once ends in lesser optima
@@ -144,7 +145,7 @@ def ascend(
         losses=-bound / len(x),
         converged=converged,
         loss="evidence lower bound",
-        optimizer="coordinate ascent",
+        optimizer=SWEPT,
         rows=len(x),
         seed=seed,
         dtype=str(x.dtype).removeprefix("torch."),

@@ -162,7 +162,7 @@ def _summary(run: Fit, found: Diagnosis) -> list[tuple[str, str]]:
         if e.shared is not None and e.shared.sites:
             total, log_p = e.shared.total, e.shared.log_marginal
             rows.append(("ELBO of all rows", f"{_short(total)} nats{_error(e.shared.total_se)}, a bound on log p(X)"))
-            rows.append(("of it shared sites", f"{_short(e.shared.bound)} nats" + _error(e.shared.bound_se)))
+            rows.append(("part of shared sites", f"{_short(e.shared.bound)} nats" + _error(e.shared.bound_se)))
             weights = f"importance weights of the shared sites with k-hat {e.shared.khat:.2f}"
             rows.append(("log p(X)", f"{_short(log_p)} nats{_error(e.shared.log_marginal_se)}, {weights}"))
     size = found.measured.get("collapse")
