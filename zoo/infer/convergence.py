@@ -111,10 +111,11 @@ def assess(training: Training) -> Convergence:
     """Whether training has converged, from its record.
 
     A line search (``optimizer="LBFGS"``) has converged if its last iterations gain nothing within the precision of the
-    bound; coordinate ascent if the limit of its bound, extrapolated after every sweep, is near. A noisy curve has converged if the mean loss of its last window is not lower than that of the window before
-    it by more than two standard errors. If :func:`zoo.fit` lowered the learning rate, the bound must have settled
-    before the rate began to fall, as a rate that goes to zero flattens any curve. If training was stopped by held-out
-    rows, their bound must have failed to improve ``patience`` times.
+    bound; coordinate ascent if the limit of its bound, extrapolated after every sweep, is near. A noisy curve has
+    converged if the mean loss of its last window is not lower than that of the window before it by more than two
+    standard errors. If :func:`zoo.fit` lowered the learning rate, the bound must have settled before the rate began to
+    fall, as a rate that goes to zero flattens any curve. If training was stopped by held-out rows, their bound must
+    have failed to improve ``patience`` times.
 
     Args:
         training: the record; :func:`zoo.fit` stores the result in :attr:`zoo.infer.Training.converged`.
