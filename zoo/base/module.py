@@ -129,7 +129,8 @@ def _fingerprint(module: nn.Module) -> str:
     Where there are none, as in models with priors on everything, of the buffers: their hyperparameters.
     """
     found = hashlib.blake2b(digest_size=16)
-    held = list(module.named_parameters()) or list(module.named_buffers())  # a model whose priors are all it has
+    held: list[tuple[str, Tensor]] = [*module.named_parameters()]
+    held = held or [*module.named_buffers()]  # a model whose hyperparameters are all it has
     for name, parameter in held:
         found.update(f"{name} {tuple(parameter.shape)} ".encode())
         if not parameter.is_meta:  # which has no values

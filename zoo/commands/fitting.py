@@ -24,7 +24,7 @@ from zoo.base.module import Module
 from zoo.base.protocols import ConditionallyConjugate, Conjugate, Floored, Mixture
 from zoo.commands import registry
 from zoo.commands.console import COLUMNS, MODEL, SOURCE, err, fail, out, words
-from zoo.diagnostics.model.relevance import effective_size
+from zoo.diagnostics.guide.relevance import effective_size
 from zoo.export.convert import to_arviz
 from zoo.infer.coordinate_ascent import VariationalBayes
 from zoo.infer.expectation_maximisation import em

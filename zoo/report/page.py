@@ -23,8 +23,8 @@ from zoo.base.module import Module
 from zoo.data.dataset import Dataset
 from zoo.diagnostics.checks.check import Picture
 from zoo.diagnostics.diagnosis import Diagnosis, diagnose, tables
+from zoo.diagnostics.guide.relevance import EffectiveSize
 from zoo.diagnostics.model.predictive import PredictiveCheck, predictive_check
-from zoo.diagnostics.model.relevance import EffectiveSize
 from zoo.infer.convergence import assess
 from zoo.infer.run import Fit
 from zoo.posterior.evaluation import Evaluation

@@ -10,7 +10,7 @@ from torch import Tensor
 from zoo.base.callables import name_of, undecorated
 from zoo.base.protocols import Conjugate, Mixture
 from zoo.diagnostics.checks.check import Case, Check, Finding, Level
-from zoo.diagnostics.model.relevance import EffectiveSize, effective_size, has_effective_size
+from zoo.diagnostics.guide.relevance import EffectiveSize, effective_size, has_effective_size
 from zoo.posterior.engine import reader, reading
 from zoo.posterior.rates import RateDistortion, rate_distortion
 

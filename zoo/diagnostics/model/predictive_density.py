@@ -9,7 +9,7 @@ from torch import Tensor
 from zoo.base.callables import name_of, undecorated, unwrapped
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.protocols import ClosedPredictive, ConjugateGivenShared, HoldsRows, Pair
-from zoo.diagnostics.model.relevance import conjugate_factors
+from zoo.diagnostics.guide.relevance import conjugate_factors
 from zoo.posterior.engine import Arguments, Reader, reader, reading
 from zoo.posterior.rowwise import log_mean
 

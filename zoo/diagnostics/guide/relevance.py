@@ -7,13 +7,12 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from guides.mean_field import MeanField
-from guides.sites import check_count
 from zoo.algebra.missing import column_moments
 from zoo.base.callables import name_of, undecorated
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.latent_sites import Layout
-from zoo.base.protocols import Pair
+from zoo.base.protocols import HoldsFactors, Pair, declares
+from zoo.infer.pairing import check_count
 from zoo.posterior.engine import Reader, reader, reading
 
 RELEVANCE = 50.0  # E[alpha] times the columns' mean variance, at and above which a factor is switched off
@@ -130,7 +129,9 @@ def _variance(x: Tensor) -> float:
 def conjugate_factors(run: Pair) -> dict[str, Any] | None:
     """The factors of q by site, where they are of conjugate families; to be used inside ``reading``."""
     guide = undecorated(run.guide)
-    return guide.factors() if isinstance(guide, MeanField) and guide.conjugate is not None else None
+    if isinstance(guide, HoldsFactors) and not declares(run.guide, "gaussian"):
+        return dict(guide.factors())
+    return None
 
 
 def _relevances(source: Reader, draws: int) -> tuple[Tensor, Tensor]:
@@ -148,7 +149,7 @@ def _counts(source: Reader, components: int, draws: int) -> tuple[Tensor, Tensor
     """Expected rows of every component (k,) and standard errors."""
     factors = conjugate_factors(source.pair)
     if factors is not None:
-        check_count("MeanField", len(factors["component"].logits), source.x, None)
+        check_count(source.pair.guide, len(source.x), None)
         count = factors["component"].mean.sum(0)
         return count, torch.zeros_like(count)
     total: Tensor = torch.zeros(draws, components, dtype=torch.float64)
