@@ -11,13 +11,13 @@ from zoo.algebra.missing import column_moments
 from zoo.base.callables import name_of, undecorated
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.latent_sites import Layout
+from zoo.base.memory import rows_at_once
 from zoo.base.protocols import HoldsFactors, Pair, declares
 from zoo.infer.pairing import check_count
 from zoo.posterior.engine import Reader, reader, reading
 
 RELEVANCE = 50.0  # E[alpha] times the columns' mean variance, at and above which a factor is switched off
 COUNT = 1.0  # expected rows below which a component is empty
-BUDGET = 2**24  # numbers per array and chunk; bounds the memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +155,7 @@ def _counts(source: Reader, components: int, draws: int) -> tuple[Tensor, Tensor
     total: Tensor = torch.zeros(draws, components, dtype=torch.float64)
     names = {latent.name for latent in source.layout.shared}
     held: dict[str, Tensor] = {}
-    for _, arguments in source.chunks(BUDGET // (draws * source.x.shape[1])):
+    for _, arguments in source.chunks(rows_at_once(draws * source.x.shape[1])):
         drawn = source.draw(arguments, draws, held)
         held = held or {name: value for name, value in drawn.values.items() if name in names}
         chosen = source.complete(arguments, drawn.values, draws)["component"].long()  # (draws, b)
