@@ -269,4 +269,4 @@ def test_bayesian_model_is_fitted_by_coordinate_ascent(zoo_command, tmp_path):
 def test_selects_the_size_of_a_bayesian_model(zoo_command):
     done = zoo_command("select", "BayesianPCA", "iris", "--values", "1-2", "--seeds", 2)
     assert done.exit_code == 0, done.output
-    assert "best by bound on log p(X): 2;" in done.output
+    assert "best by bound on log p(X): 2, held-out log p(x): 2;" in done.output
