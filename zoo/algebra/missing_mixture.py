@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from zoo.algebra.missing import Imputation, Incomplete, Part, Sorted, log_density, marginal_root
+from zoo.algebra.mixture import Sums
 
 BUDGET = 2**22  # numbers per array and chunk, a limit on memory
 
@@ -58,6 +59,12 @@ def _complete(part: Part, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Ten
     density = log_density(offset, there, root[part.which])
     guess = (offset.unsqueeze(-2) @ slope[part.which]).squeeze(-2)
     return density, torch.where(there, offset, guess), spread
+
+
+def expect(data: Sorted, log_weight: Tensor, mean: Tensor, covariance: Tensor) -> Sums:
+    """The E-step, around the components' means and in float64; see :func:`statistics`."""
+    total, counts, first, second = statistics(data, log_weight, mean, covariance)
+    return Sums(total.double(), counts.double(), mean.double(), first.double(), second.double())
 
 
 def statistics(
