@@ -6,6 +6,7 @@ log joint densities :math:`\Theta \phi` of all components, and the sums :math:`R
 Features are made block by block, small enough for the processor's cache.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 
 KINDS = ("full", "tied", "diag", "spherical")
-CACHE = 2**16  # numbers per block of features
+CACHE = 2**18  # numbers per block of features
+ROWS = (64, 2048)  # the fewest and the most rows per block
+SMALL = 2**14  # numbers (rows x components x columns) for which any way takes no longer than its calls
 WIDEST = 4096  # features; beyond, products component by component are as fast
 
 
@@ -51,12 +54,13 @@ def covariances(scale: Tensor, kind: str, components: int, width: int) -> Tensor
     return torch.diag_embed(scale.square().reshape(components, -1).expand(components, width))
 
 
-def features(x: Tensor, matrix: bool) -> Tensor:
+def features(x: Tensor, matrix: bool, out: Tensor | None = None) -> Tensor:
     """phi (p, b) of columns (d, b): 1, x, and the products of pairs of columns (their squares for diagonal ones)."""
     d, b = x.shape
-    found = x.new_empty(1 + d + (d * (d + 1) // 2 if matrix else d), b)
+    found = x.new_empty(width(d, matrix), b) if out is None else out
     found[0] = 1.0
     found[1 : d + 1] = x
+    x = found[1 : d + 1]
     if not matrix:
         torch.mul(x, x, out=found[d + 1 :])
         return found
@@ -65,6 +69,11 @@ def features(x: Tensor, matrix: bool) -> Tensor:
         start, end = end, end + d - i
         torch.mul(x[i], x[i:], out=found[start:end])
     return found
+
+
+def width(d: int, matrix: bool) -> int:
+    """The number of features of d columns."""
+    return 1 + d + (d * (d + 1) // 2 if matrix else d)
 
 
 def normalised(logs: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,11 +98,10 @@ def expect(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, kind: str) ->
         kind: one of ``KINDS``.
     """
     weight, mean, scale = weight.double(), mean.double(), scale.double()
-    d = x.shape[1]
+    d, matrix = x.shape[1], kind == "full"
     if kind == "tied":
         return _tied(x, weight, mean, scale)
-    matrix = kind == "full"
-    if matrix and d * (d + 3) // 2 >= WIDEST:
+    if len(x) * mean.numel() <= SMALL or (matrix and width(d, matrix) > WIDEST):
         return _apart(x, weight, mean, scale, kind)
     centre = weight @ mean
     theta = _coefficients(weight, mean - centre, scale, matrix)  # (k, p)
@@ -113,8 +121,8 @@ def _coefficients(weight: Tensor, offset: Tensor, scale: Tensor, matrix: bool) -
         precision = torch.cholesky_inverse(scale)  # (k, d, d)
         linear = (precision @ offset.unsqueeze(-1)).squeeze(-1)
         logdet = scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        upper = torch.triu_indices(d, d, device=offset.device)
-        second = precision[:, upper[0], upper[1]] * torch.where(upper[0] == upper[1], -0.5, -1.0)
+        pairs, factor, _ = _pairs(d, offset.device)
+        second = precision.flatten(1).index_select(1, pairs) * factor
     else:
         sd = scale.reshape(k, -1).expand(k, d)
         precision = sd.square().reciprocal()
@@ -127,8 +135,11 @@ def _pass(x: Tensor, centre: Tensor, theta: Tensor, matrix: bool) -> tuple[Tenso
     """The log-likelihood, and the responsibilities' sums of the features (k, p), block by block."""
     own, around = theta.to(x), centre.to(x)
     total, sums = theta.new_zeros(()), torch.zeros_like(theta)
-    for part in x.split(max(64, CACHE // theta.shape[1])):
-        phi = features((part - around).T, matrix)
+    size = min(_rows(theta.shape[1]), len(x))
+    buffer = x.new_empty(theta.shape[1], size)
+    for part in x.split(size):
+        out = buffer if len(part) == size else buffer[:, : len(part)].contiguous()
+        phi = features((part - around).T, matrix, out)
         shares, norm = normalised(own @ phi)
         if sums.dtype == phi.dtype:
             sums.addmm_(shares, phi.T)
@@ -138,47 +149,52 @@ def _pass(x: Tensor, centre: Tensor, theta: Tensor, matrix: bool) -> tuple[Tenso
     return total, sums
 
 
+def _rows(width: int) -> int:
+    """The number of rows per block of ``width`` numbers each."""
+    return min(max(ROWS[0], CACHE // width), ROWS[1])
+
+
+@functools.lru_cache(maxsize=16)
+def _pairs(d: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The upper triangle of d x d matrices: its places in them, -1/2 on the diagonal and -1 beside, and the way back."""
+    row, column = torch.triu_indices(d, d, device=device)
+    back = torch.empty(d, d, dtype=torch.long, device=device)
+    back[row, column] = back[column, row] = torch.arange(len(row), device=device)
+    return row * d + column, torch.where(row == column, -0.5, -1.0).double(), back.flatten()
+
+
 def _square(second: Tensor, d: int) -> Tensor:
     """Symmetric matrices (k, d, d) from their upper triangles (k, p)."""
-    upper = torch.triu_indices(d, d, device=second.device)
-    matrices = second.new_empty(len(second), d, d)
-    matrices[:, upper[0], upper[1]] = second
-    matrices[:, upper[1], upper[0]] = second
-    return matrices
+    return second.index_select(1, _pairs(d, second.device)[2]).unflatten(1, (d, d))
 
 
 def _tied(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor) -> Sums:
     """One covariance for all: whitened once, the densities differ by linear terms, and all rows share their squares."""
-    d = x.shape[1]
-    centre = weight @ mean
+    d, centre = x.shape[1], weight @ mean
     identity = torch.eye(d, dtype=scale.dtype, device=scale.device)
     inverse = torch.linalg.solve_triangular(scale, identity, upper=False)
     white = (mean - centre) @ inverse.T  # the means, whitened (k, d)
-    constant = weight.log() - 0.5 * white.square().sum(-1)
-    linear = white @ inverse
+    constant, linear = weight.log() - 0.5 * white.square().sum(-1), white @ inverse
     own, lift, around = linear.to(x), constant.to(x).unsqueeze(-1), centre.to(x)
-    total, counts = x.new_zeros((), dtype=torch.float64), torch.zeros_like(weight)
-    first, second = torch.zeros_like(mean), torch.zeros_like(scale)
-    for part in x.split(max(64, CACHE // (d + len(mean)))):
+    total = [0.0, 0.0, 0.0, 0.0]
+    for part in x.split(_rows(d + len(mean))):
         offset = part - around
         shares, norm = normalised(torch.addmm(lift, own, offset.T))
-        total += norm
-        counts += shares.sum(1)
-        first += shares @ offset
-        second += offset.T @ offset
-    norm = scale.diagonal().log().sum() + 0.5 * d * math.log(2 * math.pi)
+        found = (norm, shares.sum(1), shares @ offset, offset.T @ offset)
+        total = [so_far + one.double() for so_far, one in zip(total, found, strict=True)]
+    norm, counts, first, second = total
     misfit = ((inverse @ second) * inverse).sum()  # the sum of squares of the whitened rows
     if misfit / len(x) > _tolerated(x):
         return _apart(x, weight, mean, scale, "tied")
-    return Sums(total - 0.5 * misfit - len(x) * norm, counts, centre, first, second.unsqueeze(0))
+    level = scale.diagonal().log().sum() + 0.5 * d * math.log(2 * math.pi)
+    return Sums(norm - 0.5 * misfit - len(x) * level, counts, centre, first, second.unsqueeze(0))
 
 
 def _digits_lost(second: Tensor, moments: Tensor) -> float:
     """The size of the terms that cancel in log densities with coefficients (k, p), in nats, at the rows' moments."""
     if moments.ndim == 2:
-        d, spread = len(moments), moments.diagonal().sqrt()
-        upper = torch.triu_indices(d, d, device=moments.device)
-        moments = spread[upper[0]] * spread[upper[1]]
+        spread = moments.diagonal().sqrt()
+        moments = torch.outer(spread, spread).flatten().index_select(0, _pairs(len(spread), moments.device)[0])
     return float((second.abs() @ moments).max())
 
 
@@ -188,39 +204,31 @@ def _tolerated(x: Tensor) -> float:
 
 
 def _apart(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, kind: str) -> Sums:
-    """The E-step with the rows taken around the mean of every component in turn."""
+    """The E-step with the rows taken around the mean of every component: exact, and the least work for few rows."""
     k, d = mean.shape
     matrix = kind in ("full", "tied")
     whiten, constant = _whitening(weight, scale, k, d, matrix)
-    whiten, lift, centres = whiten.to(x), constant.to(x).unsqueeze(-1), mean.to(x)
-    total, counts = x.new_zeros((), dtype=torch.float64), torch.zeros_like(weight)
-    first = torch.zeros_like(mean)
-    second = mean.new_zeros((k, d, d) if matrix else (k, d))
-    for part in x.split(max(64, CACHE // d)):
-        logs = part.new_empty(k, len(part))
-        for j, centre in enumerate(centres):
-            offset = part - centre
-            white = offset @ whiten[j].T if matrix else offset * whiten[j]
-            logs[j] = white.square_().sum(1)
-        shares, norm = normalised(torch.add(lift, logs, alpha=-0.5))
-        total += norm
-        counts += shares.sum(1)
-        for j, centre in enumerate(centres):
-            offset = part - centre
-            weighted = shares[j].unsqueeze(1) * offset
-            first[j] += weighted.sum(0)
-            second[j] += weighted.T @ offset if matrix else (weighted * offset).sum(0)
-    return Sums(total, counts, mean, first, second.sum(0, keepdim=True) if kind == "tied" else second)
+    whiten, lift, centres = whiten.to(x), constant.to(x).unsqueeze(-1), mean.to(x).unsqueeze(1)
+    total = [0.0, 0.0, 0.0, 0.0]
+    for part in x.split(_rows(k * d)):
+        offset = part - centres  # (k, b, d)
+        white = offset @ whiten if matrix else offset * whiten
+        shares, norm = normalised(torch.add(lift, white.square_().sum(-1), alpha=-0.5))  # (k, b)
+        weighted = shares.unsqueeze(-1) * offset
+        own = weighted.mT @ offset if matrix else weighted.mul(offset).sum(1)
+        found = (norm, shares.sum(1), weighted.sum(1), own)
+        total = [so_far + one.double() for so_far, one in zip(total, found, strict=True)]
+    norm, counts, first, second = total
+    return Sums(norm, counts, mean, first, second.sum(0, keepdim=True) if kind == "tied" else second)
 
 
 def _whitening(weight: Tensor, scale: Tensor, k: int, d: int, matrix: bool) -> tuple[Tensor, Tensor]:
-    """The inverses of the Cholesky factors (k, d, d), or of the standard deviations (k, d); the log normalisers (k,)."""
+    """What whitens rows: matrices (k, d, d) or factors (k, 1, d); the log normalisers (k,)."""
     if matrix:
-        scale = scale.expand(k, d, d)
-        identity = torch.eye(d, dtype=scale.dtype, device=scale.device).expand(k, d, d)
-        whiten = torch.linalg.solve_triangular(scale, identity, upper=False)
+        identity = torch.eye(d, dtype=scale.dtype, device=scale.device)
+        whiten = torch.linalg.solve_triangular(scale.expand(k, d, d), identity, upper=False).mT
         logdet = scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     else:
         sd = scale.reshape(k, -1).expand(k, d)
-        whiten, logdet = sd.reciprocal(), sd.log().sum(-1)
+        whiten, logdet = sd.reciprocal().unsqueeze(1), sd.log().sum(-1)
     return whiten, weight.log() - logdet - 0.5 * d * math.log(2 * math.pi)
