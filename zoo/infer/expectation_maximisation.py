@@ -15,7 +15,8 @@ from zoo.base.random import seeded
 from zoo.infer.acceleration import FAILURES, Ascent
 
 STILL = 1e-9  # the relative move of a step of EM below which the parameters are a fixed point
-SMALL = 3  # small gains in a row that end an accelerated climb
+WINDOW = 5  # steps whose gains together must be small to end an accelerated climb
+SHARE = 0.1  # of the tolerance, as extrapolated gains come in fits and starts
 ROUNDING = 1e-14  # of the log-likelihood
 
 
@@ -95,7 +96,7 @@ def em(
         x: the data (n, d); NaN marks an entry missing at random, for a model with ``missing = True``.
         steps: the most steps.
         tol: stop when the log-likelihood is within ``tol`` nats per row of its limit: as extrapolated by Aitken's rule,
-            or, accelerated, after three gains in a row below a quarter of it that do not grow.
+            or, accelerated, when five steps together gain less than a tenth of it and their gains do not grow.
         accelerate: whether to extrapolate.
         seed: of the random start.
 
@@ -198,10 +199,9 @@ def _joined(parameters: list[nn.Parameter]) -> Tensor:
 
 
 def _place(parameters: list[nn.Parameter], point: Tensor) -> None:
-    """Set all parameters from one vector (p,)."""
-    with torch.no_grad():
-        for parameter, part in zip(parameters, point.split([p.numel() for p in parameters]), strict=True):
-            parameter.copy_(part.view_as(parameter))
+    """Set all parameters from one vector (p,), not in place: a step may have made one of the data a parameter."""
+    for parameter, part in zip(parameters, point.split([p.numel() for p in parameters]), strict=True):
+        parameter.data = part.view_as(parameter).clone()
 
 
 def _result(climb: list[float], evaluations: int, converged: bool, steps: int) -> MaximumLikelihood:
@@ -230,11 +230,11 @@ def _settled(climb: list[float], tol: float) -> bool:
 
 def _small(climb: list[float], tol: float) -> bool:
     """Whether the last gains of an accelerated climb are small, and do not grow, as they do on leaving a saddle."""
-    if len(climb) <= SMALL:
+    if len(climb) <= WINDOW:
         return False
-    gains = [after - before for before, after in zip(climb[-SMALL - 1 : -1], climb[-SMALL:], strict=True)]
+    gains = [after - before for before, after in zip(climb[-WINDOW - 1 : -1], climb[-WINDOW:], strict=True)]
     rounding = ROUNDING * abs(climb[-1])
-    return max(gains) <= max(tol / 4, rounding) and (gains[-1] <= gains[0] or gains[-1] <= rounding)
+    return sum(gains) <= max(SHARE * tol, rounding) and (gains[-1] <= gains[0] or gains[-1] <= rounding)
 
 
 def _still(ascent: Ascent) -> bool:
