@@ -156,7 +156,7 @@ def _rows(width: int) -> int:
 
 @functools.lru_cache(maxsize=16)
 def _pairs(d: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """The upper triangle of d x d matrices: its places in them, -1/2 on the diagonal and -1 beside, and the way back."""
+    """The upper triangle of a d x d matrix: where it lies, -1/2 on the diagonal and -1 elsewhere, and the way back."""
     row, column = torch.triu_indices(d, d, device=device)
     back = torch.empty(d, d, dtype=torch.long, device=device)
     back[row, column] = back[column, row] = torch.arange(len(row), device=device)

@@ -76,9 +76,9 @@ class Anderson:
 class Ascent:
     r"""The iterates of a map F that never descends, accelerated.
 
-    Every step tries Anderson's extrapolation; for some steps after a failure, :math:`F + s (F - \theta)` with a length s
-    that doubles while it succeeds, which escapes from saddle points, where Anderson's leads to them (Salakhutdinov and
-    Roweis 2003, Adaptive overrelaxed bound optimization methods, ICML). An extrapolation below the current likelihood
+    Every step tries Anderson's extrapolation; for some steps after a failure, :math:`F + s (F - \theta)` with a length
+    s that doubles while it succeeds, which escapes from saddle points, where Anderson's leads to them (Salakhutdinov
+    and Roweis 2003, Adaptive overrelaxed bound optimization methods, ICML). An extrapolation below the current likelihood
     is rejected, and the next point is F, which is at least as high: the sequence never descends.
 
     Args:
