@@ -70,7 +70,7 @@ def test_factors_integrate_out(name, missing, some, gappy, monkeypatch):
         z = posterior.sample()
         joint = density(model, {**own, "z": z}, x)
         torch.testing.assert_close(found[i], joint - posterior.log_prob(z), rtol=ALGEBRA, atol=ALGEBRA)
-    monkeypatch.setattr(sys.modules["zoo.algebra.parameter_draws"], "BUDGET", 100)  # chunks of rows and draws
+    monkeypatch.setattr("zoo.base.memory.NUMBERS", 100)  # chunks of rows and draws
     torch.testing.assert_close(model.log_marginal_given(x, values), found, rtol=ALGEBRA, atol=ALGEBRA)
 
 

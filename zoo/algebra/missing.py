@@ -74,7 +74,7 @@ class Part:
     which: Tensor
 
     def segments(self) -> list[int] | None:
-        """The number of rows of every pattern, in order; None where too few share one for products pattern by pattern."""
+        """The number of rows of every pattern, in order; None where too few rows share one."""
         if FEW * len(self.patterns) > len(self.rows):
             return None
         return torch.bincount(self.which, minlength=len(self.patterns)).tolist()

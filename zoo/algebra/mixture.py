@@ -8,7 +8,7 @@ Features are made block by block, small enough for the processor's cache.
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -176,7 +176,7 @@ def _tied(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor) -> Sums:
     white = (mean - centre) @ inverse.T  # the means, whitened (k, d)
     constant, linear = weight.log() - 0.5 * white.square().sum(-1), white @ inverse
     own, lift, around = linear.to(x), constant.to(x).unsqueeze(-1), centre.to(x)
-    total = [0.0, 0.0, 0.0, 0.0]
+    total: list[Any] = [0.0] * 4
     for part in x.split(_rows(d + len(mean))):
         offset = part - around
         shares, norm = normalised(torch.addmm(lift, own, offset.T))
@@ -209,7 +209,7 @@ def _apart(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, kind: str) ->
     matrix = kind in ("full", "tied")
     whiten, constant = _whitening(weight, scale, k, d, matrix)
     whiten, lift, centres = whiten.to(x), constant.to(x).unsqueeze(-1), mean.to(x).unsqueeze(1)
-    total = [0.0, 0.0, 0.0, 0.0]
+    total: list[Any] = [0.0] * 4
     for part in x.split(_rows(k * d)):
         offset = part - centres  # (k, b, d)
         white = offset @ whiten if matrix else offset * whiten

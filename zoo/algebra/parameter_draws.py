@@ -11,8 +11,7 @@ from torch import Tensor
 
 from zoo.algebra.exponential_families import LOG_TWO_PI
 from zoo.base.checks import incomplete
-
-BUDGET = 2**22  # numbers per array and chunk; bounds the memory
+from zoo.base.memory import rows_at_once
 
 
 def linear_log_marginal(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> Tensor:
@@ -93,7 +92,7 @@ def _mixture(x: Tensor, log_weight: Tensor, mean: Tensor, precision: Tensor) -> 
 
 def _in_chunks(some: Callable[[Tensor, Tensor], Tensor], x: Tensor, draws: int, numbers: int) -> Tensor:
     """``some`` of rows and of numbers of draws, (s, n), where a row at a draw takes ``numbers`` numbers."""
-    rows = max(1, BUDGET // numbers)
-    each = max(1, BUDGET // (numbers * min(rows, len(x))))
+    rows = rows_at_once(numbers)
+    each = rows_at_once(numbers * min(rows, len(x)))
     every = torch.arange(draws, device=x.device)
     return torch.cat([torch.cat([some(part, own) for own in every.split(each)]) for part in x.split(rows)], 1)

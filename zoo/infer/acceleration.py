@@ -78,8 +78,8 @@ class Ascent:
 
     Every step tries Anderson's extrapolation; for some steps after a failure, :math:`F + s (F - \theta)` with a length
     s that doubles while it succeeds, which escapes from saddle points, where Anderson's leads to them (Salakhutdinov
-    and Roweis 2003, Adaptive overrelaxed bound optimization methods, ICML). An extrapolation below the current likelihood
-    is rejected, and the next point is F, which is at least as high: the sequence never descends.
+    and Roweis 2003, Adaptive overrelaxed bound optimization methods, ICML). An extrapolation below the current
+    likelihood is rejected, and the next point is F, which is at least as high: the sequence never descends.
 
     Args:
         evaluate: the log-likelihood of a point (p,) and F(point), in one call. A FloatingPointError at an extrapolated

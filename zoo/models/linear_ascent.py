@@ -7,8 +7,7 @@ with Gamma priors on :math:`\alpha_k` and :math:`\tau_d`, and
 :math:`q = q(Z)\, q(W)\, q(\mu)\, q(\alpha)\, q(\tau)`, the first two with a full covariance per row.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,61 +15,7 @@ import torch
 from torch import Tensor
 
 from zoo.algebra.exponential_families import LOG_TWO_PI, Factor, GammaFactor, GaussianFactor
-from zoo.algebra.missing import column_moments, refuse_unobserved_columns
-
-WIDTH = 100.0  # variance of the prior of a column's mean, in variances of the column
-
-
-@dataclass(frozen=True)
-class LinearPriors:
-    """Hyperparameters of a Bayesian linear-Gaussian model.
-
-    Attributes:
-        relevance: shape and rate of the Gamma prior on every alpha_k.
-        precision: shape and rate of the Gamma prior on every tau.
-        mean: location (d,) and precision (d,) of the Gaussian prior on mu; None for a model without mean.
-        columns: whether every column has a noise precision of its own.
-    """
-
-    relevance: tuple[float, float]
-    precision: tuple[float, float]
-    mean: tuple[Tensor, Tensor] | None
-    columns: bool
-
-
-def check_gamma(prior: Sequence[float], name: str) -> tuple[float, float]:
-    """Shape and rate of a Gamma prior.
-
-    Raises:
-        ValueError: they are not two positive numbers; an improper prior has no evidence.
-    """
-    values = tuple(prior)
-    if len(values) != 2 or not all(0 < value < math.inf for value in values):
-        raise ValueError(f"{name} must be the shape and the rate of a Gamma prior, both positive, got {prior!r}")
-    return float(values[0]), float(values[1])
-
-
-def check_rows_of(x: Tensor, latent_dim: int, model: str) -> None:
-    """Refuse data that a Bayesian linear model cannot explain.
-
-    Raises:
-        ValueError: a column with fewer than two observed values, or at least as many factors as rows.
-    """
-    refuse_unobserved_columns(x, model)
-    if latent_dim >= len(x):
-        raise ValueError(f"latent_dim={latent_dim} must be below the {len(x)} rows of x: take fewer factors")
-
-
-def linear_mean(z: Tensor, weight: Tensor, mean: Tensor) -> Tensor:
-    """W z + mu of every row (..., n, d), for factors (..., n, k) and shared draws (..., 1, d, k) and (..., 1, d)."""
-    weight = weight.squeeze(-3) if weight.ndim > 2 else weight
-    return z @ weight.mT + mean
-
-
-def place_mean(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Location and variance (d,) of a broad prior of the columns' means: a hundred times the columns' variances."""
-    variance, mean = column_moments(x)
-    return mean.to(x), WIDTH * torch.where(variance > 0, variance, torch.ones_like(variance)).to(x)
+from zoo.models.linear_priors import LinearPriors
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,12 +11,12 @@ from guides.mean_field import MeanField
 from guides.sites import check_count
 from zoo.base.callables import name_of, undecorated
 from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.memory import rows_at_once
 from zoo.base.protocols import Pair
 from zoo.posterior.engine import Reader, reader, reading
 
 RELEVANCE = 50.0  # E[alpha] at and above which a factor is switched off, in Bishop's (1999) example
 COUNT = 1.0  # expected rows below which a component is empty
-BUDGET = 2**24  # numbers per array and chunk; bounds the memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +134,7 @@ def _counts(source: Reader, components: int, draws: int) -> tuple[Tensor, Tensor
     total: Tensor = torch.zeros(draws, components, dtype=torch.float64)
     names = {latent.name for latent in source.layout.shared}
     held: dict[str, Tensor] = {}
-    for _, arguments in source.chunks(BUDGET // (draws * source.x.shape[1])):
+    for _, arguments in source.chunks(rows_at_once(draws * source.x.shape[1])):
         drawn = source.draw(arguments, draws, held)
         held = held or {name: value for name, value in drawn.values.items() if name in names}
         chosen = source.complete(arguments, drawn.values, draws)["component"].long()  # (draws, b)
