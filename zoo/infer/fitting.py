@@ -22,6 +22,7 @@ from zoo.infer.guard import diverged, floored
 from zoo.infer.line_search import LineSearchSVI
 from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.optim.lbfgs import LBFGS
+from zoo.infer.optim.natural import LocalFirstSVI, NaturalGradient
 from zoo.infer.pairing import check_pair, move
 from zoo.infer.planning import Plan, plan
 from zoo.infer.run import Fit, Store
@@ -175,6 +176,9 @@ def _svi(decided: Plan, model: PyroCallable, guide: PyroCallable) -> SVI:
     """The SVI that takes the steps."""
     if isinstance(decided.loss, TraceEnum_ELBO):
         guide = config_enumerate(guide, "parallel")
+    if isinstance(decided.optim, NaturalGradient) and not decided.full:
+        decided.optim.pace(decided.steps)
+        return LocalFirstSVI(model, guide, decided.optim, decided.loss)
     if not isinstance(decided.optim, LBFGS):
         return SVI(model, guide, decided.optim, decided.loss)
     late = [p for module in modules(model) for p in module.parameters()] if decided.e_step else []
