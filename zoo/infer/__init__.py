@@ -3,7 +3,7 @@
 from zoo.base.schedules import cosine
 from zoo.infer.convergence import Convergence, assess
 from zoo.infer.coordinate_ascent import Ascent, VariationalBayes
-from zoo.infer.expectation_maximisation import em
+from zoo.infer.expectation_maximisation import MaximumLikelihood, em
 from zoo.infer.fitting import fit
 from zoo.infer.guard import Diverged, UnboundedLikelihood
 from zoo.infer.line_search import LineSearchSVI
@@ -43,6 +43,7 @@ __all__ = [
     "LastGood",
     "LineSearchSVI",
     "LocalFirstSVI",
+    "MaximumLikelihood",
     "NaturalGradient",
     "Plan",
     "Progress",

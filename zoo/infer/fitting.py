@@ -166,7 +166,7 @@ def _start(decided: Plan, model: PyroCallable, guide: PyroCallable) -> tuple[Any
         part.initialize(decided.x)
     if decided.em_steps:
         with suppress(FloatingPointError, torch.linalg.LinAlgError):  # a component collapsed: the model is unchanged
-            em(parts["model"], decided.x, steps=decided.em_steps)
+            em(parts["model"], decided.x, steps=decided.em_steps, accelerate=False)
     x, n = decided.x, len(decided.x)
     index = torch.arange(n, device=x.device)[: decided.batch_size]
     arguments: tuple[Any, ...] = (x,) if decided.full else (x[index], index, n)

@@ -135,7 +135,7 @@ class FactorAnalysis(Module):
         moments = moments.to(self.weight)
         noise = linear_gaussian.best_noise(moments, self.noise, self.least, self.latent_dim).to(self.weight)
         self.weight, self.mean = linear_gaussian.best_weight(moments, noise, self.latent_dim), moments.mean
-        self.scale = (noise - self.least).clamp_min(0.0).sqrt()
+        self.scale = torch.maximum(noise - self.least, 1e-12 * noise).sqrt()  # not 0, whose logarithm is infinite
 
     def check(self, x: Tensor) -> None:
         """Refuses data under which the likelihood has no maximum.
