@@ -15,15 +15,16 @@ from torch import Tensor
 
 from zoo.base.callables import PyroCallable, mode, modules, unwrapped
 from zoo.base.checks import ArrayLike
-from zoo.base.protocols import Placed
+from zoo.base.protocols import Estimating, Placed
 from zoo.base.random import seeded
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.guard import diverged, floored
-from zoo.infer.line_search import LineSearchSVI
+from zoo.infer.line_search import LineSearchSVI, ProjectedSVI
+from zoo.infer.losses.projected import ProjectedELBO
 from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.optim.lbfgs import LBFGS
 from zoo.infer.pairing import check_pair, move
-from zoo.infer.planning import Plan, plan
+from zoo.infer.planning import Plan, Start, plan
 from zoo.infer.run import Fit, Store
 from zoo.infer.running import Running
 from zoo.infer.watchers import (
@@ -49,6 +50,7 @@ def fit(
     batch_size: int | None = None,
     loss: ELBO | None = None,
     optim: PyroOptim | None = None,
+    start: Start = "data",
     seed: int = 0,
     device: str | torch.device | None = None,
     validation: ArrayLike | None = None,
@@ -129,6 +131,7 @@ def fit(
         batch_size=batch_size,
         loss=loss,
         optim=optim,
+        start=start,
         seed=seed,
         device=device,
         validation=validation,
@@ -151,24 +154,36 @@ def fit(
 def _start(decided: Plan, model: PyroCallable, guide: PyroCallable) -> tuple[Any, ...]:
     """Initialise fresh parts on the data, and run both once. Returns the arguments of the first step."""
     parts = {"model": unwrapped(model), "guide": unwrapped(guide)}
-    for name in decided.start:
-        part = parts[name]
-        assert isinstance(part, Placed)
-        part.initialize(decided.x)
+    if "model" in decided.start:
+        _place_model(decided, parts["model"])
     if decided.em_steps:
         with suppress(FloatingPointError, torch.linalg.LinAlgError):  # a component collapsed: the model is unchanged
             em(parts["model"], decided.x, steps=decided.em_steps)
+    if "guide" in decided.start:
+        guided = parts["guide"]
+        assert isinstance(guided, Placed)
+        guided.initialize(decided.x)
     x, n = decided.x, len(decided.x)
     index = torch.arange(n, device=x.device)[: decided.batch_size]
     arguments: tuple[Any, ...] = (x,) if decided.full else (x[index], index, n)
     if decided.transform is not None:
         arguments = (decided.transform(arguments[0]), *arguments[1:])
     guide_trace = check_pair(model, guide, arguments, decided.layout, decided.loss)
-    if isinstance(decided.loss, QuadratureELBO):
-        decided.loss.prepare(guide_trace)
+    objective = decided.loss.pair if isinstance(decided.loss, ProjectedELBO) else decided.loss
+    if isinstance(objective, QuadratureELBO):
+        objective.prepare(guide_trace)
     for module in modules(model, guide):
         module.zero_grad()  # left by an earlier fit
     return arguments
+
+
+def _place_model(decided: Plan, model: PyroCallable) -> None:
+    """Set a fresh model to its estimate from the data, or to a random start on them."""
+    if not decided.random and isinstance(model, Estimating):
+        model.estimate(decided.x)
+    else:
+        assert isinstance(model, Placed)
+        model.initialize(decided.x)
 
 
 def _svi(decided: Plan, model: PyroCallable, guide: PyroCallable) -> SVI:
@@ -177,6 +192,8 @@ def _svi(decided: Plan, model: PyroCallable, guide: PyroCallable) -> SVI:
         guide = config_enumerate(guide, "parallel")
     if not isinstance(decided.optim, LBFGS):
         return SVI(model, guide, decided.optim, decided.loss)
+    if isinstance(decided.loss, ProjectedELBO):
+        return ProjectedSVI(model, guide, decided.optim, decided.loss)
     late = [p for module in modules(model) for p in module.parameters()] if decided.e_step else []
     return LineSearchSVI(model, guide, decided.optim, decided.loss, late=late, since=decided.e_step)
 

@@ -143,6 +143,14 @@ class PPCA(Module):
             linear_gaussian.refuse_low_rank(x, self.latent_dim)
 
     @torch.no_grad()
+    def estimate(self, x: Tensor) -> None:
+        """Sets the parameters to the maximum of the likelihood of complete rows ``x`` (n, d), by their eigenvectors.
+
+        Missing entries count as their column's mean, which is a start for EM or SVI and not the maximum.
+        """
+        self.maximize(linear_gaussian.filled_moments(like(x, self)))
+
+    @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
         """Draws a random start on the scale of the data ``x`` (n, d), with torch's global generator."""
         weight, mean, variance = linear_gaussian.cloud(like(x, self), self.latent_dim)
