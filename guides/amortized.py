@@ -1,4 +1,5 @@
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, Literal, get_args
 
 import pyro
@@ -38,7 +39,9 @@ class Amortized(Module):
     Its inputs are columns standardised by the statistics of ``x`` (unchanged if all lie in [0, 1], as pixels do), and
     it starts at the standard normal. In a fit (:meth:`initialize`) it starts at the best q for a linear-Gaussian
     model, or a mixture with one covariance, whose means and logits are affine in x: a linear path beside a network with
-    hidden layers represents it, and the network starts at 0. With ``hidden=()`` it is the encoder of the linear VAE, with a mean affine in x
+    hidden layers represents it, and the network starts at 0.
+
+    With ``hidden=()`` it is the encoder of the linear VAE, with a mean affine in x
     and one covariance for all rows (Lucas et al. 2019); up to a thousand columns are then whitened as well, so that all
     weights are learned at the same rate. With hidden layers mean and covariance both depend on x.
 
@@ -137,6 +140,7 @@ class Amortized(Module):
         else:
             self.encoder = mlp(inputs, hidden, self.outputs, *options)
         if skip:
+            assert isinstance(self.encoder, nn.Sequential)
             self.encoder = LinearPath(self.encoder, inputs, self.outputs)
         if self.linear and spread:
             self.spread = nn.Parameter(torch.zeros(spread))
@@ -153,7 +157,8 @@ class Amortized(Module):
         weights.
         """
         self._draw(x)
-        self._e_step()
+        with suppress(torch.linalg.LinAlgError):  # degenerate parameters of the model, which the loss will report
+            self._e_step()
 
     @torch.no_grad()
     def _draw(self, x: Tensor) -> None:
@@ -173,7 +178,9 @@ class Amortized(Module):
         """The linear layer of the encoder, or the path beside its network; None if it has neither."""
         if self.own:
             return None
-        last = self.encoder[-1] if self.linear else getattr(self.encoder, "path", None)
+        if isinstance(self.encoder, LinearPath):
+            return self.encoder.path
+        last = self.encoder[-1] if self.linear and isinstance(self.encoder, nn.Sequential) else None
         return last if isinstance(last, nn.Linear) else None
 
     @torch.no_grad()

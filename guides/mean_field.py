@@ -12,7 +12,18 @@ from guides.conjugate import ConjugatePart
 from guides.gaussian import sample_factorised, shaped, width
 from guides.projection import gaussian_projection, posterior_projection, row_posterior
 from guides.shared import Shared, shared_part
-from guides.sites import Sites, check_closed_form, check_count, check_data, closed_posterior, discrete, follows, only, pick, put
+from guides.sites import (
+    Sites,
+    check_closed_form,
+    check_count,
+    check_data,
+    closed_posterior,
+    discrete,
+    follows,
+    only,
+    pick,
+    put,
+)
 from zoo.base.callables import PyroCallable, name_of, undecorated
 from zoo.base.checks import ArrayLike
 from zoo.base.latent_sites import layout

@@ -3,25 +3,31 @@
 import inspect
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from zoo.algebra import linear_gaussian
 from zoo.algebra.linear_gaussian import Moments
-from zoo.algebra.projected import best_bound, mean_field_gap
+from zoo.algebra.projected import best_bound, mean_field_gap, principal_rotation
 from zoo.base.callables import PyroCallable, undecorated
 from zoo.base.checks import incomplete
-from zoo.base.protocols import Conjugate, Projection, linear_form
+from zoo.base.protocols import Conjugate, Projection, linear_form, loadings
 
+Result = TypeVar("Result")
 Rowwise = Callable[[Tensor], Tensor]
 Solve = Callable[[], None]
 
 
 class MomentProjection:
-    """That of a Gaussian q for a linear-Gaussian model on complete rows: the bound depends on their moments only.
+    r"""That of a Gaussian q for a linear-Gaussian model on complete rows: the bound depends on their moments only.
+
+    The likelihood does not depend on the rotation of the factors, but the bound of a factorised q does. It is highest,
+    and equal to the log-likelihood, where :math:`W^T \Psi^{-1} W` is diagonal: so ``solve`` rotates loadings that are
+    free, and ``bound`` is the maximum over rotations as well (parameter expansion; Luttinen and Ilin 2010).
 
     Args:
         model: a model with a :func:`~zoo.base.protocols.linear_form`.
@@ -31,16 +37,30 @@ class MomentProjection:
     """
 
     def __init__(self, model: PyroCallable, x: Tensor, solve: Solve, *, factorised: bool) -> None:
-        self.model, self.x, self.solve, self.factorised = model, x, solve, factorised
+        self.model, self.x, self.factorised = model, x, factorised
+        self._solve = solve
         self._moments: Moments | None = None
 
     def bound(self) -> Tensor:
         """The bound at the best q over all rows."""
         if self._moments is None:
             self._moments = Moments.of(self.x)
-        form = linear_form(self.model)
-        assert form is not None
-        return best_bound(self._moments, *form, factorised=self.factorised)
+        coupled = self.factorised and self._loadings is None
+        return best_bound(self._moments, *_form(self.model), factorised=coupled)
+
+    @torch.no_grad()
+    def solve(self) -> None:
+        """Set the guide to the best q, and free loadings to the rotation under which a factorised q is exact."""
+        if self.factorised and self._loadings is not None:
+            weight, _, noise = _form(self.model)
+            self._loadings.copy_(self._loadings @ principal_rotation(weight, noise))
+        self._solve()
+
+    @property
+    def _loadings(self) -> nn.Parameter | None:
+        """The parameter with the loadings, if they may be rotated."""
+        found = loadings(self.model)
+        return found if found is not None and found.requires_grad else None
 
 
 class RowProjection:
@@ -55,7 +75,12 @@ class RowProjection:
     """
 
     def __init__(
-        self, log_marginal: Rowwise, posterior: Callable[[Tensor], Distribution], x: Tensor, solve: Solve, *,
+        self,
+        log_marginal: Rowwise,
+        posterior: Callable[[Tensor], Distribution],
+        x: Tensor,
+        solve: Solve,
+        *,
         factorised: bool,
     ) -> None:
         self.log_marginal, self.posterior = log_marginal, posterior
@@ -106,7 +131,11 @@ def row_posterior(model: PyroCallable, x: Tensor) -> Distribution | None:
         return inner.posterior(x[:1])
 
 
-def _of_form(function: Callable[..., Tensor], model: PyroCallable, x: Tensor) -> Tensor:
-    form = linear_form(model)
-    assert form is not None
-    return function(x, *form)
+def _of_form(function: Callable[..., Result], model: PyroCallable, x: Tensor) -> Result:
+    return function(x, *_form(model))
+
+
+def _form(model: PyroCallable) -> tuple[Tensor, Tensor, Tensor]:
+    found = linear_form(model)
+    assert found is not None
+    return found

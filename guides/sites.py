@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -222,7 +223,7 @@ def closed_posterior(model: PyroCallable, x: Tensor, index: Tensor | None) -> Di
     return inner.posterior(x)
 
 
-def follows(guide: nn.Module, model: PyroCallable, sites: Sites) -> bool:
+def follows(guide: Any, model: PyroCallable, sites: Sites) -> bool:
     """Whether a guide built for this model has one local site without a transform, and no parameter that is frozen.
 
     Those of a guide with the E-step in closed form (``closed_form``) are not optimised in any case.

@@ -252,6 +252,11 @@ def filled_moments(x: Tensor) -> Moments:
     return Moments.of(torch.where(x.isnan(), mean, x))
 
 
+def remainder(moments: Moments, latent_dim: int) -> Tensor:
+    """The noise variance of PPCA: the mean of the D - K smallest eigenvalues of the covariance, a scalar."""
+    return torch.linalg.eigvalsh(moments.covariance)[:-latent_dim].mean()
+
+
 def uniqueness(moments: Moments, latent_dim: int) -> Tensor:
     r"""The noise variances (d,) at which factor analysis starts: :math:`(1 - K / 2D) / (S^{-1})_{jj}`.
 

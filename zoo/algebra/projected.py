@@ -40,9 +40,16 @@ def posterior_map(weight: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cholesky_solve(weight.T / noise, root), torch.cholesky_solve(identity, root)
 
 
-def discriminant(
-    weight: Tensor, mean: Tensor, covariance: Tensor, origin: Tensor
-) -> tuple[Tensor, Tensor]:
+def principal_rotation(weight: Tensor, noise: Tensor) -> Tensor:
+    r"""The rotation R (k, k) under which :math:`R^T W^T \Psi^{-1} W R`, and so the posterior's precision, is diagonal.
+
+    Precisions fall from the first factor to the last.
+    """
+    rotation = torch.linalg.eigh((weight.T / noise) @ weight).eigenvectors.flip(-1)
+    return rotation * torch.where(rotation.diagonal() < 0, -1.0, 1.0)
+
+
+def discriminant(weight: Tensor, mean: Tensor, covariance: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:
     r"""The map (K, d) and offset (K,) from x less the origin to the logits of a mixture with one covariance (d, d).
 
     .. math:: \log \pi_j - \tfrac12 \mu_j^T \Sigma^{-1} \mu_j + \mu_j^T \Sigma^{-1} x

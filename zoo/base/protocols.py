@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from zoo.base.callables import PyroCallable, undecorated
@@ -288,7 +288,11 @@ class LinearForm(Hook, Protocol):
     """A model that is linear-Gaussian for some of its options, with its parameters under other names."""
 
     def linear_form(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """W (d, k), mu (d,) and the noise variances (d,) of :class:`LinearGaussian`, differentiable; None if it is not."""
+        """W (d, k), mu (d,) and noise variances (d,) as of :class:`LinearGaussian`, differentiable; None otherwise."""
+        ...
+
+    def loadings(self) -> nn.Parameter | None:
+        """The parameter A (d, k) of W = D A, with D a diagonal matrix; None if there is no such parameter."""
         ...
 
 
@@ -395,7 +399,8 @@ class GaussianGuide(Hook, Protocol):
 class Projection(Protocol):
     r"""The best q of a guide's family as a function of the model's parameters (variable projection).
 
-    .. math:: F(\theta) = \max_{q \in Q} L(\theta, q), \qquad \nabla F(\theta) = \nabla_\theta L(\theta, q)|_{q = q^*(\theta)}
+    .. math:: F(\theta) = \max_{q \in Q} L(\theta, q), \qquad
+              \nabla F(\theta) = \nabla_\theta L(\theta, q)|_{q = q^*(\theta)}
     """
 
     def bound(self) -> Tensor:
@@ -403,7 +408,10 @@ class Projection(Protocol):
         ...
 
     def solve(self) -> None:
-        """Set the guide's parameters to the best q for the model's current parameters, in place."""
+        """Set the guide's parameters to the best q for the model's current parameters, in place.
+
+        The model's own may move along a symmetry that ``bound`` is a maximum over, which does not change it.
+        """
         ...
 
 
@@ -411,7 +419,7 @@ class Projection(Protocol):
 class Projecting(Hook, Protocol):
     """A guide whose best q given the model's parameters has a closed form for some models.
 
-    :func:`zoo.fit` then searches the model's parameters alone. A guide with a ``forward`` of its own repeats the method.
+    :func:`zoo.fit` then searches the model's parameters alone. A subclass with its own ``forward`` repeats the method.
     """
 
     def projection(self, model: PyroCallable, x: Tensor) -> Projection | None:
@@ -454,6 +462,13 @@ def linear_form(model: PyroCallable) -> tuple[Tensor, Tensor, Tensor] | None:
     if isinstance(inner, LinearForm):
         return inner.linear_form()
     return (inner.weight, inner.mean, inner.noise) if isinstance(inner, LinearGaussian) else None
+
+
+def loadings(model: PyroCallable) -> nn.Parameter | None:
+    """The parameter with the loadings of a model with a :func:`linear_form`, up to units of the columns, or None."""
+    inner = undecorated(model)
+    found = inner.loadings() if isinstance(inner, LinearForm) else getattr(inner, "weight", None)
+    return found if isinstance(found, nn.Parameter) else None
 
 
 def declares(function: PyroCallable, name: str) -> bool:

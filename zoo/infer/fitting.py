@@ -65,8 +65,8 @@ def fit(
 ) -> Fit:
     """Train model and guide together, in place, by stochastic variational inference.
 
-    A model or guide whose parameters are unchanged since it was built is first initialised at random on the data
-    (``initialize``, drawn with ``seed``); one that has been fitted, modified or loaded continues from its current
+    A model or guide whose parameters are unchanged since it was built is first initialised on the data (``estimate`` or
+    ``initialize``, drawn with ``seed``); one that has been fitted, modified or loaded continues from its current
     parameters. Parameters with ``requires_grad=False`` are not changed. The fit uses its own parameter store and random
     stream: Pyro's global store and the caller's generators are restored afterwards, also after an error. Modules are
     trained in training mode, evaluated on held-out rows in evaluation mode, and returned to their previous modes.
@@ -83,12 +83,17 @@ def fit(
         loss: any ``pyro.infer.ELBO``. None uses ``Trace_ELBO``, except where the model declares ``quadratic``
             (linear-Gaussian models, mixtures, a VAE with a linear decoder), has no shared sites, and the guide declares
             ``gaussian``: there :class:`~zoo.infer.losses.quadrature.QuadratureELBO` gives the same bound without noise.
-        optim: any Pyro optimizer. None uses L-BFGS where the bound has no noise and every step uses all rows (for a
-            fresh pair its first 25 steps move only the guide, as variational EM begins with an E-step; a fresh model
-            whose guide is its own posterior is preceded by ten steps of EM), and otherwise a single fused Adam, whose
+            Where the best q of the guide has a closed form given the model's parameters (and ``optim`` is None and
+            every step uses all rows), :class:`~zoo.infer.losses.projected.ProjectedELBO` is that bound at its highest:
+            the search then moves the model's parameters alone, and the guide follows.
+        optim: any Pyro optimizer. None uses L-BFGS where the bound has no noise and every step uses all rows, and
+            otherwise a single fused Adam, whose
             learning rate is halved, once the bound has settled, until that no longer raises it. With ``steps`` given,
             the rate falls to zero along half a cosine instead, which flattens any curve, so that such a fit is not
             reported as converged.
+        start: where a fresh model starts: ``"data"``, its estimate from the data (by the eigenvectors of their moments
+            for PPCA, factor analysis and a linear VAE; at random if it has none), or ``"random"``. A mixture starts at
+            centres drawn by k-means++, followed by ten steps of EM, in either case.
         seed: of the start, the batches and the draws. Numbers that a model of your own draws in its constructor, and
             not again in ``initialize``, are not covered: call ``torch.manual_seed(seed)`` on the line before
             ``model = Model(...)``, or build the pair inside :func:`zoo.best_of`, which seeds the constructor too.
@@ -179,7 +184,8 @@ def _start(decided: Plan, model: PyroCallable, guide: PyroCallable) -> tuple[Any
 
 def _place_model(decided: Plan, model: PyroCallable) -> None:
     """Set a fresh model to its estimate from the data, or to a random start on them."""
-    if not decided.random and isinstance(model, Estimating):
+    if decided.estimate:
+        assert isinstance(model, Estimating)
         model.estimate(decided.x)
     else:
         assert isinstance(model, Placed)

@@ -17,6 +17,7 @@ from zoo.base.random import seeded
 from zoo.infer.losses.projected import ProjectedELBO
 from zoo.infer.optim.fused import ordered
 from zoo.infer.optim.lbfgs import LBFGS
+from zoo.infer.running import Copy, put_back
 
 FLOOR = 1e-6  # lower bound on row norms of the Hessian, relative to the largest
 WALL = 10.0  # relative height of the value that replaces a loss which is not finite
@@ -287,14 +288,22 @@ class ProjectedSVI(LineSearchSVI):
     def __init__(self, model: PyroCallable, guide: PyroCallable, optim: LBFGS, loss: ProjectedELBO) -> None:
         super().__init__(model, guide, optim, loss)
         self.projection = loss.projection
+        self._searched: Copy = []  # the model's parameters as the search left them
+        self._left: Copy = []  # and as the solution left them, which may rotate them
         self._params = [p for module in modules(model) for p in module.parameters() if p.requires_grad]
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """One iteration. Returns the loss before it."""
-        done = self._exhausted
+        solved = bool(self._left) and all(torch.equal(p, left) for p, left in self._left)
+        if solved:  # undo the rotation of the last solution, which the search's curvature does not know
+            put_back(self._searched)
         loss = super().step(*args, **kwargs)
-        if not done:
-            self.projection.solve()
+        if solved and all(torch.equal(p, value) for p, value in self._searched):
+            put_back(self._left)
+            return loss
+        self._searched = [(p, p.detach().clone()) for p in self._params]
+        self.projection.solve()
+        self._left = [(p, p.detach().clone()) for p in self._params]
         return loss
 
     def _evaluate(self, args: Any, kwargs: Any) -> Point:

@@ -15,7 +15,7 @@ from torch import Tensor
 from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.latent_sites import Layout, layout
-from zoo.base.protocols import Checked, Conjugate, Estimating, Mixture, Placed, Projection
+from zoo.base.protocols import Checked, Conjugate, Estimating, LinearForm, Mixture, Placed, Projection, linear_form
 from zoo.base.random import seeded
 from zoo.infer.losses.closed_form import ClosedFormELBO
 from zoo.infer.losses.projected import ProjectedELBO
@@ -82,7 +82,7 @@ class Plan:
         optim: the optimizer, or the options of a line search.
         settling: the schedule of the default optimizer, or None.
         start: the parts that are initialised on the data: ``"model"``, ``"guide"``.
-        random: whether the model is initialised at random, even if it can compute an estimate.
+        estimate: whether the model starts at its own estimate from the data, else at random on them.
         e_step: the most iterations in which only the guide moves.
         em_steps: steps of EM on a fresh model before the first iteration.
         seed: of the start, the batches and the draws.
@@ -102,7 +102,7 @@ class Plan:
     optim: PyroOptim
     settling: Settling | None
     start: tuple[str, ...]
-    random: bool
+    estimate: bool
     e_step: int
     em_steps: int
     seed: int
@@ -263,9 +263,9 @@ def _decided(asked: _Asked) -> Plan:
         optim=optimizer,
         settling=settling,
         start=start,
-        random=options.start == "random",
+        estimate="model" in start and _estimated(asked),
         e_step=_waits(asked, start, objective, optimizer),
-        em_steps=_em_steps(asked, start, optimizer),
+        em_steps=_em_steps(asked, start, objective, optimizer),
         seed=options.seed,
         every=options.every,
         patience=options.patience,
@@ -362,7 +362,9 @@ def _start(asked: _Asked) -> tuple[tuple[str, ...], Answer]:
 
 def _estimated(asked: _Asked) -> bool:
     """Whether a fresh model starts at its own estimate from the data."""
-    return asked.options.start == "data" and isinstance(unwrapped(asked.model), Estimating)
+    inner = unwrapped(asked.model)
+    linear = not isinstance(inner, LinearForm) or linear_form(inner) is not None  # a deep VAE has no estimate
+    return asked.options.start == "data" and isinstance(inner, Estimating) and linear
 
 
 def _waits(asked: _Asked, start: tuple[str, ...], loss: ELBO, optimizer: PyroOptim) -> int:
@@ -374,13 +376,13 @@ def _waits(asked: _Asked, start: tuple[str, ...], loss: ELBO, optimizer: PyroOpt
     return min(E_STEP, asked.most // 4) if own_parameters(asked.model, asked.guide) else 0
 
 
-def _em_steps(asked: _Asked, start: tuple[str, ...], optimizer: PyroOptim) -> int:
+def _em_steps(asked: _Asked, start: tuple[str, ...], loss: ELBO, optimizer: PyroOptim) -> int:
     """The steps of EM before the line search."""
     if "model" not in start or asked.options.optim is not None or not isinstance(optimizer, LBFGS):
         return 0
     inner = undecorated(asked.model)
-    mixture = asked.options.start == "data" and isinstance(inner, Mixture) and isinstance(inner, Conjugate)
-    if _estimated(asked) or not (mixture or tight(asked.model, asked.guide)):
+    climbs = isinstance(inner, Mixture) or isinstance(loss, ProjectedELBO) or tight(asked.model, asked.guide)
+    if _estimated(asked) or not (climbs and isinstance(inner, Conjugate)):
         return 0
     return min(EM_STEPS, asked.most // 4)
 
@@ -388,7 +390,7 @@ def _em_steps(asked: _Asked, start: tuple[str, ...], optimizer: PyroOptim) -> in
 def _first_moves(asked: _Asked, start: tuple[str, ...], loss: ELBO, optimizer: PyroOptim) -> Answer:
     """What precedes the first step of the whole pair."""
     moves, reasons = [], []
-    if count := _em_steps(asked, start, optimizer):
+    if count := _em_steps(asked, start, loss, optimizer):
         moves.append(f"{count} steps of EM")
         reasons.append("from a random start, the long steps of a line search may lead to a lower maximum")
     if count := _waits(asked, start, loss, optimizer):

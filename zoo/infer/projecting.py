@@ -22,8 +22,11 @@ def projection_of(model: PyroCallable, guide: PyroCallable, x: Tensor) -> Projec
     inner = undecorated(guide)
     if not isinstance(inner, Projecting) or not declares(guide, "projection"):
         return None
-    found = inner.projection(model, x)
-    return found if found is not None and _consistent(model, x) else None
+    try:
+        found = inner.projection(model, x)
+        return found if found is not None and _consistent(model, x) else None
+    except (torch.linalg.LinAlgError, ValueError):  # degenerate parameters, which the loss will report
+        return None
 
 
 @torch.no_grad()

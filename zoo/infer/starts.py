@@ -17,12 +17,14 @@ from zoo.base.protocols import Conjugate
 from zoo.base.random import seeded
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.fitting import fit
+from zoo.infer.losses.projected import ProjectedELBO
 from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.run import Fit
 from zoo.posterior.evaluation import evaluate
 
 T = TypeVar("T")
 
+NOISELESS = {QuadratureELBO.__name__, ProjectedELBO.__name__}
 DRAWS = 50  # per row, of the bound that ranks runs
 
 
@@ -197,7 +199,7 @@ def _bound(run: Fit, x: Tensor, seed: int, *, needed: bool) -> float | None:
         ValueError: it is needed.
     """
     settings = run.settings
-    if settings["loss"] == QuadratureELBO.__name__ and settings["batch_size"] in (None, len(x)):
+    if settings["loss"] in NOISELESS and settings["batch_size"] in (None, len(x)):
         return -float(run.losses[-1])  # the bound, without noise
     try:
         found = evaluate(run, x, draws=DRAWS, seed=seed)

@@ -127,7 +127,7 @@ class PPCA(Module):
         :math:`\sigma^2` is the mean of the D - K smallest eigenvalues of the covariance (Tipping and Bishop 1999).
         """
         moments = moments.to(self.weight)
-        noise = torch.linalg.eigvalsh(moments.covariance)[: -self.latent_dim].mean().expand(self.data_dim)
+        noise = linear_gaussian.remainder(moments, self.latent_dim).expand(self.data_dim)
         self.weight, self.mean = linear_gaussian.best_weight(moments, noise, self.latent_dim), moments.mean
         self.scale = noise[0].sqrt()
 
