@@ -129,24 +129,27 @@ class Amortized(Module):
         affine = linear_form(model) is not None or isinstance(undecorated(model), GaussianMixture)
         skip = not self.linear and network is None and (affine if skip is None else bool(skip))
         self.__dict__["_resolved"] = {**resolved(self.masked, activation), "skip": skip}
-        options = activation, normalize, gated
         inputs = self.data_dim * (1 + self.masked)
         if network is not None:
             parts = f"{k} means, {spread} numbers of the covariance and {levels} logits"
-            self.encoder = check_network(network, "network", inputs, self.outputs, parts)
-        elif image is not None:
-            channels, *sides = check_image(image, self.data_dim)
-            self.encoder = image_encoder((channels * (1 + self.masked), *sides), hidden, self.outputs, *options)
+            self.encoder: nn.Module = check_network(network, "network", inputs, self.outputs, parts)
         else:
-            self.encoder = mlp(inputs, hidden, self.outputs, *options)
-        if skip:
-            assert isinstance(self.encoder, nn.Sequential)
-            self.encoder = LinearPath(self.encoder, inputs, self.outputs)
+            own = self._network(inputs, hidden, image, (activation, normalize, gated))
+            self.encoder = LinearPath(own, inputs, self.outputs) if skip else own
         if self.linear and spread:
             self.spread = nn.Parameter(torch.zeros(spread))
         self.shared = shared_part(self.sites.shared, x, shared)
         self.to(x)
         self._draw(x)
+
+    def _network(
+        self, inputs: int, hidden: Sequence[int], image: Sequence[int] | None, options: tuple[Activation, bool, bool]
+    ) -> nn.Sequential:
+        """The network from standardised rows to the outputs: a perceptron, or convolutions of an ``image``."""
+        if image is None:
+            return mlp(inputs, hidden, self.outputs, *options)
+        channels, *sides = check_image(image, self.data_dim)
+        return image_encoder((channels * (1 + self.masked), *sides), hidden, self.outputs, *options)
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
@@ -157,7 +160,7 @@ class Amortized(Module):
         weights.
         """
         self._draw(x)
-        with suppress(torch.linalg.LinAlgError):  # degenerate parameters of the model, which the loss will report
+        with suppress(torch.linalg.LinAlgError):  # degenerate parameters of the model
             self._e_step()
 
     @torch.no_grad()
@@ -196,6 +199,8 @@ class Amortized(Module):
         if form is not None and self.sites.local and form[0].shape[1] == self.split[0]:
             weight, mean, noise = (value.double() for value in form)
             slope, covariance = posterior_map(weight, noise)
+            if not slope.isfinite().all():  # degenerate parameters of the model, which the loss will report
+                return
             set_affine(path, columns, slope, slope @ (columns.shift - mean))
             self._set_spread(path, covariance)
         elif isinstance(inner, GaussianMixture) and self.sites.discrete:
