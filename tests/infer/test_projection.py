@@ -227,7 +227,7 @@ def test_estimates(pupils):
     assert model.log_marginal(pupils).sum().item() == pytest.approx(best.item(), abs=1e-6)
     linear = zoo.VAE(9, 2, hidden=(), covariance="scalar", noise="constant").double()
     linear.estimate(pupils)
-    weight, mean, noise = linear.linear_form()
+    weight, mean, _ = linear.linear_form()
     torch.testing.assert_close(weight @ weight.T, (model.weight @ model.weight.T), rtol=1e-2, atol=1e-2)
     torch.testing.assert_close(mean, pupils.mean(0))
     assert zoo.VAE(9, 2).double().linear_form() is None

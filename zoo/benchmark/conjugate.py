@@ -133,9 +133,9 @@ def benchmark_conjugate(
 
     Returns:
         one row per case, start, method and seed: log marginal, ELBO and gap per row in nats; ``distance``, EM's optimum
-        minus the log marginal; ``mean_error``, the largest difference between the guide's posterior means and EM's after
-        alignment, in posterior standard deviations (for a mixture: of responsibilities); steps and seconds. NaN if all
-        starts failed.
+        minus the log marginal; ``mean_error``, the largest difference between the guide's posterior means and EM's
+        after alignment, in posterior standard deviations (for a mixture: of responsibilities); steps and seconds. NaN
+        if all starts failed.
 
     Raises:
         ValueError: there is no such case or guide.
