@@ -76,9 +76,9 @@ def set_affine(network: nn.Linear, columns: Standardize, slope: Tensor, offset: 
         offset: b (m,).
         first: the first of the m outputs.
     """
-    weight = slope * columns.unit  # (m, d), of (x - s) / unit
+    weight = slope * columns.unit.to(slope)  # (m, d), of (x - s) / unit
     if columns.turn is not None:
-        weight = torch.linalg.solve(columns.turn, weight, left=False)
+        weight = torch.linalg.solve(columns.turn.to(weight), weight, left=False)
     last = first + len(slope)
     network.weight[first:last] = 0.0
     network.weight[first:last, : weight.shape[1]] = weight.to(network.weight)
