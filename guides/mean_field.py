@@ -54,13 +54,13 @@ class MeanField(Module):
         family: ``"conjugate"``: every factor is of its conjugate family (Normal, Gamma, Dirichlet, Wishart or
             Categorical), as in coordinate ascent (:func:`zoo.cavi`), for a
             :class:`~zoo.base.protocols.ConditionallyConjugate` model; ``"gaussian"``: Gaussian in unconstrained
-            coordinates. None: conjugate where the model allows it.
+            coordinates. None: conjugate where the model allows it, unless ``shared`` or ``closed_form`` is given.
 
     Raises:
         CannotServe: the model has a discrete site shared by all rows, a local site in a further plate, or
             ``closed_form`` is true and there is none.
         ValueError: ``shared`` or ``family`` is neither of the two, or conjugate families are requested of a model that
-            is not conditionally conjugate.
+            is not conditionally conjugate, or with a full covariance of the shared sites.
 
     References:
         Bishop (2006), Pattern Recognition and Machine Learning, ch. 10; Neal and Hinton (1998).
@@ -82,6 +82,12 @@ class MeanField(Module):
     ) -> None:
         super().__init__()
         x = check_data(x, model)
+        if family is None and (shared != "mean_field" or closed_form is not None):
+            family = "gaussian"
+        elif family == "conjugate" and shared != "mean_field":
+            raise ValueError(
+                f"shared={shared!r} has one factor for all shared sites, family='conjugate' one for each: omit either"
+            )
         self.conjugate = self._conjugate_part(model, x, family)
         self.sites = Sites.of("MeanField", model, x, transformed=self.conjugate is None)
         self.__dict__["model"] = model  # referred to, not registered

@@ -43,3 +43,13 @@ def rows_plate(x, index=None, size=None):
 def zeros(*shape):
     """Zeros in float64."""
     return torch.zeros(shape, dtype=torch.float64)
+
+
+def random_mixture(covariance, d=3, k=4):
+    """A Gaussian mixture at random parameters, with nothing at its default."""
+    model = zoo.GMM(d, k, covariance).double()
+    model.weight = torch.distributions.Dirichlet(torch.full((k,), 3.0).double()).sample()
+    model.mean = 2 * torch.randn(k, d).double()
+    scale = 0.5 + torch.rand_like(model.scale)
+    model.scale = scale.tril() if covariance in ("full", "tied") else scale
+    return model

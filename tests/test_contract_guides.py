@@ -1,5 +1,7 @@
 """What every guide promises, on every model of the package and of users' own that it serves."""
 
+import copy
+import functools
 import re
 
 import pyro
@@ -13,6 +15,7 @@ from contract import (
     SITES,
     alone,
     cells,
+    conjugate,
     enumerable,
     learns,
     placed,
@@ -41,6 +44,8 @@ PLAIN = [
     for dtype, steps in ((torch.float32, 40), (torch.float64, 150))
     if dtype == torch.float64 or kind.cls is not None  # users' models are in float64 alone
 ]
+# Guides without a gap at the maximum: loadings turn until the posterior is diagonal, and one label per row is exact.
+TIGHT = ("Exact", "FullRank", "MeanField")
 
 
 def shape(latent, n, draws=()):
@@ -105,7 +110,9 @@ def test_vectorised_particles(kind, family):
     trace = poutine.trace(spread(guide, 5, dim)).get_trace(x)
     for latent in found.latents:
         value = trace.nodes[latent.name]["value"]
-        assert value.numel() == torch.Size(shape(latent, len(x), (5,))).numel()
+        sizes = [5, *one.nodes[latent.name]["value"].shape]  # between them, dims of 1 for the plates that it is not in
+        assert value.shape[0] == 5
+        assert [size for size in value.shape if size > 1] == [size for size in sizes if size > 1]
         assert latent.cardinality is not None or not torch.equal(value[0], value[1])
     with torch.no_grad():
         loss = Trace_ELBO(num_particles=5, vectorize_particles=True, max_plate_nesting=found.nesting)
@@ -140,6 +147,7 @@ def test_minibatch(kind, family):
     drawn = poutine.trace(guide).get_trace(x)
     full = {latent.name: drawn.nodes[latent.name]["value"].detach() for latent in SITES[kind.name].latents}
     held = {latent.name: full[latent.name][index] for latent in SITES[kind.name].local}
+    drawn_part = poutine.trace(guide).get_trace(x[index], index, n)
     whole = poutine.trace(poutine.condition(guide, full)).get_trace(x)
     part = poutine.trace(poutine.condition(guide, {**full, **held})).get_trace(x[index], index, n)
     whole.compute_log_prob()
@@ -147,6 +155,7 @@ def test_minibatch(kind, family):
     for latent in SITES[kind.name].latents:
         ours, theirs = part.nodes[latent.name], whole.nodes[latent.name]["unscaled_log_prob"]
         assert float(ours["scale"]) == pytest.approx(n / 6 if latent.local else 1)
+        assert drawn_part.nodes[latent.name]["value"].shape == shape(latent, 6)
         torch.testing.assert_close(ours["unscaled_log_prob"], theirs[index] if latent.local else theirs)
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
     assert torch.tensor(svi.step(x[index], index, n)).isfinite()
@@ -183,6 +192,19 @@ def test_another_number_of_rows(kind, family):
             assert trace.nodes[latent.name]["value"].shape == shape(latent, 7)
 
 
+@functools.cache
+def maxima(kind):
+    """The maxima of the bound that coordinate ascent finds from three starts, in nats per row."""
+    x = kind.rows()
+    attempts = zoo.cavi(kind.build(), x, restarts=3).attempts
+    return torch.tensor([attempt.bound for attempt in attempts], dtype=torch.float64) / len(x)
+
+
+def left_to_em(model, x, bound):
+    """What EM gains over a bound, in nats per row, continued from the trained model."""
+    return zoo.em(copy.deepcopy(model), x)[-1].item() / len(x) - bound
+
+
 @pytest.mark.parametrize(("kind", "family", "dtype", "steps"), PLAIN)
 def test_trains_from_a_random_start(kind, family, dtype, steps, untouched):
     x = kind.rows(dtype)
@@ -192,11 +214,16 @@ def test_trains_from_a_random_start(kind, family, dtype, steps, untouched):
         if hasattr(module, "initialize"):
             module.initialize(x)
     before = zoo.evaluate(as_it_is(model, guide), x, draws=50, inner=30).total / len(x)
+    known = closed_form(model, guide)  # such factors start near their optimum, after a sweep of coordinate ascent
     with untouched():
-        run = zoo.fit(model, guide, x, steps=steps, progress=False)
+        run = zoo.fit(model, guide, x, steps=None if known else steps, progress=False)
         after = zoo.evaluate(run, x, draws=50, inner=30).total / len(x)
-    started = closed_form(model, guide)  # factors placed by a sweep of coordinate ascent are near their optimum
-    assert after > before + (0.0 if started else 0.5)  # nats per row
+    if known:
+        assert (maxima(kind) + run.losses[-1]).abs().min() < (1e-6 if dtype == torch.float64 else 1e-4)
+    else:
+        assert after > before + 0.5  # nats per row
+    if conjugate(kind) and family.name in TIGHT and dtype == torch.float64:
+        assert -1e-8 < left_to_em(model, x, after) < 1e-3  # a Heywood case creeps: 150 steps leave it up to 5e-4
     modules = [m for m in (model, guide) if isinstance(m, torch.nn.Module)]
     assert {p.dtype for m in modules for p in m.parameters()} == {dtype}
     assert run.settings["dtype"] == str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Models of users' own, with latent sites of every kind, through every call: each works, or refuses with a reason."""
+"""Models of users' own, with priors on the weights or a covariate of every row, through every call."""
 
 import math
 import warnings
@@ -10,13 +10,12 @@ import pyro
 import pytest
 import torch
 from helpers import rows_plate
-from pyro.infer import TraceEnum_ELBO, config_enumerate
-from pyro.infer.autoguide import AutoDelta, AutoLaplaceApproximation, AutoNormal
-from user_models import BatchDecoder, BayesianFactors, MixtureOfFactorAnalysers, one_mean
+from pyro.infer.autoguide import AutoNormal
+from user_models import BatchDecoder, BayesianFactors
 
 import zoo
 import zoo.report
-from guides import Amortized, CannotServe, Exact, Flow, FullRank, MeanField, SemiAmortized
+from guides import Amortized, Flow, FullRank, MeanField
 from zoo.base import seeded
 
 matplotlib.use("Agg")
@@ -88,7 +87,7 @@ def test_factors_diagnose(fitted, x):
 def test_factors_are_calibrated(fitted):
     """By 20 fresh fits: a guide of one mode among truths of both signs sees so in the weights, not in the precision."""
     found = zoo.diagnostics.sbc(fitted, simulations=20, steps=1000)
-    assert found.units[-1] == "precision"
+    assert found.units[-1] == "precision[0]"
     assert float(found.p_values[-1]) > 1e-4
 
 
@@ -107,7 +106,7 @@ def test_factors_export(fitted, x):
         warnings.simplefilter("ignore")  # k-hat of single rows
         theirs = az.loo(idata)
     elpd = float(getattr(theirs, "elpd_loo", getattr(theirs, "elpd", math.nan)))
-    assert elpd == pytest.approx(ours.elpd, abs=5 * max(ours.se, 1.0) / 5)
+    assert elpd == pytest.approx(ours.elpd, abs=max(ours.se, 1.0))
 
 
 def test_factors_save_and_load(fitted, family, x, tmp_path):
@@ -143,93 +142,6 @@ def test_nuts_agrees_with_the_factors(fitted, x):
     compared = chains.compare(fitted)
     assert abs(float(compared.mean["precision"])) < 1.0
     assert abs(float(compared.deviation["precision"])) < 0.5
-
-
-# --- a component and factors per row ---------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def mixture(x):
-    torch.manual_seed(1)
-    return MixtureOfFactorAnalysers()
-
-
-def brute(model, x):
-    """log p(x) of the mixture by its two Gaussians (n,)."""
-    weight, mean, scale = model.weight.detach(), model.mean.detach(), model.scale.detach()
-    terms = [
-        torch.distributions.MultivariateNormal(mean[c], weight[c] @ weight[c].mT + torch.diag(scale.square())).log_prob(
-            x
-        )
-        + model.proportions.detach()[c].log()
-        for c in range(2)
-    ]
-    return torch.logsumexp(torch.stack(terms), 0)
-
-
-@pytest.mark.parametrize("family", [MeanField, Amortized])
-def test_mixture_of_factor_analysers(family, x):
-    torch.manual_seed(1)
-    model = MixtureOfFactorAnalysers()
-    guide = family(model, x)
-    run = zoo.fit(model, guide, x, steps=600, progress=False)
-    found = zoo.evaluate(run, x, draws=500)
-    exact = brute(model, x)
-    assert (found.elbo < exact + 5 * found.elbo_se).all()
-    assert (found.log_marginal <= exact + 5 * found.log_marginal_se + 0.3).all()
-    sample = run.sample(x, 9)
-    assert sample["component"].shape == (9, len(x))
-    assert sample["z"].shape == (9, len(x), 1)
-    assert str(zoo.diagnose(run, x, simulations=40))
-    assert zoo.generate(run, 5).x.shape == (5, 4)
-    assert zoo.reconstruct(run, x, draws=20).mean.shape == x.shape
-    assert str(zoo.importance_moments(run, x, draws=100))
-    assert str(zoo.log_evidence_bounds(run, x, draws=(30, 60)))
-    idata = zoo.to_arviz(run, x, draws=50)
-    assert {"z", "component"} <= set(idata["posterior"].data_vars)
-    assert str(zoo.predictive_check(run, x, draws=40))
-    with pytest.raises(ValueError, match="component|z"):
-        zoo.posterior.rate_distortion(run, x)
-
-
-@pytest.mark.parametrize("family", [FullRank, Flow, SemiAmortized, lambda model, x: Exact(model)])
-def test_mixture_refused_with_a_reason(family, x):
-    with pytest.raises(CannotServe, match="'component'|'z'"):
-        family(MixtureOfFactorAnalysers(), x)
-
-
-def test_enumerated_bound_of_the_mixture(x):
-    """A guide for z alone: the component is summed out, by Pyro and by evaluate, and by hand."""
-    torch.manual_seed(1)
-    model = MixtureOfFactorAnalysers()
-
-    def guide(x, index=None, size=None):
-        loc = pyro.param("loc", x.new_zeros(len(x), 1))
-        with zoo.base.rows(x, index, size):
-            pyro.sample("z", pyro.distributions.Normal(loc, 0.5).to_event(1))
-
-    loss = TraceEnum_ELBO(max_plate_nesting=1)
-    run = zoo.fit(config_enumerate(model), guide, x, loss=loss, steps=50, progress=False)
-    found = zoo.evaluate(run, x, draws=4000)
-    with run.scope(), torch.no_grad():
-        values = torch.tensor([loss.loss(run.model, guide, x) for _ in range(400)])
-    error = math.hypot(float(values.std()) / 20, float(found.elbo_se.square().sum().sqrt()))
-    assert -float(values.mean()) == pytest.approx(found.total, abs=5 * error)
-    # by hand, at given z: log sum_c p(c) p(z) p(x | z, c)
-    z = torch.randn(3, len(x), 1, dtype=torch.float64)
-    weight, mean, scale = model.weight.detach(), model.mean.detach(), model.scale.detach()
-    normal = torch.distributions.Normal
-    by_hand = torch.stack(
-        [
-            normal(z @ weight[c].mT + mean[c], scale).log_prob(x).sum(-1)
-            + normal(0.0, torch.ones((), dtype=x.dtype)).log_prob(z).sum(-1)
-            + model.proportions.detach()[c].log()
-            for c in range(2)
-        ]
-    ).logsumexp(0)
-    with zoo.posterior.engine.reading(run, 0):
-        ours = zoo.posterior.engine.reader(run, x).score((x,), {"z": z}).by_row
-    torch.testing.assert_close(ours, by_hand, rtol=1e-10, atol=1e-10)
 
 
 # --- a covariate of every row ----------------------------------------------------------------------
@@ -294,34 +206,3 @@ def test_generation_and_reconstruction_given_covariates(decoded, batches):
     with pytest.raises(ValueError, match="batch"):
         zoo.evaluate(decoded, x[:50])
     assert zoo.evaluate(decoded.given(batch=batch[:50]), x[:50]).elbo.shape == (50,)
-
-
-# --- point masses ----------------------------------------------------------------------------------
-
-DENSITY = {
-    "evaluate": lambda run, x: zoo.evaluate(run, x),
-    "importance_moments": lambda run, x: zoo.importance_moments(run, x),
-    "log_evidence_bounds": lambda run, x: zoo.log_evidence_bounds(run, x, draws=(30,)),
-    "loo": lambda run, x: zoo.loo(run, x),
-    "sbc": lambda run, x: zoo.diagnostics.sbc(run),
-}
-
-
-@pytest.fixture(scope="module", params=[AutoDelta, AutoLaplaceApproximation])
-def point(request):
-    """Sixty rows about one mean, and a point estimate of it."""
-    with pyro.get_param_store().scope(), seeded(0):
-        x = 2 + torch.randn(60, 1, dtype=torch.float64)
-        return zoo.fit(one_mean, request.param(one_mean), x, steps=200, progress=False), x
-
-
-@pytest.mark.parametrize("name", DENSITY)
-def test_a_point_has_no_density(point, name):
-    with pytest.raises(ValueError, match="point mass|point estimate|no density|holds parameters of the rows"):
-        DENSITY[name](*point)
-
-
-def test_a_point_is_never_trusted(point):
-    found = zoo.diagnose(*point)
-    assert not found.trusted
-    assert found.level == "bad"

@@ -3,10 +3,14 @@
 import dataclasses
 import inspect
 import io
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import polars
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from matplotlib.axes import Axes
@@ -15,8 +19,9 @@ from torch import Tensor, nn
 import guides
 import zoo
 import zoo.plots
+import zoo.report
 
-WINGS = (zoo.posterior, zoo.factors, zoo.plots, zoo.export, zoo.diagnostics)
+WINGS = (zoo.posterior, zoo.factors, zoo.plots, zoo.export, zoo.diagnostics, zoo.alignment, zoo.report)
 N, D, K = 40, 6, 2
 
 
@@ -75,6 +80,42 @@ def conjugate(x):
     return zoo.Fit(model, guide)
 
 
+class SharedNoise(zoo.base.Module):
+    """A decoder with dropout and batch normalisation under a noise precision that all rows share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder = Rows(K, D).double()
+
+    def forward(self, x=None, index=None, size=None):
+        one = self.decoder.net[0].weight.new_ones(())
+        precision = pyro.sample("precision", dist.Gamma(2.0 * one, one))
+        with zoo.base.rows(x, index, size):
+            z = pyro.sample("z", dist.Normal(one.new_zeros(K), one).to_event(1))  # (n, k)
+            noise = dist.Normal(self.decoder(z), precision.rsqrt().unsqueeze(-1)).to_event(1)
+            return pyro.sample("x", noise, obs=x)
+
+
+@pytest.fixture(scope="module")
+def shared(x):
+    """A model with a shared site, for what needs one, with such an encoder and decoder."""
+    with zoo.base.seeded(0):
+        model = SharedNoise()
+        guide = guides.Amortized(model, x, network=Rows(D, 2 * K)).double()
+        shifted(model, guide)
+    return zoo.Fit(model, guide)
+
+
+@pytest.fixture(scope="module")
+def bayesian(x):
+    """Priors on everything, in closed form given the shared sites, with such an encoder."""
+    with zoo.base.seeded(0):
+        model = zoo.BayesianPCA(D, K).double()
+        guide = guides.Amortized(model, x, network=Rows(D, 2 * K)).double()
+        shifted(guide)
+    return zoo.Fit(model, guide)
+
+
 def gone(x: Tensor) -> Tensor:
     return torch.where(x > 1.0, torch.nan, x)
 
@@ -109,13 +150,27 @@ CONJUGATE = {  # what needs a conjugate model, or may take a model alone
     "diagnostics.information_criteria": lambda run, x: zoo.diagnostics.information_criteria(run.model, x),
     "diagnostics.posterior_error": lambda run, x: zoo.diagnostics.posterior_error(run, x),
     "plots.scree": lambda run, x: zoo.plots.scree(run, x),
+    "alignment.canonical_transform": lambda run, x: zoo.alignment.canonical_transform(run),
+    "alignment.to_canonical": lambda run, x: zoo.evaluate(zoo.to_canonical(run), x, draws=30),
+    "alignment.align": lambda run, x: zoo.alignment.align(run, run),
+    "alignment.covariance": lambda run, x: zoo.alignment.covariance(run),
+    "alignment.posterior_difference": lambda run, x: zoo.alignment.posterior_difference(run, run, x),
+    "alignment.bootstrap_loadings": lambda run, x: zoo.alignment.bootstrap_loadings(run, x, draws=40),
+    "report.report": lambda run, x: reported(run, x),
+}
+SHARED = {  # what needs a model with a shared site
+    "diagnostics.loo": lambda run, x: zoo.loo(run, x, draws=40),
+}
+BAYESIAN = {  # what needs one whose rows' sites integrate out given the shared ones
+    "diagnostics.predictive_density": lambda run, x: zoo.diagnostics.predictive_density(run, x, draws=40),
 }
 NOT_READING = {
-    "diagnostics.loo": "refuses models without shared sites, and takes those with them through the same engine",
+    "alignment.match_components": "takes mixtures, which hold no networks",
+    "alignment.principal_angles": "takes tensors",
+    "alignment.procrustes": "takes tensors",
     "diagnostics.select_size": "fits",
     "diagnostics.effective_size": "for models with relevances or components, which have no networks here",
     "diagnostics.linear_response": "for guides without networks, whose bound has no noise",
-    "diagnostics.predictive_density": "for models with priors on everything, which have no networks here",
     "export.elpd": "takes numbers",
     "export.write_arviz": "writes what to_arviz gives; tests/export compares the two",
     "plots.responsibilities": "takes mixtures, which hold no networks",
@@ -131,7 +186,7 @@ OF_RESULTS |= {"probe", "ranks", "reconstruction", "relevance", "row_gaps", "sam
 
 def test_every_public_function_has_an_entry():
     """A new function says here how it is called, or why it reads no pair."""
-    known = {*READING, *CONJUGATE, *NOT_READING, *(f"plots.{name}" for name in OF_RESULTS)}
+    known = {*READING, *CONJUGATE, *SHARED, *BAYESIAN, *NOT_READING, *(f"plots.{name}" for name in OF_RESULTS)}
     found = {
         f"{wing.__name__.removeprefix('zoo.')}.{name}"
         for wing in WINGS
@@ -140,6 +195,19 @@ def test_every_public_function_has_an_entry():
     }
     assert found - known == set(), "functions without an entry"
     assert known - found == set(), "entries without a function"
+
+
+def written(write, run, name: str = "page.html") -> bool:
+    """Whether a function wrote its file or folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        return write(run, Path(folder) / name).exists()
+
+
+def reported(run, x) -> bool:
+    """Whether the report was written, with few draws in its checks."""
+    diagnosis = zoo.diagnose(run, x, draws=30, simulations=20)
+    predictive = zoo.predictive_check(run, x, draws=20)
+    return written(lambda run, path: zoo.report.report(run, x, path, diagnosis=diagnosis, predictive=predictive), run)
 
 
 def state(run) -> list:
@@ -197,8 +265,22 @@ def test_what_needs_a_conjugate_model(name, conjugate, x, untouched):
     leaves_no_trace(CONJUGATE[name], conjugate, x, untouched)
 
 
-def test_sample_reads_too(deep, x, untouched):
-    leaves_no_trace(lambda run, x: run.sample(x, 10), deep, x, untouched)
+@pytest.mark.parametrize("name", SHARED)
+def test_what_needs_a_shared_site(name, shared, x, untouched):
+    leaves_no_trace(SHARED[name], shared, x, untouched)
+
+
+@pytest.mark.parametrize("name", BAYESIAN)
+def test_what_needs_closed_forms_given_the_shared_sites(name, bayesian, x, untouched):
+    leaves_no_trace(BAYESIAN[name], bayesian, x, untouched)
+
+
+@pytest.mark.parametrize("name", ["deep", "shared"])
+def test_methods_of_a_run_read_too(name, x, untouched, request):
+    run = request.getfixturevalue(name)
+    leaves_no_trace(lambda run, x: run.sample(x, 10), run, x, untouched)
+    leaves_no_trace(lambda run, x: written(type(run).save, run, name="run"), run, x, untouched)
+    leaves_no_trace(lambda run, x: str(zoo.plan(run.model, run.guide, x)), run, x, untouched)
 
 
 def test_what_is_read_is_what_evaluation_mode_gives(deep, x):

@@ -109,3 +109,40 @@ class Everything(Module):
             share = pyro.sample("share", dist.Dirichlet(self.mean.new_ones(3)))
             mean = self.mean + (z @ share.unsqueeze(-1)).sum((-2, -1)).unsqueeze(-1)
             return pyro.sample("x", dist.Normal(mean, rate.unsqueeze(-1)).to_event(1), obs=x)
+
+
+class Levels(Module):
+    """A level that all rows share, and one of every row: Gaussian throughout."""
+
+    def forward(self, x=None, index=None, size=None):
+        zero = torch.zeros((), dtype=torch.float64)
+        level = pyro.sample("level", dist.Normal(zero, 2.0))
+        with rows(x, index, size):
+            z = pyro.sample("z", dist.Normal(level, 0.7))
+            return pyro.sample("x", dist.Normal(z.unsqueeze(-1), 0.5).to_event(1), obs=x)
+
+
+class LevelsGiven(Levels):
+    """The same with the rows' closed form given the level."""
+
+    def log_marginal_given(self, x, values):
+        variance = torch.tensor(0.7**2 + 0.5**2, dtype=x.dtype)
+        return dist.Normal(values["level"].unsqueeze(-1), variance.sqrt()).log_prob(x[:, 0])
+
+
+def levels_evidence(x):
+    """log p(X) of ``Levels``: one Gaussian over all rows."""
+    covariance = 4.0 + (0.7**2 + 0.5**2) * torch.eye(len(x), dtype=x.dtype)
+    return float(dist.MultivariateNormal(x.new_zeros(len(x)), covariance).log_prob(x[:, 0]))
+
+
+class Awkward(Module):
+    """Weights as a matrix, used in a way that does not broadcast over draws."""
+
+    def forward(self, x=None, index=None, size=None):
+        zero = torch.zeros((), dtype=torch.float64)
+        weight = pyro.sample("weight", dist.Normal(zero.expand(DATA_DIM, 2), 1.0).to_event(2))
+        assert weight.ndim == 2
+        with rows(x, index, size):
+            z = pyro.sample("z", dist.Normal(zero.expand(2), 1.0).to_event(1))
+            return pyro.sample("x", dist.Normal(z @ weight.T, 0.3).to_event(1), obs=x)

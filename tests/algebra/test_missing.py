@@ -12,7 +12,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 
 import zoo
 from guides import Amortized, Exact, FullRank, MeanField
-from zoo.algebra import linear_gaussian, missing_mixture
+from zoo.algebra import linear_gaussian
 from zoo.algebra.missing import Incomplete, column_moments
 from zoo.base.random import seeded
 from zoo.distributions.observed import Observed, seen
@@ -269,8 +269,7 @@ def test_a_step_of_linear_em(name, flowers):
 def test_chunks_give_the_same_sums(pupils, monkeypatch):
     results = []
     for budget in (2**22, 300):
-        monkeypatch.setattr(missing_mixture, "BUDGET", budget)
-        monkeypatch.setattr(linear_gaussian.missing_linear, "BUDGET", budget)
+        monkeypatch.setattr("zoo.base.memory.NUMBERS", budget)
         torch.manual_seed(0)
         for name in ("PPCA", "GMM-full", "GMM-diag"):
             model = make(name, pupils)

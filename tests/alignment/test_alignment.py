@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import close
+from helpers import close, random_mixture
 from pyro.nn import PyroParam
 from torch.distributions import constraints
 
@@ -30,15 +30,6 @@ def random_linear(cls, d, k):
     model = cls(d, k).double()
     model.weight, model.mean = torch.randn(d, k).double(), torch.randn(d).double()
     model.scale = 0.5 + torch.rand_like(model.scale)
-    return model
-
-
-def random_mixture(kind, d=3, k=4):
-    model = GMM(d, k, kind).double()
-    model.weight = torch.distributions.Dirichlet(torch.full((k,), 3.0).double()).sample()
-    model.mean = 2 * torch.randn(k, d).double()
-    scale = 0.5 + torch.rand_like(model.scale)
-    model.scale = scale.tril() if kind in ("full", "tied") else scale
     return model
 
 

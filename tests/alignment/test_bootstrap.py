@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from pyro.infer import config_enumerate
 
 import guides
 import zoo
@@ -177,8 +178,9 @@ def test_models_are_refused():
     zoo.em(early, x, steps=3)
     with pytest.raises(ValueError, match="nats below its maximum on these rows"):
         bootstrap_loadings(early, x)
-    with pytest.raises(TypeError, match="GMM has components, not factors"):
-        bootstrap_loadings(zoo.GMM(6, 2).double(), x)
+    for wrap in (lambda model: model, config_enumerate):
+        with pytest.raises(TypeError, match="GMM has components, not factors"):
+            bootstrap_loadings(wrap(zoo.GMM(6, 2).double()), x)
 
 
 def test_samples_that_cannot_be_fitted():

@@ -21,15 +21,6 @@ from zoo.posterior.inference_gaps import gaps
 
 
 @pytest.fixture(scope="module")
-def model(iris):
-    model = zoo.FactorAnalysis(4, 2).double()
-    torch.manual_seed(1)
-    model.initialize(iris)
-    zoo.em(model, iris, steps=30)  # any parameters will do
-    return model.requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
 def mixture(iris):
     model = zoo.GMM(4, 3, "diag").double()
     torch.manual_seed(1)

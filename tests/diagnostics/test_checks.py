@@ -20,7 +20,9 @@ from zoo.diagnostics.checks.check import Case, Picture, grade
 from zoo.diagnostics.checks.every import CHECKS
 from zoo.diagnostics.checks.gap import Gap
 from zoo.diagnostics.checks.importance_weights import ImportanceWeights
+from zoo.diagnostics.checks.posterior import Posterior
 from zoo.diagnostics.diagnosis import Diagnosis, pictures, tables
+from zoo.diagnostics.guide.exact import PosteriorError
 from zoo.infer import Training
 from zoo.infer.convergence import assess
 from zoo.posterior.evaluation import Evaluation, SharedTerm
@@ -210,3 +212,11 @@ def test_a_new_check_is_one_class(some, tmp_path):
     assert "longest row" in page
     assert "The length of the longest row, alone." in page
     assert "<dd>no record</dd>" in page
+
+
+def test_a_large_factor_is_printed_with_few_digits():
+    """A guide too narrow by e^138: its factor has sixty digits before the point."""
+    zero, one = torch.zeros(4, 1, dtype=torch.float64), torch.ones(4, 1, dtype=torch.float64)
+    found = Posterior().judge(PosteriorError(zero[:, 0], zero, math.exp(-138.0) * one, zero.unsqueeze(-1)))
+    assert found.level == "bad"
+    assert "within a factor of 8.56e+59" in found.reason

@@ -5,6 +5,8 @@ import math
 import pyro
 import pytest
 import torch
+from pyro import poutine
+from pyro.infer import config_enumerate
 from pyro.nn import PyroParam
 from torch import nn
 from torch.distributions import constraints
@@ -133,7 +135,18 @@ def test_refusals(iris, untouched):
     with untouched():
         with pytest.raises(TypeError, match=r"VAE has no closed-form log p\(x\).*of a bound.*held-out"):
             information_criteria(deep, iris)
-        with pytest.raises(TypeError, match="function has no closed-form"):
+        with pytest.raises(TypeError, match="<lambda> has no closed-form"):
             information_criteria(lambda x=None, index=None, size=None: None, iris)
+        with pytest.raises(TypeError, match="PPCA has no closed-form .*as a Pyro handler changes its density"):
+            information_criteria(poutine.scale(plain, 0.5), iris)
         with pytest.raises(ValueError, match="fit it first"):
             information_criteria(plain, iris)
+
+
+def test_handlers_that_leave_the_density_unchanged_do_not_matter(iris):
+    model = zoo.GMM(4, 2).double()
+    wrapped = config_enumerate(model)
+    with pytest.raises(ValueError, match="this GMM has its initial parameters"):
+        information_criteria(wrapped, iris)
+    zoo.em(model, iris, steps=20)
+    assert information_criteria(wrapped, iris) == information_criteria(model, iris)

@@ -210,7 +210,7 @@ def test_chunks_and_streams(factors, monkeypatch, untouched):
         first = predictive_check(run, x, draws=30, seed=4)
         again = predictive_check(run, x, draws=30, seed=4)
     assert torch.equal(first.replicates, again.replicates)
-    monkeypatch.setattr(predictive, "BUDGET", 1000)  # three replicates at a time
+    monkeypatch.setattr("zoo.base.memory.NUMBERS", 1000)  # three replicates at a time
     pieces = predictive_check(run, x, draws=30, seed=4)
     assert pieces.replicates.shape == first.replicates.shape
     assert len(pieces.replicates.unique(dim=0)) == 30

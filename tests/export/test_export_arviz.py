@@ -236,7 +236,7 @@ def test_arviz_1_opens_the_files(runs, exports, bayesian, rows, tmp_path):
             if chains == 1:
                 idata.to_netcdf(str(path))
             else:
-                write_arviz(runs[name], rows[0], path, 60)
+                write_arviz(runs[name], rows[0], path, draws=60)
             sites[stem] = site(idata)
             weights = torch.as_tensor(idata["sample_stats"]["log_weight"].values[0])
             khat[stem] = psis_khat(weights).tolist()

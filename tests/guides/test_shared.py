@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.nn import PyroParam
 from torch.distributions import MultivariateNormal, biject_to, constraints
+from user_models import Awkward
 
 import zoo
 from guides import Amortized, CannotServe, Exact, Flow, FullRank, MeanField, SemiAmortized
@@ -51,17 +52,6 @@ def factors(x=None, index=None, size=None):
         z = pyro.sample("z", dist.Normal(zeros(K), 1.0).to_event(1))
         scale = precision.rsqrt().unsqueeze(-1) * noise + share[..., 0, :, :1]
         return pyro.sample("x", dist.Normal(z @ weight.mT, scale).to_event(1), obs=x)
-
-
-class Awkward(Module):
-    """Weights as a matrix, used in a way that does not broadcast over draws."""
-
-    def forward(self, x=None, index=None, size=None):
-        weight = pyro.sample("weight", dist.Normal(zeros(D, K), 1.0).to_event(2))
-        assert weight.ndim == 2
-        with rows(x, index, size):
-            z = pyro.sample("z", dist.Normal(zeros(K), 1.0).to_event(1))
-            return pyro.sample("x", dist.Normal(z @ weight.T, 0.3).to_event(1), obs=x)
 
 
 class Mixed(Module):

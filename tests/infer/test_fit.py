@@ -458,6 +458,15 @@ def test_a_run_is_frozen(some):
         run.losses = None
 
 
+def test_a_run_is_printed_in_one_line(some):
+    model = ppca()
+    run = fit(model, Exact(model), some, steps=2)
+    text = rf"Fit of PPCA with Exact: {len(run.losses)} steps, loss \d+\.\d+ nats per row, (not )?converged"
+    assert re.fullmatch(text, repr(run))
+    assert repr(zoo.Fit(model, run.guide)) == "Fit of PPCA with Exact, without a record of its training"
+    assert re.fullmatch(r"Training of \d+ steps, loss \d+\.\d+ nats per row, (not )?converged", repr(run.training))
+
+
 def test_posterior_is_reproducible(some):
     model = ppca()
     run = fit(model, MeanField(model, some), some, steps=5)

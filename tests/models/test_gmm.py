@@ -3,7 +3,7 @@
 import pyro
 import pytest
 import torch
-from helpers import close
+from helpers import close, random_mixture
 from pyro import poutine
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
@@ -18,16 +18,6 @@ pytestmark = pytest.mark.usefixtures("own_store")
 ALGEBRA = 1e-8  # float64, well-conditioned covariances: rounding stays far below
 COVARIANCES = ["full", "tied", "diag", "spherical"]
 covariances = pytest.mark.parametrize("covariance", COVARIANCES)
-
-
-def random_model(covariance, d=3, k=4):
-    """A mixture at random parameters, with nothing at its default."""
-    model = GMM(d, k, covariance).double()
-    model.weight = torch.distributions.Dirichlet(torch.full((k,), 3.0).double()).sample()
-    model.mean = 2 * torch.randn(k, d).double()
-    scale = 0.5 + torch.rand_like(model.scale)
-    model.scale = scale.tril() if covariance in ("full", "tied") else scale
-    return model
 
 
 def dense(model):
@@ -67,7 +57,7 @@ def naive_step(x, share, covariance):
 
 @covariances
 def test_densities_are_scipys(covariance):
-    model, x = random_model(covariance), 3 * torch.randn(9, 3).double()
+    model, x = random_mixture(covariance), 3 * torch.randn(9, 3).double()
     assert isinstance(model, Conjugate)
     joint = torch.stack(
         [
@@ -83,7 +73,7 @@ def test_densities_are_scipys(covariance):
 
 @covariances
 def test_joint_over_posterior_is_the_marginal_for_every_component(covariance):
-    model, x = random_model(covariance), 3 * torch.randn(9, 3).double()
+    model, x = random_mixture(covariance), 3 * torch.randn(9, 3).double()
     for j in range(4):
         component = torch.full((9,), j)
         trace = poutine.trace(poutine.condition(model, {"component": component})).get_trace(x)
@@ -94,7 +84,7 @@ def test_joint_over_posterior_is_the_marginal_for_every_component(covariance):
 
 @covariances
 def test_the_bound_is_the_marginal_less_the_divergence(covariance):
-    model, x = random_model(covariance), 3 * torch.randn(9, 3).double()
+    model, x = random_mixture(covariance), 3 * torch.randn(9, 3).double()
     q = pyro.distributions.Categorical(logits=torch.randn(9, 4).double())
     divergence = kl_divergence(Categorical(logits=q.logits), Categorical(logits=model.posterior(x).logits))
     assert (divergence > 1e-3).all()  # else the next line would show nothing
@@ -104,12 +94,12 @@ def test_the_bound_is_the_marginal_less_the_divergence(covariance):
 
 def test_the_closed_bound_wants_a_categorical():
     with pytest.raises(TypeError, match="holds for a Categorical q, got Normal"):
-        random_model("full").elbo(torch.zeros(2, 3), pyro.distributions.Normal(torch.zeros(2), 1.0))
+        random_mixture("full").elbo(torch.zeros(2, 3), pyro.distributions.Normal(torch.zeros(2), 1.0))
 
 
 @covariances
 def test_generated_rows_follow_the_mixture(covariance):
-    model, n = random_model(covariance), 20_000
+    model, n = random_mixture(covariance), 20_000
     with torch.no_grad():
         trace = poutine.trace(model).get_trace(size=n)
     x, component = trace.nodes["x"]["value"], trace.nodes["component"]["value"]

@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers import as_it_is, jitter, rows_plate
 from pyro.infer import config_enumerate
 from pyro.infer.autoguide import (
     AutoDelta,
@@ -14,7 +15,14 @@ from pyro.infer.autoguide import (
     AutoMultivariateNormal,
     AutoNormal,
 )
-from pyro.nn import PyroParam
+from user_models import (
+    Awkward,
+    BatchDecoder,
+    BayesianFactors,
+    MixtureOfFactorAnalysers,
+    SparseFactors,
+    one_mean,
+)
 
 import zoo
 from guides import Amortized, Exact, MeanField
@@ -31,75 +39,12 @@ def x():
     return torch.randn(N, D, dtype=torch.float64)
 
 
-def one_mean(x=None, index=None, size=None):
-    """A mean that all rows share."""
-    mean = pyro.sample("mean", dist.Normal(torch.zeros((), dtype=torch.float64), 10.0))
-    with rows(x, index, size):
-        return pyro.sample("y", dist.Normal(mean.unsqueeze(-1).expand(*mean.shape, D), 1.0).to_event(1), obs=x)
-
-
-def factors(x=None, index=None, size=None):
-    """Bayesian factor analysis: weights in a plate of the features, a shared precision, factors per row."""
-    zero = torch.zeros((), dtype=torch.float64)
-    with pyro.plate("features", D):
-        weight = pyro.sample("weight", dist.Normal(zero.expand(K), 1.0).to_event(1))
-    precision = pyro.sample("precision", dist.Gamma(zero + 2.0, 1.0))
-    with rows(x, index, size):
-        z = pyro.sample("z", dist.Normal(zero.expand(K), 1.0).to_event(1))
-        scale = precision.rsqrt().unsqueeze(-1)
-        return pyro.sample("x", dist.Normal(z @ weight.mT, scale).to_event(1), obs=x)
-
-
-class Awkward(Module):
-    """The same weights as a matrix, used in a way that does not broadcast over draws."""
-
-    def forward(self, x=None, index=None, size=None):
-        zero = torch.zeros((), dtype=torch.float64)
-        weight = pyro.sample("weight", dist.Normal(zero.expand(D, K), 1.0).to_event(2))
-        assert weight.ndim == 2
-        with rows(x, index, size):
-            z = pyro.sample("z", dist.Normal(zero.expand(K), 1.0).to_event(1))
-            return pyro.sample("x", dist.Normal(z @ weight.T, 0.3).to_event(1), obs=x)
-
-
-class Mixed(Module):
-    """Two factor analysers, mixed: factors and a component per row."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = PyroParam(torch.randn(2, D, K, dtype=torch.float64))
-        self.mean = PyroParam(torch.randn(2, D, dtype=torch.float64))
-
-    def forward(self, x=None, index=None, size=None):
-        weight, mean = self.weight, self.mean
-        with rows(x, index, size):
-            z = pyro.sample("z", dist.Normal(weight.new_zeros(K), 1.0).to_event(1))
-            c = pyro.sample("component", dist.Categorical(weight.new_tensor([0.3, 0.7])))
-            loc = (weight[c] @ z.unsqueeze(-1)).squeeze(-1) + mean[c]
-            return pyro.sample("x", dist.Normal(loc, 0.5).to_event(1), obs=x)
-
-
-class Covariate(Module):
-    """Rows with a covariate of their own, held by the model."""
-
-    def __init__(self):
-        super().__init__()
-        self.slope = PyroParam(torch.randn(1, D, dtype=torch.float64))
-        self.register_buffer("batch", torch.arange(N, dtype=torch.float64).unsqueeze(-1))
-
-    def forward(self, x=None, index=None, size=None):
-        slope, batch = self.slope, self.batch if index is None else self.batch[index]
-        with rows(x, index, size):
-            z = pyro.sample("z", dist.Normal(slope.new_zeros(K), 1.0).to_event(1))
-            return pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True) + batch @ slope, 0.5).to_event(1), obs=x)
-
-
 def normal(value, loc, scale):
     return dist.Normal(torch.as_tensor(loc, dtype=torch.float64), scale).log_prob(value)
 
 
 def test_layout_of_plates(x):
-    found = layout(factors, x)
+    found = layout(BayesianFactors(latent_dim=K), x)
     weight, precision, z = found.latents
     assert weight.plates == (Plate("features", D, -1),)
     assert weight.shape == (D, K)
@@ -107,16 +52,15 @@ def test_layout_of_plates(x):
     assert precision.shape == ()
     assert z.local
     assert (found.data, found.plate, found.nesting) == (("x",), "rows", 1)
-    assert layout(one_mean, x).data == ("y",)
-    assert layout(one_mean).data == ("y",)  # the site whose value the model returns
+    assert layout(SparseFactors(), x).data == ("y",)
+    assert layout(SparseFactors()).data == ("y",)  # the site whose value the model returns
 
 
 @pytest.mark.parametrize("family", [AutoNormal, AutoMultivariateNormal, AutoDiagonalNormal])
 def test_one_shared_mean(x, family):
+    x = x[:, :1]
     guide = family(one_mean)
-    guide(x)
-    pyro.clear_param_store()
-    pair = zoo.Fit(one_mean, guide)
+    pair = as_it_is(one_mean, guide, x)
     with reading(pair, 0):
         source = reader(pair, x)
         drawn = source.draw((x,), 7)
@@ -132,13 +76,9 @@ def test_one_shared_mean(x, family):
 
 @pytest.mark.parametrize("part", [slice(None), slice(3, 7), slice(4, 8)])
 def test_weights_in_a_plate(x, part):
-    guide = AutoNormal(
-        factors,
-        create_plates=lambda x, index=None, size=None: pyro.plate("rows", size or len(x), subsample=index, dim=-1),
-    )
-    guide(x)
-    pyro.clear_param_store()
-    pair = zoo.Fit(factors, guide)
+    model = BayesianFactors(latent_dim=K)
+    guide = AutoNormal(model, create_plates=rows_plate)
+    pair = as_it_is(model, guide, x)
     index = torch.arange(N)[part]
     arguments = (x,) if len(index) == N else (x[index], index, N)
     with reading(pair, 0):
@@ -162,9 +102,7 @@ def test_weights_in_a_plate(x, part):
 def test_draws_one_by_one_where_a_model_does_not_broadcast(x):
     model = Awkward()
     guide = AutoNormal(model)
-    guide(x)
-    pyro.clear_param_store()
-    pair = zoo.Fit(model, guide)
+    pair = as_it_is(model, guide, x)
     with reading(pair, 0):
         source = reader(pair, x)
         drawn = source.draw((x,), 3)
@@ -177,9 +115,7 @@ def test_draws_one_by_one_where_a_model_does_not_broadcast(x):
 def test_a_joint_guide_is_named(x):
     model = Awkward()
     guide = AutoMultivariateNormal(model)
-    guide(x)
-    pyro.clear_param_store()
-    pair = zoo.Fit(model, guide)
+    pair = as_it_is(model, guide, x)
     with reading(pair, 0):
         drawn = reader(pair, x).draw((x,), 3)
         real = torch.cat([drawn.values["weight"].flatten(1), drawn.values["z"].flatten(1)], 1)
@@ -190,14 +126,16 @@ def test_a_joint_guide_is_named(x):
 
 def by_components(model, x, z):
     """log p(x, z | component) + log p(component), (2, draws, n)."""
-    weight, mean = model.weight.detach(), model.mean.detach()
+    weight, mean, scale, share = (
+        value.detach() for value in (model.weight, model.mean, model.scale, model.proportions)
+    )
     prior = normal(z, 0.0, 1.0).sum(-1)
-    log_pi = torch.tensor([0.3, 0.7]).log()
-    return torch.stack([normal(x, z @ weight[c].mT + mean[c], 0.5).sum(-1) + prior + log_pi[c] for c in range(2)])
+    terms = [normal(x, z @ weight[c].mT + mean[c], scale).sum(-1) + prior + share[c].log() for c in range(2)]
+    return torch.stack(terms)
 
 
 def test_several_sites_per_row(x):
-    model = Mixed()
+    model = MixtureOfFactorAnalysers(latent_dim=K)
     guide = MeanField(model, x)
     pair = zoo.Fit(model, guide)
     with reading(pair, 0):
@@ -207,12 +145,12 @@ def test_several_sites_per_row(x):
     c = drawn.values["component"]
     assert c.shape == (6, N)
     expected = by_components(model, x, drawn.values["z"]).gather(0, c.unsqueeze(0)).squeeze(0)
-    torch.testing.assert_close(log_p.by_row, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(log_p.by_row, expected, **ALGEBRA)
 
 
 @pytest.mark.parametrize("wrap", [config_enumerate, lambda model: model])
 def test_a_discrete_site_left_out_is_summed_out(x, wrap):
-    model = Mixed()
+    model = MixtureOfFactorAnalysers(latent_dim=K)
 
     def guide(x=None, index=None, size=None):
         with rows(x, index, size):
@@ -225,7 +163,7 @@ def test_a_discrete_site_left_out_is_summed_out(x, wrap):
         log_p = source.score((x,), drawn.values)
         complete = source.complete((x,), drawn.values)
     terms = by_components(model, x, drawn.values["z"])
-    torch.testing.assert_close(log_p.by_row, terms.logsumexp(0), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(log_p.by_row, terms.logsumexp(0), **ALGEBRA)
     share = terms.softmax(0)[1]
     drawn_share = complete["component"].double()
     error = (share * (1 - share)).mean().sqrt() / share.numel() ** 0.5
@@ -268,16 +206,16 @@ def test_a_continuous_site_left_out_is_named(x):
 @pytest.mark.parametrize("family", [AutoDelta, AutoLaplaceApproximation])
 @pytest.mark.parametrize("draws", [1, 4])
 def test_a_point_mass_has_no_density(x, family, draws):
+    x = x[:, :1]
     guide = family(one_mean)
-    guide(x)
-    pyro.clear_param_store()
-    pair = zoo.Fit(one_mean, guide)
+    pair = as_it_is(one_mean, guide, x)
     with reading(pair, 0), pytest.raises(ValueError, match="point mass on 'mean'"):
         reader(pair, x).draw((x,), draws)
 
 
 def test_covariates_go_by_row_number(x):
-    model = Covariate()
+    model = BatchDecoder(torch.arange(N).double().unsqueeze(-1), latent_dim=K)
+    jitter(model)
     guide = MeanField(model, x)
     pair = zoo.Fit(model, guide)
     index = torch.tensor([7, 2])
@@ -285,8 +223,9 @@ def test_covariates_go_by_row_number(x):
         source = reader(pair, x)
         drawn = source.draw((x[index], index, N), 3)
         log_p = source.score((x[index], index, N), drawn.values)
-        loc = drawn.values["z"].sum(-1, keepdim=True) + model.batch[index] @ model.slope
-    torch.testing.assert_close(log_p.rows["x"], normal(x[index], loc, 0.5).sum(-1), **ALGEBRA)
+        loc = model.decoder(drawn.values["z"]) + model.batch[index] @ model.slope
+        by_hand = normal(x[index], loc, model.scale).sum(-1)
+    torch.testing.assert_close(log_p.rows["x"], by_hand, **ALGEBRA)
 
 
 @pytest.mark.parametrize("family", [MeanField, Amortized, lambda model, x: Exact(model)])
@@ -316,9 +255,7 @@ def test_a_plate_inside_the_rows(x):
             return pyro.sample("x", dist.Normal(loc.expand(*loc.shape[:-1], D), 1.0).to_event(1), obs=x)
 
     guide = AutoNormal(model)
-    guide(x)
-    pyro.clear_param_store()
-    pair = zoo.Fit(model, guide)
+    pair = as_it_is(model, guide, x)
     with reading(pair, 0):
         source = reader(pair, x)
         drawn = source.draw((x,), 5)

@@ -13,6 +13,7 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule
 from torch import nn
 from torch.distributions import kl_divergence
+from user_models import Levels, LevelsGiven, levels_evidence, one_mean
 
 import zoo
 from guides import Amortized, Exact, FullRank, MeanField
@@ -296,12 +297,6 @@ def test_refuses_a_point_mass(iris, name):
 # --- sites that all rows share -----------------------------------------------------------------
 
 
-def normal_normal(x=None, index=None, size=None):
-    mean = pyro.sample("mean", dist.Normal(torch.zeros((), dtype=torch.float64), 10.0))
-    with rows(x, index, size):
-        return pyro.sample("x", dist.Normal(mean.unsqueeze(-1), 1.0).to_event(1), obs=x)
-
-
 def evidence(x):
     """log p(X) of the normal-normal model: one Gaussian over all rows."""
     n = len(x)
@@ -312,10 +307,8 @@ def evidence(x):
 @pytest.mark.parametrize("family", [MeanField, "AutoNormal", "AutoMultivariateNormal"])
 def test_evidence_of_one_shared_mean(family):
     x = 2 + torch.randn(60, 1, dtype=torch.float64)
-    guide = (
-        getattr(pyro.infer.autoguide, family)(normal_normal) if isinstance(family, str) else family(normal_normal, x)
-    )
-    run = fit(normal_normal, guide, x)
+    guide = getattr(pyro.infer.autoguide, family)(one_mean) if isinstance(family, str) else family(one_mean, x)
+    run = fit(one_mean, guide, x)
     found = evaluate(run, x, draws=4000)
     truth = evidence(x)
     assert abs(found.shared.log_marginal - truth) <= 3 * found.shared.log_marginal_se
@@ -327,36 +320,15 @@ def test_evidence_of_one_shared_mean(family):
     assert found.frame().height == 60
 
 
-class Levels(PyroModule):
-    """A level that all rows share, and one of every row: Gaussian throughout."""
-
-    def forward(self, x=None, index=None, size=None):
-        zero = torch.zeros((), dtype=torch.float64)
-        level = pyro.sample("level", dist.Normal(zero, 2.0))
-        with rows(x, index, size):
-            z = pyro.sample("z", dist.Normal(level, 0.7))
-            return pyro.sample("x", dist.Normal(z.unsqueeze(-1), 0.5).to_event(1), obs=x)
-
-
-class Given(Levels):
-    """The same with the rows' closed form given the level."""
-
-    def log_marginal_given(self, x, values):
-        variance = torch.tensor(0.7**2 + 0.5**2, dtype=x.dtype)
-        return dist.Normal(values["level"].unsqueeze(-1), variance.sqrt()).log_prob(x[:, 0])
-
-
 @pytest.mark.parametrize("budget", [2**24, 40 * 1000], ids=["at once", "in chunks"])
-@pytest.mark.parametrize("kind", [Levels, Given])
+@pytest.mark.parametrize("kind", [Levels, LevelsGiven])
 def test_evidence_of_shared_and_local_sites(kind, budget, monkeypatch):
     monkeypatch.setattr("zoo.base.memory.NUMBERS", budget)
     x = 1 + torch.randn(40, 1, dtype=torch.float64)
     model = kind()
     run = fit(model, MeanField(model, x), x, steps=1500)
     found = evaluate(run, x, draws=1000)
-    n = len(x)
-    covariance = 4.0 + (0.7**2 + 0.5**2) * torch.eye(n, dtype=x.dtype)
-    truth = float(dist.MultivariateNormal(x.new_zeros(n), covariance).log_prob(x[:, 0]))
+    truth = levels_evidence(x)
     assert abs(found.shared.log_marginal - truth) <= 4 * found.shared.log_marginal_se + 0.02
     assert found.total < truth
     assert found.shared.khat < 0.7
@@ -384,8 +356,7 @@ def test_a_model_that_does_not_broadcast_takes_fewer_runs(monkeypatch):
     monkeypatch.setattr(sys.modules["zoo.posterior.evaluation"], "SINGLE_RUNS", 50 * 25)
     found = evaluate(pair, x, draws=100)
     assert found.estimator == "IS-41"
-    covariance = 4.0 + (0.7**2 + 0.5**2) * torch.eye(20, dtype=x.dtype)
-    truth = float(dist.MultivariateNormal(x.new_zeros(20), covariance).log_prob(x[:, 0]))
+    truth = levels_evidence(x)
     assert abs(found.shared.log_marginal - truth) <= 4 * found.shared.log_marginal_se + 0.02
     assert abs(found.total - evaluate(run, x, draws=1000).total) <= 5 * found.shared.total_se
     assert evaluate(pair, x, draws=30, inner=30).estimator == "IS-30"  # asked for, and so taken

@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers import as_it_is
 from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoNormal
+from user_models import Levels, levels_evidence
 
 import zoo
 from guides import Amortized, Exact, FullRank, MeanField
@@ -297,25 +298,13 @@ def test_a_guide_that_draws_all_rows_together_has_total_bounds(some):
         log_evidence_bounds(run, some, draws=(30,), ais=FAST)
 
 
-class Levels(Module):
-    """A level that all rows share, and one of every row: Gaussian throughout."""
-
-    def forward(self, x=None, index=None, size=None):
-        zero = torch.zeros((), dtype=torch.float64)
-        level = pyro.sample("level", dist.Normal(zero, 2.0))
-        with rows(x, index, size):
-            z = pyro.sample("z", dist.Normal(level, 0.7))
-            return pyro.sample("x", dist.Normal(z.unsqueeze(-1), 0.5).to_event(1), obs=x)
-
-
 def test_bounds_of_all_rows_where_they_share_a_site():
     """Normal-normal: log p(X) is that of a Gaussian of n correlated rows."""
     x = 1 + torch.randn(40, 1, dtype=torch.float64)
     model = Levels()
     run = zoo.fit(model, MeanField(model, x), x, steps=1500, progress=False)
     found = log_evidence_bounds(run, x, draws=(50, 1000))
-    covariance = 4.0 + (0.7**2 + 0.5**2) * torch.eye(40, dtype=x.dtype)
-    truth = float(dist.MultivariateNormal(x.new_zeros(40), covariance).log_prob(x[:, 0]))
+    truth = levels_evidence(x)
     assert found.shared == ("level",)
     assert [rung.values.shape for rung in found.rungs] == [(1,)] * 3
     assert found["ELBO"].mean < found["IS-50"].mean <= found["IS-1000"].mean + 0.02

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from zoo.algebra.missing import Imputation, Incomplete
-
-BUDGET = 2**22  # numbers per array and chunk, a limit on memory
+from zoo.base.memory import rows_at_once
 
 
 def _precision(observed: Tensor, weight: Tensor, noise: Tensor) -> Tensor:
@@ -132,4 +131,4 @@ def impute(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> Imputation
 def _rows(weight: Tensor) -> int:
     """The number of rows per chunk."""
     d, k = weight.shape
-    return max(1, BUDGET // max(d, (k + 1) ** 2))
+    return rows_at_once(max(d, (k + 1) ** 2))

@@ -12,15 +12,14 @@ import torch
 from torch import Tensor
 
 from zoo.algebra.missing import Imputation, Incomplete, Part, Sorted, log_density, marginal_root
-
-BUDGET = 2**22  # numbers per array and chunk, a limit on memory
+from zoo.base.memory import rows_at_once
 
 
 def joint(x: Tensor, log_weight: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
     """log p(observed entries, c = j) (n, k), for means (k, d) and covariances (k, d, d)."""
     data = Incomplete.of(x).sorted()
     parts = []
-    for part in data.parts(BUDGET // covariance.numel()):
+    for part in data.parts(rows_at_once(covariance.numel())):
         root = marginal_root(covariance, part.patterns.unsqueeze(1))  # (p, k, d, d)
         parts.append(log_density(_offset(part, mean), part.observed.unsqueeze(1), root[part.which]))
     return log_weight + torch.cat(parts)[data.order.argsort()]
@@ -73,7 +72,7 @@ def statistics(
     matrix = covariance.ndim == 3
     total, counts = mean.new_zeros(()), mean.new_zeros(len(mean))
     first, second = torch.zeros_like(mean), torch.zeros_like(covariance, memory_format=torch.contiguous_format)
-    for part in data.parts(BUDGET // covariance.numel()):
+    for part in data.parts(rows_at_once(covariance.numel())):
         density, offset, spread = _complete(part, mean, covariance)
         score = log_weight + density
         norm = score.logsumexp(-1, keepdim=True)
@@ -94,7 +93,7 @@ def impute(x: Tensor, log_weight: Tensor, mean: Tensor, covariance: Tensor) -> I
     """Mean and variance of the missing entries under the mixture of the components' conditional Gaussians."""
     data = Incomplete.of(x).sorted()
     filled, variance = data.data.filled.clone(), torch.zeros_like(data.data.filled)
-    for part in data.parts(BUDGET // covariance.numel()):
+    for part in data.parts(rows_at_once(covariance.numel())):
         density, offset, spread = _complete(part, mean, covariance)
         share = (log_weight + density).softmax(-1).unsqueeze(-1)  # (b, k, 1)
         own = spread.diagonal(dim1=-2, dim2=-1) if spread.ndim == 4 else spread

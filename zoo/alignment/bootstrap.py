@@ -17,7 +17,7 @@ from zoo.alignment.canonical import canonical_rotation, canonical_transform, to_
 from zoo.alignment.matching import procrustes
 from zoo.alignment.symmetry import Factors, LinearModule, model_of
 from zoo.alignment.varimax import Rotation
-from zoo.base.callables import PyroCallable
+from zoo.base.callables import PyroCallable, name_of
 from zoo.base.checks import ArrayLike, check_rows, check_whole, incomplete
 from zoo.base.protocols import Checked, Maximized, Placed
 from zoo.data.dataset import column_names
@@ -172,7 +172,7 @@ def bootstrap_loadings(
         raise ValueError(f"basis must be one of {', '.join(get_args(Basis))}; got {basis!r}")
     model = copy.deepcopy(model_of(run))
     if canonical_transform(model, rotation).rotation is None:
-        raise TypeError(f"{type(model).__name__} has components, not factors with loadings: use PPCA or FactorAnalysis")
+        raise TypeError(f"{name_of(model)} has components, not factors with loadings: use PPCA or FactorAnalysis")
     columns, data = column_names(x), check_rows(x, model, least=2)
     model = model.double()
     reference: LinearModule = to_canonical(model, rotation)
@@ -211,7 +211,7 @@ def bootstrap_loadings(
 def _refuse_far(model: LinearModule, x: Tensor) -> None:
     """Refuses a fit below its maximum: the replicates would scatter around the maximum, not around the fit."""
     if isinstance(model, Placed) and model.fresh:
-        raise ValueError(f"this {type(model).__name__} has its initial parameters: fit it first, by zoo.em")
+        raise ValueError(f"this {name_of(model)} has its initial parameters: fit it first, by zoo.em")
     with torch.no_grad():
         before = float(model.log_marginal(x.double()).sum())
     lacking = float(em(copy.deepcopy(model), x, tol=NEAR / len(x))[-1]) - before

@@ -24,6 +24,7 @@ from zoo.base.module import Module
 from zoo.base.protocols import ConditionallyConjugate, Conjugate, Floored, Mixture
 from zoo.commands import registry
 from zoo.commands.console import COLUMNS, MODEL, SOURCE, err, fail, out, words
+from zoo.diagnostics.guide.relevance import effective_size
 from zoo.export.convert import to_arviz
 from zoo.infer.coordinate_ascent import VariationalBayes
 from zoo.infer.expectation_maximisation import em
@@ -257,6 +258,10 @@ def _run(job: Job) -> Done:
         results |= {"floor": job.model.floor, "at_floor": run.settings["at_floor"]}
     if run.validation is not None and job.held_out is not None:
         results |= {"held_out_elbo": -float(run.validation[:, 1].min()), "held_out_rows": len(job.held_out)}
+    if isinstance(run, VariationalBayes):
+        size = effective_size(run, table.x)
+        results |= {"bound": float(run[-1]), "in_use": size.kept, "starts": len(run.attempts), "near": len(run.near())}
+        results["size"] = str(size)
     if isinstance(reference, Conjugate):
         started = time.perf_counter()
         starts = 5 if isinstance(reference, Mixture) else 1
@@ -314,7 +319,12 @@ def _show(done: Done) -> None:
     if "held_out_elbo" in results:
         count = results["held_out_rows"]
         row("held-out ELBO", "held_out_elbo", f"{count} rows, one draw each", count)
+    if "bound" in results:
+        starts = f"coordinate ascent, {results['near']} of {results['starts']} starts within 0.01 nats"
+        shown.add_row("bound on log p(X)", f"{results['bound'] / n:.6f}", f"{results['bound']:.4f}", starts)
     out.print(shown)
+    if "size" in results:
+        out.print(results["size"], highlight=False, soft_wrap=True)
     method = "coordinate ascent" if isinstance(run, VariationalBayes) else "SVI"
     state = "converged" if results["converged"] else "not converged"
     out.print(

@@ -7,14 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zoo.base import memory
 from zoo.base.protocols import Pair
 from zoo.export import variables
 from zoo.export.chains import Transform
 from zoo.export.densities import Notes, Scores
 from zoo.export.variables import Groups, Variable
 from zoo.posterior.engine import Arguments, Densities, Drawn, Reader, reader, reading
-
-BUDGET = 2**22  # numbers per array and piece
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ def rows_per_piece(source: Reader, draws: int, rows_at_once: int | None) -> int:
     if source.joint_only and source.layout.shared:
         return n
     width = sum(latent.shape.numel() for latent in source.layout.local)
-    return min(n, rows_at_once or max(1, BUDGET // (draws * max(d, width))))
+    return min(n, rows_at_once or memory.rows_at_once(draws * max(d, width)))
 
 
 class Chain:

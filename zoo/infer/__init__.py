@@ -17,7 +17,7 @@ from zoo.infer.losses.projected import ProjectedELBO
 from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.optim.fused import Fused
 from zoo.infer.optim.lbfgs import LBFGS
-from zoo.infer.optim.natural import NaturalGradient, decaying
+from zoo.infer.optim.natural import LocalFirstSVI, NaturalGradient, decaying, paced
 from zoo.infer.planning import Plan, plan
 from zoo.infer.run import Fit, Training
 from zoo.infer.running import Running
@@ -43,6 +43,7 @@ __all__ = [
     "Fused",
     "LastGood",
     "LineSearchSVI",
+    "LocalFirstSVI",
     "NaturalGradient",
     "Plan",
     "Progress",
@@ -63,5 +64,6 @@ __all__ = [
     "fit",
     "linear_warmup",
     "load",
+    "paced",
     "plan",
 ]

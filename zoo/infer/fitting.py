@@ -23,6 +23,7 @@ from zoo.infer.line_search import LineSearchSVI, ProjectedSVI
 from zoo.infer.losses.projected import ProjectedELBO
 from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.optim.lbfgs import LBFGS
+from zoo.infer.optim.natural import LocalFirstSVI, NaturalGradient
 from zoo.infer.pairing import check_pair, move
 from zoo.infer.planning import Plan, Start, plan
 from zoo.infer.run import Fit, Store
@@ -196,6 +197,9 @@ def _svi(decided: Plan, model: PyroCallable, guide: PyroCallable) -> SVI:
     """The SVI that takes the steps."""
     if isinstance(decided.loss, TraceEnum_ELBO):
         guide = config_enumerate(guide, "parallel")
+    if isinstance(decided.optim, NaturalGradient) and not decided.full:
+        decided.optim.pace(decided.steps)
+        return LocalFirstSVI(model, guide, decided.optim, decided.loss)
     if not isinstance(decided.optim, LBFGS):
         return SVI(model, guide, decided.optim, decided.loss)
     if isinstance(decided.loss, ProjectedELBO):

@@ -6,19 +6,17 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from zoo.algebra.parameter_draws import linear_log_marginal
 from zoo.base.checks import check_whole
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
 from zoo.distributions.observed import seen
-from zoo.models.linear_ascent import (
-    LinearAscent,
+from zoo.models.linear_ascent import LinearAscent, Rows, linear_bound, linear_factors
+from zoo.models.linear_priors import (
     LinearPriors,
-    Rows,
     check_gamma,
     check_rows_of,
-    linear_bound,
-    linear_factors,
+    linear_families,
+    linear_log_marginal_given,
     linear_mean,
     place_mean,
 )
@@ -97,7 +95,8 @@ class BayesianPCA(Module):
         """Refuse data that the model cannot explain.
 
         Raises:
-            ValueError: a column with fewer than two observed values, or at least as many factors as rows.
+            ValueError: a column with fewer than two observed values, at least as many factors as rows, or every column
+                is constant.
         """
         check_rows_of(x, self.latent_dim, "BayesianPCA")
 
@@ -109,8 +108,7 @@ class BayesianPCA(Module):
     @property
     def families(self) -> dict[str, str]:
         """The family of q of every site."""
-        found = {"z": "gaussian", "weight": "gaussian", "relevance": "gamma", "precision": "gamma"}
-        return found if self.centred else {**found, "mean": "normal"}
+        return linear_families(mean=not self.centred)
 
     def _priors(self) -> LinearPriors:
         mean = None if self.centred else (self.location.double(), 1 / self.spread.double())
@@ -125,13 +123,5 @@ class BayesianPCA(Module):
         return linear_bound(Rows.of(x), linear_factors(factors), self._priors(), scale)
 
     def log_marginal_given(self, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-        r""":math:`\log p(x_n \mid \theta)` of the observed entries, the factors integrated out, (draws, n).
-
-        Args:
-            x: rows (n, d).
-            values: draws of ``weight`` (draws, d, k), ``precision`` and ``mean``, by site.
-        """
-        weight = values["weight"]
-        mean = values.get("mean", weight.new_zeros(weight.shape[:2]))
-        noise = (1 / values["precision"]).unsqueeze(-1).expand(values["weight"].shape[:2])
-        return linear_log_marginal(like(x, self).to(weight), weight, mean, noise)
+        """log p(x | theta) of every row (draws, n); see :func:`zoo.models.linear_priors.linear_log_marginal_given`."""
+        return linear_log_marginal_given(like(x, self), values)

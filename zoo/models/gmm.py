@@ -13,6 +13,7 @@ from zoo.algebra import missing_mixture
 from zoo.algebra.linear_gaussian import refuse_constant_columns
 from zoo.algebra.missing import Imputation, Incomplete, Sorted, column_moments, refuse_unobserved_columns
 from zoo.base.checks import check_rows, check_whole, incomplete
+from zoo.base.memory import rows_at_once
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
 from zoo.distributions.observed import seen
@@ -153,7 +154,7 @@ class GMM(Module):
         matrix = self.covariance in ("full", "tied")
         total, counts, first = x.new_zeros(()), x.new_zeros(k), x.new_zeros(k, d)
         second = x.new_zeros((k, d, d) if matrix else (k, d))
-        for part in x.split(max(1, 2**22 // (k * d))):
+        for part in x.split(rows_at_once(k * d)):
             joint = self.log_joint(part)  # (b, k)
             norm = joint.logsumexp(-1, keepdim=True)
             total += norm.sum()

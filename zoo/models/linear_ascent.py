@@ -1,14 +1,14 @@
-r"""Coordinate ascent for linear-Gaussian models with priors on everything: what the Bayesian PCA and FA share.
+r"""Coordinate ascent for linear-Gaussian models with priors on everything: shared by Bayesian PCA and factor analysis.
 
 .. math:: x_{nd} \sim N(w_d \cdot z_n + \mu_d, \tau_d^{-1}), \quad z_n \sim N(0, I_K), \quad
           w_d \sim N(0, \mathrm{diag}(\alpha)^{-1}), \quad \mu_d \sim N(m_0, \beta^{-1})
 
 with Gamma priors on :math:`\alpha_k` and :math:`\tau_d`, and
-:math:`q = q(Z)\, q(W)\, q(\mu)\, q(\alpha)\, q(\tau)`, the first two with a full covariance per row.
+:math:`q = q(Z)\, q(W)\, q(\mu)\, q(\alpha)\, q(\tau)`, the first two with a full covariance per row. The updates are
+those of Bishop (1999), Variational principal components, with a mean and a precision per column (Beal 2003, ch. 4).
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,69 +16,15 @@ import torch
 from torch import Tensor
 
 from zoo.algebra.exponential_families import LOG_TWO_PI, Factor, GammaFactor, GaussianFactor
-from zoo.algebra.missing import column_moments, refuse_unobserved_columns
-
-WIDTH = 100.0  # variance of the prior of a column's mean, in variances of the column
-
-
-@dataclass(frozen=True)
-class LinearPriors:
-    """Hyperparameters of a Bayesian linear-Gaussian model.
-
-    Attributes:
-        relevance: shape and rate of the Gamma prior on every alpha_k.
-        precision: shape and rate of the Gamma prior on every tau.
-        mean: location (d,) and precision (d,) of the Gaussian prior on mu; None for a model without mean.
-        columns: whether every column has a noise precision of its own.
-    """
-
-    relevance: tuple[float, float]
-    precision: tuple[float, float]
-    mean: tuple[Tensor, Tensor] | None
-    columns: bool
-
-
-def check_gamma(prior: Sequence[float], name: str) -> tuple[float, float]:
-    """Shape and rate of a Gamma prior.
-
-    Raises:
-        ValueError: they are not two positive numbers; an improper prior has no evidence.
-    """
-    values = tuple(prior)
-    if len(values) != 2 or not all(0 < value < math.inf for value in values):
-        raise ValueError(f"{name} must be the shape and the rate of a Gamma prior, both positive, got {prior!r}")
-    return float(values[0]), float(values[1])
-
-
-def check_rows_of(x: Tensor, latent_dim: int, model: str) -> None:
-    """Refuse data that a Bayesian linear model cannot explain.
-
-    Raises:
-        ValueError: a column with fewer than two observed values, or at least as many factors as rows.
-    """
-    refuse_unobserved_columns(x, model)
-    if latent_dim >= len(x):
-        raise ValueError(f"latent_dim={latent_dim} must be below the {len(x)} rows of x: take fewer factors")
-
-
-def linear_mean(z: Tensor, weight: Tensor, mean: Tensor) -> Tensor:
-    """W z + mu of every row (..., n, d), for factors (..., n, k) and shared draws (..., 1, d, k) and (..., 1, d)."""
-    weight = weight.squeeze(-3) if weight.ndim > 2 else weight
-    return z @ weight.mT + mean
-
-
-def place_mean(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Location and variance (d,) of a broad prior of the columns' means: a hundred times the columns' variances."""
-    variance, mean = column_moments(x)
-    return mean.to(x), WIDTH * torch.where(variance > 0, variance, torch.ones_like(variance)).to(x)
+from zoo.models.linear_priors import LinearPriors
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The data as the sweeps see them, in float64.
+    """The data in the form that the sweeps use, in float64.
 
     Attributes:
-        filled: rows (n, d), 0 where missing; None where ``scatter`` says all.
+        filled: rows (n, d), 0 where missing.
         observed: 1 where an entry is there (n, d); None where none is missing.
         count: observed entries of every column (d,).
         mean: their mean (d,).
@@ -111,7 +57,7 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Inner:
-    """What the other factors need of q(Z), summed over the rows.
+    """The expectations under q(Z) that the other factors need, summed over the rows.
 
     Attributes:
         first: sum of E[z] over the rows that observe a column (d, k).
@@ -215,7 +161,7 @@ def best_z(rows: Rows, q: LinearFactors) -> GaussianFactor | LinearMap:
 
 
 def best_weight(inner: Inner, q: LinearFactors, priors: LinearPriors) -> GaussianFactor:
-    """q(W): one Gaussian for every column, all with one covariance where nothing distinguishes them."""
+    """q(W): one Gaussian for every column; all have the same covariance with equal noise and no missing entries."""
     tau, prior = q.tau, torch.diag(q.relevance.mean)
     alike = inner.second.ndim == 2 and not priors.columns
     covariance = torch.linalg.inv(prior + (tau[0] * inner.second if alike else tau[:, None, None] * inner.second))
@@ -315,8 +261,8 @@ class LinearAscent:
         x: rows (n, d); NaN where an entry is missing at random.
         latent_dim: K.
         priors: of the model.
-        generator: of the random start of W; q(Z) is updated first, so that it needs none. (A start of z at the prior's
-            mean would kill W for good.)
+        generator: of the random start of W. q(Z) is updated first, so it needs no start: updating W first, with z at
+            the prior's mean, would set W to 0, where it stays.
     """
 
     def __init__(self, x: Tensor, latent_dim: int, priors: LinearPriors, generator: torch.Generator) -> None:
@@ -349,7 +295,7 @@ class LinearAscent:
         return linear_bound(self.rows, self.q, self.priors)
 
     def rotate(self) -> None:
-        r"""Turn z and W together to the rotation R at which the bound is highest, alpha at its optimum.
+        r"""Transform z and W together by the matrix R that maximises the bound, with alpha at its optimum.
 
         With :math:`z \to R z` and :math:`W \to W R^{-1}` the data's term stays and the bound changes by
 

@@ -1,4 +1,4 @@
-r"""The rows as a Gaussian mixture with priors on everything sees them: expected log densities, and statistics.
+r"""The rows in coordinate ascent for Gaussian mixtures: expected log densities, and sufficient statistics.
 
 Rows enter by their features :math:`\phi(x) = (1, x, x x^T)` (squares alone where precisions are diagonal), so that a
 sweep is two matrix products: the expected log densities :math:`\Theta \phi` of all components, and the statistics
@@ -21,14 +21,14 @@ BLOCK = 2048  # rows at a time
 
 
 class MixtureRows(Protocol):
-    """Rows, prepared for the sweeps."""
+    """Rows in the form that the sweeps use."""
 
     def logs(self, q: MixtureFactors, priors: MixturePriors) -> Tensor:
         """The expected log joint density of every row and component (n, k); its softmax is the best q(component)."""
         ...
 
     def expect(self, q: MixtureFactors, priors: MixturePriors) -> tuple[Tensor, Tensor]:
-        """The best q of what the rows have alone: the sums of its responsibilities (k, p) and its entropy."""
+        """The optimal q of the rows' own sites: the sums of its responsibilities (k, p), and its entropy."""
         ...
 
     def start(self, responsibilities: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class MixtureRows(Protocol):
         ...
 
     def statistics(self, sums: Tensor) -> Statistics:
-        """What the other factors need, of sums (k, p)."""
+        """The statistics that the other factors need, from sums (k, p)."""
         ...
 
 
@@ -146,7 +146,7 @@ class Whole:
         return coefficients(q, priors)
 
     def statistics(self, sums: Tensor) -> Statistics:
-        """What the other factors need, of sums (k, p)."""
+        """The statistics that the other factors need, from sums (k, p)."""
         return statistics(sums, len(self.columns), self.matrix)
 
 
@@ -179,7 +179,7 @@ class Dropped(Whole):
         return torch.cat([q.log_proportions(priors.sticks).unsqueeze(-1), theta, each], 1)
 
     def statistics(self, sums: Tensor) -> Statistics:
-        """What the other factors need, of sums (k, p)."""
+        """The statistics that the other factors need, from sums (k, p)."""
         d = len(self.columns)
         found = statistics(sums[:, : 2 * d + 1], d, matrix=False)
         return Statistics(found.count, found.first, found.second, sums[:, 2 * d + 1 :])
@@ -240,5 +240,5 @@ class Latent:
         return coefficients(q, priors)
 
     def statistics(self, sums: Tensor) -> Statistics:
-        """What the other factors need, of sums (k, p)."""
+        """The statistics that the other factors need, from sums (k, p)."""
         return statistics(sums, self.x.shape[1], self.matrix)

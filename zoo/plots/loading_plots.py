@@ -11,7 +11,7 @@ from zoo.algebra.linear_gaussian import Moments
 from zoo.alignment.bootstrap import Loadings
 from zoo.alignment.canonical import canonical_transform, to_canonical
 from zoo.alignment.symmetry import model_of
-from zoo.base.callables import PyroCallable
+from zoo.base.callables import PyroCallable, name_of
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.infer.run import Fit
 from zoo.plots.images import array
@@ -22,7 +22,7 @@ def scree(run: PyroCallable | Fit, x: ArrayLike, *, most: int | None = None, ax:
     r"""The eigenvalues of the sample covariance, and the variances that a linear-Gaussian model has along its factors.
 
     Rows and factors are in units of the noise, :math:`\Psi^{-1/2} x`, where the noise has variance 1 in every direction
-    (dashed line), and factors are in their principal rotation: a bar extends from the noise to the model's variance
+    (dashed line), and the factors are rotated to principal axes: a bar extends from the noise to the model's variance
     along the factor, :math:`1 + (W^T \Psi^{-1} W)_{jj}`. At the maximum of the likelihood the bars end at the
     eigenvalues of :math:`\Psi^{-1/2} S \Psi^{-1/2}`, drawn as points; eigenvalues beyond the last bar that are far
     above the line indicate more factors. Where all columns share one noise variance (PPCA), everything is multiplied by
@@ -43,7 +43,7 @@ def scree(run: PyroCallable | Fit, x: ArrayLike, *, most: int | None = None, ax:
     """
     model = model_of(run)
     if canonical_transform(model).rotation is None:
-        raise TypeError(f"{type(model).__name__} has components, not factors: use zoo.plots.latent")
+        raise TypeError(f"{name_of(model)} has components, not factors: use zoo.plots.latent")
     data = check_rows(x, model, least=2)
     if bool(data.isnan().any()):
         raise ValueError("x has missing entries (NaN), so its sample covariance is unknown: pass complete rows")
@@ -73,7 +73,7 @@ def scree(run: PyroCallable | Fit, x: ArrayLike, *, most: int | None = None, ax:
     step = max(1, -(-shown // 12))
     ax.set_xticks(range(0, shown, step))
     ax.set_ylim(0, 1.12 * unit * max(1 + signal.max(), sample[0]))
-    ax.set_xlabel("factor, principal rotation", fontsize=TEXT)
+    ax.set_xlabel("factor (principal axes)", fontsize=TEXT)
     ax.set_ylabel("variance" if shared else "variance in units of the noise", fontsize=TEXT)
     legend_above(ax)
     return ax

@@ -205,8 +205,8 @@ def coverage(found: Calibration, *, ax: Axes | None = None) -> Axes:
         raise ValueError(f"{found.units[0]} is discrete and has no intervals: use zoo.plots.ranks")
     ax = new_axes(ax)
     held, error = _numbers(found.coverage), _numbers(found.coverage_se)  # (levels, k)
-    promised = np.array(found.levels)
-    places = np.arange(len(promised))
+    nominal = np.array(found.levels)
+    places = np.arange(len(nominal))
     units = held.shape[1]
     own = units <= SHOWN
     shifts = np.linspace(-0.25, 0.25, units) if units > 1 else np.zeros(1)
@@ -214,7 +214,7 @@ def coverage(found: Calibration, *, ax: Axes | None = None) -> Axes:
         label = found.units[j] if own else f"{units} units" if j == 0 else None
         ax.errorbar(
             places + shift,
-            100 * (held[:, j] - promised),
+            100 * (held[:, j] - nominal),
             200 * error[:, j],
             fmt=marker(j) if own else "o",
             markersize=3.5 if own else 2.0,

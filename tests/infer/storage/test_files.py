@@ -115,9 +115,10 @@ def test_settings_without_a_section(key, saved):
     edit(saved, lambda s: s.pop(key) and None)
     with pytest.raises(ValueError, match=rf"settings\.json lacks {key}, or has it damaged"):
         load(saved)
-    edit(saved, lambda s: s.update({key: 3.5}))
-    with pytest.raises(ValueError, match=rf"settings\.json lacks {key}, or has it damaged"):
-        load(saved)
+    for damaged in [3.5] if key == "training" else [3.5, None]:  # a pair may have no record of its training
+        edit(saved, lambda s, damaged=damaged: s.update({key: damaged}))
+        with pytest.raises(ValueError, match=rf"settings\.json lacks {key}, or has it damaged"):
+            load(saved)
 
 
 def test_curves_of_no_training(saved):

@@ -11,11 +11,10 @@ from torch.distributions.kl import kl_divergence
 from zoo.algebra.linear_gaussian import gaussian_moments
 from zoo.base.callables import name_of, undecorated
 from zoo.base.checks import ArrayLike, check_rows
+from zoo.base.memory import rows_at_once
 from zoo.base.protocols import Conjugate, Pair
 from zoo.posterior.engine import reader, reading
 from zoo.posterior.rowwise import conditional, real_site
-
-BUDGET = 2**22  # numbers per array and chunk
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +91,7 @@ def posterior_error(run: Pair, x: ArrayLike) -> PosteriorError:
     with reading(run, 0):
         source = reader(run, x)
         latent = real_site(source, "posterior_error")
-        for _, arguments in source.chunks(BUDGET // max(x.shape[1], latent.width**2)):
+        for _, arguments in source.chunks(rows_at_once(max(x.shape[1], latent.width**2))):
             q, p = conditional(source, latent, arguments), model.posterior(arguments[0])
             parts.append(_errors(_gaussian(q, f"the guide {name_of(run.guide)}"), _gaussian(p, f"the model {name}")))
     return PosteriorError(*(torch.cat(column).to(x) for column in zip(*parts, strict=True)))

@@ -11,6 +11,7 @@ from torch import Tensor
 from zoo.base.callables import undecorated
 from zoo.base.checks import ArrayLike, check_rows
 from zoo.base.latent_sites import Latent
+from zoo.base.memory import rows_at_once
 from zoo.base.protocols import Pair
 from zoo.diagnostics.guide.moments import flat, own_moments, units_of, weighted_moments
 from zoo.diagnostics.guide.shared_moments import LIMIT, SharedMoments, of_all_rows
@@ -19,7 +20,6 @@ from zoo.posterior.evaluation import check_draws
 from zoo.posterior.psis import psis_weights
 from zoo.posterior.rowwise import row_draws
 
-BUDGET = 2**22  # numbers per array and chunk
 COLUMNS = ("khat", "ess", "guide_mean", "guide_covariance", "mean", "mean_se", "covariance")
 
 
@@ -164,7 +164,7 @@ def importance_moments(
         source = reader(run, x)
         local = source.layout.local
         width = x.shape[1] + sum(latent.cardinality or latent.shape.numel() for latent in local)
-        chunks = list(source.chunks(BUDGET // (draws * width)))
+        chunks = list(source.chunks(rows_at_once(draws * width)))
         if source.layout.shared or source.draw(chunks[0][1], 2).joint is not None:
             columns, shared = of_all_rows(source, draws, inner, limit)
         else:

@@ -12,13 +12,13 @@ from torch.distributions import Categorical
 
 from zoo.base.callables import name_of, unwrapped
 from zoo.base.latent_sites import Latent
+from zoo.base.memory import rows_at_once
 from zoo.diagnostics.guide.simulation import Simulated, Table
 from zoo.diagnostics.guide.uniform import normal_score
 from zoo.infer.run import Fit
 from zoo.posterior.engine import Arguments, Reader, reader, reading
 from zoo.posterior.rowwise import conditional, gaussian
 
-BUDGET = 2**22  # numbers per array and chunk
 SAMPLE = 50  # rows on which a guide is tested for its dependence on x
 
 
@@ -76,7 +76,7 @@ def rank(run: Fit, found: Simulated, table: Table, draws: int, seed: int, *, fre
         return Ranks.joined(
             [
                 _of_rows(source, found, {name: value[index] for name, value in table.truth.items()}, arguments, draws)
-                for index, arguments in source.chunks(BUDGET // (draws * width))
+                for index, arguments in source.chunks(rows_at_once(draws * width))
             ]
         )
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zoo.base.callables import undecorated
 from zoo.base.latent_sites import Latent
+from zoo.base.memory import rows_at_once
 from zoo.base.protocols import ConjugateGivenShared
 from zoo.diagnostics.guide.moments import flat, units_of, weighted_moments
 from zoo.posterior.engine import Arguments, Reader
@@ -18,7 +19,6 @@ from zoo.posterior.evaluation import inner_draws
 from zoo.posterior.psis import psis_khat, psis_weights
 from zoo.posterior.rowwise import log_mean
 
-BUDGET = 2**24  # numbers per array and chunk
 LIMIT = 0.7  # of k-hat for any number of draws
 SHOWN = 4  # draws of the shared sites at which the rows' k-hat is computed
 
@@ -120,7 +120,7 @@ def of_all_rows(
     held: dict[str, Tensor] = {}
     chunks: list[_Chunk] = []
     joint = None
-    for _, arguments in source.chunks(max(1, BUDGET // (draws * (source.x.shape[1] + width + width**2)))):
+    for _, arguments in source.chunks(rows_at_once(draws * (source.x.shape[1] + width + width**2))):
         drawn = source.draw(arguments, draws, held)
         log_p = source.score(arguments, drawn.values, draws)
         if not chunks:
@@ -216,7 +216,7 @@ def _given(
 def _groups(held: dict[str, Tensor], inner: int, numbers: int) -> Iterator[Tensor]:
     """Indices of the draws of the shared sites, as many at a time as memory allows."""
     draws = len(next(iter(held.values())))
-    yield from torch.arange(draws).split(max(1, BUDGET // (inner * numbers)))
+    yield from torch.arange(draws).split(rows_at_once(inner * numbers))
 
 
 def _columns(

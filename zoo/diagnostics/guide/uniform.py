@@ -7,8 +7,9 @@ import torch
 from scipy.stats import binom, wilcoxon  # type: ignore[import-untyped]
 from torch import Tensor
 
+from zoo.base.memory import rows_at_once
+
 REPLICATES = 9999  # of a Monte Carlo test, at least; resolves p-values down to 1e-4
-BUDGET = 2**22  # numbers per array
 
 
 def smooth_test(u: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,7 +97,7 @@ def _simulated(observed: Tensor, share: Tensor, weights: Tensor, most: int) -> T
     """
     above, count = torch.ones(2, dtype=torch.float64, device=share.device), 1  # the observed value counts as one draw
     while count <= REPLICATES or (count <= most and bool((above == 1).any())):
-        size = max(1, min(BUDGET // len(share), REPLICATES))
+        size = min(rows_at_once(len(share)), REPLICATES)
         drawn = torch.rand(size, len(share), dtype=torch.float64, device=share.device) < share
         scores = ((drawn.to(share) - share) @ weights.T).square()  # (size, 2); expanding the difference would cancel
         values = torch.stack([scores.sum(1), scores[:, 0]])  # (2, size)

@@ -13,11 +13,11 @@ from torch.distributions import biject_to, constraints
 
 from zoo.alignment.canonical import canonical_transform
 from zoo.alignment.symmetry import Alignment
-from zoo.base.callables import PyroCallable
+from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
 from zoo.base.checks import ArrayLike, check_rows
+from zoo.base.memory import rows_at_once
 from zoo.base.protocols import ClosedLikelihood, Placed
 
-BUDGET = 2**22  # numbers per array and chunk
 MATRICES = (constraints.lower_cholesky, constraints.lower_triangular, constraints.positive_definite)
 
 
@@ -98,10 +98,10 @@ def information_criteria(model: PyroCallable, x: ArrayLike) -> InformationCriter
     >>> found.df, round(found.bic, 2)
     (11, 2322.19)
     """
-    _with_likelihood(model)
+    model = _with_likelihood(model)
     if isinstance(model, Placed) and model.fresh:
         raise ValueError(
-            f"this {type(model).__name__} has its initial parameters, and AIC and BIC require those of maximum "
+            f"this {name_of(model)} has its initial parameters, and AIC and BIC require those of maximum "
             "likelihood: fit it first by zoo.em or zoo.fit"
         )
     x = check_rows(x, model)
@@ -144,7 +144,7 @@ def free_parameters(model: PyroCallable) -> int:
     free = {name: size for name, size in _sizes(module) if size}
     total = sum(free.values())
     if not total:
-        raise ValueError(f"no parameter of this {type(model).__name__} is free (requires_grad): nothing to count")
+        raise ValueError(f"no parameter of this {name_of(model)} is free (requires_grad): nothing to count")
     if "weight" not in free or _rotation(model) is None:
         return total
     d, k = module.weight.shape
@@ -160,21 +160,24 @@ def log_density(model: PyroCallable, x: Tensor) -> Tensor:
     """log p(x) of the rows (n,), in float64 on the CPU, in chunks."""
     exact: Any = copy.deepcopy(model)
     exact = exact.double()
-    parts = x.double().split(max(1, BUDGET // x.shape[1]))
+    parts = x.double().split(rows_at_once(x.shape[1]))
     return torch.cat([exact.log_marginal(part) for part in parts]).cpu()
 
 
 def _with_likelihood(model: PyroCallable) -> Any:
-    """The model, if it is a module with a closed-form likelihood.
+    """The model without handlers that leave its density unchanged, if it is a module with a closed-form likelihood.
 
     Raises:
         TypeError: it is not.
     """
-    if isinstance(model, nn.Module) and isinstance(model, ClosedLikelihood):
-        return model
+    inner = undecorated(model)
+    if isinstance(inner, nn.Module) and isinstance(inner, ClosedLikelihood):
+        return inner
+    changed = inner is not unwrapped(model)
+    why = ", as a Pyro handler changes its density" if changed else " (log_marginal)"
     raise TypeError(
-        f"{type(model).__name__} has no closed-form log p(x) (log_marginal), and AIC or BIC of a bound would compare "
-        "guides as much as models. Compare such models by log p(x) of held-out rows: zoo.select_size, or "
+        f"{name_of(model)} has no closed-form log p(x){why}, and AIC or BIC of a bound would compare guides as much as "
+        "models. Compare such models by log p(x) of held-out rows: zoo.select_size, or "
         "zoo.log_evidence_bounds"
     )
 

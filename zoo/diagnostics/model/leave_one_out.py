@@ -9,14 +9,13 @@ from torch import Tensor
 
 from zoo.base.callables import name_of, undecorated
 from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.memory import rows_at_once
 from zoo.base.protocols import ConjugateGivenShared, Pair
 from zoo.diagnostics.model.proposals import Proposal, moments_of_draws
 from zoo.posterior.engine import Arguments, Reader, reader, reading
 from zoo.posterior.evaluation import check_draws
 from zoo.posterior.psis import psis_weights
 from zoo.posterior.rowwise import log_mean
-
-BUDGET = 2**22  # numbers per array and chunk
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +158,7 @@ def _densities(source: Reader, draws: int, inner: int) -> tuple[Tensor, Tensor]:
     parts: list[Tensor] = []
     whole = torch.zeros(draws, dtype=torch.float64)
     joint = None
-    for _, arguments in source.chunks(BUDGET // ((inner if layout.local else draws) * width)):
+    for _, arguments in source.chunks(rows_at_once((inner if layout.local else draws) * width)):
         drawn = source.draw(arguments, draws, held)
         log_p = source.score(arguments, drawn.values, draws)
         if not parts:
@@ -185,7 +184,7 @@ def _given(
     width = x.numel() * max(1, sum(latent.shape.numel() for latent in source.layout.local))
     draws = len(next(iter(held.values())))
     parts = []
-    for chosen in torch.arange(draws).split(max(1, BUDGET // (inner * width))):
+    for chosen in torch.arange(draws).split(rows_at_once(inner * width)):
         count = len(chosen)
         repeated = {name: value[chosen].repeat_interleave(inner, 0) for name, value in held.items()}
         if proposal is None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from zoo.base.callables import name_of, undecorated
 from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.memory import rows_at_once
 from zoo.base.protocols import Pair
 from zoo.data.dataset import column_names
 from zoo.diagnostics.model.statistics import STATISTICS, column_quantiles, correlation, nan_quantile
@@ -17,7 +18,6 @@ from zoo.posterior.engine import Reader, reader, reading
 
 Given = Literal["prior", "rows"]
 Statistic = Callable[[Tensor], Any]
-BUDGET = 2**24  # numbers per array and chunk of replicates
 PAIRS = 50  # the most columns for which all pairs are compared
 POINTS = 41  # quantiles per column
 SHOWN = 10  # the most statistics that a verdict names
@@ -252,7 +252,7 @@ def _replicates(source: Reader, draws: int, given: Given) -> Iterator[Tensor]:
     x, layout = source.x, source.layout
     width = x.shape[1] + sum(site.shape.numel() for site in layout.local)
     missing = x.isnan()
-    for some in torch.arange(draws).split(max(1, BUDGET // (len(x) * width))):
+    for some in torch.arange(draws).split(rows_at_once(len(x) * width)):
         held: dict[str, Tensor] = {}
         if given == "rows" or layout.shared:
             values = source.draw((x,), len(some), points=True).values

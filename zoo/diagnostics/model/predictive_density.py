@@ -8,12 +8,11 @@ from torch import Tensor
 
 from zoo.base.callables import name_of, undecorated, unwrapped
 from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.memory import rows_at_once
 from zoo.base.protocols import ClosedPredictive, ConjugateGivenShared, HoldsRows, Pair
-from zoo.diagnostics.model.relevance import conjugate_factors
+from zoo.diagnostics.guide.relevance import conjugate_factors
 from zoo.posterior.engine import Arguments, Reader, reader, reading
 from zoo.posterior.rowwise import log_mean
-
-BUDGET = 2**24  # numbers per array and chunk; bounds the memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +55,7 @@ def predictive_density(run: Pair, x: ArrayLike, *, draws: int = 1000, seed: int 
     conjugate factors the integral is a mixture of Student's t, in closed form. Rows with missing entries have the
     density of their observed ones.
 
-    Take rows that had no part in training: of the training rows it says how well they are fitted.
+    Use rows that were not used in training: on training rows the density measures the fit, not prediction.
 
     Args:
         run: a trained pair: what :func:`zoo.cavi`, :func:`zoo.fit` or :func:`zoo.load` returned.
@@ -109,7 +108,7 @@ def shared_draws(source: Reader, draws: int) -> dict[str, Tensor]:
 def _given(source: Reader, held: dict[str, Tensor], draws: int) -> Tensor:
     """log p(x | theta) (draws, n)."""
     model, parts = undecorated(source.pair.model), []
-    for _, arguments in source.chunks(BUDGET // (draws * source.x.shape[1])):
+    for _, arguments in source.chunks(rows_at_once(draws * source.x.shape[1])):
         if isinstance(model, ConjugateGivenShared):
             parts.append(model.log_marginal_given(arguments[0], held))
         else:
