@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyro.distributions as dist
+import scipy  # type: ignore[import-untyped]  # loads its subpackages on first use
 import torch
-from scipy.optimize import minimize  # type: ignore[import-untyped]  # a dependency of scikit-learn
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -207,7 +207,7 @@ def best_noise(moments: Moments, noise: Tensor, least: Tensor, latent_dim: int, 
         return 0.5 * moments.count * float(value), 0.5 * moments.count * slope
 
     lower = np.log(np.maximum(least.double().cpu().numpy(), 1e-8 * covariance.diagonal()))
-    found = minimize(
+    found = scipy.optimize.minimize(
         climb,
         np.maximum(np.log(noise.double().cpu().numpy()), lower),
         jac=True,

@@ -51,6 +51,7 @@ def members(hook: type) -> frozenset[str]:
     return frozenset(name for name in names if not name.startswith("_"))
 
 
+@runtime_checkable
 class Pair(Protocol):
     """A trained model and guide with the parameters of both: all that is needed to judge them. See :class:`zoo.Fit`."""
 

@@ -14,6 +14,7 @@ from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.protocols import Checked, ConditionallyConjugate, CoordinateAscent, Placed, Rotating
 from zoo.base.random import seeded
+from zoo.base.threads import on_suited_threads
 from zoo.infer.convergence import SWEPT
 from zoo.infer.run import Fit, Training
 
@@ -105,6 +106,7 @@ class VariationalBayes(Fit):
         )
 
 
+@on_suited_threads
 def ascend(
     model: PyroCallable, x: ArrayLike, hold: Holder, *, sweeps: int, tol: float, restarts: int, seed: int
 ) -> VariationalBayes:

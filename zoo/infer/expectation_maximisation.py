@@ -9,8 +9,10 @@ from zoo.base.callables import PyroCallable, name_of
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.protocols import Checked, Conjugate, Placed, Summarized
 from zoo.base.random import seeded
+from zoo.base.threads import on_suited_threads
 
 
+@on_suited_threads
 def em(model: PyroCallable, x: ArrayLike, *, steps: int = 100_000, tol: float = 1e-9, seed: int = 0) -> Tensor:
     """Maximise the likelihood of a conjugate model by EM, in place, until convergence.
 

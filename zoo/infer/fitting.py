@@ -17,6 +17,7 @@ from zoo.base.callables import PyroCallable, mode, modules, unwrapped
 from zoo.base.checks import ArrayLike
 from zoo.base.protocols import Estimating, Placed
 from zoo.base.random import seeded
+from zoo.base.threads import suited, work_of
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.guard import diverged, floored
 from zoo.infer.line_search import LineSearchSVI, ProjectedSVI
@@ -70,7 +71,9 @@ def fit(
     ``initialize``, drawn with ``seed``); one that has been fitted, modified or loaded continues from its current
     parameters. Parameters with ``requires_grad=False`` are not changed. The fit uses its own parameter store and random
     stream: Pyro's global store and the caller's generators are restored afterwards, also after an error. Modules are
-    trained in training mode, evaluated on held-out rows in evaluation mode, and returned to their previous modes.
+    trained in training mode, evaluated on held-out rows in evaluation mode, and returned to their previous modes. The
+    steps run on as many threads as pay for their work, never on more than the caller has set; see
+    :mod:`zoo.base.threads`.
     :func:`zoo.plan` with the same arguments shows what the defaults are for a pair, and why.
 
     Args:
@@ -80,7 +83,8 @@ def fit(
         x: the data (n, d); NaN marks an entry missing at random, for a model with ``missing = True``.
         steps: the most steps. None: until the bound has settled, at most 20,000; with a Pyro optimizer of your own,
             whose schedule is unknown to the fit, all of them.
-        batch_size: rows per step, drawn without replacement epoch by epoch; None uses all rows at every step.
+        batch_size: rows per step, drawn without replacement epoch by epoch. None uses all rows at every step, except
+            for a deep model with 1,000 rows or more and a guide for new rows: there 128. ``len(x)`` uses all.
         loss: any ``pyro.infer.ELBO``. None uses ``Trace_ELBO``, except where the model declares ``quadratic``
             (linear-Gaussian models, mixtures, a VAE with a linear decoder), has no shared sites, and the guide declares
             ``gaussian``: there :class:`~zoo.infer.losses.quadrature.QuadratureELBO` gives the same bound without noise.
@@ -100,8 +104,11 @@ def fit(
             ``model = Model(...)``, or build the pair inside :func:`zoo.best_of`, which seeds the constructor too.
         device: moves model, guide and data to this device first; None uses that of the model.
         validation: held-out rows (m, d) whose bound is evaluated every ``every`` steps, with the same draws each time.
+            None holds out a tenth of 200 rows or more, at most 1,000, for a deep model with a guide for new rows and
+            default loss, optimizer and patience: networks that are trained for long fit the noise of their own rows.
         patience: stop after this many evaluations of ``validation`` without a better bound. Model and guide then have
-            the parameters of the best evaluation, also if the steps end first.
+            the parameters of the best evaluation, also if the steps end first. None does not stop, except for rows held
+            out by default: there 20. 0 holds out nothing by default, and keeps the last parameters.
         every: steps between two evaluations of the held-out rows, and between two checkpoints.
         transform: applied to the rows of every batch and to the held-out rows, such as ``torch.bernoulli`` for dynamic
             binarisation.
@@ -147,7 +154,8 @@ def fit(
         checkpoint=checkpoint,
     )
     held = None if store is None else {key: dict(own) for key, own in store.items()}
-    with pyro.get_param_store().scope(held), seeded(seed):
+    work = work_of(decided.x.shape, model, guide, rows=decided.batch_size)
+    with pyro.get_param_store().scope(held), seeded(seed), suited(work, decided.x.device):
         first = _start(decided, model, guide)
         running = Running(decided, model, guide, _svi(decided, model, guide), started=started)
         good = LastGood(every, model, guide)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,6 +17,7 @@ from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.latent_sites import Layout, layout
 from zoo.base.protocols import Checked, Conjugate, Estimating, LinearForm, Mixture, Placed, Projection, linear_form
 from zoo.base.random import seeded
+from zoo.infer.deep_defaults import CLIP, PATIENCE, default_batch_size, hold_out, may_overfit
 from zoo.infer.losses.closed_form import ClosedFormELBO
 from zoo.infer.losses.projected import ProjectedELBO
 from zoo.infer.losses.quadrature import QuadratureELBO
@@ -189,7 +190,7 @@ def plan(
     rows, held_out = _rows(model, guide, x, validation, transform)
     folder = None if checkpoint is None else Path(checkpoint)
     options = _Options(steps, batch_size, loss, optim, start, seed, device, patience, every, transform, folder)
-    return _decided(_Asked(model, guide, rows, held_out, options))
+    return _decided(_eased(_Asked(model, guide, rows, held_out, options)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,6 +219,8 @@ class _Asked:
     x: Tensor
     validation: Tensor | None
     options: _Options
+    held_out: bool = False  # whether the held-out rows are the default of a deep model
+    batched: bool = False  # whether the batch size is
 
     @property
     def most(self) -> int:
@@ -228,6 +231,23 @@ class _Asked:
     def subsampled(self) -> bool:
         """Whether a step uses some of the rows only."""
         return self.options.batch_size is not None and self.options.batch_size < len(self.x)
+
+
+def _eased(asked: _Asked) -> _Asked:
+    """The same, with the defaults of a deep model where nothing else is asked for: held-out rows, minibatches."""
+    options = asked.options if asked.options.patience != 0 else replace(asked.options, patience=None)
+    eased = replace(asked, options=options)
+    if options.loss is not None or options.optim is not None:
+        return eased
+    if not may_overfit(asked.model, asked.guide, asked.x, _layout(asked)):
+        return eased
+    if asked.validation is None and asked.options.patience is None:
+        x, validation = hold_out(asked.x, options.seed)
+        eased = replace(eased, x=x, validation=validation, held_out=True, options=replace(options, patience=PATIENCE))
+    if options.batch_size is not None:
+        return eased
+    size = default_batch_size(len(eased.x))
+    return replace(eased, options=replace(eased.options, batch_size=size), batched=size is not None)
 
 
 def _decided(asked: _Asked) -> Plan:
@@ -247,6 +267,7 @@ def _decided(asked: _Asked) -> Plan:
         _first_moves(asked, start, objective, optimizer),
         _modes(asked),
         batches,
+        _held_out(asked),
         objective_row,
         _moved(asked, objective),
         *search_rows,
@@ -415,6 +436,7 @@ def _batches(asked: _Asked) -> Answer:
         ValueError: more than there are, or a last batch of one row under batch normalisation.
     """
     n, size = len(asked.x), asked.options.batch_size
+    why = "many rows, a deep model" if asked.batched else "batch_size is given"
     if size is None:
         return Answer("batches", f"all {n:,} rows at every step", "batch_size is None")
     if check_whole(size, "batch_size") > n:
@@ -422,7 +444,16 @@ def _batches(asked: _Asked) -> Answer:
     if size == n:
         return Answer("batches", f"all {n:,} rows at every step", "batch_size is the number of rows")
     check_batches(asked.model, asked.guide, n, size)
-    return Answer("batches", f"{size:,} rows, {math.ceil(n / size):,} steps per epoch", "batch_size is given")
+    return Answer("batches", f"{size:,} rows, {math.ceil(n / size):,} steps per epoch", why)
+
+
+def _held_out(asked: _Asked) -> Answer:
+    """The rows that decide which parameters are kept."""
+    if asked.validation is None:
+        return Answer("held out", "none", "validation is None, and the pair is no deep model with a guide for new rows")
+    why = "a deep model, and no validation is given" if asked.held_out else "validation is given"
+    kept = ", whose best parameters are kept" if asked.options.patience is not None else ""
+    return Answer("held out", f"{len(asked.validation):,} rows{kept}", why)
 
 
 def _loss(asked: _Asked, found: Layout) -> tuple[ELBO, Answer]:
@@ -478,7 +509,8 @@ def _search(asked: _Asked, loss: ELBO) -> tuple[PyroOptim, Settling | None, tupl
         how = Answer("schedule", "halved, once the bound has settled, while that raises it", "steps is None")
     else:
         how = Answer("schedule", f"half a cosine over {asked.options.steps:,} steps", "steps is given")
-    return Fused(torch.optim.Adam, {"lr": rate}, schedule=settling), settling, (adam, how)
+    clip = CLIP * len(asked.x) if deep(asked.model) else None
+    return Fused(torch.optim.Adam, {"lr": rate}, schedule=settling, clip_norm=clip), settling, (adam, how)
 
 
 def _noise(asked: _Asked, loss: ELBO) -> str:

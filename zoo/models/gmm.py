@@ -5,7 +5,6 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.nn import PyroParam
-from sklearn.cluster import kmeans_plusplus
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
@@ -219,6 +218,8 @@ class GMM(Module):
             unit = variance.sqrt()
             some = torch.where(some.isnan(), mean, some)
         unit = torch.where(unit > 0, unit, torch.ones_like(unit))
+        from sklearn.cluster import kmeans_plusplus  # imported here, as it takes half a second
+
         seed = int(torch.randint(2**31 - 1, ()))
         chosen = kmeans_plusplus((some / unit).cpu().numpy(), self.components, random_state=seed)[1]
         variance = unit.square()
