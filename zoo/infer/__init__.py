@@ -13,6 +13,7 @@ from zoo.infer.losses.closed_form import ClosedFormELBO
 from zoo.infer.losses.compiled import CompiledELBO
 from zoo.infer.losses.fixed_draws import FixedDraws
 from zoo.infer.losses.iwae import IWAE
+from zoo.infer.losses.projected import ProjectedELBO
 from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.optim.fused import Fused
 from zoo.infer.optim.lbfgs import LBFGS
@@ -47,6 +48,7 @@ __all__ = [
     "NaturalGradient",
     "Plan",
     "Progress",
+    "ProjectedELBO",
     "QuadratureELBO",
     "Running",
     "Settled",

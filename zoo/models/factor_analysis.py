@@ -147,6 +147,20 @@ class FactorAnalysis(Module):
         linear_gaussian.refuse_constant_columns(x, "factor analysis")
 
     @torch.no_grad()
+    def estimate(self, x: Tensor) -> None:
+        r"""Sets the parameters to an estimate from the moments of the rows ``x`` (n, d), by eigenvectors.
+
+        The uniquenesses are :math:`\psi_j = (1 - K / 2D) / (S^{-1})_{jj}` (Joereskog 1963; R's factanal starts there),
+        the loadings the best for them. Missing entries count as their column's mean.
+        """
+        moments = linear_gaussian.filled_moments(like(x, self))
+        noise = linear_gaussian.uniqueness(moments, self.latent_dim)
+        self.least.copy_(self.floor * moments.covariance.diagonal())
+        above = torch.maximum(noise - self.least, 1e-3 * moments.covariance.diagonal())
+        self.weight = linear_gaussian.best_weight(moments, self.least + above, self.latent_dim).to(self.weight)
+        self.mean, self.scale = moments.mean.to(self.mean), above.sqrt().to(self.scale)
+
+    @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
         """Draws a random start on the scale of the data ``x`` (n, d), with torch's global generator."""
         weight, mean, variance = linear_gaussian.cloud(like(x, self), self.latent_dim)
