@@ -28,7 +28,9 @@ def cavi(
 
     Args:
         model: a :class:`~zoo.base.protocols.ConditionallyConjugate` model: BayesianPCA, BayesianFactorAnalysis,
-            BayesianGMM, or one of your own. A model that places its priors on the data does so first.
+            BayesianGMM, or one of your own. A fresh model first places its priors on the data, as in :func:`zoo.fit`;
+            one that was placed by an earlier call, changed or loaded keeps its priors, so that bounds are comparable.
+            For other data build a new one, or call ``model.initialize(x)``.
         x: the data (n, d).
         sweeps: the most sweeps of each start.
         tol: stop when the limit of the bound, extrapolated by Aitken's rule, is nearer than ``tol`` nats per row.

@@ -26,7 +26,7 @@ from zoo.algebra.exponential_families import (
 from zoo.algebra.wishart import Wishart
 from zoo.base.module import Module
 
-LEAST = 1e-30  # probability below which a categorical's gradient says nothing
+LEAST = 1e-30  # probability below which a categorical has no usable gradient
 HALVINGS = 50  # of a step that leaves the domain, at most
 
 

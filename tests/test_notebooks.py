@@ -9,7 +9,7 @@ from nbclient import NotebookClient
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
-SLOW = {"02_deep_latent_factors"}
+SLOW = {"02_deep_latent_factors", "05_variational_bayes"}
 
 
 @pytest.mark.parametrize(

@@ -240,3 +240,11 @@ def test_no_second_copy_of_the_parameters_is_held():
 def test_parameters_on_the_meta_device():
     with torch.device("meta"):
         assert Small().fresh
+
+
+def test_a_model_without_parameters_is_fresh_while_its_buffers_are():
+    for model in (zoo.BayesianPCA(4, 1), zoo.BayesianGMM(1, 2, "spherical")):
+        assert model.fresh
+        assert model.double().fresh
+        model.location = model.location + 1.0
+        assert not model.fresh

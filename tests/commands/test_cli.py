@@ -2,6 +2,7 @@
 
 import json
 
+import h5py
 import numpy as np
 import polars as pl
 import pytest
@@ -9,6 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 import zoo
+from zoo.base import threads
 from zoo.commands import registry
 from zoo.commands.console import err, out
 from zoo.commands.main import app
@@ -100,6 +102,63 @@ def test_fit_on_a_file_with_columns_and_labels(zoo_command, table, guide):
     )
     assert result.exit_code == 0, result.output
     assert zoo.load("deep/er/run").model.weight.dtype == torch.float32
+
+
+def names_of(path):
+    with h5py.File(path) as file:
+        return set(file) - {"draw", "row", "chain"}
+
+
+def test_default_guides(zoo_command, table):
+    assert "PPCA with Exact" in zoo_command("fit", "PPCA", "iris", "-k", 2, "--quiet").output
+    assert "GMM with Exact" in zoo_command("fit", "GMM", "faithful", "--components", 2, "--quiet").output
+    vae = zoo_command("fit", "VAE", "table.csv", "--columns", "a,b,c", "-k", 1, "--steps", 2, "--quiet")
+    assert "VAE with Amortized" in vae.output
+    network = zoo_command("fit", "PPCA", "iris", "-k", 2, "--hidden", 4, "--steps", 2, "--quiet")
+    assert "PPCA with Amortized" in network.output
+
+
+def test_the_arviz_file_is_small_and_its_groups_are_chosen(zoo_command, tmp_path):
+    np.save(tmp_path / "wide.npy", np.random.default_rng(0).normal(size=(900, 40)))
+    words = ("fit", "PPCA", tmp_path / "wide.npy", "-k", 3, "--quiet")
+    small = {"posterior", "sample_stats", "observed_data", "constant_data"}
+    for number, (options, expected) in enumerate(
+        [
+            ((), small),
+            (("--arviz", "posterior,prior_predictive"), {"posterior", "prior_predictive"}),
+            (("--arviz", "all"), small | {"prior", "prior_predictive", "posterior_predictive"}),
+        ]
+    ):
+        done = zoo_command(*words, "--out", f"run{number}", *options)
+        assert done.exit_code == 0, done.output
+        assert names_of(tmp_path / f"run{number}" / "arviz.nc") == expected
+    assert (tmp_path / "run0" / "arviz.nc").stat().st_size < 5e6
+    assert zoo_command(*words, "--out", "none", "--arviz", "none").exit_code == 0
+    assert not (tmp_path / "none" / "arviz.nc").exists()
+    refused(zoo_command(*words, "--out", "wrong", "--arviz", "priors"), "groups has no 'priors'", "'prior'")
+
+
+def test_threads(zoo_command, monkeypatch):
+    seen, step = [], zoo.PPCA.em_step
+    monkeypatch.setattr(zoo.PPCA, "em_step", lambda self, x: (seen.append(torch.get_num_threads()), step(self, x))[1])
+    monkeypatch.setattr(threads, "PER_THREAD", 100.0)
+    before = torch.get_num_threads()
+    words = ("fit", "PPCA", "iris", "-k", 2, "--quiet", "--threads")
+    assert zoo_command(*words, 3).exit_code == 0
+    assert set(seen) == {3}
+    assert torch.get_num_threads() == before
+    refused(zoo_command(*words, 0), "threads must be a whole number of at least 1")
+
+
+def test_a_first_vae_holds_out_rows(zoo_command, tmp_path):
+    done = zoo_command("fit", "VAE", "breast_cancer", "-k", 2, "--steps", 300, "--out", "run", "--quiet")
+    assert done.exit_code == 0, done.output
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert (results["rows"], results["held_out_rows"]) == (512, 57)
+    assert sum(path.stat().st_size for path in (tmp_path / "run").iterdir()) < 6e6
+    assert zoo.load(tmp_path / "run").settings["patience"] == 20
+    whole = zoo_command("fit", "VAE", "breast_cancer", "-k", 2, "--steps", 3, "--patience", 0, "--quiet")
+    assert "569 rows" in whole.output
 
 
 def test_fit_mixture_without_folder(zoo_command, tmp_path):
@@ -210,4 +269,4 @@ def test_bayesian_model_is_fitted_by_coordinate_ascent(zoo_command, tmp_path):
 def test_selects_the_size_of_a_bayesian_model(zoo_command):
     done = zoo_command("select", "BayesianPCA", "iris", "--values", "1-2", "--seeds", 2)
     assert done.exit_code == 0, done.output
-    assert "best by bound on log p(X): 2;" in done.output
+    assert "best by bound on log p(X): 2, held-out log p(x): 2;" in done.output

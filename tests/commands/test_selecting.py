@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 import zoo
 from zoo.commands.main import app
-from zoo.commands.selecting import _numbers
+from zoo.commands.select_job import _numbers
 
 runner = CliRunner()
 QUICK = ["--seeds", "1", "--folds", "2"]

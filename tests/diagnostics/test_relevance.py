@@ -7,7 +7,9 @@ import torch
 
 import zoo
 from guides import Amortized, FullRank, MeanField
-from zoo.diagnostics import effective_size, predictive_density
+from zoo.diagnostics import EffectiveSize, effective_size, predictive_density
+from zoo.diagnostics.checks.collapse import Collapse
+from zoo.diagnostics.diagnosis import tables
 
 
 def bishop(seed):
@@ -24,10 +26,35 @@ def test_bishops_example_keeps_three_factors():
     assert (found.unit, found.kept, len(found.values)) == ("factors", 3, 9)
     torch.testing.assert_close(found.values, run.factors["relevance"].mean)
     assert not found.se.any()
-    assert found.summary() == {"kept": 3.0, "size": 9.0, "threshold": 50.0}
-    assert found.frame().filter("in_use")["relevance"].max() < 50
-    assert str(found).startswith("3 of 9 factors kept (relevance below 50): ")
+    limit = 50 / x.var(0, correction=0).mean().item()
+    assert found.summary() == {"kept": 3.0, "size": 9.0, "threshold": pytest.approx(limit)}
+    assert found.frame().filter("in_use")["relevance"].max() < limit
+    assert str(found).startswith(f"3 of 9 factors kept (relevance below {limit:g}): ")
+    assert effective_size(run, x, threshold=50).kept == 3
     assert effective_size(run, x, threshold=1e9).kept == 9
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1e3])
+def test_the_number_kept_does_not_depend_on_the_units(unit):
+    x = unit * bishop(0)
+    prior = (1e-3, 1e-3 * unit**2)
+    run = zoo.cavi(zoo.BayesianPCA(10, 9, relevance=prior, precision=prior).double(), x, restarts=2)
+    assert effective_size(run, x).kept == 3
+
+
+def test_diagnosis_and_its_table_report_what_is_in_use(faithful, some):
+    run = zoo.cavi(zoo.BayesianPCA(4, 3).double(), some, restarts=2)
+    size = effective_size(run, some)
+    found = zoo.diagnose(run, some, checks=(Collapse(),))
+    assert found["collapse"].level == "good"
+    assert found["collapse"].reason.startswith(f"{size.kept} of 3 factors are kept (relevance below ")
+    ((title, table),) = tables(found)
+    assert (title, table["in_use"].to_list().count("yes")) == ("Factors in use", size.kept)
+    run = zoo.cavi(zoo.BayesianGMM(2, 6, concentration=1e-3).double(), faithful, restarts=4)
+    found = zoo.diagnose(run, faithful, checks=(Collapse(),))
+    assert found["collapse"].reason == "2 of 6 components are in use (at least 1 expected rows); the others are empty"
+    nothing = EffectiveSize("factors", torch.tensor([9e9]), torch.zeros(1), 50.0)
+    assert Collapse().judge(nothing).level == "bad"
 
 
 def test_components_that_the_data_do_not_need_are_empty(faithful):

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 
+import h5py
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -114,7 +115,7 @@ def assert_same(back, idata, values: bool = True) -> None:
 @pytest.mark.parametrize("name", ["factors", "seeds", "mixture", "both", "function", "shared"])
 def test_a_file_is_what_to_arviz_returns(name, runs, x, tmp_path):
     named = {"labels": ["a", "b", "c", "d", "e"] * 5, "rows": [f"row {i}" for i in range(25)], "seed": 4}
-    path = write_arviz(runs[name], x, tmp_path / "run.nc", draws=30, **named)
+    path = write_arviz(runs[name], x, tmp_path / "run.nc", draws=30, compact=False, **named)
     idata = to_arviz(runs[name], x, draws=30, **named)
     assert_same(tree(path), idata)
     if name == "seeds":
@@ -124,7 +125,7 @@ def test_a_file_is_what_to_arviz_returns(name, runs, x, tmp_path):
 
 @pytest.mark.parametrize("name", ["factors", "seeds", "both", "function", "shared"])
 def test_pieces_fit_together(name, runs, x, tmp_path):
-    path = write_arviz(runs[name], x, tmp_path / "run.nc", draws=26, rows_at_once=10)
+    path = write_arviz(runs[name], x, tmp_path / "run.nc", draws=26, rows_at_once=10, compact=False)
     back = tree(path)
     assert_same(back, to_arviz(runs[name], x, draws=26), values=False)
     for group in ("posterior", "posterior_predictive", "prior", "prior_predictive", "sample_stats"):
@@ -158,6 +159,58 @@ def test_pieces_fit_together(name, runs, x, tmp_path):
         assert np.abs(back["log_likelihood"]["x"].values[0] - expected.numpy()).max() < 1e-8
         offset = back["prior_predictive"]["x"].values[0] - back["prior"]["centre"].values[0][:, None]
         assert abs(offset.var() - 1) < 5 * np.sqrt(2 / offset.size)
+
+
+@pytest.mark.parametrize("name", ["factors", "seeds", "both"])
+def test_compact_files_round_draws_and_nothing_else(name, runs, x, tmp_path):
+    exact = to_arviz(runs[name], x, draws=30)
+    back = tree(write_arviz(runs[name], x, tmp_path / "run.nc", draws=30))
+    held = to_arviz(runs[name], x, draws=30, compact=True)
+    assert sorted(groups(back)) == sorted(groups(exact)) == sorted(groups(held))
+    for group in groups(exact):
+        drawn = group in ("posterior", "posterior_predictive", "prior", "prior_predictive")
+        for key, value in exact[group].data_vars.items():
+            assert back[group][key].dtype == held[group][key].dtype == (np.float32 if drawn else value.dtype)
+            expected = value.values.astype(np.float32) if drawn else value.values
+            np.testing.assert_array_equal(back[group][key].values, expected)
+
+
+@pytest.mark.parametrize("name", ["factors", "both"])
+@pytest.mark.parametrize("chosen", [["sample_stats", "posterior"], ["prior_predictive"], ["observed_data"]])
+def test_groups_are_chosen(name, chosen, runs, x, tmp_path):
+    whole = to_arviz(runs[name], x, draws=30)
+    some = to_arviz(runs[name], x, draws=30, groups=chosen)
+    back = tree(write_arviz(runs[name], x, tmp_path / "run.nc", draws=30, rows_at_once=10, groups=chosen))
+    assert sorted(groups(some)) == sorted(groups(back)) == sorted(chosen)
+    assert set(back.attrs) <= set(whole.attrs)
+    for key in whole["posterior"].data_vars if "posterior" in chosen else ():
+        np.testing.assert_array_equal(some["posterior"][key].values, whole["posterior"][key].values)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [(["posteriors"], "did you mean 'posterior'"), ([], "sequence of names"), ("posterior", "sequence of names")],
+)
+def test_groups_that_do_not_exist_are_refused(wrong, hint, runs, x, tmp_path):
+    for export in (
+        lambda: to_arviz(runs["factors"], x, groups=wrong),
+        lambda: write_arviz(runs["factors"], x, tmp_path / "run.nc", groups=wrong),
+    ):
+        with pytest.raises(ValueError, match=f"groups .*{hint}"):
+            export()
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_are_compressed(runs, x, tmp_path):
+    path = write_arviz(runs["factors"], x, tmp_path / "run.nc", draws=30)
+    with h5py.File(path) as file:
+        for group in ("posterior", "posterior_predictive", "sample_stats"):
+            for value in file[group].values():
+                assert value.compression == "gzip" or not {"draw", "row"} <= _dimensions(value)
+
+
+def _dimensions(value):
+    return {scale.name.rsplit("/", 1)[-1] for axis in value.dims for scale in axis.values()}
 
 
 PARAMETERS = ("weight", "mean", "noise")
@@ -195,7 +248,7 @@ def test_nothing_is_left_of_an_interrupted_file(suffix, runs, x, tmp_path, monke
 
 def test_zarr(runs, x, tmp_path):
     pytest.importorskip("zarr", reason="zarr is not installed")
-    path = write_arviz(runs["mixture"], x, tmp_path / "run.zarr", draws=30, labels=["a"] * 25)
+    path = write_arviz(runs["mixture"], x, tmp_path / "run.zarr", draws=30, labels=["a"] * 25, compact=False)
     assert_same(tree(path), to_arviz(runs["mixture"], x, draws=30, labels=["a"] * 25))
     pieces = write_arviz(runs["factors"], x, tmp_path / "pieces.zarr", draws=30, rows_at_once=7)
     same = write_arviz(runs["factors"], x, tmp_path / "pieces.nc", draws=30, rows_at_once=7)

@@ -100,7 +100,7 @@ def test_sites_in_plates(x, tmp_path):
     given = dist.MultivariateNormal(torch.zeros(4).double(), covariance.unsqueeze(1)).log_prob(x)
     # a guide that is not fitted: with 100 inner draws the estimate is low in expectation, by half its variance
     assert abs(float((torch.as_tensor(idata["log_likelihood"]["x"].values[0]) - given).mean())) < 0.5
-    path = write_arviz(run, x, tmp_path / "run.nc", draws=30, rows_at_once=5)
+    path = write_arviz(run, x, tmp_path / "run.nc", draws=30, rows_at_once=5, compact=False)
     back = container.load().from_netcdf(str(path))
     own = {k: torch.as_tensor(back["posterior"][k].values[0]) for k in ("weight", "precision", "z")}
     with reading(run, 0):
@@ -117,7 +117,7 @@ def test_a_joint_guide_of_shared_and_local_sites(x, tmp_path):
     assert "draws all rows jointly" in idata["posterior"].attrs["log_likelihood"]
     assert {"elbo", "log_marginal", "khat"} <= set(idata.attrs)
     assert "khat" not in idata["sample_stats"].coords
-    path = write_arviz(run, x, tmp_path / "run.nc", draws=30, rows_at_once=5)
+    path = write_arviz(run, x, tmp_path / "run.nc", draws=30, rows_at_once=5, compact=False)
     back = container.load().from_netcdf(str(path))
     np.testing.assert_array_equal(back["posterior"]["weight"].values, idata["posterior"]["weight"].values)
 
@@ -199,7 +199,7 @@ def test_covariates_of_the_rows(x, tmp_path):
     model = BatchDecoder(batch)
     model.slope = torch.ones(1, 4).double()
     run = zoo.Fit(model, MeanField(model, x))
-    path = write_arviz(run, x, tmp_path / "run.nc", draws=200, rows_at_once=4)
+    path = write_arviz(run, x, tmp_path / "run.nc", draws=200, rows_at_once=4, compact=False)
     idata = container.load().from_netcdf(str(path))
     for group in ("posterior_predictive", "prior_predictive"):
         mean = idata[group]["x"].values[0].mean((0, -1))

@@ -4,10 +4,12 @@ import polars
 import pytest
 import torch
 from bayesian_models import faithful, iris
+from pyro import poutine
 
 import guides
 import zoo
 from zoo.base.module import Module
+from zoo.diagnostics.checks.convergence import Convergence
 
 SEEDS = [pytest.param(seed, marks=[pytest.mark.slow] * (seed > 2)) for seed in range(10)]
 
@@ -123,6 +125,11 @@ def test_stops_after_its_sweeps():
     assert not run.converged
     assert run.settings["stopped"] == "all 5 sweeps are used up"
     assert "not converged" in str(run)
+    found = zoo.diagnose(run, iris(), checks=(Convergence(),))["convergence"]
+    assert found.level != "good"
+    assert found.reason.startswith("the last of 5 sweeps raised the bound by ")
+    run = zoo.cavi(zoo.BayesianGMM(4, 1).double(), iris(), restarts=1)  # few sweeps are enough
+    assert zoo.diagnose(run, iris(), checks=(Convergence(),))["convergence"].level == "good"
 
 
 def test_is_a_pair_like_any_other(tmp_path):
@@ -150,6 +157,34 @@ class Own(Module):
 def test_refuses_models_without_conditionally_conjugate_priors(build):
     with pytest.raises(TypeError, match=r"not conditionally conjugate.*guides.MeanField\(model, x\)"):
         zoo.cavi(build(), iris())
+
+
+def test_refuses_handlers_that_change_the_density_and_classes():
+    model = zoo.BayesianPCA(4, 1)
+    with pytest.raises(TypeError, match="BayesianPCA stands behind a handler that changes its density"):
+        zoo.cavi(poutine.scale(model, 0.5), iris())
+    with pytest.raises(TypeError, match=r"got the class BayesianPCA: pass BayesianPCA\(\.\.\.\)"):
+        zoo.cavi(zoo.BayesianPCA, iris())
+
+
+def test_priors_are_placed_once(tmp_path):
+    x = iris()
+    model = zoo.BayesianPCA(4, 1).double()
+    run = zoo.cavi(model, x, restarts=1)
+    spread = model.spread.clone()
+    assert float(zoo.cavi(model, x, restarts=1)[-1]) == float(run[-1])
+    zoo.cavi(model, 7 * x, restarts=1)  # the same priors, so that bounds of one model can be compared
+    assert torch.equal(model.spread, spread)
+    loaded = zoo.load(run.save(tmp_path / "run")).model
+    assert float(zoo.cavi(loaded, x, restarts=1)[-1]) == pytest.approx(float(run[-1]), rel=1e-12)
+    zoo.cavi(loaded, 7 * x, restarts=1)
+    assert torch.equal(loaded.spread, spread)
+    model.initialize(7 * x)
+    torch.testing.assert_close(model.spread, 49 * spread)
+    changed = zoo.BayesianPCA(4, 1).double()
+    changed.spread = 3 * torch.ones(4).double()  # a user's own prior is kept
+    zoo.cavi(changed, x, restarts=1)
+    assert changed.spread.tolist() == [3.0] * 4
 
 
 @pytest.mark.parametrize(

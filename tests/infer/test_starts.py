@@ -11,10 +11,10 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoDelta
 
 import zoo
-from guides import Amortized, Exact
+from guides import Amortized, Exact, MeanField
 from zoo import GMM, PPCA, VAE
 from zoo.base import rows
-from zoo.infer import LBFGS
+from zoo.infer import LBFGS, ClosedFormELBO, QuadratureELBO
 from zoo.infer.starts import best_of
 
 TIED = -1126.31593  # Old Faithful, three tied components; five digits printed
@@ -201,6 +201,26 @@ def test_runs_are_ranked_by_their_bound_whatever_the_loss(some):
     assert best.elbo == pytest.approx(zoo.evaluate(found.best, some, draws=2000).elbo.mean().item(), abs=0.2)
     assert best.elbo > -0.6 * float(found.best.losses[-1])
     assert best.score == pytest.approx(len(some) * best.elbo)
+
+
+def test_bounds_without_noise_rank_exactly(some):
+    def build():
+        model = zoo.BayesianPCA(4, 1).double()
+        return model, MeanField(model, some)
+
+    found = best_of(build, some, seeds=2, batch_size=20, steps=30, progress=False)
+    with found.best.scope():
+        exact = -ClosedFormELBO().loss(found.best.model, found.best.guide, some)
+    assert found.table[found.seed].score == pytest.approx(exact, rel=1e-12)
+
+    def factors():
+        model = zoo.FactorAnalysis(4, 1).double()
+        return model, MeanField(model, some)
+
+    found = best_of(factors, some, seeds=1, steps=30, progress=False)
+    with found.best.scope():
+        exact = -QuadratureELBO().loss(found.best.model, found.best.guide, some)
+    assert found.table[0].elbo == pytest.approx(exact / len(some), rel=1e-12)
 
 
 def test_a_model_behind_a_handler(faithful):

@@ -141,10 +141,13 @@ def test_a_rotation_raises_the_bound_and_keeps_the_fit(kind):
 
 @kinds
 def test_refusals(kind):
-    with pytest.raises(ValueError, match="relevance must be the shape and the rate.*both positive.*-1"):
+    with pytest.raises(ValueError, match="relevance must be the shape and the rate.*two positive.*-1"):
         kind(4, 2, relevance=(-1.0, 1.0))
-    with pytest.raises(ValueError, match="precision must be the shape and the rate"):
-        kind(4, 2, precision=(1.0, 0.0))
+    for bad in ((1.0, 0.0), (1.0, math.nan), (math.inf, 1.0), (1.0,), 1.0, "ab", (None, 1.0)):
+        with pytest.raises(ValueError, match="precision must be the shape and the rate.*improper prior"):
+            kind(4, 2, precision=bad)
+    with pytest.raises(ValueError, match="every column of x is constant"):
+        zoo.cavi(kind(4, 2), torch.ones(20, 4))
     x = iris()[:5]
     with pytest.raises(ValueError, match="latent_dim=5 must be below the 5 rows of x: take fewer factors"):
         zoo.cavi(kind(4, 5), x)

@@ -4,7 +4,7 @@ What a Bayesian model needs for its evidence, its predictive density and leave-o
 draws come in chunks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -60,10 +60,10 @@ def _linear(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor, whole: bool)
 
 
 def mixture_log_marginal(x: Tensor, log_weight: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
-    r""":math:`\log \sum_j \pi_j N(x \mid \mu_j, \Lambda_j^{-1})`, (s, n).
+    r""":math:`\log \sum_j \pi_j N(x_o \mid \mu_{jo}, (\Lambda_j^{-1})_{oo})` of the observed entries o, (s, n).
 
     Args:
-        x: rows (n, d).
+        x: rows (n, d); NaN where an entry is missing.
         log_weight: draws of log pi (s, k).
         mean: draws of mu (s, k, d).
         precision: draws of Lambda: matrices (s, k, d, d), or diagonals (s, k, d).
@@ -78,6 +78,8 @@ def mixture_log_marginal(x: Tensor, log_weight: Tensor, mean: Tensor, precision:
 
 def _mixture(x: Tensor, log_weight: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
     """As :func:`mixture_log_marginal`, at once."""
+    if incomplete(x):
+        return (log_weight.unsqueeze(2) + _observed(x, mean, precision)).logsumexp(1)
     offset = x - mean.unsqueeze(2)  # (s, k, n, d)
     if precision.ndim == 4:
         root = torch.linalg.cholesky(precision)  # Lambda = R R'
@@ -88,6 +90,32 @@ def _mixture(x: Tensor, log_weight: Tensor, mean: Tensor, precision: Tensor) -> 
         log_det = precision.log().sum(-1)
     constant = log_weight + 0.5 * (log_det - x.shape[1] * LOG_TWO_PI)
     return (constant.unsqueeze(2) - 0.5 * square).logsumexp(1)
+
+
+def _observed(x: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
+    """log N of the observed entries of every row under every component (s, k, n)."""
+    there = ~x.isnan()  # (n, d)
+    if precision.ndim == 3:
+        offset = torch.where(there, x - mean.unsqueeze(2), 0.0)  # (s, k, n, d)
+        log_det = precision.log() @ there.to(precision).mT  # (s, k, n)
+        square = (offset.square() * precision.unsqueeze(2)).sum(-1)
+        return 0.5 * (log_det - there.sum(1).to(mean) * LOG_TWO_PI - square)
+    covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))
+    found = x.new_zeros(*mean.shape[:2], len(x))
+    for rows, seen in patterns(x):
+        root = torch.linalg.cholesky(covariance[..., seen, :][..., seen])  # (s, k, o, o)
+        offset = x[rows][:, seen] - mean[..., seen].unsqueeze(2)  # (s, k, b, o)
+        square = torch.linalg.solve_triangular(root, offset.mT, upper=False).square().sum(-2)
+        log_det = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        found[..., rows] = -0.5 * (square + log_det.unsqueeze(2) + int(seen.sum()) * LOG_TWO_PI)
+    return found
+
+
+def patterns(x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """For every pattern of missing entries: the numbers of its rows (b,), and which columns they observe (d,)."""
+    found, which = (~x.isnan()).unique(dim=0, return_inverse=True)
+    for number, seen in enumerate(found):
+        yield (which == number).nonzero().squeeze(1), seen
 
 
 def _in_chunks(some: Callable[[Tensor, Tensor], Tensor], x: Tensor, draws: int, numbers: int) -> Tensor:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import polars
+import scipy  # type: ignore[import-untyped]  # loads its subpackages on first use
 import torch
-from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -20,6 +20,7 @@ from zoo.alignment.varimax import Rotation
 from zoo.base.callables import PyroCallable, name_of
 from zoo.base.checks import ArrayLike, check_rows, check_whole, incomplete
 from zoo.base.protocols import Checked, Maximized, Placed
+from zoo.base.threads import on_suited_threads
 from zoo.data.dataset import column_names
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.run import Fit
@@ -104,6 +105,7 @@ class Loadings:
         )
 
 
+@on_suited_threads
 def bootstrap_loadings(
     run: PyroCallable | Fit,
     x: ArrayLike,
@@ -290,7 +292,7 @@ def _own(model: LinearModule, reference: LinearModule, rotation: Rotation) -> Te
     weight = weight @ canonical_rotation(Factors(weight, noise), rotation)  # as zoo.to_canonical, without its copies
     unit = reference.noise.sqrt().unsqueeze(1)
     cross = normalize(weight / unit, dim=0).T @ normalize(reference.weight / unit, dim=0)
-    own, theirs = linear_sum_assignment(-cross.abs().cpu().numpy())
+    own, theirs = scipy.optimize.linear_sum_assignment(-cross.abs().cpu().numpy())
     turn = torch.zeros_like(cross)
     turn[own, theirs] = torch.where(cross[own, theirs] < 0, -1.0, 1.0).to(cross)
     return weight @ turn

@@ -1,7 +1,7 @@
 """Alignment of one fit to another, by rotation or numbering, and the difference that remains."""
 
+import scipy  # type: ignore[import-untyped]  # loads its subpackages on first use
 import torch
-from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 from torch import Tensor
 
 from zoo.alignment.symmetry import (
@@ -96,7 +96,7 @@ def match_components(a: PyroCallable | Fit, b: PyroCallable | Fit, x: ArrayLike 
         cost = -shares[0].T @ shares[1].to(shares[0].device)
     else:
         cost = torch.stack([_bhattacharyya(first, second, j) for j in range(len(second.weight))], 1)
-    rows, columns = linear_sum_assignment(cost.cpu().numpy())
+    rows, columns = scipy.optimize.linear_sum_assignment(cost.cpu().numpy())
     order = torch.empty(len(rows), dtype=torch.long)
     order[torch.as_tensor(columns)] = torch.as_tensor(rows)
     return order.to(first.weight.device)

@@ -4,8 +4,8 @@ import functools
 import hashlib
 import inspect
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pyro
@@ -29,7 +29,12 @@ class Module(PyroModule):
 
     The constructor's arguments are recorded (:attr:`settings`), so that a saved run can rebuild the module, and so is a
     fingerprint of the initial parameters (:attr:`fresh`).
+
+    Attributes:
+        absent: values of constructor arguments for saved runs whose record lacks them, as they are older.
     """
+
+    absent: ClassVar[Mapping[str, Any]] = {}
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -70,7 +75,7 @@ class Module(PyroModule):
 
     @property
     def fresh(self) -> bool:
-        """Whether the parameters are still those of the constructor, up to dtype and device.
+        """Whether the parameters are still those of the constructor, up to dtype and device; buffers, if it has none.
 
         False for a class without ``initialize``, and if a parameter is frozen.
         """
@@ -124,12 +129,18 @@ def _described(name: str, value: Any) -> Any:
 
 
 def _fingerprint(module: nn.Module) -> str:
-    """A hash of the names, shapes and bytes of all parameters, which detects any change without a copy."""
+    """A hash of the names, shapes and bytes of all parameters, which detects any change without a copy.
+
+    Where there are none, as in models with priors on everything, of the buffers: their hyperparameters.
+    """
     found = hashlib.blake2b(digest_size=16)
-    for name, parameter in module.named_parameters():
+    held: list[tuple[str, Tensor]] = [*module.named_parameters()]
+    held = held or [*module.named_buffers()]  # a model whose hyperparameters are all it has
+    for name, parameter in held:
         found.update(f"{name} {tuple(parameter.shape)} ".encode())
         if not parameter.is_meta:  # which has no values
             values = parameter.detach().cpu().contiguous().reshape(-1)
+            values = values if values.stride(0) == 1 else values.clone(memory_format=torch.contiguous_format)
             found.update(values.view(torch.uint8).numpy().data)
     return found.hexdigest()
 

@@ -19,6 +19,7 @@ from zoo.base.checks import check_whole
 from zoo.base.protocols import Floored
 from zoo.base.schedules import cosine
 from zoo.benchmark.rows import Rows
+from zoo.infer.deep_defaults import CLIP
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.fitting import fit
 from zoo.infer.losses.annealed import AnnealedELBO, linear_warmup
@@ -104,7 +105,6 @@ def _parts(name: str) -> Callable[[], tuple[Tensor, Tensor, Tensor]]:
     return split
 
 
-CLIP = 200.0  # of the gradient norm per row: about three times its usual value, so that only outliers are clipped
 PIXELS = {"likelihood": "bernoulli"}
 DEEP = (
     Protocol(

@@ -10,6 +10,11 @@ out = Console()
 err = Console(stderr=True)
 MODEL = Annotated[str, typer.Argument(help="Name of a model; see zoo list.")]
 SOURCE = Annotated[str, typer.Argument(metavar="DATA", help="Name of a data set, or path of a file.")]
+THREADS = Annotated[
+    int | None,
+    typer.Option(help="Threads of the processor; by default as many as pay, and at most OMP_NUM_THREADS or the cores."),
+]
+FAILURES = (ValueError, TypeError, FloatingPointError, OSError)  # what a command reports without a traceback
 COLUMNS = Annotated[str | None, typer.Option(help="Columns of the data, e.g. a,b,c.")]
 
 

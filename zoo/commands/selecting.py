@@ -1,21 +1,11 @@
-"""The command that selects the number of factors or components: ``zoo select``."""
+"""The options of ``zoo select``; torch is loaded once they have been read."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
-from zoo import data, plots
-from zoo.base.atomic import new_file
-from zoo.base.protocols import ConditionallyConjugate, Conjugate
-from zoo.commands import registry
-from zoo.commands.console import COLUMNS, MODEL, SOURCE, err, fail, out, words
-from zoo.diagnostics.model.selection import Candidate, Selection, select_size
-
-WORDS = {"bic": "BIC", "bound": "bound on log p(X)", "aic": "AIC", "held_out": "held-out log p(x)"}
+from zoo.commands.console import COLUMNS, FAILURES, MODEL, SOURCE, THREADS, fail
 
 
 def select_(
@@ -32,99 +22,21 @@ def select_(
     folds: Annotated[int, typer.Option(help="Folds of the cross-validation; 0 skips it.")] = 5,
     seed: Annotated[int, typer.Option(help="Seed of the folds and the draws.")] = 0,
     folder: Annotated[Path | None, typer.Option("--out", help="Folder for selection.csv and selection.png.")] = None,
+    threads: THREADS = None,
 ) -> None:
     """Compare numbers of factors or components by BIC, AIC, held-out log p(x), or the bound of a Bayesian model."""
+    from zoo.commands import select_job
+
+    settings = {"covariance": covariance, "likelihood": likelihood}
     try:
-        if folder is not None and folder.exists() and not folder.is_dir():
-            raise ValueError(f"--out {folder} is a file: pass a folder")
-        model_class = registry.find(model, registry.models(), "model")
-        guide_class = None if guide is None else registry.find(guide, registry.guide_classes(), "guide")
-        table = data.load(source, columns=words(columns), dtype=torch.float64)
-        size = "components" if "components" in registry.options(model_class) else "latent_dim"
-
-        def build(value: int, rows: torch.Tensor) -> Any:
-            settings = {size: value, "covariance": covariance, "likelihood": likelihood}
-            built = registry.build(model_class, settings, rows.shape[1]).double()
-            if guide_class is not None:
-                return built, registry.build(guide_class, {}, built, rows)
-            if not isinstance(built, Conjugate | ConditionallyConjugate):
-                raise ValueError(f"{model_class.__name__} has no closed-form EM: choose a guide, as --guide Amortized")
-            return built
-
-        found = select_size(
-            build, table.x, _numbers(values), seeds=seeds, folds=folds or None, seed=seed, report=_progress
+        select_job.select_and_show(
+            select_job.Asked(model, guide, settings, source, columns),
+            values,
+            seeds=seeds,
+            folds=folds or None,
+            seed=seed,
+            folder=folder,
+            threads=threads,
         )
-        _show(found, f"{model_class.__name__} on {table.name} ({len(table)} rows x {len(table.columns)} columns)", size)
-        if folder is not None:
-            with new_file(folder / "selection.csv", replace=True) as partial:
-                found.frame().write_csv(partial)
-            plots.save(plots.selection(found), folder / "selection.png")
-            out.print(f"selection written to {folder}", highlight=False, soft_wrap=True)
-    except (ValueError, TypeError, OSError) as error:
+    except FAILURES as error:
         fail(error)
-
-
-def _numbers(text: str) -> list[int]:
-    """Whole numbers from text such as ``1-6``, ``1,2,5``, or both.
-
-    Raises:
-        ValueError: the text is something else.
-    """
-    found: list[int] = []
-    try:
-        for word in text.split(","):
-            first, dash, last = word.strip().partition("-")
-            found += range(int(first), int(last) + 1) if dash else [int(first)]
-    except ValueError:
-        raise ValueError(f"--values must be numbers such as 1-6 or 1,2,5, got {text!r}") from None
-    return found
-
-
-def _progress(row: Candidate) -> None:
-    """Print a line for a finished candidate."""
-    state = "failed" if row.best is None else "done"
-    err.print(f"{row.value}: {state} after {row.seconds:.1f} s", highlight=False)
-
-
-def _show(found: Selection, title: str, size: str) -> None:
-    """Print the candidates as a table, with the best by every measure marked."""
-    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
-    for name in (size, "log p(x)", "df", "AIC", "BIC", "bound", "held-out", "below (se)", "near"):
-        shown.add_column(name, justify="right", no_wrap=True)
-    chosen = {by: found.best(by).value for by in found.measures}
-    for row in found.table:
-        if row.best is None:
-            shown.add_row(str(row.value), "failed")
-            continue
-        numbers = {
-            "aic": _number(row.aic, 2),
-            "bic": _number(row.bic, 2),
-            "bound": _number(row.bound, 3),
-            "held_out": _number(row.held_out, 4),
-        }
-        for by, value in chosen.items():
-            if value == row.value:
-                numbers[by] = f"[bold green]{numbers[by]}*[/]"
-        shown.add_row(
-            str(row.value),
-            _number(row.log_likelihood, 3),
-            "" if row.df is None else str(row.df),
-            *numbers.values(),
-            "" if row.log_p is None else "{:.4f} ({:.2g})".format(*found.below(row.value)),
-            f"{row.near}/{row.starts}",
-        )
-    out.print(shown)
-    for row in found.table:
-        if row.error is not None:
-            out.print(f"{size} {row.value}: {row.error}", highlight=False, soft_wrap=True, markup=False)
-    compared = f"; held-out: log p(x) per row, {found.how}" if found.how != "none" else ""
-    best = ", ".join(f"{WORDS[by]}: {value}" for by, value in chosen.items())
-    out.print(
-        f"* best by {best}{compared}; near: starts within 0.01 nats of the best",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"

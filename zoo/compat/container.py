@@ -6,10 +6,12 @@ smoothing and the class of their LOO results: :func:`assemble`, :func:`smooth` a
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray
+
+if TYPE_CHECKING:
+    import xarray
 
 
 def load() -> Any:
@@ -40,7 +42,7 @@ def smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(smoothed), np.asarray(khat)
 
 
-def assemble(datasets: Mapping[str, xarray.Dataset], attrs: Mapping[str, Any]) -> Any:
+def assemble(datasets: "Mapping[str, xarray.Dataset]", attrs: Mapping[str, Any]) -> Any:
     """The ArviZ object with these groups: an ``InferenceData`` (0.x) or a ``DataTree`` (1.x).
 
     Args:
@@ -49,11 +51,15 @@ def assemble(datasets: Mapping[str, xarray.Dataset], attrs: Mapping[str, Any]) -
     """
     if major() < 1:
         return load().InferenceData(attrs=dict(attrs), **datasets)
+    import xarray
+
     return xarray.DataTree.from_dict({"/": xarray.Dataset(attrs=dict(attrs)), **datasets})
 
 
 def elpd_data(log_density: np.ndarray) -> Any:
     """ArviZ's result object for a log density per row (n,), which ``az.compare`` takes."""
+    import xarray
+
     n = len(log_density)
     total, error = float(log_density.sum()), float(np.sqrt(n * log_density.var()))
     each = xarray.DataArray(log_density, dims="row")

@@ -11,6 +11,7 @@ import polars as pl
 from zoo.base.callables import undecorated, unwrapped
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.module import Module
+from zoo.base.threads import on_suited_threads
 from zoo.diagnostics.checks.check import Case, Check, Finding, Level, Picture
 from zoo.diagnostics.checks.every import CHECKS
 from zoo.diagnostics.guide.calibration import LEAST
@@ -95,6 +96,7 @@ class Diagnosis:
         return "\n".join([self.verdict, *(f"  {finding}" for finding in self.findings)])
 
 
+@on_suited_threads
 def diagnose(
     run: Fit,
     x: ArrayLike,

@@ -7,13 +7,16 @@ import numpy as np
 from torch import Tensor
 
 from zoo.base.checks import ArrayLike
+from zoo.base.threads import on_suited_threads
 from zoo.compat.container import assemble
-from zoo.export.layout import ORDER, place, prepare
+from zoo.export.contents import GROUPS
+from zoo.export.layout import place, prepare
 from zoo.infer.run import Fit
 
 LARGEST = 4 * 2**30  # bytes of predictive draws
 
 
+@on_suited_threads
 def to_arviz(
     run: Fit | Sequence[Fit],
     x: ArrayLike,
@@ -23,6 +26,8 @@ def to_arviz(
     rows: Sequence[Any] | None = None,
     columns: Sequence[str] | None = None,
     labels: Tensor | np.ndarray | Sequence[Any] | None = None,
+    groups: Sequence[str] | None = None,
+    compact: bool = False,
 ) -> Any:
     r"""Draws, predictions and densities of a run as an ArviZ object, for ``az.summary``, ``az.plot_*`` and
     ``.to_netcdf``.
@@ -80,22 +85,26 @@ def to_arviz(
         rows: names of the n rows; None numbers them from 0.
         columns: names of the d columns; None uses the data set's, or x0, x1, ...
         labels: n labels, numbers or strings; None uses the data set's.
+        groups: names of the groups to export; None exports all. Replicated data are the largest by far. The draws in
+            ``posterior`` do not depend on the others.
+        compact: draws in float32, at half the size of float64. Its rounding, 6e-8 of a value, is far below the error of
+            any estimate from the draws; log densities, observations and parameters keep their precision.
 
     Returns:
         an ``arviz.InferenceData`` (ArviZ 0.x) or an ``xarray.DataTree`` (ArviZ 1.x).
 
     Raises:
-        ValueError: names or labels whose number differs from the data's, rows that model or guide cannot take,
-            predictive draws of more than 4 GiB, log weights that are NaN or infinite, a site with the name of a
-            dimension, or runs of different models.
+        ValueError: a group that does not exist, names or labels whose number differs from the data's, rows that model
+            or guide cannot take, predictive draws of more than 4 GiB, log weights that are NaN or infinite, a site with
+            the name of a dimension, or runs of different models.
     """
-    export = prepare(run, x, draws, seed, rows, columns, labels, None)
+    export = prepare(run, x, draws, seed, rows, columns, labels, None, groups, compact)
     if export.predicted_bytes > LARGEST:
         n, d = export.x[0].shape
         size = export.predicted_bytes / 2**30
         raise ValueError(
-            f"{draws} predictive draws of {n} rows x {d} columns take {size:.0f} GiB: reduce draws, or write them to a "
-            "file with zoo.export.write_arviz"
+            f"{draws} predictive draws of {n} rows x {d} columns take {size:.0f} GiB: reduce draws, leave out groups, "
+            "or write them to a file with zoo.export.write_arviz"
         )
     arrays: dict[str, dict[str, np.ndarray]] = {}
     bounds: dict[int, dict[str, float]] = {}
@@ -107,11 +116,11 @@ def to_arviz(
             for name, each in held.items():
                 arrays[group][name][place(each, chain, piece.rows)] = each.values
         bounds[chain] = piece.bounds
-    groups: dict[str, dict[str, Any]] = {"constant_data": dict(export.constants)}
+    whole: dict[str, dict[str, Any]] = {"constant_data": dict(export.constants)}
     for group, made in arrays.items():
         own = {name: first.groups[group][name]._replace(values=array) for name, array in made.items()}
-        groups[group] = groups.get(group, {}) | own
-    datasets = {g: export.dataset(g, groups[g], groups[g].values(), first) for g in ORDER if groups.get(g)}
+        whole[group] = whole.get(group, {}) | own
+    datasets = {g: export.dataset(g, whole[g], whole[g].values(), first) for g in GROUPS if whole.get(g)}
     found = export.attributes(list(bounds.values()))
     if "sample_stats" in datasets:
         datasets["sample_stats"].attrs.update(found)

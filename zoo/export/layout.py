@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyro
 import torch
-import xarray
 from torch import Tensor
 
 from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
@@ -17,22 +16,11 @@ from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.module import Module
 from zoo.data.dataset import Dataset
 from zoo.export.chains import INDEPENDENT, SEEDS, Transform, alignment, check, unchanged
+from zoo.export.contents import Contents, check_groups
 from zoo.export.pieces import Chain, Piece, rows_per_piece
 from zoo.export.variables import Variable, check_names, names, parameters
 from zoo.infer.run import Fit
 from zoo.posterior.engine import reader, reading
-
-ORDER = (
-    "posterior",
-    "posterior_predictive",
-    "log_likelihood",
-    "sample_stats",
-    "prior",
-    "prior_predictive",
-    "observed_data",
-    "constant_data",
-)
-
 
 BESIDE = ("khat",)  # coordinates: values without draws, which az.summary could not handle as variables
 
@@ -48,6 +36,7 @@ class Export:
         draws: the number of draws.
         seed: the seed of the draws.
         count: the number of rows per piece.
+        contents: the groups, and their precision.
         coords: the coordinates of the dimensions by name; other dimensions count from 0.
         constants: the group ``constant_data``.
         attrs: the attributes of the object and of every group.
@@ -60,6 +49,7 @@ class Export:
     draws: int
     seed: int
     count: int
+    contents: Contents
     coords: dict[str, np.ndarray]
     constants: dict[str, Variable]
     attrs: dict[str, Any]
@@ -68,17 +58,19 @@ class Export:
     @property
     def predicted_bytes(self) -> int:
         """The size of the predictive draws, posterior and prior together."""
-        return 2 * len(self.runs) * self.draws * self.x[0].numel() * self.x[0].element_size()
+        sets = sum(self.contents.has(name) for name in ("posterior_predictive", "prior_predictive"))
+        size = min(4, self.x[0].element_size()) if self.contents.compact else self.x[0].element_size()
+        return sets * len(self.runs) * self.draws * self.x[0].numel() * size
 
     def pieces(self) -> Iterator[tuple[int, Piece]]:
         """All pieces, each with the number of its chain."""
         n = len(self.x[0])
         for number, (run, x, transform) in enumerate(zip(self.runs, self.x, self.transforms, strict=True)):
-            chain = Chain(run, x, self.draws, self.seed, number, transform)
+            chain = Chain(run, x, self.draws, self.seed, number, transform, self.contents)
             for start in range(0, n, self.count):
                 piece = chain.piece(slice(start, min(start + self.count, n)))
                 if number:
-                    piece.groups.pop("observed_data")
+                    piece.groups.pop("observed_data", None)
                 if len(self.runs) > 1:  # quantities without draws get one value per chain
                     for group in ("sample_stats", "constant_data"):
                         if group in piece.groups:
@@ -120,6 +112,8 @@ class Export:
             shapes: all its variables, which determine its dimensions.
             piece: a first piece, which holds the notes.
         """
+        import xarray  # imported here, as it takes half a second
+
         sizes = {dim: size for each in shapes for dim, size in zip(each.dims, each.shape, strict=True)}
         along = {dim: self.coords.get(dim, np.arange(size)) for dim, size in sizes.items()}
         attrs = {**self.attrs, **self.notes.get(group, {}), **piece.notes.get(group, {})}
@@ -144,10 +138,13 @@ def prepare(
     columns: Sequence[str] | None,
     labels: Tensor | np.ndarray | Sequence[Any] | None,
     rows_at_once: int | None,
+    groups: Sequence[str] | None,
+    compact: bool,
 ) -> Export:
     """Checks all arguments before the first draw; see :func:`zoo.to_arviz` for arguments and errors."""
     check_whole(draws, "draws")
     check_whole(seed, "seed", 0)
+    contents = Contents(check_groups(groups), compact)
     if rows_at_once is not None:
         check_whole(rows_at_once, "rows_at_once")
     fits = [runs] if isinstance(runs, Fit) else list(runs)
@@ -179,7 +176,10 @@ def prepare(
     if several:
         for group in ("posterior", "prior", "constant_data"):
             notes.setdefault(group, {})["alignment"] = words
-    return Export(fits, data, transforms, draws, seed, max(counts), coords, constants, _provenance(fits, seed), notes)
+    if not contents.has("constant_data"):
+        constants = {}
+    about = _provenance(fits, seed)
+    return Export(fits, data, transforms, draws, seed, max(counts), contents, coords, constants, about, notes)
 
 
 def _coordinates(

@@ -11,7 +11,8 @@ from zoo.base import memory
 from zoo.base.protocols import Pair
 from zoo.export import variables
 from zoo.export.chains import Transform
-from zoo.export.densities import Notes, Scores
+from zoo.export.contents import Contents
+from zoo.export.densities import Found, Notes, Scores
 from zoo.export.variables import Groups, Variable
 from zoo.posterior.engine import Arguments, Densities, Drawn, Reader, reader, reading
 
@@ -54,10 +55,13 @@ class Chain:
         seed: the seed of the draws; every piece has its own random stream, derived from it.
         number: the number of the chain.
         transform: the transform of the draws of the latent sites.
+        contents: the groups to compute, and their precision.
     """
 
-    def __init__(self, run: Pair, x: Tensor, draws: int, seed: int, number: int, transform: Transform) -> None:
-        self.run, self.draws, self.transform = run, draws, transform
+    def __init__(
+        self, run: Pair, x: Tensor, draws: int, seed: int, number: int, transform: Transform, contents: Contents
+    ) -> None:
+        self.run, self.draws, self.transform, self.contents = run, draws, transform, contents
         self.seed, self.number = seed, number
         self.held: dict[str, Tensor] = {}  # draws of the shared sites, from the first piece
         self.prior_held: dict[str, Tensor] = {}
@@ -91,26 +95,30 @@ class Chain:
         drawn = self._posterior(rows, arguments)
         values = self.source.complete(arguments, drawn.values, self.draws)
         self.held = {latent.name: values[latent.name] for latent in layout.shared}
-        replicated, _ = self.source.simulate(arguments, self.draws, values)
-        prior, _ = self.source.simulate(arguments, self.draws, self.prior_held)
-        self.prior_held = {latent.name: prior[latent.name] for latent in layout.shared}
-        found = self.scores.of_rows(rows, arguments, drawn, self.held, self.point)
+        groups: Groups = {"posterior": self._latents(values, first)}
+        if self.contents.has("posterior_predictive"):
+            replicated, _ = self.source.simulate(arguments, self.draws, values)
+            groups["posterior_predictive"] = {n: variables.predicted(n, replicated[n], d) for n in layout.data}
+        if self.contents.has("prior", "prior_predictive"):
+            prior, _ = self.source.simulate(arguments, self.draws, self.prior_held)
+            self.prior_held = {latent.name: prior[latent.name] for latent in layout.shared}
+            groups["prior"] = self._latents(prior, first)
+            groups["prior_predictive"] = {n: variables.predicted(n, prior[n], d) for n in layout.data}
         seen = self.source.observed(arguments)
-        groups: Groups = {
-            "posterior": self._latents(values, first),
-            "posterior_predictive": {name: variables.predicted(name, replicated[name], d) for name in layout.data},
+        groups["observed_data"] = {name: variables.observed(name, value, d) for name, value in seen.items()}
+        found = Found()
+        if self.contents.has("log_likelihood", "sample_stats", "constant_data"):
+            found = self.scores.of_rows(rows, arguments, drawn, self.held, self.point)
+        scored = {
             "log_likelihood": found.likelihood,
             "sample_stats": found.stats,
-            "prior": self._latents(prior, first),
-            "prior_predictive": {name: variables.predicted(name, prior[name], d) for name in layout.data},
-            "observed_data": {name: variables.observed(name, value, d) for name, value in seen.items()},
             "constant_data": found.constants,
         }
         notes = {"posterior": {}, **found.notes}
         for name in ("log_likelihood", "sample_stats"):
-            if not groups[name]:
+            if not scored[name] and name in notes:
                 notes["posterior"][name] = notes.pop(name)["note"]
-        return Piece(rows, {name: group for name, group in groups.items() if group}, notes, found.bounds)
+        return Piece(rows, self.contents.of(groups | scored), notes, found.bounds)
 
     def _latents(self, values: Mapping[str, Tensor], first: bool) -> dict[str, Variable]:
         new = [latent for latent in self.source.layout.latents if first or latent.local]

@@ -4,18 +4,21 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import h5netcdf  # type: ignore[import-untyped]
 import numpy as np
-import xarray
 from torch import Tensor
 
 from zoo.base.atomic import new_file
 from zoo.base.checks import ArrayLike
-from zoo.export.layout import BESIDE, ORDER, Blank, Export, place, prepare
+from zoo.base.threads import on_suited_threads
+from zoo.export.contents import GROUPS
+from zoo.export.layout import BESIDE, Blank, Export, place, prepare
 from zoo.export.pieces import Piece
 from zoo.infer.run import Fit
+
+if TYPE_CHECKING:
+    import xarray
 
 
 class Sink(NamedTuple):
@@ -30,6 +33,7 @@ class Sink(NamedTuple):
     describe: Callable[[Mapping[str, Any]], None]
 
 
+@on_suited_threads
 def write_arviz(
     run: Fit | Sequence[Fit],
     x: ArrayLike,
@@ -41,12 +45,14 @@ def write_arviz(
     rows: Sequence[Any] | None = None,
     columns: Sequence[str] | None = None,
     labels: Tensor | np.ndarray | Sequence[Any] | None = None,
+    groups: Sequence[str] | None = None,
+    compact: bool = True,
 ) -> Path:
     """Writes the result of :func:`zoo.to_arviz` to a file in pieces, so that only a few rows' draws are in memory.
 
     Groups, dimensions, names and attributes are those of :func:`zoo.to_arviz`, and so are the draws where
     ``rows_at_once`` is None. ``az.from_netcdf`` and ``xarray.open_datatree`` open the file, the latter lazily.
-    The large arrays are not compressed, since draws are noise.
+    Draws are stored in float32 unless ``compact`` is false, and everything is compressed without loss.
 
     The file appears under its name only once it is complete: an interrupted export leaves nothing behind.
 
@@ -60,7 +66,7 @@ def write_arviz(
         draws: number of draws per run, from the posterior and from the prior.
         rows_at_once: rows per piece; None takes a few million numbers at a time. Every piece has its own random stream,
             so the draws depend on this argument.
-        seed, rows, columns, labels: as for :func:`zoo.to_arviz`.
+        seed, rows, columns, labels, groups, compact: as for :func:`zoo.to_arviz`.
 
     Returns:
         ``path``.
@@ -82,7 +88,7 @@ def write_arviz(
     if path.suffix == ".zarr":
         _zarr_module()
         opened = _zarr
-    export = prepare(run, x, draws, seed, rows, columns, labels, rows_at_once)
+    export = prepare(run, x, draws, seed, rows, columns, labels, rows_at_once, groups, compact)
     pieces = export.pieces()
     number, first = next(pieces)
     bounds = {}
@@ -100,14 +106,14 @@ def _write(sink: Sink, chain: int, piece: Piece) -> None:
             sink.put(group, name, place(each, chain, piece.rows), each.values)
 
 
-def _skeleton(export: Export, first: Piece) -> tuple[dict[str, xarray.Dataset], dict[str, dict[str, Blank]]]:
+def _skeleton(export: Export, first: Piece) -> "tuple[dict[str, xarray.Dataset], dict[str, dict[str, Blank]]]":
     """Every group with its coordinates, attributes and constants, and the sizes of the variables to be written."""
     blanks = export.empty(first)
     whole: Mapping[str, Any] = {"constant_data": export.constants} if export.constants else {}
     shapes: dict[str, list[Any]] = {g: list(held.values()) for g, held in blanks.items()}
     for group, held in whole.items():
         shapes[group] = [*shapes.get(group, []), *held.values()]
-    groups = {g: export.dataset(g, whole.get(g, {}), shapes[g], first) for g in ORDER if g in shapes}
+    groups = {g: export.dataset(g, whole.get(g, {}), shapes[g], first) for g in GROUPS if g in shapes}
     return groups, blanks
 
 
@@ -117,9 +123,18 @@ def _attributes(name: str, held: Mapping[str, Blank]) -> dict[str, Any]:
     return {**held[name].attrs, **({"coordinates": beside} if beside else {})}
 
 
+def _chunks(blank: Blank, count: int) -> tuple[int, ...]:
+    """The shape of a chunk of a variable: the values of one piece, of ``count`` rows."""
+    sizes = {"chain": 1, "row": count}
+    return tuple(min(n, sizes.get(dim, n)) for dim, n in zip(blank.dims, blank.shape, strict=True))
+
+
 @contextmanager
 def _netcdf(path: Path, export: Export, first: Piece) -> Iterator[Sink]:
     """netCDF: xarray creates the layout of the whole file; h5netcdf then writes the large variables in pieces."""
+    import h5netcdf  # type: ignore[import-untyped]  # imported here, as the two take half a second
+    import xarray
+
     groups, blanks = _skeleton(export, first)
     xarray.Dataset(attrs=export.attrs).to_netcdf(path, engine="h5netcdf")
     for name, dataset in groups.items():
@@ -127,7 +142,10 @@ def _netcdf(path: Path, export: Export, first: Piece) -> Iterator[Sink]:
     with h5netcdf.File(path, "a") as file:
         for group, held in blanks.items():
             for name, blank in held.items():
-                variable = file[group].create_variable(name, blank.dims, blank.dtype)
+                chunks = _chunks(blank, export.count)
+                variable = file[group].create_variable(
+                    name, blank.dims, blank.dtype, chunks=chunks, compression="gzip", compression_opts=1, shuffle=True
+                )
                 variable.attrs.update(_attributes(name, held))
 
         def put(group: str, name: str, where: tuple[slice, ...], values: np.ndarray) -> None:
@@ -144,6 +162,8 @@ def _netcdf(path: Path, export: Export, first: Piece) -> Iterator[Sink]:
 @contextmanager
 def _zarr(path: Path, export: Export, first: Piece) -> Iterator[Sink]:
     """Zarr: the same layout; a chunk of a large variable holds the values of one piece."""
+    import xarray
+
     zarr = _zarr_module()
     groups, blanks = _skeleton(export, first)
     # Format 2: in 3, coordinates of fixed-length strings and consolidated metadata are not specified yet.
@@ -151,15 +171,14 @@ def _zarr(path: Path, export: Export, first: Piece) -> Iterator[Sink]:
     for name, dataset in groups.items():
         dataset.to_zarr(path, mode="a", group=name, zarr_format=2, consolidated=False)
     root = zarr.open_group(path, mode="r+")
-    sizes = {"chain": 1, "row": export.count}
     for group, held in blanks.items():
         for name, blank in held.items():
             root[group].create_array(
                 name,
                 shape=blank.shape,
-                chunks=tuple(min(n, sizes.get(dim, n)) for dim, n in zip(blank.dims, blank.shape, strict=True)),
+                chunks=_chunks(blank, export.count),
                 dtype=blank.dtype,
-                compressors=None,
+                compressors="auto",
                 fill_value=None,  # a number here would be read as missing
                 attributes={**_attributes(name, held), "_ARRAY_DIMENSIONS": list(blank.dims)},
             )

@@ -11,12 +11,14 @@ from zoo.base.callables import name_of, undecorated
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.memory import rows_at_once
 from zoo.base.protocols import Pair
+from zoo.base.threads import on_suited_threads
 from zoo.factors.drawing import likelihoods
 from zoo.factors.generation import guide_draws, total
 from zoo.posterior.engine import reader, reading
 from zoo.posterior.rowwise import row_draws
 
 
+@on_suited_threads
 def impute(run: Pair, x: ArrayLike, *, draws: int = 1000, seed: int = 0, weighted: bool = False) -> Imputation:
     r"""Mean and variance of missing entries (NaN) given the observed ones, over draws from the guide.
 

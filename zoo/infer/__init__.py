@@ -4,7 +4,7 @@ from zoo.base.schedules import cosine
 from zoo.infer.captured import CapturedSVI
 from zoo.infer.convergence import Convergence, assess
 from zoo.infer.coordinate_ascent import Ascent, VariationalBayes
-from zoo.infer.expectation_maximisation import em
+from zoo.infer.expectation_maximisation import MaximumLikelihood, em
 from zoo.infer.fitting import fit
 from zoo.infer.guard import Diverged, UnboundedLikelihood
 from zoo.infer.line_search import LineSearchSVI
@@ -13,10 +13,11 @@ from zoo.infer.losses.annealed import AnnealedELBO, linear_warmup
 from zoo.infer.losses.closed_form import ClosedFormELBO
 from zoo.infer.losses.fixed_draws import FixedDraws
 from zoo.infer.losses.iwae import IWAE
+from zoo.infer.losses.projected import ProjectedELBO
 from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.optim.fused import Fused
 from zoo.infer.optim.lbfgs import LBFGS
-from zoo.infer.optim.natural import NaturalGradient, decaying
+from zoo.infer.optim.natural import LocalFirstSVI, NaturalGradient, decaying, paced
 from zoo.infer.planning import Plan, plan
 from zoo.infer.run import Fit, Training
 from zoo.infer.running import Running
@@ -42,9 +43,12 @@ __all__ = [
     "Fused",
     "LastGood",
     "LineSearchSVI",
+    "LocalFirstSVI",
+    "MaximumLikelihood",
     "NaturalGradient",
     "Plan",
     "Progress",
+    "ProjectedELBO",
     "QuadratureELBO",
     "Running",
     "Settled",
@@ -61,5 +65,6 @@ __all__ = [
     "fit",
     "linear_warmup",
     "load",
+    "paced",
     "plan",
 ]

@@ -22,6 +22,7 @@ from zoo.infer.losses.surrogate import CAPTURED, loss_and_surrogate, turn
 from zoo.infer.losses.traces import check_drawn, latent_names
 from zoo.infer.losses.watch import Watch
 from zoo.infer.optim.fused import Fused
+from zoo.infer.optim.natural import NaturalGradient
 
 MOST = 16  # recordings of one fit; more are a sign of an attribute that changes at every step
 
@@ -68,6 +69,8 @@ class CapturedSVI(SVI):
         super().__init__(model, guide, optim, loss)
         self.objective = loss
         self.refused = "" if type(loss) in CAPTURED else f"{type(loss).__name__} is not among the losses that can be"
+        if isinstance(optim, NaturalGradient):
+            self.refused = "NaturalGradient reads the guide's factors at every step"
         self._graphs: dict[Any, _Graph] = {}
         self._recorded = 0
 

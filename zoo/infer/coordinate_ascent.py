@@ -10,10 +10,12 @@ import polars
 import torch
 from torch import Tensor
 
-from zoo.base.callables import PyroCallable, name_of, unwrapped
+from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.protocols import Checked, ConditionallyConjugate, CoordinateAscent, Placed, Rotating
 from zoo.base.random import seeded
+from zoo.base.threads import on_suited_threads
+from zoo.infer.convergence import SWEPT
 from zoo.infer.run import Fit, Training
 
 PLAIN = 20  # sweeps before the first rotation: rotating at once ends in lesser optima
@@ -30,7 +32,7 @@ class Ascent:
         seed: of the start.
         bound: the evidence lower bound reached, in nats over all rows; None where it failed.
         sweeps: their number.
-        converged: whether the bound had ceased to rise.
+        converged: whether the bound had stopped rising.
         seconds: wall-clock time.
         error: why it failed, or None.
     """
@@ -104,6 +106,7 @@ class VariationalBayes(Fit):
         )
 
 
+@on_suited_threads
 def ascend(
     model: PyroCallable, x: ArrayLike, hold: Holder, *, sweeps: int, tol: float, restarts: int, seed: int
 ) -> VariationalBayes:
@@ -133,7 +136,7 @@ def ascend(
         inner.check(x)
     started = time.perf_counter()
     with torch.no_grad():
-        if isinstance(inner, Placed):
+        if isinstance(inner, Placed) and inner.fresh:
             with seeded(seed):
                 inner.initialize(x)
         attempts, (bound, converged, ascent) = _starts(inner, x, range(seed, seed + restarts), sweeps, tol * len(x))
@@ -144,7 +147,7 @@ def ascend(
         losses=-bound / len(x),
         converged=converged,
         loss="evidence lower bound",
-        optimizer="coordinate ascent",
+        optimizer=SWEPT,
         rows=len(x),
         seed=seed,
         dtype=str(x.dtype).removeprefix("torch."),
@@ -156,12 +159,19 @@ def ascend(
 
 
 def _conditionally_conjugate(model: PyroCallable) -> ConditionallyConjugate:
-    """The model behind all handlers.
+    """The model behind handlers that change no density.
 
     Raises:
-        TypeError: it is not conditionally conjugate.
+        TypeError: it is not conditionally conjugate, or a class.
     """
-    inner = unwrapped(model)
+    if isinstance(model, type):
+        raise TypeError(f"zoo.cavi needs a model, got the class {model.__name__}: pass {model.__name__}(...)")
+    inner = undecorated(model)
+    if not isinstance(inner, ConditionallyConjugate) and isinstance(unwrapped(model), ConditionallyConjugate):
+        raise TypeError(
+            f"{name_of(model)} stands behind a handler that changes its density, so that its closed forms no longer "
+            "hold: pass the model itself, or raise its bound by zoo.fit with guides.MeanField(..., family='gaussian')"
+        )
     if not isinstance(inner, ConditionallyConjugate):
         raise TypeError(
             f"{name_of(model)} is not conditionally conjugate (it lacks families, coordinate_ascent or bound): raise "
@@ -213,7 +223,9 @@ def _climb(ascent: CoordinateAscent, sweeps: int, tol: float) -> tuple[Tensor, b
             ascent.rotate()
         bounds.append(float(ascent.bound()))
         if not math.isfinite(bounds[-1]):
-            raise FloatingPointError(f"the bound is {bounds[-1]} after sweep {number}: look for columns of vast scale")
+            raise FloatingPointError(
+                f"the bound is {bounds[-1]} after sweep {number}: look for columns of a huge scale"
+            )
         if len(bounds) > 1 and not bounds[-1] >= bounds[-2] - ROUNDING * max(1.0, abs(bounds[-2])):
             raise FloatingPointError(
                 f"the bound fell from {bounds[-2]:.12g} to {bounds[-1]:.12g} in sweep {number}: an update is no "

@@ -15,16 +15,19 @@ from torch import Tensor
 
 from zoo.base.callables import PyroCallable, mode, modules, unwrapped
 from zoo.base.checks import ArrayLike, missing_entries
-from zoo.base.protocols import Placed
+from zoo.base.protocols import Estimating, Placed
 from zoo.base.random import seeded
+from zoo.base.threads import suited, work_of
 from zoo.infer.captured import CapturedSVI
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.guard import diverged, floored
-from zoo.infer.line_search import LineSearchSVI
+from zoo.infer.line_search import LineSearchSVI, ProjectedSVI
+from zoo.infer.losses.projected import ProjectedELBO
 from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.optim.lbfgs import LBFGS
+from zoo.infer.optim.natural import LocalFirstSVI, NaturalGradient
 from zoo.infer.pairing import check_pair, move
-from zoo.infer.planning import Plan, plan
+from zoo.infer.planning import Plan, Start, plan
 from zoo.infer.run import Fit, Store
 from zoo.infer.running import Running
 from zoo.infer.watchers import (
@@ -52,6 +55,7 @@ def fit(
     batch_size: int | None = None,
     loss: ELBO | None = None,
     optim: PyroOptim | None = None,
+    start: Start = "data",
     seed: int = 0,
     device: str | torch.device | None = None,
     validation: ArrayLike | None = None,
@@ -67,11 +71,13 @@ def fit(
 ) -> Fit:
     """Train model and guide together, in place, by stochastic variational inference.
 
-    A model or guide whose parameters are unchanged since it was built is first initialised at random on the data
-    (``initialize``, drawn with ``seed``); one that has been fitted, modified or loaded continues from its current
+    A model or guide whose parameters are unchanged since it was built is first initialised on the data (``estimate`` or
+    ``initialize``, drawn with ``seed``); one that has been fitted, modified or loaded continues from its current
     parameters. Parameters with ``requires_grad=False`` are not changed. The fit uses its own parameter store and random
     stream: Pyro's global store and the caller's generators are restored afterwards, also after an error. Modules are
-    trained in training mode, evaluated on held-out rows in evaluation mode, and returned to their previous modes.
+    trained in training mode, evaluated on held-out rows in evaluation mode, and returned to their previous modes. The
+    steps run on as many threads as pay for their work, never on more than the caller has set; see
+    :mod:`zoo.base.threads`.
     :func:`zoo.plan` with the same arguments shows what the defaults are for a pair, and why.
 
     Args:
@@ -81,23 +87,32 @@ def fit(
         x: the data (n, d); NaN marks an entry missing at random, for a model with ``missing = True``.
         steps: the most steps. None: until the bound has settled, at most 20,000; with a Pyro optimizer of your own,
             whose schedule is unknown to the fit, all of them.
-        batch_size: rows per step, drawn without replacement epoch by epoch; None uses all rows at every step.
+        batch_size: rows per step, drawn without replacement epoch by epoch. None uses all rows at every step, except
+            for a deep model with 1,000 rows or more and a guide for new rows: there 128. ``len(x)`` uses all.
         loss: any ``pyro.infer.ELBO``. None uses ``Trace_ELBO``, except where the model declares ``quadratic``
             (linear-Gaussian models, mixtures, a VAE with a linear decoder), has no shared sites, and the guide declares
             ``gaussian``: there :class:`~zoo.infer.losses.quadrature.QuadratureELBO` gives the same bound without noise.
-        optim: any Pyro optimizer. None uses L-BFGS where the bound has no noise and every step uses all rows (for a
-            fresh pair its first 25 steps move only the guide, as variational EM begins with an E-step; a fresh model
-            whose guide is its own posterior is preceded by ten steps of EM), and otherwise a single fused Adam, whose
+            Where the best q of the guide has a closed form given the model's parameters (and ``optim`` is None and
+            every step uses all rows), :class:`~zoo.infer.losses.projected.ProjectedELBO` is that bound at its highest:
+            the search then moves the model's parameters alone, and the guide follows.
+        optim: any Pyro optimizer. None uses L-BFGS where the bound has no noise and every step uses all rows, and
+            otherwise a single fused Adam, whose
             learning rate is halved, once the bound has settled, until that no longer raises it. With ``steps`` given,
             the rate falls to zero along half a cosine instead, which flattens any curve, so that such a fit is not
             reported as converged.
+        start: where a fresh model starts: ``"data"``, its estimate from the data (by the eigenvectors of their moments
+            for PPCA, factor analysis and a linear VAE; at random if it has none), or ``"random"``. A mixture starts at
+            centres drawn by k-means++, followed by ten steps of EM, in either case.
         seed: of the start, the batches and the draws. Numbers that a model of your own draws in its constructor, and
             not again in ``initialize``, are not covered: call ``torch.manual_seed(seed)`` on the line before
             ``model = Model(...)``, or build the pair inside :func:`zoo.best_of`, which seeds the constructor too.
         device: moves model, guide and data to this device first; None uses that of the model.
         validation: held-out rows (m, d) whose bound is evaluated every ``every`` steps, with the same draws each time.
+            None holds out a tenth of 200 rows or more, at most 1,000, for a deep model with a guide for new rows and
+            default loss, optimizer and patience: networks that are trained for long fit the noise of their own rows.
         patience: stop after this many evaluations of ``validation`` without a better bound. Model and guide then have
-            the parameters of the best evaluation, also if the steps end first.
+            the parameters of the best evaluation, also if the steps end first. None does not stop, except for rows held
+            out by default: there 20. 0 holds out nothing by default, and keeps the last parameters.
         every: steps between two evaluations of the held-out rows, and between two checkpoints.
         transform: applied to the rows of every batch and to the held-out rows, such as ``torch.bernoulli`` for dynamic
             binarisation.
@@ -137,6 +152,7 @@ def fit(
         batch_size=batch_size,
         loss=loss,
         optim=optim,
+        start=start,
         seed=seed,
         device=device,
         validation=validation,
@@ -147,7 +163,8 @@ def fit(
         checkpoint=checkpoint,
     )
     held = None if store is None else {key: dict(own) for key, own in store.items()}
-    with pyro.get_param_store().scope(held), seeded(seed):
+    work = work_of(decided.x.shape, model, guide, rows=decided.batch_size)
+    with pyro.get_param_store().scope(held), seeded(seed), suited(work, decided.x.device):
         first = _start(decided, model, guide)
         running = Running(decided, model, guide, _svi(decided, model, guide), started=started)
         good = LastGood(every, model, guide)
@@ -160,34 +177,52 @@ def fit(
 def _start(decided: Plan, model: PyroCallable, guide: PyroCallable) -> tuple[Any, ...]:
     """Initialise fresh parts on the data, and run both once. Returns the arguments of the first step."""
     parts = {"model": unwrapped(model), "guide": unwrapped(guide)}
-    for name in decided.start:
-        part = parts[name]
-        assert isinstance(part, Placed)
-        part.initialize(decided.x)
+    if "model" in decided.start:
+        _place_model(decided, parts["model"])
     if decided.em_steps:
         with suppress(FloatingPointError, torch.linalg.LinAlgError):  # a component collapsed: the model is unchanged
-            em(parts["model"], decided.x, steps=decided.em_steps)
+            em(parts["model"], decided.x, steps=decided.em_steps, accelerate=False)
+    if "guide" in decided.start:
+        guided = parts["guide"]
+        assert isinstance(guided, Placed)
+        guided.initialize(decided.x)
     x, n = decided.x, len(decided.x)
     index = torch.arange(n, device=x.device)[: decided.batch_size]
     arguments: tuple[Any, ...] = (x,) if decided.full else (x[index], index, n)
     if decided.transform is not None:
         arguments = (decided.transform(arguments[0]), *arguments[1:])
     guide_trace = check_pair(model, guide, arguments, decided.layout, decided.loss)
-    if isinstance(decided.loss, QuadratureELBO):
-        decided.loss.prepare(guide_trace)
+    objective = decided.loss.pair if isinstance(decided.loss, ProjectedELBO) else decided.loss
+    if isinstance(objective, QuadratureELBO):
+        objective.prepare(guide_trace)
     for module in modules(model, guide):
         module.zero_grad()  # left by an earlier fit
     return arguments
+
+
+def _place_model(decided: Plan, model: PyroCallable) -> None:
+    """Set a fresh model to its estimate from the data, or to a random start on them."""
+    if decided.estimate:
+        assert isinstance(model, Estimating)
+        model.estimate(decided.x)
+    else:
+        assert isinstance(model, Placed)
+        model.initialize(decided.x)
 
 
 def _svi(decided: Plan, model: PyroCallable, guide: PyroCallable) -> SVI:
     """The SVI that takes the steps."""
     if isinstance(decided.loss, TraceEnum_ELBO):
         guide = config_enumerate(guide, "parallel")
+    if isinstance(decided.optim, NaturalGradient) and not decided.full:
+        decided.optim.pace(decided.steps)
+        return LocalFirstSVI(model, guide, decided.optim, decided.loss)
     if not isinstance(decided.optim, LBFGS):
         if decided.captured:
             return CapturedSVI(model, guide, decided.optim, decided.loss)
         return SVI(model, guide, decided.optim, decided.loss)
+    if isinstance(decided.loss, ProjectedELBO):
+        return ProjectedSVI(model, guide, decided.optim, decided.loss)
     late = [p for module in modules(model) for p in module.parameters()] if decided.e_step else []
     return LineSearchSVI(model, guide, decided.optim, decided.loss, late=late, since=decided.e_step)
 
@@ -234,18 +269,30 @@ def _train(running: Running, watchers: list[Watcher], good: LastGood, autocast: 
         arguments = next(batches)
         with missing_entries(complete):
             running.add(_step(running.svi, arguments, autocast, first=step == 0))
-        if not running.unread or (step + 1) % READ == 0 or step == decided.steps - 1:
-            bad = next((loss for loss in running.losses[checked:] if not math.isfinite(loss)), None)
-            if bad is not None:
-                del running.losses[running.losses.index(bad, checked) :]
-                chosen = decided.validation is not None
-                raise diverged(bad, arguments, running, good.restore, decided.checkpoint, chosen)
-            checked = len(running.losses)
+        if not running.unread or (step + 1) % READ == 0:
+            checked = _check_finite(running, checked, arguments, good)
         reasons = [reason for watcher in watchers if (reason := watcher.see(running))]  # all are called
+        if reasons or step == decided.steps - 1:
+            _check_finite(running, checked, arguments, good)
         if reasons:
             running.stopped = reasons[0]
             return
     running.stopped = f"all {decided.steps:,} steps were taken"
+
+
+def _check_finite(running: Running, checked: int, arguments: tuple[Any, ...], good: LastGood) -> int:
+    """Check the losses after the first ``checked``; returns the number of all.
+
+    Raises:
+        Diverged: one is not finite; on a GPU up to 50 steps after it.
+    """
+    bad = next((step for step in range(checked, len(running.losses)) if not math.isfinite(running.losses[step])), None)
+    if bad is None:
+        return len(running.losses)
+    loss = running.losses[bad]
+    del running.losses[bad:]
+    chosen = running.plan.validation is not None
+    raise diverged(loss, arguments, running, good.restore, running.plan.checkpoint, chosen)
 
 
 def _step(svi: SVI, arguments: tuple[Any, ...], autocast: torch.dtype | None, *, first: bool) -> Tensor | float:

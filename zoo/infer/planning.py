@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import polars
 import torch
@@ -12,16 +12,19 @@ from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from zoo.base.callables import PyroCallable, name_of, unwrapped
+from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
 from zoo.base.checks import ArrayLike, check_rows, check_whole, incomplete
 from zoo.base.latent_sites import Layout, layout
-from zoo.base.protocols import Checked, Placed
+from zoo.base.protocols import Checked, Conjugate, Estimating, LinearForm, Mixture, Placed, Projection, linear_form
 from zoo.base.random import seeded
+from zoo.infer.deep_defaults import CLIP, PATIENCE, default_batch_size, hold_out, may_overfit
 from zoo.infer.losses.closed_form import ClosedFormELBO
+from zoo.infer.losses.projected import ProjectedELBO
 from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.losses.surrogate import CAPTURED
 from zoo.infer.optim.fused import Fused
 from zoo.infer.optim.lbfgs import LBFGS
+from zoo.infer.optim.natural import NaturalGradient
 from zoo.infer.pairing import (
     batch_norms,
     check_autoguide,
@@ -36,11 +39,13 @@ from zoo.infer.pairing import (
     random_layers,
     tight,
 )
+from zoo.infer.projecting import projection_of
 from zoo.infer.run import Store
 from zoo.infer.settling import Settling
 from zoo.infer.storage.checkpoint import refuse_taken
 
 Transform = Callable[[Tensor], Tensor]
+Start = Literal["data", "random"]
 
 MOST = 20_000  # steps, where their number is not given
 E_STEP = 25  # iterations, at most, in which only the guide moves, where model and guide are fresh
@@ -70,8 +75,8 @@ class Plan:
     """What :func:`zoo.fit` will do for a pair, and why; the result of :func:`zoo.plan`.
 
     Attributes:
-        answers: the decisions, in the order in which they are taken: rows, start, modes, batches, loss, optimizer,
-            schedule, step, end.
+        answers: the decisions, in the order in which they are taken: rows, start, first, modes, batches, loss, step,
+            optimizer, schedule, graph, end.
         x: the rows (n, d), of the model's dtype and device.
         validation: held-out rows (m, d), or None.
         layout: the sites of the model.
@@ -80,7 +85,8 @@ class Plan:
         loss: the objective.
         optim: the optimizer, or the options of a line search.
         settling: the schedule of the default optimizer, or None.
-        start: the parts that are initialised at random on the data: ``"model"``, ``"guide"``.
+        start: the parts that are initialised on the data: ``"model"``, ``"guide"``.
+        estimate: whether the model starts at its own estimate from the data, else at random on them.
         e_step: the most iterations in which only the guide moves.
         em_steps: steps of EM on a fresh model before the first iteration.
         seed: of the start, the batches and the draws.
@@ -102,6 +108,7 @@ class Plan:
     optim: PyroOptim
     settling: Settling | None
     start: tuple[str, ...]
+    estimate: bool
     e_step: int
     em_steps: int
     seed: int
@@ -151,6 +158,7 @@ def plan(
     batch_size: int | None = None,
     loss: ELBO | None = None,
     optim: PyroOptim | None = None,
+    start: Start = "data",
     seed: int = 0,
     device: str | torch.device | None = None,
     validation: ArrayLike | None = None,
@@ -189,8 +197,8 @@ def plan(
     check_types(model, guide)
     rows, held_out = _rows(model, guide, x, validation, transform)
     folder = None if checkpoint is None else Path(checkpoint)
-    options = _Options(steps, batch_size, loss, optim, seed, device, patience, every, transform, capture, folder)
-    return _decided(_Asked(model, guide, rows, held_out, options))
+    options = _Options(steps, batch_size, loss, optim, start, seed, device, patience, every, transform, capture, folder)
+    return _decided(_eased(_Asked(model, guide, rows, held_out, options)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,6 +209,7 @@ class _Options:
     batch_size: int | None
     loss: ELBO | None
     optim: PyroOptim | None
+    start: Start
     seed: int
     device: str | torch.device | None
     patience: int | None
@@ -219,6 +228,8 @@ class _Asked:
     x: Tensor
     validation: Tensor | None
     options: _Options
+    held_out: bool = False  # whether the held-out rows are the default of a deep model
+    batched: bool = False  # whether the batch size is
 
     @property
     def most(self) -> int:
@@ -229,6 +240,23 @@ class _Asked:
     def subsampled(self) -> bool:
         """Whether a step uses some of the rows only."""
         return self.options.batch_size is not None and self.options.batch_size < len(self.x)
+
+
+def _eased(asked: _Asked) -> _Asked:
+    """The same, with the defaults of a deep model where nothing else is asked for: held-out rows, minibatches."""
+    options = asked.options if asked.options.patience != 0 else replace(asked.options, patience=None)
+    eased = replace(asked, options=options)
+    if options.loss is not None or options.optim is not None:
+        return eased
+    if not may_overfit(asked.model, asked.guide, asked.x, _layout(asked)):
+        return eased
+    if asked.validation is None and asked.options.patience is None:
+        x, validation = hold_out(asked.x, options.seed)
+        eased = replace(eased, x=x, validation=validation, held_out=True, options=replace(options, patience=PATIENCE))
+    if options.batch_size is not None:
+        return eased
+    size = default_batch_size(len(eased.x))
+    return replace(eased, options=replace(eased.options, batch_size=size), batched=size is not None)
 
 
 def _decided(asked: _Asked) -> Plan:
@@ -246,10 +274,12 @@ def _decided(asked: _Asked) -> Plan:
     answers = (
         _described(asked),
         start_row,
-        _first_moves(asked, start, optimizer),
+        _first_moves(asked, start, objective, optimizer),
         _modes(asked),
         batches,
+        _held_out(asked),
         objective_row,
+        _moved(asked, objective),
         *search_rows,
         captured_row,
         _end(asked, optimizer, settling),
@@ -265,8 +295,9 @@ def _decided(asked: _Asked) -> Plan:
         optim=optimizer,
         settling=settling,
         start=start,
-        e_step=_waits(asked, start, optimizer),
-        em_steps=_em_steps(asked, start, optimizer),
+        estimate="model" in start and _estimated(asked),
+        e_step=_waits(asked, start, objective, optimizer),
+        em_steps=_em_steps(asked, start, objective, optimizer),
         seed=options.seed,
         every=options.every,
         patience=options.patience,
@@ -285,6 +316,8 @@ def _check_options(asked: _Asked) -> None:
         FileExistsError: ``checkpoint`` holds files already.
     """
     options = asked.options
+    if options.start not in get_args(Start):
+        raise ValueError(f"start must be one of {', '.join(get_args(Start))}; got {options.start!r}")
     if options.steps is not None:
         check_whole(options.steps, "steps")
     check_whole(options.every, "every")
@@ -355,31 +388,50 @@ def _start(asked: _Asked) -> tuple[tuple[str, ...], Answer]:
     if not fresh:
         return fresh, Answer("start", "the current parameters", "neither is a fresh module with initialize(x)")
     listed = " and ".join(fresh)
+    if "model" in fresh and _estimated(asked):
+        also = ", then the guide at random" if "guide" in fresh else ""
+        return fresh, Answer("start", f"the model's estimate from the data{also}", "unchanged since built")
     return fresh, Answer("start", f"{listed} at random on the data", "unchanged since built; the draws follow seed")
 
 
-def _waits(asked: _Asked, start: tuple[str, ...], optimizer: PyroOptim) -> int:
+def _estimated(asked: _Asked) -> bool:
+    """Whether a fresh model starts at its own estimate from the data."""
+    inner = unwrapped(asked.model)
+    linear = not isinstance(inner, LinearForm) or linear_form(inner) is not None  # a deep VAE has no estimate
+    return asked.options.start == "data" and isinstance(inner, Estimating) and linear
+
+
+def _waits(asked: _Asked, start: tuple[str, ...], loss: ELBO, optimizer: PyroOptim) -> int:
     """The most iterations in which only the guide moves."""
+    if isinstance(loss, ProjectedELBO):
+        return 0
     if len(start) < 2 or asked.options.optim is not None or not isinstance(optimizer, LBFGS):
         return 0
     return min(E_STEP, asked.most // 4) if own_parameters(asked.model, asked.guide) else 0
 
 
-def _em_steps(asked: _Asked, start: tuple[str, ...], optimizer: PyroOptim) -> int:
+def _em_steps(asked: _Asked, start: tuple[str, ...], loss: ELBO, optimizer: PyroOptim) -> int:
     """The steps of EM before the line search."""
     if "model" not in start or asked.options.optim is not None or not isinstance(optimizer, LBFGS):
         return 0
-    return min(EM_STEPS, asked.most // 4) if tight(asked.model, asked.guide) else 0
+    inner = undecorated(asked.model)
+    climbs = isinstance(inner, Mixture) or isinstance(loss, ProjectedELBO) or tight(asked.model, asked.guide)
+    if _estimated(asked) or not (climbs and isinstance(inner, Conjugate)):
+        return 0
+    return min(EM_STEPS, asked.most // 4)
 
 
-def _first_moves(asked: _Asked, start: tuple[str, ...], optimizer: PyroOptim) -> Answer:
+def _first_moves(asked: _Asked, start: tuple[str, ...], loss: ELBO, optimizer: PyroOptim) -> Answer:
     """What precedes the first step of the whole pair."""
-    if count := _waits(asked, start, optimizer):
-        why = "a fresh guide does not fit the model's start yet and would lead the model away from it"
-        return Answer("first", f"the guide alone, for up to {count} iterations", why)
-    if count := _em_steps(asked, start, optimizer):
-        why = "from a random start, the long steps of a line search may lead to a lower maximum"
-        return Answer("first", f"{count} steps of EM", why)
+    moves, reasons = [], []
+    if count := _em_steps(asked, start, loss, optimizer):
+        moves.append(f"{count} steps of EM")
+        reasons.append("from a random start, the long steps of a line search may lead to a lower maximum")
+    if count := _waits(asked, start, loss, optimizer):
+        moves.append(f"the guide alone, for up to {count} iterations")
+        reasons.append("a fresh guide does not fit the model's start yet and would lead the model away from it")
+    if moves:
+        return Answer("first", ", then ".join(moves), "; ".join(reasons))
     return Answer("first", "nothing", "only a default line search on a fresh model needs more")
 
 
@@ -397,6 +449,7 @@ def _batches(asked: _Asked) -> Answer:
         ValueError: more than there are, or a last batch of one row under batch normalisation.
     """
     n, size = len(asked.x), asked.options.batch_size
+    why = "many rows, a deep model" if asked.batched else "batch_size is given"
     if size is None:
         return Answer("batches", f"all {n:,} rows at every step", "batch_size is None")
     if check_whole(size, "batch_size") > n:
@@ -404,7 +457,16 @@ def _batches(asked: _Asked) -> Answer:
     if size == n:
         return Answer("batches", f"all {n:,} rows at every step", "batch_size is the number of rows")
     check_batches(asked.model, asked.guide, n, size)
-    return Answer("batches", f"{size:,} rows, {math.ceil(n / size):,} steps per epoch", "batch_size is given")
+    return Answer("batches", f"{size:,} rows, {math.ceil(n / size):,} steps per epoch", why)
+
+
+def _held_out(asked: _Asked) -> Answer:
+    """The rows that decide which parameters are kept."""
+    if asked.validation is None:
+        return Answer("held out", "none", "validation is None, and the pair is no deep model with a guide for new rows")
+    why = "a deep model, and no validation is given" if asked.held_out else "validation is given"
+    kept = ", whose best parameters are kept" if asked.options.patience is not None else ""
+    return Answer("held out", f"{len(asked.validation):,} rows{kept}", why)
 
 
 def _loss(asked: _Asked, found: Layout) -> tuple[ELBO, Answer]:
@@ -412,6 +474,9 @@ def _loss(asked: _Asked, found: Layout) -> tuple[ELBO, Answer]:
     if asked.options.loss is not None:
         return asked.options.loss, Answer("loss", type(asked.options.loss).__name__, "loss is given")
     chosen = default_loss(asked.model, asked.guide, found)
+    if (projection := _projection(asked)) is not None:
+        why = "the best q of the guide has a closed form given the model's parameters, and so has the bound there"
+        return ProjectedELBO(projection, chosen), Answer("loss", ProjectedELBO.__name__, why)
     if isinstance(chosen, QuadratureELBO):
         why = "the model declares quadratic, the guide gaussian: a quadrature rule gives the bound without noise"
     elif isinstance(chosen, ClosedFormELBO):
@@ -421,6 +486,23 @@ def _loss(asked: _Asked, found: Layout) -> tuple[ELBO, Answer]:
     else:
         why = "works for any pair, with one draw per step"
     return chosen, Answer("loss", type(chosen).__name__, why)
+
+
+def _projection(asked: _Asked) -> Projection | None:
+    """The best q in closed form, for a default fit whose steps all see the same rows."""
+    options = asked.options
+    if options.optim is not None or asked.subsampled or options.transform is not None:
+        return None
+    if random_layers(asked.model, asked.guide) or batch_norms(asked.model, asked.guide):
+        return None
+    return projection_of(asked.model, asked.guide, asked.x)
+
+
+def _moved(asked: _Asked, loss: ELBO) -> Answer:
+    """Which parameters a step moves."""
+    if isinstance(loss, ProjectedELBO):
+        return Answer("step", "the model's parameters; the guide follows in closed form", "variable projection")
+    return Answer("step", "the parameters of model and guide together", "the best q has no closed form here")
 
 
 def _search(asked: _Asked, loss: ELBO) -> tuple[PyroOptim, Settling | None, tuple[Answer, Answer]]:
@@ -440,7 +522,8 @@ def _search(asked: _Asked, loss: ELBO) -> tuple[PyroOptim, Settling | None, tupl
         how = Answer("schedule", "halved, once the bound has settled, while that raises it", "steps is None")
     else:
         how = Answer("schedule", f"half a cosine over {asked.options.steps:,} steps", "steps is given")
-    return Fused(torch.optim.Adam, {"lr": rate}, schedule=settling), settling, (adam, how)
+    clip = CLIP * len(asked.x) if deep(asked.model) else None
+    return Fused(torch.optim.Adam, {"lr": rate}, schedule=settling, clip_norm=clip), settling, (adam, how)
 
 
 def _noise(asked: _Asked, loss: ELBO) -> str:
@@ -461,21 +544,24 @@ def _capture(asked: _Asked, loss: ELBO, optimizer: PyroOptim) -> tuple[bool, Ans
     """
     given, most = asked.options.capture, asked.most
     if given is False:
-        return False, Answer("step", "by Pyro", "capture is False")
+        return False, Answer("graph", "none", "capture is False")
     if isinstance(optimizer, LBFGS):
-        return False, Answer("step", "by Pyro", "a line search takes few steps")
+        return False, Answer("graph", "none", "a line search takes few steps")
+    if isinstance(optimizer, NaturalGradient):
+        return False, Answer("graph", "none", "NaturalGradient reads the guide's factors at every step")
     if type(loss) not in CAPTURED:
-        return False, Answer("step", "by Pyro", f"{type(loss).__name__} is not among the losses that can be recorded")
+        return False, Answer("graph", "none", f"{type(loss).__name__} is not among the losses that can be recorded")
     layers = batch_norms(asked.model, asked.guide)
     if layers:
-        return False, Answer("step", "by Pyro", f"{type(layers[0]).__name__} writes to its statistics at every step")
+        return False, Answer("graph", "none", f"{type(layers[0]).__name__} writes to its statistics at every step")
     if given:
-        return True, Answer("step", "a graph, recorded at the first step", "capture is True")
+        return True, Answer("graph", "recorded at the first step, run by the later ones", "capture is True")
     shapes = 1 if not asked.subsampled or len(asked.x) % (asked.options.batch_size or 1) == 0 else 2
     if most < PAYS * shapes:
         why = f"a graph pays from {PAYS * shapes:,} steps on" + ", as batches have two sizes" * (shapes - 1)
-        return False, Answer("step", "by Pyro", why)
-    return True, Answer("step", "a graph, recorded at the first step", f"it pays from {PAYS * shapes:,} steps on")
+        return False, Answer("graph", "none", why)
+    why = f"it pays from {PAYS * shapes:,} steps on"
+    return True, Answer("graph", "recorded at the first step, run by the later ones", why)
 
 
 def _end(asked: _Asked, optimizer: PyroOptim, settling: Settling | None) -> Answer:

@@ -13,12 +13,16 @@ from torch import Tensor, nn
 
 from zoo.base.callables import PyroCallable, modules, name_of, undecorated, unwrapped
 from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.latent_sites import layout
 from zoo.base.protocols import Conjugate
 from zoo.base.random import seeded
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.fitting import fit
+from zoo.infer.losses.closed_form import ClosedFormELBO
 from zoo.infer.losses.quadrature import QuadratureELBO
+from zoo.infer.pairing import default_loss
 from zoo.infer.run import Fit
+from zoo.posterior.engine import reading
 from zoo.posterior.evaluation import evaluate
 
 T = TypeVar("T")
@@ -33,8 +37,8 @@ class Attempt:
     Attributes:
         seed: of the start, the batches and the draws.
         score: the criterion by which runs are ranked; higher is better.
-        elbo: the bound per row at the end, in nats, by :func:`zoo.evaluate`, whatever the loss; None where it is not
-            available and ``score`` is given.
+        elbo: the bound per row at the end, in nats, whatever the loss: in closed form or by quadrature where that is
+            exact, else by draws as in :func:`zoo.evaluate`; None where it is not available and ``score`` is given.
         log_marginal: log p(x) per row in nats, if it has a closed form.
         steps: the steps taken.
         seconds: wall-clock time of the run.
@@ -119,8 +123,9 @@ def best_of(
         x: the data (n, d).
         seeds: their number (then 0, 1, ...), or the seeds themselves.
         score: the criterion for a run (a :class:`zoo.Fit`, or the model after EM); higher is better. None uses the
-            total log marginal likelihood if it has a closed form, and otherwise the total bound at the end, evaluated
-            with fresh draws in evaluation mode.
+            total log marginal likelihood if it has a closed form, and otherwise the total bound at the end in
+            evaluation mode: exact for pairs whose bound has no noise (a conditionally conjugate model under factors of
+            its families, a linear-Gaussian one under a Gaussian guide), estimated with fresh draws for the others.
         options: for :func:`zoo.fit` or :func:`zoo.em`; every fit gets its own copies of ``loss`` and ``optim``.
 
     Returns:
@@ -191,14 +196,15 @@ def _fit(
 
 
 def _bound(run: Fit, x: Tensor, seed: int, *, needed: bool) -> float | None:
-    """The bound per row; None where the guide has no density, unless it is needed.
+    """The bound per row, without noise where it has a closed form or a rule; None where the guide has no density.
 
     Raises:
-        ValueError: it is needed.
+        ValueError: the guide has no density, and the bound is needed.
     """
-    settings = run.settings
-    if settings["loss"] == QuadratureELBO.__name__ and settings["batch_size"] in (None, len(x)):
-        return -float(run.losses[-1])  # the bound, without noise
+    with reading(run, seed):
+        loss = default_loss(run.model, run.guide, layout(run.model, x))
+        if isinstance(loss, ClosedFormELBO | QuadratureELBO):
+            return -loss.loss(run.model, run.guide, x) / len(x)
     try:
         found = evaluate(run, x, draws=DRAWS, seed=seed)
     except ValueError as error:
@@ -215,9 +221,9 @@ def _climb(
     """One run of :func:`zoo.em`."""
     climb = em(model, x, **options, seed=seed)
     total = float(climb[-1])
-    mean, steps = total / len(check_rows(x, model)), len(climb)
+    mean = total / len(check_rows(x, model))
     rank = total if score is None else float(score(model))
-    return model, Attempt(seed, 0.0, rank, mean, mean, steps, steps < options.get("steps", math.inf))
+    return model, Attempt(seed, 0.0, rank, mean, mean, len(climb), climb.converged)
 
 
 def each_seed(seeds: int | Iterable[int]) -> tuple[int, ...]:

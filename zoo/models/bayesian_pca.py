@@ -95,7 +95,8 @@ class BayesianPCA(Module):
         """Refuse data that the model cannot explain.
 
         Raises:
-            ValueError: a column with fewer than two observed values, or at least as many factors as rows.
+            ValueError: a column with fewer than two observed values, at least as many factors as rows, or every column
+                is constant.
         """
         check_rows_of(x, self.latent_dim, "BayesianPCA")
 

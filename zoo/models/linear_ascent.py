@@ -1,10 +1,11 @@
-r"""Coordinate ascent for linear-Gaussian models with priors on everything: what the Bayesian PCA and FA share.
+r"""Coordinate ascent for linear-Gaussian models with priors on everything: shared by Bayesian PCA and factor analysis.
 
 .. math:: x_{nd} \sim N(w_d \cdot z_n + \mu_d, \tau_d^{-1}), \quad z_n \sim N(0, I_K), \quad
           w_d \sim N(0, \mathrm{diag}(\alpha)^{-1}), \quad \mu_d \sim N(m_0, \beta^{-1})
 
 with Gamma priors on :math:`\alpha_k` and :math:`\tau_d`, and
-:math:`q = q(Z)\, q(W)\, q(\mu)\, q(\alpha)\, q(\tau)`, the first two with a full covariance per row.
+:math:`q = q(Z)\, q(W)\, q(\mu)\, q(\alpha)\, q(\tau)`, the first two with a full covariance per row. The updates are
+those of Bishop (1999), Variational principal components, with a mean and a precision per column (Beal 2003, ch. 4).
 """
 
 from collections.abc import Mapping
@@ -20,10 +21,10 @@ from zoo.models.linear_priors import LinearPriors
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The data as the sweeps see them, in float64.
+    """The data in the form that the sweeps use, in float64.
 
     Attributes:
-        filled: rows (n, d), 0 where missing; None where ``scatter`` says all.
+        filled: rows (n, d), 0 where missing.
         observed: 1 where an entry is there (n, d); None where none is missing.
         count: observed entries of every column (d,).
         mean: their mean (d,).
@@ -56,7 +57,7 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Inner:
-    """What the other factors need of q(Z), summed over the rows.
+    """The expectations under q(Z) that the other factors need, summed over the rows.
 
     Attributes:
         first: sum of E[z] over the rows that observe a column (d, k).
@@ -160,7 +161,7 @@ def best_z(rows: Rows, q: LinearFactors) -> GaussianFactor | LinearMap:
 
 
 def best_weight(inner: Inner, q: LinearFactors, priors: LinearPriors) -> GaussianFactor:
-    """q(W): one Gaussian for every column, all with one covariance where nothing distinguishes them."""
+    """q(W): one Gaussian for every column; all have the same covariance with equal noise and no missing entries."""
     tau, prior = q.tau, torch.diag(q.relevance.mean)
     alike = inner.second.ndim == 2 and not priors.columns
     covariance = torch.linalg.inv(prior + (tau[0] * inner.second if alike else tau[:, None, None] * inner.second))
@@ -260,8 +261,8 @@ class LinearAscent:
         x: rows (n, d); NaN where an entry is missing at random.
         latent_dim: K.
         priors: of the model.
-        generator: of the random start of W; q(Z) is updated first, so that it needs none. (A start of z at the prior's
-            mean would kill W for good.)
+        generator: of the random start of W. q(Z) is updated first, so it needs no start: updating W first, with z at
+            the prior's mean, would set W to 0, where it stays.
     """
 
     def __init__(self, x: Tensor, latent_dim: int, priors: LinearPriors, generator: torch.Generator) -> None:
@@ -294,7 +295,7 @@ class LinearAscent:
         return linear_bound(self.rows, self.q, self.priors)
 
     def rotate(self) -> None:
-        r"""Turn z and W together to the rotation R at which the bound is highest, alpha at its optimum.
+        r"""Transform z and W together by the matrix R that maximises the bound, with alpha at its optimum.
 
         With :math:`z \to R z` and :math:`W \to W R^{-1}` the data's term stays and the bound changes by
 

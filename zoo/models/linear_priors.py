@@ -36,9 +36,13 @@ def check_gamma(prior: Sequence[float], name: str) -> tuple[float, float]:
     Raises:
         ValueError: they are not two positive numbers; an improper prior has no evidence.
     """
-    values = tuple(prior)
-    if len(values) != 2 or not all(0 < value < math.inf for value in values):
-        raise ValueError(f"{name} must be the shape and the rate of a Gamma prior, both positive, got {prior!r}")
+    values = tuple(prior) if isinstance(prior, Sequence) else ()
+    numbers = all(isinstance(value, int | float) for value in values)
+    if len(values) != 2 or not numbers or not all(0 < value < math.inf for value in values):
+        raise ValueError(
+            f"{name} must be the shape and the rate of a Gamma prior, two positive numbers such as (1e-3, 1e-3), "
+            f"got {prior!r}: an improper prior has no evidence"
+        )
     return float(values[0]), float(values[1])
 
 
@@ -46,9 +50,12 @@ def check_rows_of(x: Tensor, latent_dim: int, model: str) -> None:
     """Refuse data that a Bayesian linear model cannot explain.
 
     Raises:
-        ValueError: a column with fewer than two observed values, or at least as many factors as rows.
+        ValueError: a column with fewer than two observed values, at least as many factors as rows, or every column is
+            constant.
     """
     refuse_unobserved_columns(x, model)
+    if not (column_moments(x)[0] > 0).any():
+        raise ValueError(f"every column of x is constant: {model} has nothing to explain, so check the data")
     if latent_dim >= len(x):
         raise ValueError(f"latent_dim={latent_dim} must be below the {len(x)} rows of x: take fewer factors")
 

@@ -1,4 +1,4 @@
-"""The predictive density of a Bayesian mixture: what its factors of q say of a new row."""
+"""The predictive density of a Bayesian mixture: a new row with the parameters integrated out under q."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from zoo.algebra.exponential_families import CoupledFactor, DirichletFactor, GammaFactor, WishartFactor
+from zoo.algebra.parameter_draws import patterns
 
 
 def broken(sticks: Tensor) -> Tensor:
@@ -25,10 +26,11 @@ def log_predictive(x: Tensor, factors: Mapping[str, Any]) -> Tensor:
 
     for precisions :math:`\mathrm{Wishart}(\nu_j, V_j)`. Of Gamma(a, b) precisions of single columns, a product of
     univariate Student's t with 2 a degrees of freedom and squared scale :math:`(1 + \beta_j) b / (\beta_j a)`; of one
-    Gamma precision for all columns, a spherical one.
+    Gamma precision for all columns, a spherical one. A row with missing entries has the density of its observed ones,
+    which are Student's t with the same degrees of freedom.
 
     Args:
-        x: rows (n, d).
+        x: rows (n, d); NaN where an entry is missing.
         factors: of q by site: ``proportions`` or ``sticks``, ``mean`` (coupled) and ``precision``.
 
     References:
@@ -39,17 +41,25 @@ def log_predictive(x: Tensor, factors: Mapping[str, Any]) -> Tensor:
     weight = broken(proportions.mean) if "sticks" in factors else proportions.mean
     precision: WishartFactor | GammaFactor = factors["precision"]
     stretch = (1 + mean.beta) / mean.beta  # (k,)
-    rows = x.unsqueeze(1)  # (n, 1, d)
     d = x.shape[1]
     if isinstance(precision, WishartFactor):
         df = precision.df + 1 - d
-        shape = precision.inverse_scale / df[..., None, None] * stretch[:, None, None]
-        each = dist.MultivariateStudentT(df, mean.mean, torch.linalg.cholesky(shape)).log_prob(rows)  # (n, k)
+        each = _student(x, df, mean.mean, precision.inverse_scale / df[..., None, None] * stretch[:, None, None])
     elif precision.rate.shape[-1] == 1 and d > 1:
-        scale = (precision.rate / precision.shape * stretch.unsqueeze(1)).sqrt()  # (k, 1)
-        root = torch.diag_embed(scale.expand(-1, d))
-        each = dist.MultivariateStudentT(2 * precision.shape.squeeze(-1), mean.mean, root).log_prob(rows)
+        square = (precision.rate / precision.shape * stretch.unsqueeze(1)).expand(-1, d)  # (k, d)
+        each = _student(x, 2 * precision.shape.squeeze(-1), mean.mean, torch.diag_embed(square))
     else:
         scale = (precision.rate / precision.shape * stretch.unsqueeze(1)).sqrt()  # (k, d)
-        each = dist.StudentT(2 * precision.shape, mean.mean, scale).log_prob(rows).sum(-1)
+        columns = dist.StudentT(2 * precision.shape, mean.mean, scale).log_prob(x.nan_to_num(0.0).unsqueeze(1))
+        each = torch.where(x.isnan().unsqueeze(1), 0.0, columns).sum(-1)
     return (weight.log() + each).logsumexp(1)
+
+
+def _student(x: Tensor, df: Tensor, mean: Tensor, shape: Tensor) -> Tensor:
+    """log densities of the observed entries under every component (n, k), for shape matrices (k, d, d)."""
+    found = x.new_zeros(len(x), len(mean))
+    for rows, seen in patterns(x):
+        if seen.any():
+            root = torch.linalg.cholesky(shape[:, seen, :][..., seen])
+            found[rows] = dist.MultivariateStudentT(df, mean[:, seen], root).log_prob(x[rows][:, seen].unsqueeze(1))
+    return found

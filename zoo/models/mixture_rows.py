@@ -1,4 +1,4 @@
-r"""The rows as a Gaussian mixture with priors on everything sees them: expected log densities, and statistics.
+r"""The rows in coordinate ascent for Gaussian mixtures: expected log densities, and sufficient statistics.
 
 Rows enter by their features :math:`\phi(x) = (1, x, x x^T)` (squares alone where precisions are diagonal), so that a
 sweep is two matrix products: the expected log densities :math:`\Theta \phi` of all components, and the statistics
@@ -14,6 +14,7 @@ from torch import Tensor
 from zoo.algebra import missing_mixture
 from zoo.algebra.exponential_families import LOG_TWO_PI
 from zoo.algebra.missing import Incomplete
+from zoo.algebra.mixture import features, normalised
 from zoo.base.checks import incomplete
 from zoo.models.mixture_factors import MixtureFactors, MixturePriors, Statistics
 
@@ -21,14 +22,14 @@ BLOCK = 2048  # rows at a time
 
 
 class MixtureRows(Protocol):
-    """Rows, prepared for the sweeps."""
+    """Rows in the form that the sweeps use."""
 
     def logs(self, q: MixtureFactors, priors: MixturePriors) -> Tensor:
         """The expected log joint density of every row and component (n, k); its softmax is the best q(component)."""
         ...
 
     def expect(self, q: MixtureFactors, priors: MixturePriors) -> tuple[Tensor, Tensor]:
-        """The best q of what the rows have alone: the sums of its responsibilities (k, p) and its entropy."""
+        """The optimal q of the rows' own sites: the sums of its responsibilities (k, p), and its entropy."""
         ...
 
     def start(self, responsibilities: Tensor) -> Tensor:
@@ -40,7 +41,7 @@ class MixtureRows(Protocol):
         ...
 
     def statistics(self, sums: Tensor) -> Statistics:
-        """What the other factors need, of sums (k, p)."""
+        """The statistics that the other factors need, from sums (k, p)."""
         ...
 
 
@@ -52,13 +53,6 @@ def mixture_rows(x: Tensor, priors: MixturePriors) -> MixtureRows:
     if matrix or priors.spread is None:
         return Latent(x, matrix)
     return Dropped(x)
-
-
-def features(x: Tensor, matrix: bool) -> Tensor:
-    """phi (p, b) of columns (d, b): 1, x, and the products of pairs of columns (their squares for diagonal ones)."""
-    d = len(x)
-    second = torch.cat([x[i] * x[i:] for i in range(d)]) if matrix else x.square()
-    return torch.cat([torch.ones_like(x[:1]), x, second])
 
 
 def statistics(sums: Tensor, d: int, matrix: bool) -> Statistics:
@@ -93,14 +87,6 @@ def uncertainty(q: MixtureFactors) -> Tensor:
     if q.beta is not None:
         return q.mean.mean.shape[1] / q.beta
     return (q.precisions() * q.mean.covariance).sum((-2, -1))
-
-
-def normalised(logs: Tensor) -> tuple[Tensor, Tensor]:
-    """Responsibilities (k, b) of log joint densities (k, b), in place, and the sum of their log normalisers."""
-    top = logs.amax(0)
-    shares = logs.sub_(top).exp_()
-    norm = shares.sum(0)
-    return shares.div_(norm), (top + norm.log()).sum()
 
 
 class Whole:
@@ -146,7 +132,7 @@ class Whole:
         return coefficients(q, priors)
 
     def statistics(self, sums: Tensor) -> Statistics:
-        """What the other factors need, of sums (k, p)."""
+        """The statistics that the other factors need, from sums (k, p)."""
         return statistics(sums, len(self.columns), self.matrix)
 
 
@@ -179,7 +165,7 @@ class Dropped(Whole):
         return torch.cat([q.log_proportions(priors.sticks).unsqueeze(-1), theta, each], 1)
 
     def statistics(self, sums: Tensor) -> Statistics:
-        """What the other factors need, of sums (k, p)."""
+        """The statistics that the other factors need, from sums (k, p)."""
         d = len(self.columns)
         found = statistics(sums[:, : 2 * d + 1], d, matrix=False)
         return Statistics(found.count, found.first, found.second, sums[:, 2 * d + 1 :])
@@ -240,5 +226,5 @@ class Latent:
         return coefficients(q, priors)
 
     def statistics(self, sums: Tensor) -> Statistics:
-        """What the other factors need, of sums (k, p)."""
+        """The statistics that the other factors need, from sums (k, p)."""
         return statistics(sums, self.x.shape[1], self.matrix)

@@ -22,11 +22,11 @@ LONGEST = 30  # largest number of letters beside an axis
 def selection(found: Selection, *, ax: Axes | None = None) -> Axes:
     r"""The measures of every size in a selection, in nats per row on one axis; higher is better.
 
-    These are held-out log p(x), and the criteria on its scale, -AIC / 2n and -BIC / 2n: a fit's log-likelihood per row
-    minus its penalty. A ring marks the size that each measure selects. Bars are two standard errors of the difference
-    to
-    the best size over the same rows, so the best has none: a size whose bar reaches the best is hardly worse. (The
-    standard error of a mean is mostly due to the variation between rows, which is common to all sizes.)
+    These are held-out log p(x), and the criteria on its scale: -AIC / 2n and -BIC / 2n, a fit's log-likelihood per row
+    minus its penalty, and the bound on log p(X) / n of a Bayesian model. A ring marks the size that each measure
+    selects. Bars are two standard errors of the difference to the best size over the same rows, so the best has none: a
+    size whose bar reaches the best is hardly worse. (The standard error of a mean is mostly due to the variation
+    between rows, which is common to all sizes.)
 
     Args:
         found: from :func:`zoo.select_size`. Sizes that failed, or failed on held-out rows only, are marked at the
@@ -34,22 +34,21 @@ def selection(found: Selection, *, ax: Axes | None = None) -> Axes:
         ax: the axes to draw on; None creates a figure.
     """
     ax = new_axes(ax)
-    names = {"held_out": "held out", "aic": "AIC", "bic": "BIC"}
-    for by, number in (("held_out", 0), ("aic", 1), ("bic", 2)):
+    names = {"held_out": "held out", "aic": "AIC", "bic": "BIC", "bound": "bound"}
+    scale = {"held_out": 1.0, "aic": -0.5 / found.n, "bic": -0.5 / found.n, "bound": 1 / found.n}
+    for number, by in enumerate(names):
         rows = [row for row in found.table if getattr(row, by) is not None]
         if not rows:
             continue
         values = np.array([row.value for row in rows])
-        height = np.array([getattr(row, by) for row in rows])
+        height = scale[by] * np.array([getattr(row, by) for row in rows])
         error = np.zeros(len(rows))
         if by == "held_out":
             error = np.array([2 * found.below(row.value)[1] for row in rows])
-        else:
-            height = -height / (2 * found.n)
         order = values.argsort()
         chosen = found.best(by).value  # type: ignore[arg-type]
         style: dict[str, Any] = {"color": colour(number), "marker": marker(number), "markersize": 4, "linewidth": 1.1}
-        style |= {"linestyle": ("-", "--", ":")[number], "capsize": 2, "elinewidth": 0.9}
+        style |= {"linestyle": ("-", "--", ":", "-.")[number], "capsize": 2, "elinewidth": 0.9}
         ax.errorbar(values[order], height[order], error[order], label=f"{names[by]}: best {chosen}", **style)
         at = float(height[values == chosen][0])
         ax.plot(chosen, at, "o", markersize=9, markerfacecolor="none", markeredgecolor=colour(number), linewidth=1.1)

@@ -11,6 +11,7 @@ from zoo.base.callables import undecorated
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.memory import rows_at_once
 from zoo.base.protocols import ClosedBound, Conjugate, ConjugateGivenShared, HasPosterior, Pair
+from zoo.base.threads import on_suited_threads
 from zoo.posterior.engine import Arguments, Reader, reader, reading
 from zoo.posterior.psis import LEAST, psis_khat
 from zoo.posterior.rowwise import gaussian, log_mean, row_weights
@@ -164,6 +165,7 @@ class Evaluation:
         return text + total + share
 
 
+@on_suited_threads
 def evaluate(run: Pair, x: ArrayLike, *, draws: int = 500, inner: int | None = None, seed: int = 0) -> Evaluation:
     r"""Bound, log marginal likelihood and gap of a trained pair on the rows ``x``.
 

@@ -15,6 +15,7 @@ from zoo.base.latent_sites import Latent
 from zoo.base.memory import rows_at_once
 from zoo.base.protocols import Conjugate, Pair
 from zoo.base.random import seeded
+from zoo.base.threads import on_suited_threads
 from zoo.posterior.annealing import AIS, anneal
 from zoo.posterior.engine import Arguments, Reader, reader, reading
 from zoo.posterior.evaluation import all_rows, check_draws
@@ -141,6 +142,7 @@ class Bounds:
         return "\n".join([*lines, f"{effective}{median}{self.effective.median():.0f}{more}"])
 
 
+@on_suited_threads
 def log_evidence_bounds(
     run: Pair,
     x: ArrayLike,

@@ -15,6 +15,7 @@ from zoo.base.latent_sites import Latent
 from zoo.base.memory import rows_at_once
 from zoo.base.protocols import ClosedConjugate, Conjugate, Pair
 from zoo.base.schedules import cosine
+from zoo.base.threads import on_suited_threads
 from zoo.posterior.annealing import AIS, Place, anneal
 from zoo.posterior.engine import Arguments, Reader, reader, reading
 from zoo.posterior.psis import LEAST
@@ -103,6 +104,7 @@ class Gaps:
         )
 
 
+@on_suited_threads
 def gaps(
     run: Pair,
     x: ArrayLike,

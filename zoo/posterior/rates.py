@@ -18,6 +18,7 @@ from zoo.base.independent import without_event_dims
 from zoo.base.latent_sites import Latent
 from zoo.base.memory import rows_at_once
 from zoo.base.protocols import Pair
+from zoo.base.threads import on_suited_threads
 from zoo.posterior.engine import Arguments, Reader, reader, reading
 from zoo.posterior.rowwise import conditional, gaussian, log_joint, real_site
 
@@ -110,6 +111,7 @@ class RateDistortion:
         )
 
 
+@on_suited_threads
 def rate_distortion(
     run: Pair, x: ArrayLike, *, draws: int = 10, threshold: float = 0.01, seed: int = 0
 ) -> RateDistortion:

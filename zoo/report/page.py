@@ -23,6 +23,7 @@ from zoo.base.module import Module
 from zoo.data.dataset import Dataset
 from zoo.diagnostics.checks.check import Picture
 from zoo.diagnostics.diagnosis import Diagnosis, diagnose, tables
+from zoo.diagnostics.guide.relevance import EffectiveSize
 from zoo.diagnostics.model.predictive import PredictiveCheck, predictive_check
 from zoo.infer.convergence import assess
 from zoo.infer.run import Fit
@@ -159,7 +160,14 @@ def _summary(run: Fit, found: Diagnosis) -> list[tuple[str, str]]:
             ("gap", f"{_short(found['gap'].value)} nats per row" + _error(s["gap_se"])),
         ]
         if e.shared is not None and e.shared.sites:
-            rows.append(("ELBO of shared sites", f"{_short(e.shared.bound)} nats" + _error(e.shared.bound_se)))
+            total, log_p = e.shared.total, e.shared.log_marginal
+            rows.append(("ELBO of all rows", f"{_short(total)} nats{_error(e.shared.total_se)}, a bound on log p(X)"))
+            rows.append(("part of shared sites", f"{_short(e.shared.bound)} nats" + _error(e.shared.bound_se)))
+            weights = f"importance weights of the shared sites with k-hat {e.shared.khat:.2f}"
+            rows.append(("log p(X)", f"{_short(log_p)} nats{_error(e.shared.log_marginal_se)}, {weights}"))
+    size = found.measured.get("collapse")
+    if isinstance(size, EffectiveSize):
+        rows.append((f"{size.unit} in use", f"{size.kept} of {len(size.values)}"))
     return [*rows, *_training(run)]
 
 

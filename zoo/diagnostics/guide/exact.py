@@ -13,6 +13,7 @@ from zoo.base.callables import name_of, undecorated
 from zoo.base.checks import ArrayLike, check_rows
 from zoo.base.memory import rows_at_once
 from zoo.base.protocols import Conjugate, Pair
+from zoo.base.threads import on_suited_threads
 from zoo.posterior.engine import reader, reading
 from zoo.posterior.rowwise import conditional, real_site
 
@@ -69,6 +70,7 @@ class PosteriorError:
         )
 
 
+@on_suited_threads
 def posterior_error(run: Pair, x: ArrayLike) -> PosteriorError:
     """Compare a Gaussian guide with the exact posterior of a conjugate model, in closed form.
 

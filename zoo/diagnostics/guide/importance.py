@@ -13,6 +13,7 @@ from zoo.base.checks import ArrayLike, check_rows
 from zoo.base.latent_sites import Latent
 from zoo.base.memory import rows_at_once
 from zoo.base.protocols import Pair
+from zoo.base.threads import on_suited_threads
 from zoo.diagnostics.guide.moments import flat, own_moments, units_of, weighted_moments
 from zoo.diagnostics.guide.shared_moments import LIMIT, SharedMoments, of_all_rows
 from zoo.posterior.engine import Arguments, Reader, reader, reading
@@ -121,6 +122,7 @@ class ImportanceMoments:
         )
 
 
+@on_suited_threads
 def importance_moments(
     run: Pair, x: ArrayLike, *, draws: int = 1000, inner: int | None = None, seed: int = 0
 ) -> ImportanceMoments:

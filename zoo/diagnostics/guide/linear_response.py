@@ -22,6 +22,7 @@ from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.latent_sites import Latent
 from zoo.base.protocols import HoldsFactors, Pair
 from zoo.base.random import seeded
+from zoo.base.threads import on_suited_threads
 from zoo.diagnostics.guide.moments import flat, units_of
 from zoo.infer.losses.closed_form import ClosedFormELBO, closed_form
 from zoo.infer.losses.fixed_draws import FixedDraws, check_fixed_draws
@@ -90,6 +91,7 @@ class LinearResponse:
     __repr__ = __str__
 
 
+@on_suited_threads
 def linear_response(
     run: Pair,
     x: ArrayLike,

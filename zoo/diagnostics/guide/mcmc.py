@@ -14,6 +14,7 @@ from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.latent_sites import Latent, Layout, layout
 from zoo.base.protocols import Pair
 from zoo.base.random import seeded
+from zoo.base.threads import on_suited_threads
 from zoo.diagnostics.guide.mixing import chain_diagnostics
 from zoo.diagnostics.guide.moments import own_moments
 from zoo.posterior.engine import reader, reading
@@ -183,6 +184,7 @@ class MCMCSamples:
         )
 
 
+@on_suited_threads
 def nuts(
     run: Pair, x: ArrayLike, *, chains: int = 4, draws: int = 500, warmup: int = 500, seed: int = 0
 ) -> MCMCSamples:

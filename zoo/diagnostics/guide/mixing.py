@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import xarray
 from torch import Tensor
 
 from zoo.compat.container import load
@@ -29,6 +28,8 @@ def chain_diagnostics(values: Tensor) -> dict[str, Tensor]:
     """
     if values.ndim < 2 or values.shape[0] < 2 or values.shape[1] < 4:
         raise ValueError(f"values has shape {tuple(values.shape)}: pass at least two chains of four draws")
+    import xarray  # imported here, as it takes half a second
+
     shape = values.shape[2:]
     array = values.detach().double().flatten(2) if shape else values.detach().double().unsqueeze(-1)
     dataset = xarray.Dataset({"z": (("chain", "draw", "number"), array.cpu().numpy())})

@@ -3,8 +3,8 @@
 import math
 
 import numpy as np
+import scipy  # type: ignore[import-untyped]  # loads its subpackages on first use
 import torch
-from scipy.stats import binom, wilcoxon  # type: ignore[import-untyped]
 from torch import Tensor
 
 from zoo.base.memory import rows_at_once
@@ -49,7 +49,7 @@ def symmetry_test(u: Tensor) -> Tensor:
 
     A guide that is too narrow or too wide still passes if its means are right.
     """
-    p = wilcoxon(u.detach().cpu().double().numpy() - 0.5, method="asymptotic", axis=0).pvalue
+    p = scipy.stats.wilcoxon(u.detach().cpu().double().numpy() - 0.5, method="asymptotic", axis=0).pvalue
     return torch.as_tensor(np.asarray(p)).to(u.device)
 
 
@@ -124,6 +124,7 @@ def ecdf_band(count: int, level: float = 0.95, points: int = 100) -> tuple[np.nd
     at = np.arange(1, points + 1) / (points + 1)
     random = np.random.default_rng(0)  # a reproducible band
     cells = random.multinomial(count, np.full(points + 1, 1 / (points + 1)), 2000).cumsum(1)[:, :-1]
+    binom = scipy.stats.binom
     depth = 2 * np.minimum(binom.cdf(cells, count, at), binom.sf(cells - 1, count, at)).min(1)
     tail = np.quantile(depth, 1 - level) / 2
     return at, binom.ppf(tail, count, at) / count - at, binom.ppf(1 - tail, count, at) / count - at

@@ -13,9 +13,10 @@ from torch import Tensor
 from guides.ascent import cavi
 from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
 from zoo.base.checks import check_rows
-from zoo.base.protocols import ConditionallyConjugate, Conjugate, HoldsRows
+from zoo.base.protocols import ConditionallyConjugate, Conjugate, ConjugateGivenShared, HoldsRows
 from zoo.base.random import seeded
 from zoo.diagnostics.model.criteria import information_criteria, log_density
+from zoo.diagnostics.model.predictive_density import predictive_density
 from zoo.infer.coordinate_ascent import VariationalBayes
 from zoo.infer.run import Fit
 from zoo.infer.starts import best_of
@@ -39,8 +40,8 @@ class Candidate:
         aic: in nats; smaller is better.
         bic: in nats; smaller is better.
         bound: the bound on log p(X) that :func:`zoo.cavi` reaches, in nats over all rows; larger is better.
-        log_p: log p(x) of every held-out row (m,) in nats; without a closed form an importance-weighted lower bound in
-            expectation.
+        log_p: log p(x) of every held-out row (m,) in nats; under priors on the parameters the predictive density, and
+            without a closed form an importance-weighted lower bound in expectation.
         near: the number of starts within 0.01 nats of the best one.
         starts: the number of starts.
         error: why the fit, or that of a fold, failed.
@@ -103,8 +104,6 @@ class Search:
             row = self._on_all_rows(row)
         except FAILURES as error:
             return replace(row, error=_brief(error), seconds=time.perf_counter() - started)
-        if row.bound is not None:
-            return replace(row, seconds=time.perf_counter() - started)
         if row.best is not None and self.held_out is not None:
             try:
                 row = replace(row, log_p=self._score(row.best, self.held_out))
@@ -149,7 +148,7 @@ class Search:
         with seeded(0):
             made = self.build(value, x)
         if isinstance(made, tuple):
-            if new_rows:
+            if new_rows and not isinstance(undecorated(made[0]), ConjugateGivenShared):
                 _refuse_bound_to_rows(made[1])
         elif isinstance(undecorated(made), ConditionallyConjugate):
             given = {name: value for name, value in options.items() if name != "progress"}
@@ -167,7 +166,9 @@ class Search:
             ValueError: it is not finite for some row.
         """
         x = check_rows(x, _model(best))
-        if isinstance(best, Fit) and not isinstance(best.model, Conjugate):
+        if isinstance(best, Fit) and isinstance(undecorated(best.model), ConjugateGivenShared):
+            log_p = predictive_density(best, x, draws=self.draws, seed=self.seed).log_density.double().cpu()
+        elif isinstance(best, Fit) and not isinstance(best.model, Conjugate):
             bounds = log_evidence_bounds(best, x, draws=(self.draws,), seed=self.seed)
             log_p = bounds[f"IWAE-{self.draws}"].values.double().cpu()
         else:

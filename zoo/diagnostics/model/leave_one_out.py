@@ -11,6 +11,7 @@ from zoo.base.callables import name_of, undecorated
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.memory import rows_at_once
 from zoo.base.protocols import ConjugateGivenShared, Pair
+from zoo.base.threads import on_suited_threads
 from zoo.diagnostics.model.proposals import Proposal, moments_of_draws
 from zoo.posterior.engine import Arguments, Reader, reader, reading
 from zoo.posterior.evaluation import check_draws
@@ -87,6 +88,7 @@ class Loo:
         return text
 
 
+@on_suited_threads
 def loo(run: Pair, x: ArrayLike, *, draws: int = 1000, inner: int = 100, correct: bool = True, seed: int = 0) -> Loo:
     r"""Leave-one-out cross-validation by Pareto-smoothed importance sampling (PSIS-LOO).
 

@@ -10,7 +10,7 @@ from zoo.base.callables import name_of, undecorated, unwrapped
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.memory import rows_at_once
 from zoo.base.protocols import ClosedPredictive, ConjugateGivenShared, HoldsRows, Pair
-from zoo.diagnostics.model.relevance import conjugate_factors
+from zoo.diagnostics.guide.relevance import conjugate_factors
 from zoo.posterior.engine import Arguments, Reader, reader, reading
 from zoo.posterior.rowwise import log_mean
 
@@ -55,7 +55,7 @@ def predictive_density(run: Pair, x: ArrayLike, *, draws: int = 1000, seed: int 
     conjugate factors the integral is a mixture of Student's t, in closed form. Rows with missing entries have the
     density of their observed ones.
 
-    Take rows that had no part in training: of the training rows it says how well they are fitted.
+    Use rows that were not used in training: on training rows the density measures the fit, not prediction.
 
     Args:
         run: a trained pair: what :func:`zoo.cavi`, :func:`zoo.fit` or :func:`zoo.load` returned.

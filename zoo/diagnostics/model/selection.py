@@ -137,10 +137,11 @@ def select_size(
 
     A conjugate model is fitted by :func:`zoo.em` from several starts and has a likelihood, AIC and BIC. If ``build``
     returns a model and a guide, both are fitted by :func:`zoo.fit`. A conditionally conjugate model is fitted by
-    :func:`zoo.cavi` and has the bound on log p(X), which penalises size by itself; it is not evaluated on held-out
-    rows. The other fits are compared by log p(x) of held-out rows:
-    by K-fold cross-validation with the same folds for all values, or on ``held_out`` rows with one fit per value and
-    start. Held-out log p(x) is exact for a conjugate model, otherwise the importance-weighted bound of ``draws`` draws.
+    :func:`zoo.cavi` and has the bound on log p(X), which penalises size by itself. All are compared by log p(x) of
+    held-out rows: by K-fold cross-validation with the same folds for all values, or on ``held_out`` rows with one fit
+    per value and start. Held-out log p(x) is exact for a conjugate model; the predictive density
+    :math:`\log \int p(x \mid \theta)\, q(\theta)\, d\theta` for a model with priors on its parameters
+    (:func:`zoo.diagnostics.predictive_density`); otherwise the importance-weighted bound of ``draws`` draws.
 
     A value whose fits all fail (a collapsed component, more factors than columns) is a row of the table with its error.
     A value that fails in a fold has no held-out log p(x).
@@ -150,7 +151,8 @@ def select_size(
     without held-out rows, for models that are nearly correct.
 
     Args:
-        build: a function of a value and rows (m, d) that returns a fresh conjugate model, or a fresh model and guide.
+        build: a function of a value and rows (m, d) that returns a fresh conjugate or conditionally conjugate model, or
+            a fresh model and guide.
         x: the rows (n, d).
         values: the numbers of factors or components to compare.
         seeds: the number of starts, with seeds 0, 1, ..., or the seeds themselves.
@@ -197,8 +199,6 @@ def select_size(
     if all(row.best is None for row in table):
         listed = "\n".join(f"  {row.value}: {row.error}" for row in table)
         raise ValueError(f"no value could be fitted:\n{listed}")
-    if all(row.bound is not None for row in table if row.best is not None):
-        how = "none"
     found = Selection(tuple(table), len(rows), how)
     if not found.measures:
         raise ValueError(

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import scipy.stats  # type: ignore[import-untyped]
+import scipy  # type: ignore[import-untyped]  # loads its subpackages on first use
 import torch
 from torch import Tensor
 

@@ -7,15 +7,16 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from guides.mean_field import MeanField
-from guides.sites import check_count
+from zoo.algebra.missing import column_moments
 from zoo.base.callables import name_of, undecorated
 from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.latent_sites import Layout
 from zoo.base.memory import rows_at_once
-from zoo.base.protocols import Pair
+from zoo.base.protocols import HoldsFactors, Pair, declares
+from zoo.infer.pairing import check_count
 from zoo.posterior.engine import Reader, reader, reading
 
-RELEVANCE = 50.0  # E[alpha] at and above which a factor is switched off, in Bishop's (1999) example
+RELEVANCE = 50.0  # E[alpha] times the columns' mean variance, at and above which a factor is switched off
 COUNT = 1.0  # expected rows below which a component is empty
 
 
@@ -71,14 +72,15 @@ def effective_size(
     r"""The factors that automatic relevance determination keeps, or the components of a mixture that hold rows.
 
     A relevance :math:`\alpha_k` is the prior precision of the loadings of factor k, in the units of the data: it is
-    large where the loadings vanish. Compare it with the reciprocal of the variance that would matter to you.
+    large where the loadings vanish. By default a factor counts as switched off where its loadings are expected to have
+    less than a fiftieth of the columns' mean variance :math:`v`, :math:`E_q[\alpha_k] \geq 50 / v`.
 
     Args:
         run: a trained pair: what :func:`zoo.cavi`, :func:`zoo.fit` or :func:`zoo.load` returned. Its model has a site
             ``relevance`` (k,), or else a discrete site ``component`` per row.
         x: the rows (n, d).
-        threshold: factors are kept whose expected relevance is below it (None: 50), components are in use that expect
-            as many rows (None: 1).
+        threshold: factors are kept whose expected relevance is below it (None: 50 over the mean variance of the
+            columns), components are in use that expect as many rows (None: 1).
         draws: draws from the guide, where its factors have no closed form.
         seed: of the draws; the caller's random stream is left alone.
 
@@ -93,24 +95,43 @@ def effective_size(
     x = check_rows(x, undecorated(run.model))
     with reading(run, seed):
         source = reader(run, x)
-        names = {latent.name: latent for latent in source.layout.latents}
-        component = names.get("component")
-        if "relevance" in names:
+        component = _component(source.layout)
+        if "relevance" in {latent.name for latent in source.layout.latents}:
             values, se = _relevances(source, draws)
-            return EffectiveSize("factors", values, se, RELEVANCE if threshold is None else float(threshold))
-        if component is None or component.cardinality is None or not component.local:
+            least = RELEVANCE / _variance(x) if threshold is None else float(threshold)
+            return EffectiveSize("factors", values, se, least)
+        if component is None:
             raise TypeError(
                 f"{name_of(run.model)} has neither a site 'relevance' nor a discrete site 'component' per row: there "
                 "is nothing to count. BayesianPCA, BayesianFactorAnalysis and BayesianGMM have"
             )
-        values, se = _counts(source, component.cardinality, draws)
+        values, se = _counts(source, component, draws)
         return EffectiveSize("components", values, se, COUNT if threshold is None else float(threshold))
+
+
+def has_effective_size(found: Layout) -> bool:
+    """Whether priors decide how many factors or components of a model are in use."""
+    shared = {latent.name for latent in found.shared}
+    return "relevance" in shared or (bool(shared) and _component(found) is not None)
+
+
+def _component(found: Layout) -> int | None:
+    """The number of values of the site ``component`` of every row; None without such a site."""
+    return next((own.cardinality for own in found.local if own.name == "component"), None)
+
+
+def _variance(x: Tensor) -> float:
+    """The mean variance of the columns over their observed entries; 1 where nothing varies."""
+    variance = float(column_moments(x)[0].mean())
+    return variance if variance > 0 else 1.0
 
 
 def conjugate_factors(run: Pair) -> dict[str, Any] | None:
     """The factors of q by site, where they are of conjugate families; to be used inside ``reading``."""
     guide = undecorated(run.guide)
-    return guide.factors() if isinstance(guide, MeanField) and guide.conjugate is not None else None
+    if isinstance(guide, HoldsFactors) and not declares(run.guide, "gaussian"):
+        return dict(guide.factors())
+    return None
 
 
 def _relevances(source: Reader, draws: int) -> tuple[Tensor, Tensor]:
@@ -128,7 +149,7 @@ def _counts(source: Reader, components: int, draws: int) -> tuple[Tensor, Tensor
     """Expected rows of every component (k,) and standard errors."""
     factors = conjugate_factors(source.pair)
     if factors is not None:
-        check_count("MeanField", len(factors["component"].logits), source.x, None)
+        check_count(source.pair.guide, len(source.x), None)
         count = factors["component"].mean.sum(0)
         return count, torch.zeros_like(count)
     total: Tensor = torch.zeros(draws, components, dtype=torch.float64)
