@@ -219,7 +219,8 @@ class Covariate(Module):
 def test_covariates(batch_size):
     """The noise has mean 0 within both batches, so that slopes of exactly 3 maximise the likelihood.
 
-    With 300 free draws, the maximum itself lies up to 0.5 from 3: three standard errors, (2 (|w|^2 + 0.25) / 300)^(1/2) each.
+    With 300 free draws, the maximum itself lies up to 0.5 from 3: three standard errors, each
+    (2 (|w|^2 + 0.25) / 300)^(1/2).
     """
     n, steps = 300, 1500
     batch = torch.randint(0, 2, (n, 1)).float()
