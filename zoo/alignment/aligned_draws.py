@@ -17,6 +17,7 @@ from zoo.base.protocols import ConjugateGivenShared
 from zoo.base.threads import on_suited_threads
 from zoo.data.dataset import column_names
 from zoo.infer.run import Fit
+from zoo.posterior.engine import reader, reading
 
 ROUNDS = 50  # of generalized Procrustes analysis, at most
 TURN = 1e-6  # change of the reference, relative to its size, at which it has converged
@@ -80,7 +81,10 @@ def posterior_loadings(
     if rotation not in get_args(Rotation):
         raise ValueError(f"rotation must be one of {', '.join(get_args(Rotation))}; got {rotation!r}")
     columns, data = column_names(x), check_rows(x, undecorated(run.model))
-    values = {name: value.double() for name, value in run.sample(data, draws, seed=seed).items()}
+    with reading(run, seed):
+        source = reader(run, data)
+        _, arguments = next(source.chunks(1))  # the shared sites do not need the other rows
+        values = {name: value.double() for name, value in source.draw(arguments, draws, points=True).values.items()}
     weight, noise = _checked(run, data, values)
     d, k = weight.shape[1:]
     wanted = k if factors is None else check_whole(factors, "factors")
