@@ -1,5 +1,6 @@
-from collections.abc import Sequence
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, ClassVar, Literal, get_args
 
 import pyro
 import pyro.distributions as dist
@@ -7,15 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from guides.encoder import encode, flatten_last, positive, resolved
+from guides.encoder import encode, flatten_last, positive, raw_positive, resolved, set_affine
 from guides.gaussian import sample_factorised, sample_joint, shaped, width
+from guides.projection import gaussian_projection, posterior_projection
 from guides.shared import Shared, shared_part
-from guides.sites import CannotServe, Sites, check_data, discrete, for_discrete, only, require_local
-from zoo.base.callables import PyroCallable, in_evaluation_mode
+from guides.sites import CannotServe, Sites, check_data, discrete, follows, for_discrete, only, require_local
+from zoo.algebra.projected import common_covariance, discriminant, posterior_map
+from zoo.base.callables import PyroCallable, in_evaluation_mode, undecorated
 from zoo.base.checks import ArrayLike, check_whole, incomplete
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
+from zoo.base.protocols import GaussianMixture, Projection, linear_form
 from zoo.networks.convolution import check_image, image_encoder
+from zoo.networks.linear_path import LinearPath
 from zoo.networks.perceptron import Activation, mlp, reset
 from zoo.networks.standardize import Standardize
 from zoo.networks.user_module import check_network
@@ -32,7 +37,11 @@ class Amortized(Module):
               q(c_n \mid x_n) = \mathrm{Cat}(\mathrm{softmax}\, l_\phi(x_n))
 
     Its inputs are columns standardised by the statistics of ``x`` (unchanged if all lie in [0, 1], as pixels do), and
-    it starts at the standard normal. With ``hidden=()`` it is the encoder of the linear VAE, with a mean affine in x
+    it starts at the standard normal. In a fit (:meth:`initialize`) it starts at the best q for a linear-Gaussian
+    model, or a mixture with one covariance, whose means and logits are affine in x: a linear path beside a network with
+    hidden layers represents it, and the network starts at 0.
+
+    With ``hidden=()`` it is the encoder of the linear VAE, with a mean affine in x
     and one covariance for all rows (Lucas et al. 2019); up to a thousand columns are then whitened as well, so that all
     weights are learned at the same rate. With hidden layers mean and covariance both depend on x.
 
@@ -56,6 +65,8 @@ class Amortized(Module):
             whatever ``hidden`` is. Its weights are kept, the output 0 means the standard normal, and the network
             options above have no effect.
         shared: the covariance of the sites shared by all rows: ``"mean_field"`` or ``"full_rank"``.
+        skip: put a linear path beside the hidden layers. None: for linear-Gaussian models and Gaussian mixtures. (Not
+            with your own ``network``.)
 
     Attributes:
         outputs: the number of outputs of the network per row.
@@ -73,6 +84,7 @@ class Amortized(Module):
     """
 
     gaussian = True  # all sites are Gaussian (in unconstrained coordinates) or categorical
+    absent: ClassVar[Mapping[str, Any]] = {"skip": False}  # runs saved before there were linear paths
 
     def __init__(
         self,
@@ -89,6 +101,7 @@ class Amortized(Module):
         image: Sequence[int] | None = None,
         network: nn.Module | None = None,
         shared: Shared = "mean_field",
+        skip: bool | None = None,
     ) -> None:
         super().__init__()
         x = check_data(x, model)
@@ -112,29 +125,47 @@ class Amortized(Module):
         self.columns = Standardize(self.data_dim, whiten=self.linear and self.data_dim <= WHITENED, pixels=True)
         self.masked = incomplete(x) if masked is None else bool(masked)
         self.own = network is not None
-        self.__dict__["_resolved"] = resolved(self.masked, activation)
-        options = activation, normalize, gated
+        self.__dict__["model"] = model  # referred to, not registered
+        affine = linear_form(model) is not None or isinstance(undecorated(model), GaussianMixture)
+        skip = not self.linear and network is None and (affine if skip is None else bool(skip))
+        self.__dict__["_resolved"] = {**resolved(self.masked, activation), "skip": skip}
         inputs = self.data_dim * (1 + self.masked)
         if network is not None:
             parts = f"{k} means, {spread} numbers of the covariance and {levels} logits"
-            self.encoder = check_network(network, "network", inputs, self.outputs, parts)
-        elif image is not None:
-            channels, *sides = check_image(image, self.data_dim)
-            self.encoder = image_encoder((channels * (1 + self.masked), *sides), hidden, self.outputs, *options)
+            self.encoder: nn.Module = check_network(network, "network", inputs, self.outputs, parts)
         else:
-            self.encoder = mlp(inputs, hidden, self.outputs, *options)
+            own = self._network(inputs, hidden, image, (activation, normalize, gated))
+            self.encoder = LinearPath(own, inputs, self.outputs) if skip else own
         if self.linear and spread:
             self.spread = nn.Parameter(torch.zeros(spread))
         self.shared = shared_part(self.sites.shared, x, shared)
         self.to(x)
-        self.initialize(x)
+        self._draw(x)
+
+    def _network(
+        self, inputs: int, hidden: Sequence[int], image: Sequence[int] | None, options: tuple[Activation, bool, bool]
+    ) -> nn.Sequential:
+        """The network from standardised rows to the outputs: a perceptron, or convolutions of an ``image``."""
+        if image is None:
+            return mlp(inputs, hidden, self.outputs, *options)
+        channels, *sides = check_image(image, self.data_dim)
+        return image_encoder((channels * (1 + self.masked), *sides), hidden, self.outputs, *options)
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
         """New random weights, near the standard normal; scales of the columns from ``x`` (n, d).
 
-        Your own ``network`` keeps its weights.
+        Where the posterior of the model is affine in the row, the linear path is that of the best q for the model's
+        current parameters. (For a mixture with several covariances, that of their mean.) Your own ``network`` keeps its
+        weights.
         """
+        self._draw(x)
+        with suppress(torch.linalg.LinAlgError):  # degenerate parameters of the model
+            self._e_step()
+
+    @torch.no_grad()
+    def _draw(self, x: Tensor) -> None:
+        """New random weights, near the standard normal."""
         self.columns.place(like(x, self))
         if self.own:
             if self.shared is not None:
@@ -144,6 +175,71 @@ class Amortized(Module):
         flatten_last(self.encoder)  # close to the standard normal for every row
         if self.linear and self.split[1]:
             self.spread.normal_(0.0, 0.01)
+
+    @property
+    def _path(self) -> nn.Linear | None:
+        """The linear layer of the encoder, or the path beside its network; None if it has neither."""
+        if self.own:
+            return None
+        if isinstance(self.encoder, LinearPath):
+            return self.encoder.path
+        last = self.encoder[-1] if self.linear and isinstance(self.encoder, nn.Sequential) else None
+        return last if isinstance(last, nn.Linear) else None
+
+    @torch.no_grad()
+    def _e_step(self) -> None:
+        """The best q for the model's current parameters and complete rows, where its means or logits are affine in x.
+
+        An approximation for a mixture with several covariances, and for a ``"low_rank"`` covariance.
+        """
+        path, columns = self._path, self.columns
+        if path is None or self.sites.shared or len(self.sites.local) + len(self.sites.discrete) != 1:
+            return
+        form, inner = linear_form(self.model), undecorated(self.model)
+        if form is not None and self.sites.local and form[0].shape[1] == self.split[0]:
+            weight, mean, noise = (value.double() for value in form)
+            slope, covariance = posterior_map(weight, noise)
+            if not slope.isfinite().all():  # degenerate parameters of the model, which the loss will report
+                return
+            set_affine(path, columns, slope, slope @ (columns.shift - mean))
+            self._set_spread(path, covariance)
+        elif isinstance(inner, GaussianMixture) and self.sites.discrete:
+            weight, mean = inner.weight.double(), inner.mean.double()
+            common = common_covariance(weight, inner.scale.double(), inner.covariance, mean.shape[1])
+            set_affine(path, columns, *discriminant(weight, mean, common, columns.shift))
+        else:
+            return
+        if isinstance(self.encoder, LinearPath):
+            self.encoder.straighten()
+
+    def _set_spread(self, path: nn.Linear, covariance: Tensor) -> None:
+        """Set the outputs of the covariance to the best constants for posteriors with this covariance (k, k)."""
+        k, spread, _ = self.split
+        raw = self.spread if self.linear else path.bias[k : k + spread]
+        if not self.linear:
+            path.weight[k : k + spread] = 0.0
+        if self.covariance == "full":
+            root = torch.linalg.cholesky(covariance)
+            row, column = torch.tril_indices(k, k, -1, device=root.device)
+            raw.copy_(torch.cat([raw_positive(root.diagonal()), root[row, column]]))
+        else:
+            raw[:k] = raw_positive(torch.linalg.inv(covariance).diagonal().rsqrt())
+
+    def projection(self, model: PyroCallable, x: Tensor) -> Projection | None:
+        """The best q of a linear-Gaussian model, or a mixture with one covariance, on complete rows.
+
+        For a ``"diag"`` or ``"full"`` covariance, and a network with a linear path or without hidden layers.
+        """
+        if self._path is None or incomplete(x) or not follows(self, model, self.sites):
+            return None
+        if self.sites.local:
+            if linear_form(model) is None or self.covariance == "low_rank":
+                return None
+            return gaussian_projection(model, x, self._e_step, factorised=self.covariance == "diag")
+        inner = undecorated(model)
+        if not isinstance(inner, GaussianMixture) or inner.covariance != "tied":
+            return None
+        return posterior_projection(model, x, self._e_step)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean (n, k), raw covariance (n, s) or (s,), and logits (n, levels) of the rows ``x`` (n, d).

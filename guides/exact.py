@@ -3,12 +3,13 @@ import pyro.distributions as dist
 from torch import Tensor
 from torch.distributions import Distribution
 
+from guides.projection import gaussian_projection, posterior_projection
 from guides.sites import CannotServe, Sites, closed_posterior
 from zoo.base.callables import PyroCallable, undecorated
 from zoo.base.latent_sites import Latent
 from zoo.base.module import Module
 from zoo.base.plates import rows
-from zoo.base.protocols import Conjugate
+from zoo.base.protocols import Conjugate, Projection, linear_form
 from zoo.distributions.pathwise import PathwiseCategorical
 
 
@@ -55,8 +56,20 @@ class Exact(Module):
         with rows(x, index, size, name=self.plate):
             pyro.sample(self.site.name, posterior)
 
+    def projection(self, model: PyroCallable, x: Tensor) -> Projection | None:
+        """The posterior itself, with log p(x) as the bound; from the moments of complete rows where these suffice."""
+        if undecorated(model) is not undecorated(self.model):
+            return None
+        if linear_form(model) is not None:
+            return gaussian_projection(model, x, _nothing, factorised=False)
+        return posterior_projection(model, x, _nothing)
+
     def posterior(self, x: Tensor, index: Tensor | None = None) -> Distribution:
         """The model's posterior given the rows ``x``, a distribution with batch shape (n,)."""
         found = closed_posterior(self.model, x, index)
         assert found is not None  # the constructor has seen to it
         return found
+
+
+def _nothing() -> None:
+    """The guide has no parameters to set."""

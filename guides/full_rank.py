@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints, transform_to
 
 from guides.gaussian import sample_joint, shaped, width
+from guides.projection import gaussian_projection
 from guides.shared import shared_part
 from guides.sites import (
     CannotServe,
@@ -13,6 +14,7 @@ from guides.sites import (
     check_count,
     check_data,
     closed_posterior,
+    follows,
     for_discrete,
     only,
     pick,
@@ -23,6 +25,7 @@ from zoo.base.callables import PyroCallable
 from zoo.base.checks import ArrayLike
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
+from zoo.base.protocols import Projection
 
 
 class FullRank(Module):
@@ -83,6 +86,12 @@ class FullRank(Module):
             put(self.loc, posterior.mean, index)
             root = transform_to(constraints.lower_cholesky).inv(posterior.scale_tril)
             put(self.scale_tril_unconstrained, root, index)
+
+    def projection(self, model: PyroCallable, x: Tensor) -> Projection | None:
+        """The posterior of a model with one local site and a closed Gaussian posterior."""
+        if not follows(self, model, self.sites):
+            return None
+        return gaussian_projection(model, x, lambda: self._e_step(x, None), factorised=False)
 
     def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> None:
         """Sample every latent site for the rows ``index`` (all by default)."""

@@ -10,14 +10,26 @@ from torch.distributions import Distribution, constraints
 
 from guides.conjugate import ConjugatePart
 from guides.gaussian import sample_factorised, shaped, width
+from guides.projection import gaussian_projection, posterior_projection, row_posterior
 from guides.shared import Shared, shared_part
-from guides.sites import Sites, check_closed_form, check_count, check_data, closed_posterior, discrete, only, pick, put
+from guides.sites import (
+    Sites,
+    check_closed_form,
+    check_count,
+    check_data,
+    closed_posterior,
+    discrete,
+    follows,
+    only,
+    pick,
+    put,
+)
 from zoo.base.callables import PyroCallable, name_of, undecorated
 from zoo.base.checks import ArrayLike
 from zoo.base.latent_sites import layout
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
-from zoo.base.protocols import ConditionallyConjugate
+from zoo.base.protocols import ConditionallyConjugate, Projection
 from zoo.base.random import running_generator
 
 Family = Literal["conjugate", "gaussian"]
@@ -153,6 +165,16 @@ class MeanField(Module):
             put(self.loc, posterior.mean, index)
             deviation = posterior.precision_matrix.diagonal(dim1=-2, dim2=-1).rsqrt()
             put(self.scale_unconstrained, deviation.log(), index)
+
+    def projection(self, model: PyroCallable, x: Tensor) -> Projection | None:
+        """The best q of a conjugate or linear-Gaussian model with one local site; see :meth:`initialize`."""
+        if self.conjugate is not None or not follows(self, model, self.sites):
+            return None
+        if self.sites.local:
+            return gaussian_projection(model, x, lambda: self._e_step(x, None), factorised=True)
+        if not isinstance(row_posterior(model, x), dist.Categorical):
+            return None
+        return posterior_projection(model, x, lambda: self._e_step(x, None))
 
     def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> None:
         """Sample every latent site for the rows ``index`` (all by default)."""

@@ -117,7 +117,7 @@ class SemiAmortized(Module):
             )
         require_local("SemiAmortized", model, self.sites)
         self.__dict__["model"] = model  # referred to, not registered
-        self.proposal = Amortized(model, x, hidden, masked=masked, activation=activation, shared=shared)
+        self.proposal = Amortized(model, x, hidden, masked=masked, activation=activation, shared=shared, skip=False)
         self.__dict__["_resolved"] = resolved(self.proposal.masked, activation)
         self.total = len(x)
         self.register_buffer("points", _design(width(self.sites.local)).to(x), persistent=False)  # (p, k)

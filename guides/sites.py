@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -10,10 +11,11 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from zoo.algebra import linear_gaussian
 from zoo.base.callables import PyroCallable, modules, name_of, undecorated, unwrapped
 from zoo.base.checks import ArrayLike, check_rows
 from zoo.base.latent_sites import Latent, layout
-from zoo.base.protocols import Conjugate
+from zoo.base.protocols import Conjugate, linear_form
 from zoo.base.random import seeded
 
 
@@ -208,16 +210,29 @@ def check_closed_form(guide: str, model: PyroCallable, sites: Sites, asked: bool
 
 
 def closed_posterior(model: PyroCallable, x: Tensor, index: Tensor | None) -> Distribution | None:
-    """The posterior of a conjugate model at its current parameters, None for other models.
+    """The posterior of a conjugate or linear-Gaussian model at its current parameters, None for other models.
 
     A ``posterior`` with an argument ``index`` gets the row numbers of a minibatch, for models with covariates.
     """
     inner = undecorated(model)
     if not isinstance(inner, Conjugate):
-        return None
+        form = linear_form(model)
+        return None if form is None else linear_gaussian.posterior(x, *form)
     if index is not None and "index" in inspect.signature(inner.posterior).parameters:
         return inner.posterior(x, index=index)  # type: ignore[call-arg]
     return inner.posterior(x)
+
+
+def follows(guide: Any, model: PyroCallable, sites: Sites) -> bool:
+    """Whether a guide built for this model has one local site without a transform, and no parameter that is frozen.
+
+    Those of a guide with the E-step in closed form (``closed_form``) are not optimised in any case.
+    """
+    found = sites.local + sites.discrete
+    if len(found) != 1 or sites.shared or undecorated(model) is not undecorated(guide.model):
+        return False
+    free = bool(getattr(guide, "closed_form", False)) or all(p.requires_grad for p in guide.parameters())
+    return free and (found[0].cardinality is not None or found[0].transform is None)
 
 
 @torch.no_grad()

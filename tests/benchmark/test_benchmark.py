@@ -17,33 +17,33 @@ def test_rows_files_and_resuming(tmp_path):
     table = benchmark.benchmark_conjugate(
         tmp_path, seeds=[0], only="iris PPCA 2", guide_names=names, report=seen.append
     )
-    assert [row["method"] for row in seen] == ["scikit-learn", "Exact", "FullRank"]
+    both = [(name, start) for start in ("random", "data") for name in names]
+    assert [(row["method"], row["start"]) for row in seen] == [("scikit-learn", "random"), *both]
     assert table["distance"].abs().max() < 1e-6  # scikit-learn's too, once its n - 1 is undone
     exact = table.filter(pl.col("method") == "Exact").to_dicts()[0]
     assert exact["mean_error"] < 1e-3
     assert abs(exact["gap"]) < 1e-8
-    assert pl.read_csv(tmp_path / "table.csv")["case"].to_list() == ["iris PPCA 2"] * 3
-    assert "| iris PPCA 2 |" in (tmp_path / "table.md").read_text()
+    assert pl.read_csv(tmp_path / "table.csv")["case"].to_list() == ["iris PPCA 2"] * 5
+    text = (tmp_path / "table.md").read_text()
+    assert text.count("| iris PPCA 2 |") == 6
+    assert "from random starts" in text
+    assert "from the default starts" in text
     with xr.open_dataset(tmp_path / "table.nc") as stored:
-        assert stored["distance"].shape == (3,)
+        assert stored["distance"].shape == (5,)
 
     log = tmp_path / "rows.jsonl"
     kept = log.read_text().splitlines()
-    log.write_text("\n".join(kept[:2]) + "\n")  # interrupted before the last cell
+    log.write_text("\n".join(kept[:4]) + "\n")  # interrupted before the last cell
     again = []
     benchmark.benchmark_conjugate(tmp_path, seeds=[0], only="iris PPCA 2", guide_names=names, report=again.append)
-    assert [row["method"] for row in again] == ["FullRank"]
-    assert [json.loads(line)["method"] for line in log.read_text().splitlines()] == [
-        "scikit-learn",
-        "Exact",
-        "FullRank",
-    ]
+    assert [(row["method"], row["start"]) for row in again] == [("FullRank", "data")]
+    assert [json.loads(line)["method"] for line in log.read_text().splitlines()] == ["scikit-learn", *names, *names]
 
 
 def test_guides_that_cannot_serve_are_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "STARTS", 2)
     table = benchmark.benchmark_conjugate(tmp_path, seeds=[0], only="faithful GMM 2", guide_names=("Exact", "FullRank"))
-    assert table["method"].to_list() == ["scikit-learn", "Exact"]
+    assert table["method"].to_list() == ["scikit-learn", "Exact", "Exact"]
     assert table["log_marginal"].max() * 272 == pytest.approx(-1130.26396, abs=1e-3)
 
 
@@ -56,7 +56,9 @@ def test_a_failed_cell_is_a_row_of_the_table(tmp_path, monkeypatch):
         return best_of(build, *args, **kwargs)
 
     monkeypatch.setattr(benchmark, "best_of", fail)
-    table = benchmark.benchmark_conjugate(tmp_path, seeds=[0], only="iris PPCA 2", guide_names=("Exact",))
+    table = benchmark.benchmark_conjugate(
+        tmp_path, seeds=[0], only="iris PPCA 2", guide_names=("Exact",), starts=("data",)
+    )
     assert table["distance"].is_nan().to_list() == [False, True]
     assert "| iris PPCA 2 | 0.0e+00 | failed |" in (tmp_path / "table.md").read_text()
 
@@ -66,6 +68,8 @@ def test_unknown_names(tmp_path):
         benchmark.benchmark_conjugate(tmp_path, only="nothing")
     with pytest.raises(ValueError, match="'Fullrank'"):
         benchmark.benchmark_conjugate(tmp_path, guide_names=("Fullrank",))
+    with pytest.raises(ValueError, match="unknown start 'spectral'"):
+        benchmark.benchmark_conjugate(tmp_path, starts=("spectral",))
 
 
 def test_simulated_rows_are_always_the_same():

@@ -47,7 +47,7 @@ def test_findings_as_json(folder):
 def test_strict_ends_with_a_status(folder, tmp_path):
     x = zoo.data.load("iris", dtype=torch.float64).x
     model = zoo.PPCA(4, 2).double()
-    zoo.fit(model, Exact(model), x, steps=3, progress=False).save(tmp_path / "short")
+    zoo.fit(model, Exact(model), x, steps=3, start="random", progress=False).save(tmp_path / "short")
     words = ["diagnose", str(tmp_path / "short"), "iris"]
     assert runner.invoke(app, words).exit_code == 0
     answer = runner.invoke(app, [*words, "--strict"])

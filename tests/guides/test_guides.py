@@ -510,6 +510,7 @@ def test_the_posterior_is_read_in_evaluation_mode(family, some):
     model = zoo.PPCA(4, 2).double()
     guide = getattr(guides, family)(model, some, hidden=(8,))
     network = guide.proposal.encoder if family == "SemiAmortized" else guide.encoder
+    network = getattr(network, "network", network)  # beside a linear path
     network.insert(1, torch.nn.Dropout(0.5))
     guide.train()
     q = guide.posterior(some)

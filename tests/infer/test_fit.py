@@ -47,17 +47,17 @@ def adam():
 # Reproducible to the bit.
 
 PATHS = {
-    "L-BFGS": lambda x: (ppca(), MeanField, {"steps": 20}),
-    "L-BFGS-exact": lambda x: (ppca(), Exact, {"steps": 20}),
+    "L-BFGS": lambda x: (ppca(), MeanField, {"steps": 20, "start": "random"}),
+    "L-BFGS-exact": lambda x: (ppca(), Exact, {"steps": 20, "start": "random"}),
     "Adam": lambda x: (zoo.VAE(4, 2, hidden=(8,)).double(), MeanField, {"steps": 20}),
-    "minibatch": lambda x: (ppca(), Amortized, {"steps": 20, "batch_size": 16}),
+    "minibatch": lambda x: (ppca(), Amortized, {"steps": 20, "batch_size": 16, "start": "random"}),
     "minibatch-deep": lambda x: (
         zoo.VAE(4, 2, hidden=(8,)).double(),
         Amortized,
         {"steps": 20, "batch_size": 16},
     ),
     "mixture": lambda x: (zoo.GMM(4, 3).double(), Amortized, {"steps": 20}),
-    "Pyro's Adam": lambda x: (ppca(), FullRank, {"steps": 20, "optim": adam()}),
+    "Pyro's Adam": lambda x: (ppca(), FullRank, {"steps": 20, "optim": adam(), "start": "random"}),
 }
 
 
@@ -257,7 +257,7 @@ def test_a_plain_function_as_guide(batch_size, some, untouched):
 )
 def test_losses(loss, some):
     model = ppca()
-    run = fit(model, MeanField(model, some), some, loss=loss, steps=150, optim=adam())
+    run = fit(model, MeanField(model, some), some, loss=loss, steps=150, optim=adam(), start="random")
     assert run.settings["loss"] == type(loss).__name__
     assert run.losses[-20:].mean() < run.losses[:5].mean() - 0.1
 
@@ -289,7 +289,7 @@ def test_enumeration_with_mean_field(faithful):
 def test_optimizer_of_pyro(some):
     model = ppca()
     optim = adam()
-    run = fit(model, Exact(model), some, optim=optim, steps=30)
+    run = fit(model, Exact(model), some, optim=optim, steps=30, start="random")
     assert len(optim.optim_objs) == 3  # weight, mean, scale
     assert len(run.losses) == 30
     assert run.losses[-1] < run.losses[0]

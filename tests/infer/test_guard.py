@@ -81,7 +81,9 @@ def test_patience_keeps_the_best_parameters(some):
 
 def test_a_bound_that_gets_better_runs_to_the_end(some):
     model = zoo.PPCA(4, 2).double()
-    run = zoo.fit(model, Exact(model), some, steps=60, optim=adam(), validation=some, patience=2, every=10)
+    run = zoo.fit(
+        model, Exact(model), some, steps=60, optim=adam(), validation=some, patience=2, every=10, start="random"
+    )
     assert not run.converged
     assert len(run.losses) == 60
 

@@ -11,7 +11,7 @@ import zoo
 from guides import Amortized, Exact, FullRank, MeanField
 from zoo.base.module import Module
 from zoo.base.plates import rows
-from zoo.infer import IWAE, LBFGS, AnnealedELBO, Fused, LineSearchSVI, QuadratureELBO
+from zoo.infer import IWAE, LBFGS, AnnealedELBO, Fused, LineSearchSVI, ProjectedELBO, QuadratureELBO
 from zoo.infer.pairing import check_pair
 
 
@@ -26,20 +26,33 @@ def test_a_conjugate_pair(some, untouched):
     before = [p.detach().clone() for m in (model, guide) for p in m.parameters()]
     with untouched():
         plan = zoo.plan(model, guide, some)
-    assert isinstance(plan.loss, QuadratureELBO)
+    assert isinstance(plan.loss, ProjectedELBO)
+    assert isinstance(plan.loss.pair, QuadratureELBO)
     assert isinstance(plan.optim, LBFGS)
-    assert plan.start == ("model", "guide")
-    assert (plan.e_step, plan.em_steps, plan.schedule, plan.steps) == (25, 0, "", 20_000)
+    assert (plan.start, plan.estimate) == (("model", "guide"), True)
+    assert (plan.e_step, plan.em_steps, plan.schedule, plan.steps) == (0, 0, "", 20_000)
+    assert plan.summary()["step"] == "the model's parameters; the guide follows in closed form"
     assert all(
         torch.equal(p, q) for p, q in zip((p for m in (model, guide) for p in m.parameters()), before, strict=True)
     )
     assert model.fresh
 
 
-def test_an_exact_pair_begins_with_em(some):
+def test_a_pair_whose_best_q_has_no_closed_form(some):
     model = zoo.PPCA(4, 2).double()
-    plan = zoo.plan(model, Exact(model), some)
-    assert (type(plan.loss), plan.e_step, plan.em_steps) == (Trace_ELBO, 0, 10)
+    plan = zoo.plan(model, Amortized(model, some, covariance="low_rank"), some)
+    assert (type(plan.loss), plan.e_step, plan.em_steps, plan.estimate) == (QuadratureELBO, 25, 0, True)
+    assert plan.summary()["step"] == "the parameters of model and guide together"
+    given = zoo.plan(model, MeanField(model, some), some, loss=Trace_ELBO())
+    assert type(given.loss) is Trace_ELBO
+
+
+def test_a_random_start_begins_with_em(some):
+    model = zoo.PPCA(4, 2).double()
+    plan = zoo.plan(model, Exact(model), some, start="random")
+    assert (type(plan.loss), plan.e_step, plan.em_steps, plan.estimate) == (ProjectedELBO, 0, 10, False)
+    with pytest.raises(ValueError, match="start must be one of data, random; got 'spectral'"):
+        zoo.plan(model, Exact(model), some, start="spectral")
     zoo.fit(model, Exact(model), some, steps=3, progress=False)
     again = zoo.plan(model, Exact(model), some)
     assert (again.start, again.em_steps) == ((), 0)
@@ -110,7 +123,7 @@ class Counted:
 
 @pytest.mark.parametrize("family", [Exact, MeanField, FullRank, Amortized])
 def test_few_passes_before_the_first_step(family, some, monkeypatch):
-    """One to check the pair, one for the loss, one for the coordinates."""
+    """One to check the pair, and one of the model to compare its closed forms with its density."""
     model = zoo.FactorAnalysis(4, 1).double()
     guide = family(model) if family is Exact else family(model, some)
     counted = [Counted(function, len(some), monkeypatch) for function in (model, guide)]
@@ -123,7 +136,7 @@ def test_few_passes_before_the_first_step(family, some, monkeypatch):
 
     monkeypatch.setattr(LineSearchSVI, "_search", noting)
     zoo.fit(model, guide, some, steps=1, progress=False)
-    assert seen[0] == [3, 3]
+    assert seen[0] == [2, 1]
 
 
 def test_the_pair_is_checked_once(some, monkeypatch):

@@ -175,7 +175,7 @@ def best_weight(moments: Moments, noise: Tensor, latent_dim: int) -> Tensor:
     values, vectors = torch.linalg.eigh(moments.covariance / torch.outer(root, root))
     leading = (values[-latent_dim:] - 1).clamp_min(0).sqrt()
     weight = root.unsqueeze(1) * vectors[:, -latent_dim:] * leading
-    return torch.nn.functional.pad(weight, (0, latent_dim - weight.shape[1]))  # zeros for surplus factors
+    return torch.nn.functional.pad(weight, (0, latent_dim - weight.shape[1])).contiguous()  # zeros for surplus factors
 
 
 def best_noise(moments: Moments, noise: Tensor, least: Tensor, latent_dim: int, steps: int = 10_000) -> Tensor:
@@ -242,6 +242,33 @@ def impute(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> Imputation
 def summarize(x: Tensor) -> Moments | Incomplete:
     """The data that EM needs of rows (n, d): their moments, or all rows if entries are missing."""
     return Incomplete.of(x) if incomplete(x) else Moments.of(x)
+
+
+def filled_moments(x: Tensor) -> Moments:
+    """The moments of rows (n, d) with missing entries at their column's mean, for a start."""
+    if not incomplete(x):
+        return Moments.of(x)
+    _, mean = column_moments(x)
+    return Moments.of(torch.where(x.isnan(), mean, x))
+
+
+def remainder(moments: Moments, latent_dim: int) -> Tensor:
+    """The noise variance of PPCA: the mean of the D - K smallest eigenvalues of the covariance, a scalar."""
+    return torch.linalg.eigvalsh(moments.covariance)[:-latent_dim].mean()
+
+
+def uniqueness(moments: Moments, latent_dim: int) -> Tensor:
+    r"""The noise variances (d,) at which factor analysis starts: :math:`(1 - K / 2D) / (S^{-1})_{jj}`.
+
+    With S regularised by a thousandth of its diagonal, as it may be singular.
+
+    References:
+        Joereskog (1963), Statistical Estimation in Factor Analysis; R's ``factanal``.
+    """
+    covariance = moments.covariance
+    ridged = covariance + torch.diag(1e-3 * covariance.diagonal())
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(ridged))
+    return max(1 - 0.5 * latent_dim / len(covariance), 0.1) / inverse.diagonal()
 
 
 def refuse_constant_columns(x: Tensor | Moments, model: str, why: str | None = None) -> None:

@@ -4,6 +4,7 @@ Rubin (1976), Inference and missing data, Biometrika 63; Little and Rubin (2019)
 Data.
 """
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from zoo.base.checks import incomplete
+
+FEW = 8  # rows that share a pattern, on average, from which products pattern by pattern are faster
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +73,12 @@ class Part:
     patterns: Tensor
     which: Tensor
 
+    def segments(self) -> list[int] | None:
+        """The number of rows of every pattern, in order; None where too few rows share one."""
+        if FEW * len(self.patterns) > len(self.rows):
+            return None
+        return torch.bincount(self.which, minlength=len(self.patterns)).tolist()
+
 
 @dataclass(frozen=True, eq=False)
 class Incomplete:
@@ -91,6 +100,11 @@ class Incomplete:
 
     def __len__(self) -> int:
         return len(self.filled)
+
+    @functools.cached_property
+    def grouped(self) -> "Sorted":
+        """The same as :meth:`sorted`, computed once."""
+        return self.sorted()
 
     def sorted(self) -> "Sorted":
         """The rows sorted by missingness pattern."""

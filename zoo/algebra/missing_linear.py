@@ -12,7 +12,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from zoo.algebra.missing import Imputation, Incomplete
+from zoo.algebra.missing import Imputation, Incomplete, Part
 from zoo.base.memory import rows_at_once
 
 
@@ -93,25 +93,42 @@ def em_update(
     total = weight.new_zeros(())
     gram, cross = weight.new_zeros(d, (k + 1) ** 2), weight.new_zeros(d, k + 1)
     square, count = weight.new_zeros(d), weight.new_zeros(d)
-    size = _rows(weight)
-    for filled, observed in zip(data.filled.split(size), data.observed.split(size), strict=True):
-        part = Incomplete(filled, observed)
-        offset, root, projection = _infer(part, weight, mean, noise)
-        total += _log_density(part, offset, root, projection, noise).sum()
+    for part in data.grouped.parts(_rows(weight)):
+        offset = torch.where(part.observed, part.filled.to(weight) - mean, 0.0)  # (b, d)
+        projection = (offset / noise) @ weight  # (b, k)
+        root = torch.linalg.cholesky(_precision(part.patterns, weight, noise))  # (p, k, k)
         covariance = _covariance(root)
-        loc = (covariance @ projection.unsqueeze(-1)).squeeze(-1)
+        loc = _means(part, covariance, projection)
+        there, shared = part.patterns.to(weight), torch.bincount(part.which, minlength=len(root)).to(weight)
+        logdet = there @ (2 * math.pi * noise).log() + 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # (p,)
+        total -= 0.5 * (shared @ logdet + (offset.square() / noise).sum() - (projection * loc).sum())
         ahead = torch.cat([loc, loc.new_ones(len(loc), 1)], 1)  # E (z, 1)
-        second = ahead.unsqueeze(2) * ahead.unsqueeze(1)
-        second[:, :k, :k] += covariance
-        there = observed.to(weight)
-        gram += there.T @ second.flatten(1)
+        gram += there.T @ _seconds(part, covariance * shared[:, None, None], ahead).flatten(1)
         cross += offset.T @ ahead
         square += offset.square().sum(0)
-        count += there.sum(0)
+        count += shared @ there
     found = torch.linalg.solve(gram.unflatten(1, (k + 1, k + 1)), cross)  # (d, k + 1)
     residual = square - (found * cross).sum(1)
     residual = torch.maximum(residual, 1e-12 * square)  # a perfect fit may be negative by rounding
     return total, found[:, :k].contiguous(), mean + found[:, k], residual, count
+
+
+def _means(part: Part, covariance: Tensor, projection: Tensor) -> Tensor:
+    """E z (b, k) of rows in the order of their patterns, with covariances (p, k, k)."""
+    if (counts := part.segments()) is None:
+        return (covariance[part.which] @ projection.unsqueeze(-1)).squeeze(-1)
+    return torch.cat([some @ own for some, own in zip(projection.split(counts), covariance, strict=True)])
+
+
+def _seconds(part: Part, covariance: Tensor, ahead: Tensor) -> Tensor:
+    """The sums over the rows of every pattern of E (z, 1)(z, 1)' (p, k + 1, k + 1), given their covariances' sums."""
+    if (counts := part.segments()) is None:
+        outer = ahead.unsqueeze(2) * ahead.unsqueeze(1)
+        found = outer.new_zeros(len(covariance), *outer.shape[1:]).index_add_(0, part.which, outer)
+    else:
+        found = torch.stack([some.T @ some for some in ahead.split(counts)])
+    found[:, :-1, :-1] += covariance
+    return found
 
 
 def impute(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> Imputation:

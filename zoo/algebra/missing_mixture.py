@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from zoo.algebra.missing import Imputation, Incomplete, Part, Sorted, log_density, marginal_root
+from zoo.algebra.mixture import Sums
 from zoo.base.memory import rows_at_once
 
 
@@ -54,9 +55,27 @@ def _complete(part: Part, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Ten
     slope = torch.linalg.solve_triangular(root.mT, half, upper=True)  # Sigma_oo^-1 Sigma_o.
     both = ~keep.unsqueeze(-1) & ~keep.unsqueeze(-2)
     spread = torch.where(both, covariance - half.mT @ half, 0.0)
-    density = log_density(offset, there, root[part.which])
-    guess = (offset.unsqueeze(-2) @ slope[part.which]).squeeze(-2)
+    if (counts := part.segments()) is None:
+        density = log_density(offset, there, root[part.which])
+        guess = (offset.unsqueeze(-2) @ slope[part.which]).squeeze(-2)
+    else:  # no matrix per row
+        segments = list(zip(offset.split(counts), root, slope, strict=True))
+        white = torch.cat([_solve(own, some) for some, own, _ in segments])
+        logdet = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # (p, k)
+        density = -0.5 * (there.to(white).sum(-1) * math.log(2 * math.pi) + white.square().sum(-1)) - logdet[part.which]
+        guess = torch.cat([(some.transpose(0, 1) @ own).transpose(0, 1) for some, _, own in segments])
     return density, torch.where(there, offset, guess), spread
+
+
+def _solve(root: Tensor, offset: Tensor) -> Tensor:
+    """Rows (b, k, d), whitened by the components' factors (k, d, d)."""
+    return torch.linalg.solve_triangular(root, offset.permute(1, 2, 0), upper=False).permute(2, 0, 1)
+
+
+def expect(data: Sorted, log_weight: Tensor, mean: Tensor, covariance: Tensor) -> Sums:
+    """The E-step, around the components' means and in float64; see :func:`statistics`."""
+    total, counts, first, second = statistics(data, log_weight, mean, covariance)
+    return Sums(total.double(), counts.double(), mean.double(), first.double(), second.double())
 
 
 def statistics(

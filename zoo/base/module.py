@@ -4,8 +4,8 @@ import functools
 import hashlib
 import inspect
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pyro
@@ -29,7 +29,12 @@ class Module(PyroModule):
 
     The constructor's arguments are recorded (:attr:`settings`), so that a saved run can rebuild the module, and so is a
     fingerprint of the initial parameters (:attr:`fresh`).
+
+    Attributes:
+        absent: values of constructor arguments for saved runs whose record lacks them, as they are older.
     """
+
+    absent: ClassVar[Mapping[str, Any]] = {}
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

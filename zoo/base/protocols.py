@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from zoo.base.callables import PyroCallable, undecorated
@@ -207,6 +207,15 @@ class Placed(Hook, Protocol):
 
 
 @runtime_checkable
+class Estimating(Hook, Protocol):
+    """A model with a start that is computed from the data, where :func:`zoo.fit` is not asked for a random one."""
+
+    def estimate(self, x: Tensor) -> None:
+        """Set the parameters to a first estimate from the rows (n, d), in place, such as by their moments."""
+        ...
+
+
+@runtime_checkable
 class Checked(Hook, Protocol):
     """A model that refuses data for which its likelihood has no maximum."""
 
@@ -272,6 +281,19 @@ class LinearGaussian(Hook, Protocol):
     @property
     def noise(self) -> Tensor:
         """The noise variance of every column (d,)."""
+        ...
+
+
+@runtime_checkable
+class LinearForm(Hook, Protocol):
+    """A model that is linear-Gaussian for some of its options, with its parameters under other names."""
+
+    def linear_form(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """W (d, k), mu (d,) and noise variances (d,) as of :class:`LinearGaussian`, differentiable; None otherwise."""
+        ...
+
+    def loadings(self) -> nn.Parameter | None:
+        """The parameter A (d, k) of W = D A, with D a diagonal matrix; None if there is no such parameter."""
         ...
 
 
@@ -375,6 +397,37 @@ class GaussianGuide(Hook, Protocol):
         ...
 
 
+class Projection(Protocol):
+    r"""The best q of a guide's family as a function of the model's parameters (variable projection).
+
+    .. math:: F(\theta) = \max_{q \in Q} L(\theta, q), \qquad
+              \nabla F(\theta) = \nabla_\theta L(\theta, q)|_{q = q^*(\theta)}
+    """
+
+    def bound(self) -> Tensor:
+        """The bound at the best q over all rows in nats, a scalar, differentiable in the model's parameters."""
+        ...
+
+    def solve(self) -> None:
+        """Set the guide's parameters to the best q for the model's current parameters, in place.
+
+        The model's own may move along a symmetry that ``bound`` is a maximum over, which does not change it.
+        """
+        ...
+
+
+@runtime_checkable
+class Projecting(Hook, Protocol):
+    """A guide whose best q given the model's parameters has a closed form for some models.
+
+    :func:`zoo.fit` then searches the model's parameters alone. A subclass with its own ``forward`` repeats the method.
+    """
+
+    def projection(self, model: PyroCallable, x: Tensor) -> Projection | None:
+        """The best q for the rows (n, d); None where it has no closed form. It does not run model or guide."""
+        ...
+
+
 @runtime_checkable
 class TightGuide(Hook, Protocol):
     """A guide that declares whether it is the exact posterior, so that every draw gives log p(x)."""
@@ -399,8 +452,28 @@ class Carrying(Hook, Protocol):
     carried: Distribution
 
 
+def linear_form(model: PyroCallable) -> tuple[Tensor, Tensor, Tensor] | None:
+    """W (d, k), mu (d,) and the noise variances (d,) of a linear-Gaussian model; None for another model.
+
+    It is a :class:`LinearGaussian` or :class:`LinearForm` that declares ``quadratic``.
+    """
+    inner = undecorated(model)
+    if not declares(model, "quadratic"):
+        return None
+    if isinstance(inner, LinearForm):
+        return inner.linear_form()
+    return (inner.weight, inner.mean, inner.noise) if isinstance(inner, LinearGaussian) else None
+
+
+def loadings(model: PyroCallable) -> nn.Parameter | None:
+    """The parameter with the loadings of a model with a :func:`linear_form`, up to units of the columns, or None."""
+    inner = undecorated(model)
+    found = inner.loadings() if isinstance(inner, LinearForm) else getattr(inner, "weight", None)
+    return found if isinstance(found, nn.Parameter) else None
+
+
 def declares(function: PyroCallable, name: str) -> bool:
-    """Whether a model or guide declares a property of its density: ``quadratic``, ``gaussian`` or ``tight``.
+    """Whether a model or guide declares a property of its density, such as ``quadratic``, ``gaussian`` or ``tight``.
 
     A subclass with its own ``forward`` has another density, to which the declarations of its parent do not apply; it
     repeats those that hold.

@@ -1,4 +1,4 @@
-"""Conjugate models x guides x data x seeds, against scikit-learn on the same rows in the same run."""
+"""Conjugate models x guides x starts x data x seeds, against scikit-learn on the same rows in the same run."""
 
 import math
 import statistics
@@ -22,12 +22,15 @@ from zoo.base.callables import name_of
 from zoo.base.module import Module
 from zoo.base.protocols import HasPosterior, Mixture
 from zoo.benchmark.rows import Rows
+from zoo.infer.planning import Start
 from zoo.infer.run import Fit
 from zoo.infer.starts import best_of
 from zoo.models.factor_analysis import FactorAnalysis
 from zoo.models.gmm import GMM
 from zoo.models.ppca import PPCA
 
+SCIKIT: tuple[str, Start] = ("scikit-learn", "random")
+BOTH: tuple[Start, ...] = ("random", "data")
 STARTS = 10  # random starts of a mixture, for EM, SVI and scikit-learn
 
 
@@ -112,9 +115,10 @@ def benchmark_conjugate(
     seeds: Sequence[int] = range(5),
     only: str | None = None,
     guide_names: Sequence[str] = tuple(GUIDES),
+    starts: Sequence[Start] = BOTH,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> pl.DataFrame:
-    """Compare SVI with EM's optimum: every conjugate model with every guide available for it, from random starts.
+    """Compare SVI with EM's optimum: every conjugate model with every guide, from random and from default starts.
 
     Finished rows are appended to ``rows.jsonl`` in the folder and not run again, so that an interrupted benchmark
     resumes. At the end ``table.csv``, ``table.md`` and ``table.nc`` are written.
@@ -124,13 +128,14 @@ def benchmark_conjugate(
         seeds: one run per case, method and seed; for a mixture the best of ten starts.
         only: run only cases with this text in their names.
         guide_names: the guides, by their names in the table.
+        starts: where the models start, ``"random"`` or ``"data"`` (the default of :func:`zoo.fit`), or both.
         report: called with every new row.
 
     Returns:
-        one row per case, method and seed: log marginal, ELBO and gap per row in nats; ``distance``, EM's optimum minus
-        the log marginal; ``mean_error``, the largest difference between the guide's posterior means and EM's after
-        alignment, in posterior standard deviations (for a mixture: of responsibilities); steps and seconds. NaN if all
-        starts failed.
+        one row per case, start, method and seed: log marginal, ELBO and gap per row in nats; ``distance``, EM's optimum
+        minus the log marginal; ``mean_error``, the largest difference between the guide's posterior means and EM's
+        after alignment, in posterior standard deviations (for a mixture: of responsibilities); steps and seconds. NaN
+        if all starts failed.
 
     Raises:
         ValueError: there is no such case or guide.
@@ -140,20 +145,25 @@ def benchmark_conjugate(
         raise ValueError(f"no case has {only!r} in its name: choose from {', '.join(case.name for case in CONJUGATE)}")
     if unknown := [name for name in guide_names if name not in GUIDES]:
         raise ValueError(f"unknown guide {unknown[0]!r}: choose from {', '.join(GUIDES)}")
+    if odd := [start for start in starts if start not in BOTH]:
+        raise ValueError(f"unknown start {odd[0]!r}: choose from {', '.join(BOTH)}")
     rows = Rows(folder)
-    done = {(row["case"], row["method"], row["seed"]) for row in rows}
-    for row in _run(cases, seeds, guide_names, done):
+    done = {(row["case"], row["method"], row.get("start", "random"), row["seed"]) for row in rows}
+    methods = [SCIKIT, *((name, start) for start in starts for name in guide_names)]
+    for row in _run(cases, seeds, methods, done):
         rows.append(row)
         report(row)
     return rows.write(markdown)
 
 
 def _run(
-    cases: Sequence[Case], seeds: Sequence[int], guide_names: Sequence[str], done: set[tuple[str, str, int]]
+    cases: Sequence[Case],
+    seeds: Sequence[int],
+    methods: Sequence[tuple[str, Start]],
+    done: set[tuple[str, str, str, int]],
 ) -> Iterator[dict[str, Any]]:
     for case in cases:
-        methods = ["scikit-learn", *guide_names]
-        wanted = [(m, s) for m in methods for s in seeds if (case.name, m, s) not in done]
+        wanted = [(method, seed) for method in methods for seed in seeds if (case.name, *method, seed) not in done]
         if not wanted:
             continue
         x = case.rows()
@@ -161,15 +171,19 @@ def _run(
         reference = best_of(lambda: case.build(d).double(), x, seeds=STARTS if case.mixture else 1, tol=1e-12).best  # noqa: B023
         with torch.no_grad():
             optimum = float(reference.log_marginal(x).mean())
-        for method, seed in wanted:
-            head = {"case": case.name, "method": method, "seed": seed, "rows": n, "columns": d, "optimum": optimum}
-            run = _scikit(case, x, seed) if method == "scikit-learn" else _svi(case, x, method, seed, reference)
+        for (name, start), seed in wanted:
+            head = {"case": case.name, "method": name, "start": start, "seed": seed}
+            head |= {"rows": n, "columns": d, "optimum": optimum}
+            if (name, start) == SCIKIT:
+                run: dict[str, Any] | None = _scikit(case, x, seed)
+            else:
+                run = _svi(case, x, name, start, seed, reference)
             if run is not None:
                 yield {**head, **run, "distance": optimum - run["log_marginal"]}
 
 
-def _svi(case: Case, x: Tensor, method: str, seed: int, reference: Any) -> dict[str, Any] | None:
-    """One run of SVI with its defaults; None if the guide is not available for the model."""
+def _svi(case: Case, x: Tensor, method: str, start: Start, seed: int, reference: Any) -> dict[str, Any] | None:
+    """One run of SVI with its defaults but the start; None if the guide is not available for the model."""
 
     def build() -> tuple[Module, Module]:
         model = case.build(x.shape[1]).double()
@@ -182,7 +196,7 @@ def _svi(case: Case, x: Tensor, method: str, seed: int, reference: Any) -> dict[
     starts = range(STARTS * seed, STARTS * (seed + 1)) if case.mixture else [seed]
     started = time.perf_counter()
     try:
-        result = best_of(build, x, seeds=starts, progress=False)
+        result = best_of(build, x, seeds=starts, start=start, progress=False)
     except FloatingPointError:  # all starts failed
         seconds = time.perf_counter() - started
         return dict.fromkeys(("log_marginal", "elbo", "gap", "mean_error"), math.nan) | {"steps": 0, "seconds": seconds}
@@ -242,8 +256,16 @@ def _pca_likelihood(estimator: PCA, n: int, score: float) -> float:
 
 
 def markdown(table: pl.DataFrame) -> str:
-    """Three Markdown tables: the largest distance and the largest mean error over the seeds, and median seconds."""
-    methods = [name for name in ("scikit-learn", *GUIDES) if name in table["method"].unique().to_list()]
+    """Markdown tables of the largest distance and mean error over the seeds, and of median seconds, by start."""
+    kinds = [start for start in BOTH if start in table["start"].unique().to_list()]
+    return "\n".join(_of_start(table, start) for start in kinds)
+
+
+def _of_start(table: pl.DataFrame, start: str) -> str:
+    """Three Markdown tables of the runs from one kind of start, with scikit-learn's."""
+    table = table.filter((pl.col("start") == start) | (pl.col("method") == SCIKIT[0]))
+    origin = {"random": "from random starts", "data": "from the default starts"}[start]
+    methods = [name for name in (SCIKIT[0], *GUIDES) if name in table["method"].unique().to_list()]
     cases = [case.name for case in CONJUGATE if case.name in table["case"].to_list()]
 
     def block(title: str, value: Callable[[pl.DataFrame], str]) -> list[str]:
@@ -260,16 +282,16 @@ def markdown(table: pl.DataFrame) -> str:
         return "failed" if values.is_nan().any() else f"{max(0.0, max(values.to_list())):.1e}"
 
     distances = block(
-        f"EM's optimum minus the log marginal of the fit, nats per row, largest of {count} seeds:",
+        f"EM's optimum minus the log marginal of the fit, nats per row, {origin}, largest of {count} seeds:",
         lambda cell: worst(cell, "distance"),
     )
     means = block(
-        f"Posterior means minus EM's after alignment, in posterior standard deviations (mixtures: responsibilities), "
-        f"largest of all rows and {count} seeds:",
-        lambda cell: "-" if cell["method"][0] == "scikit-learn" else worst(cell, "mean_error"),
+        "Posterior means minus EM's after alignment, in posterior standard deviations (mixtures: responsibilities), "
+        f"{origin}, largest of all rows and {count} seeds:",
+        lambda cell: "-" if cell["method"][0] == SCIKIT[0] else worst(cell, "mean_error"),
     )
     seconds = block(
-        f"Seconds, median of {count} seeds (mixtures: {STARTS} starts each):",
+        f"Seconds, {origin}, median of {count} seeds (mixtures: {STARTS} starts each):",
         lambda cell: f"{statistics.median(cell['seconds'].to_list()):.2f}",
     )
     return "\n".join([*distances, *means, *seconds])

@@ -14,6 +14,7 @@ def benchmark_(
     seeds: Annotated[int | None, typer.Option(help="Number of seeds; by default 5 for conjugate, 1 for deep.")] = None,
     only: Annotated[str | None, typer.Option(help="Run only cases with this text in their names.")] = None,
     guide: Annotated[list[str] | None, typer.Option(help="Run only this guide (conjugate); repeatable.")] = None,
+    start: Annotated[list[str] | None, typer.Option(help="random or data (conjugate), by default both.")] = None,
     budget: Annotated[str, typer.Option(help="Budget of deep: quick, cpu, full.")] = "quick",
     device: Annotated[str | None, typer.Option(help="Device to train on (deep), e.g. cpu or cuda.")] = None,
 ) -> None:
@@ -28,8 +29,9 @@ def benchmark_(
             raise ValueError(f"seeds must be at least 1, got {count}")
         if suite == "conjugate":
             names = tuple(guide or conjugate.GUIDES)
+            starts: Any = tuple(start or conjugate.BOTH)
             table = conjugate.benchmark_conjugate(
-                folder, seeds=range(count), only=only, guide_names=names, report=_report
+                folder, seeds=range(count), only=only, guide_names=names, starts=starts, report=_report
             )
             text = conjugate.markdown(table)
         else:
@@ -45,7 +47,8 @@ def benchmark_(
 def _report(row: dict[str, Any]) -> None:
     """Print a line for a finished row."""
     if "method" in row:
-        found = f"{row['method']:17s} seed {row['seed']}  distance {row['distance']:9.1e}  {row['steps']:6d} steps"
+        found = f"{row['method']:17s} {row['start']:6s} seed {row['seed']}"
+        found += f"  distance {row['distance']:9.1e}  {row['steps']:6d} steps"
     else:
         found = f"{row['budget']:5s} seed {row['seed']}  IWAE-{row['draws']} {row['iwae']:.2f} (ELBO {row['elbo']:.2f})"
     err.print(f"{row['case']:26s} {found}  {row['seconds']:8.2f} s", highlight=False, soft_wrap=True)

@@ -3,7 +3,7 @@
 from zoo.base.schedules import cosine
 from zoo.infer.convergence import Convergence, assess
 from zoo.infer.coordinate_ascent import Ascent, VariationalBayes
-from zoo.infer.expectation_maximisation import em
+from zoo.infer.expectation_maximisation import MaximumLikelihood, em
 from zoo.infer.fitting import fit
 from zoo.infer.guard import Diverged, UnboundedLikelihood
 from zoo.infer.line_search import LineSearchSVI
@@ -13,6 +13,7 @@ from zoo.infer.losses.closed_form import ClosedFormELBO
 from zoo.infer.losses.compiled import CompiledELBO
 from zoo.infer.losses.fixed_draws import FixedDraws
 from zoo.infer.losses.iwae import IWAE
+from zoo.infer.losses.projected import ProjectedELBO
 from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.optim.fused import Fused
 from zoo.infer.optim.lbfgs import LBFGS
@@ -43,9 +44,11 @@ __all__ = [
     "LastGood",
     "LineSearchSVI",
     "LocalFirstSVI",
+    "MaximumLikelihood",
     "NaturalGradient",
     "Plan",
     "Progress",
+    "ProjectedELBO",
     "QuadratureELBO",
     "Running",
     "Settled",

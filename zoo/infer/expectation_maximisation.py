@@ -1,19 +1,84 @@
 """Expectation-maximisation in closed form, for any :class:`~zoo.base.Conjugate` model."""
 
 import copy
+from dataclasses import dataclass
+from typing import Any
 
+import polars
 import torch
 from torch import Tensor, nn
 
 from zoo.base.callables import PyroCallable, name_of
-from zoo.base.checks import ArrayLike, check_rows, check_whole
-from zoo.base.protocols import Checked, Conjugate, Placed, Summarized
+from zoo.base.checks import ArrayLike, check_rows, check_whole, incomplete
+from zoo.base.protocols import Checked, Conjugate, Maximized, Placed, Summarized
 from zoo.base.random import seeded
 from zoo.base.threads import on_suited_threads
+from zoo.infer.acceleration import FAILURES, Ascent
+
+STILL = 1e-9  # the relative move of a step of EM below which the parameters are a fixed point
+WINDOW = 5  # steps whose gains together must be small to end an accelerated climb
+SHARE = 0.1  # of the tolerance, as extrapolated gains come in fits and starts
+ROUNDING = 1e-14  # of the log-likelihood
+
+
+@dataclass(frozen=True, eq=False)
+class MaximumLikelihood:
+    """The result of :func:`zoo.em`; ``len(result)`` and ``result[-1]`` are those of ``log_likelihood``.
+
+    Attributes:
+        log_likelihood: in nats over all rows, after every step (steps,), in float64 on the CPU.
+        evaluations: the number of steps of EM that were computed, rejected extrapolations included.
+        converged: whether the log-likelihood had ceased to rise.
+        stopped: why it stopped, in words.
+    """
+
+    log_likelihood: Tensor
+    evaluations: int
+    converged: bool
+    stopped: str
+
+    @property
+    def steps(self) -> int:
+        """The number of steps."""
+        return len(self.log_likelihood)
+
+    def __len__(self) -> int:
+        return len(self.log_likelihood)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self.log_likelihood[index]
+
+    def summary(self) -> dict[str, float]:
+        """The last log-likelihood in nats over all rows, the steps, the evaluations, and whether it converged."""
+        return {
+            "log_likelihood": float(self.log_likelihood[-1]),
+            "steps": float(self.steps),
+            "evaluations": float(self.evaluations),
+            "converged": float(self.converged),
+        }
+
+    def frame(self) -> polars.DataFrame:
+        """A row per step, counted from 1."""
+        return polars.DataFrame({"step": range(1, self.steps + 1), "log_likelihood": self.log_likelihood.numpy()})
+
+    def __repr__(self) -> str:
+        ended = "converged" if self.converged else "not converged"
+        return (
+            f"MaximumLikelihood: {float(self.log_likelihood[-1]):.6f} nats over all rows after {self.steps} steps "
+            f"({self.evaluations} evaluations), {ended}: {self.stopped}"
+        )
 
 
 @on_suited_threads
-def em(model: PyroCallable, x: ArrayLike, *, steps: int = 100_000, tol: float = 1e-9, seed: int = 0) -> Tensor:
+def em(
+    model: PyroCallable,
+    x: ArrayLike,
+    *,
+    steps: int = 100_000,
+    tol: float = 1e-9,
+    accelerate: bool = True,
+    seed: int = 0,
+) -> MaximumLikelihood:
     """Maximise the likelihood of a conjugate model by EM, in place, until convergence.
 
     The computation is done in float64 on a copy; its result is written to the model in the model's own dtype at the
@@ -22,15 +87,23 @@ def em(model: PyroCallable, x: ArrayLike, *, steps: int = 100_000, tol: float = 
     parameters. If the model has ``summarize`` and no entry is missing, the cost of a step does not depend on the number
     of rows.
 
+    By default the climb is accelerated: complete rows of a model with ``maximize`` (PPCA, FactorAnalysis) start from
+    its maximum, and steps of EM are extrapolated in the coordinates of the model's unconstrained parameters, by
+    :class:`~zoo.infer.acceleration.Ascent`. The likelihood never falls either way. ``accelerate=False`` is plain EM, of
+    which every step can be watched; where the likelihood has several maxima, the two may end in different ones.
+
     Args:
-        model: a :class:`~zoo.base.Conjugate` module: PPCA, FactorAnalysis, GMM or one of your own.
+        model: a :class:`~zoo.base.Conjugate` module: PPCA, FactorAnalysis, GMM or one of your own, whose ``em_step``
+            depends on its parameters and the data alone.
         x: the data (n, d); NaN marks an entry missing at random, for a model with ``missing = True``.
         steps: the most steps.
-        tol: stop when the limit of the log-likelihood, extrapolated by Aitken's rule, is within ``tol`` nats per row.
+        tol: stop when the log-likelihood is within ``tol`` nats per row of its limit: as extrapolated by Aitken's rule,
+            or, accelerated, when five steps together gain less than a tenth of it and their gains do not grow.
+        accelerate: whether to extrapolate.
         seed: of the random start.
 
     Returns:
-        the total log-likelihood after every step (steps,), in float64.
+        the total log-likelihood after every step, with the number of evaluations and why it stopped.
 
     Raises:
         TypeError: the model has no closed forms.
@@ -41,6 +114,20 @@ def em(model: PyroCallable, x: ArrayLike, *, steps: int = 100_000, tol: float = 
         Dempster, Laird and Rubin (1977), JRSS B 39; for the stopping rule Boehning et al. (1994), Annals of the
         Institute of Statistical Mathematics 46.
     """
+    x, work = _prepared(model, x, steps, tol, seed)
+    assert isinstance(work, Conjugate)
+    data = work.summarize(x) if isinstance(work, Summarized) else x.double()
+    if accelerate:
+        maximize = isinstance(work, Maximized) and not incomplete(x)
+        found = _accelerated(work, data, steps, tol * len(x), maximize=maximize)
+    else:
+        found = _plain(work, data, steps, tol * len(x))
+    model.load_state_dict(work.state_dict())  # type: ignore[attr-defined]  # in place, in the model's own dtype
+    return found
+
+
+def _prepared(model: PyroCallable, x: ArrayLike, steps: int, tol: float, seed: int) -> tuple[Tensor, nn.Module]:
+    """The rows, and a copy of the model in float64 at its start, after all checks."""
     if not (isinstance(model, Conjugate) and isinstance(model, nn.Module)):
         raise TypeError(
             f"{name_of(model)} has no closed-form EM (it lacks posterior, log_marginal or em_step): use zoo.fit"
@@ -55,35 +142,103 @@ def em(model: PyroCallable, x: ArrayLike, *, steps: int = 100_000, tol: float = 
     if isinstance(work, Placed) and isinstance(model, Placed) and model.fresh:
         with seeded(seed):
             work.initialize(x)
-    work.double()
-    data = work.summarize(x) if isinstance(work, Summarized) else x.double()
-    climb = [work.em_step(data)]
+    return x, work.double()
+
+
+def _plain(work: Conjugate, data: Any, steps: int, tol: float) -> MaximumLikelihood:
+    """EM step by step, until Aitken's rule ends it."""
+    climb = [float(work.em_step(data))]
+    converged = False
     for _ in range(steps - 1):
-        climb.append(work.em_step(data))
+        climb.append(float(work.em_step(data)))
         _refuse_descent(climb)
-        if _converged(climb, tol * len(x)):
+        if converged := _settled(climb, tol):
             break
-    climb.append(copy.deepcopy(work).em_step(data))  # the log-likelihood after the last step
+    climb.append(float(copy.deepcopy(work).em_step(data)))  # the log-likelihood after the last step
     _refuse_descent(climb)
-    model.load_state_dict(work.state_dict())  # copies in place, in the model's own dtype
-    return torch.stack(climb[1:]).detach().cpu()
+    return _result(climb, len(climb), converged, steps)
 
 
-def _refuse_descent(climb: list[Tensor]) -> None:
+def _accelerated(work: Any, data: Any, steps: int, tol: float, *, maximize: bool) -> MaximumLikelihood:
+    """EM by extrapolation, from the model's own maximum where it has one."""
+    parameters = list(work.parameters())
+
+    def evaluate(point: Tensor) -> tuple[float, Tensor]:
+        with torch.no_grad():
+            _place(parameters, point)
+            value = float(work.em_step(data))
+            return value, _joined(parameters)
+
+    start = _joined(parameters)
+    ascent = Ascent(evaluate, start)
+    climb, spent = [ascent.value], 0
+    if maximize and (top := _maximum(work, data, start, parameters)) is not None:
+        spent, ascent = 1, Ascent(evaluate, top)
+        climb.append(ascent.value)
+        _refuse_descent(climb)
+    converged = maximize and _still(ascent)
+    while len(climb) <= steps and not converged:
+        climb.append(ascent.step())
+        _refuse_descent(climb)
+        converged = _small(climb, tol)
+    _place(parameters, ascent.point)
+    return _result(climb, spent + ascent.evaluations, converged, steps)
+
+
+def _maximum(work: Any, data: Any, start: Tensor, parameters: list[nn.Parameter]) -> Tensor | None:
+    """The parameters (p,) that the model's ``maximize`` finds from the start; None where it fails."""
+    _place(parameters, start)
+    try:
+        work.maximize(data)
+    except FAILURES:
+        return None
+    return _joined(parameters)
+
+
+def _joined(parameters: list[nn.Parameter]) -> Tensor:
+    """All parameters as one vector (p,), a copy."""
+    return torch.cat([parameter.detach().flatten() for parameter in parameters])
+
+
+def _place(parameters: list[nn.Parameter], point: Tensor) -> None:
+    """Set all parameters from one vector (p,), not in place: a step may have made one of the data a parameter."""
+    for parameter, part in zip(parameters, point.split([p.numel() for p in parameters]), strict=True):
+        parameter.data = part.view_as(parameter).clone()
+
+
+def _result(climb: list[float], evaluations: int, converged: bool, steps: int) -> MaximumLikelihood:
+    stopped = "the log-likelihood has settled" if converged else f"all {steps} steps are used up"
+    return MaximumLikelihood(torch.tensor(climb[1:], dtype=torch.float64), evaluations, converged, stopped)
+
+
+def _refuse_descent(climb: list[float]) -> None:
     before, after = climb[-2], climb[-1]
-    rounding = 1e-11 * before.abs().clamp_min(1.0)
-    if not after >= before - rounding:
+    if not after >= before - 1e-11 * max(1.0, abs(before)):
         raise FloatingPointError(
-            f"EM's likelihood fell from {before.item():.12g} to {after.item():.12g} at step {len(climb) - 1}: the "
-            "model's em_step is not a maximisation, or it has lost numerical precision"
+            f"EM's likelihood fell from {before:.12g} to {after:.12g} at step {len(climb) - 1}: the model's em_step is "
+            "not a maximisation, or it has lost numerical precision"
         )
 
 
-def _converged(climb: list[Tensor], tol: float) -> bool:
+def _settled(climb: list[float], tol: float) -> bool:
     """Aitken's rule: with increments shrinking by a factor a, the remaining gain is the last one times a / (1 - a)."""
     if len(climb) < 3:
         return False
-    first, second = float(climb[-2] - climb[-3]), float(climb[-1] - climb[-2])
-    if second <= 1e-14 * abs(float(climb[-1])):
+    first, second = climb[-2] - climb[-3], climb[-1] - climb[-2]
+    if second <= ROUNDING * abs(climb[-1]):
         return True
     return 0 < second < first and second * second / (first - second) < tol
+
+
+def _small(climb: list[float], tol: float) -> bool:
+    """Whether the last gains of an accelerated climb are small, and do not grow, as they do on leaving a saddle."""
+    if len(climb) <= WINDOW:
+        return False
+    gains = [after - before for before, after in zip(climb[-WINDOW - 1 : -1], climb[-WINDOW:], strict=True)]
+    rounding = ROUNDING * abs(climb[-1])
+    return sum(gains) <= max(SHARE * tol, rounding) and (gains[-1] <= gains[0] or gains[-1] <= rounding)
+
+
+def _still(ascent: Ascent) -> bool:
+    """Whether a step of EM leaves the parameters where they are."""
+    return bool((ascent.image - ascent.point).norm() <= STILL * ascent.point.norm())

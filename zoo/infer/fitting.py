@@ -15,17 +15,18 @@ from torch import Tensor
 
 from zoo.base.callables import PyroCallable, mode, modules, unwrapped
 from zoo.base.checks import ArrayLike
-from zoo.base.protocols import Placed
+from zoo.base.protocols import Estimating, Placed
 from zoo.base.random import seeded
 from zoo.base.threads import suited, work_of
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.guard import diverged, floored
-from zoo.infer.line_search import LineSearchSVI
+from zoo.infer.line_search import LineSearchSVI, ProjectedSVI
+from zoo.infer.losses.projected import ProjectedELBO
 from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.optim.lbfgs import LBFGS
 from zoo.infer.optim.natural import LocalFirstSVI, NaturalGradient
 from zoo.infer.pairing import check_pair, move
-from zoo.infer.planning import Plan, plan
+from zoo.infer.planning import Plan, Start, plan
 from zoo.infer.run import Fit, Store
 from zoo.infer.running import Running
 from zoo.infer.watchers import (
@@ -51,6 +52,7 @@ def fit(
     batch_size: int | None = None,
     loss: ELBO | None = None,
     optim: PyroOptim | None = None,
+    start: Start = "data",
     seed: int = 0,
     device: str | torch.device | None = None,
     validation: ArrayLike | None = None,
@@ -65,8 +67,8 @@ def fit(
 ) -> Fit:
     """Train model and guide together, in place, by stochastic variational inference.
 
-    A model or guide whose parameters are unchanged since it was built is first initialised at random on the data
-    (``initialize``, drawn with ``seed``); one that has been fitted, modified or loaded continues from its current
+    A model or guide whose parameters are unchanged since it was built is first initialised on the data (``estimate`` or
+    ``initialize``, drawn with ``seed``); one that has been fitted, modified or loaded continues from its current
     parameters. Parameters with ``requires_grad=False`` are not changed. The fit uses its own parameter store and random
     stream: Pyro's global store and the caller's generators are restored afterwards, also after an error. Modules are
     trained in training mode, evaluated on held-out rows in evaluation mode, and returned to their previous modes. The
@@ -86,12 +88,17 @@ def fit(
         loss: any ``pyro.infer.ELBO``. None uses ``Trace_ELBO``, except where the model declares ``quadratic``
             (linear-Gaussian models, mixtures, a VAE with a linear decoder), has no shared sites, and the guide declares
             ``gaussian``: there :class:`~zoo.infer.losses.quadrature.QuadratureELBO` gives the same bound without noise.
-        optim: any Pyro optimizer. None uses L-BFGS where the bound has no noise and every step uses all rows (for a
-            fresh pair its first 25 steps move only the guide, as variational EM begins with an E-step; a fresh model
-            whose guide is its own posterior is preceded by ten steps of EM), and otherwise a single fused Adam, whose
+            Where the best q of the guide has a closed form given the model's parameters (and ``optim`` is None and
+            every step uses all rows), :class:`~zoo.infer.losses.projected.ProjectedELBO` is that bound at its highest:
+            the search then moves the model's parameters alone, and the guide follows.
+        optim: any Pyro optimizer. None uses L-BFGS where the bound has no noise and every step uses all rows, and
+            otherwise a single fused Adam, whose
             learning rate is halved, once the bound has settled, until that no longer raises it. With ``steps`` given,
             the rate falls to zero along half a cosine instead, which flattens any curve, so that such a fit is not
             reported as converged.
+        start: where a fresh model starts: ``"data"``, its estimate from the data (by the eigenvectors of their moments
+            for PPCA, factor analysis and a linear VAE; at random if it has none), or ``"random"``. A mixture starts at
+            centres drawn by k-means++, followed by ten steps of EM, in either case.
         seed: of the start, the batches and the draws. Numbers that a model of your own draws in its constructor, and
             not again in ``initialize``, are not covered: call ``torch.manual_seed(seed)`` on the line before
             ``model = Model(...)``, or build the pair inside :func:`zoo.best_of`, which seeds the constructor too.
@@ -137,6 +144,7 @@ def fit(
         batch_size=batch_size,
         loss=loss,
         optim=optim,
+        start=start,
         seed=seed,
         device=device,
         validation=validation,
@@ -160,24 +168,37 @@ def fit(
 def _start(decided: Plan, model: PyroCallable, guide: PyroCallable) -> tuple[Any, ...]:
     """Initialise fresh parts on the data, and run both once. Returns the arguments of the first step."""
     parts = {"model": unwrapped(model), "guide": unwrapped(guide)}
-    for name in decided.start:
-        part = parts[name]
-        assert isinstance(part, Placed)
-        part.initialize(decided.x)
+    if "model" in decided.start:
+        _place_model(decided, parts["model"])
     if decided.em_steps:
         with suppress(FloatingPointError, torch.linalg.LinAlgError):  # a component collapsed: the model is unchanged
-            em(parts["model"], decided.x, steps=decided.em_steps)
+            em(parts["model"], decided.x, steps=decided.em_steps, accelerate=False)
+    if "guide" in decided.start:
+        guided = parts["guide"]
+        assert isinstance(guided, Placed)
+        guided.initialize(decided.x)
     x, n = decided.x, len(decided.x)
     index = torch.arange(n, device=x.device)[: decided.batch_size]
     arguments: tuple[Any, ...] = (x,) if decided.full else (x[index], index, n)
     if decided.transform is not None:
         arguments = (decided.transform(arguments[0]), *arguments[1:])
     guide_trace = check_pair(model, guide, arguments, decided.layout, decided.loss)
-    if isinstance(decided.loss, QuadratureELBO):
-        decided.loss.prepare(guide_trace)
+    objective = decided.loss.pair if isinstance(decided.loss, ProjectedELBO) else decided.loss
+    if isinstance(objective, QuadratureELBO):
+        objective.prepare(guide_trace)
     for module in modules(model, guide):
         module.zero_grad()  # left by an earlier fit
     return arguments
+
+
+def _place_model(decided: Plan, model: PyroCallable) -> None:
+    """Set a fresh model to its estimate from the data, or to a random start on them."""
+    if decided.estimate:
+        assert isinstance(model, Estimating)
+        model.estimate(decided.x)
+    else:
+        assert isinstance(model, Placed)
+        model.initialize(decided.x)
 
 
 def _svi(decided: Plan, model: PyroCallable, guide: PyroCallable) -> SVI:
@@ -189,6 +210,8 @@ def _svi(decided: Plan, model: PyroCallable, guide: PyroCallable) -> SVI:
         return LocalFirstSVI(model, guide, decided.optim, decided.loss)
     if not isinstance(decided.optim, LBFGS):
         return SVI(model, guide, decided.optim, decided.loss)
+    if isinstance(decided.loss, ProjectedELBO):
+        return ProjectedSVI(model, guide, decided.optim, decided.loss)
     late = [p for module in modules(model) for p in module.parameters()] if decided.e_step else []
     return LineSearchSVI(model, guide, decided.optim, decided.loss, late=late, since=decided.e_step)
 

@@ -12,10 +12,12 @@ from pyro import poutine
 from pyro.infer import ELBO, SVI
 from torch import Tensor
 
-from zoo.base.callables import PyroCallable
+from zoo.base.callables import PyroCallable, modules
 from zoo.base.random import seeded
+from zoo.infer.losses.projected import ProjectedELBO
 from zoo.infer.optim.fused import ordered
 from zoo.infer.optim.lbfgs import LBFGS
+from zoo.infer.running import Copy, put_back
 
 FLOOR = 1e-6  # lower bound on row norms of the Hessian, relative to the largest
 WALL = 10.0  # relative height of the value that replaces a loss which is not finite
@@ -52,7 +54,7 @@ class Coordinates:
 
     def __init__(self, params: list[Tensor], units: list[Tensor], options: dict[str, Any]) -> None:
         self.params, self.units = params, units
-        self.scaled = [(p / unit).detach().requires_grad_() for p, unit in zip(params, units, strict=True)]
+        self.scaled = [(p / unit).detach().contiguous().requires_grad_() for p, unit in zip(params, units, strict=True)]
         self.optimizer = torch.optim.LBFGS(self.scaled, **options)
 
     @torch.no_grad()
@@ -70,7 +72,7 @@ class Coordinates:
     def pull(self, gradients: dict[Tensor, Tensor]) -> None:
         """Set the coordinates' gradients from those of the parameters."""
         for u, p, unit in zip(self.scaled, self.params, self.units, strict=True):
-            u.grad = gradients[p] * unit
+            u.grad = (gradients[p] * unit).contiguous()
 
     @property
     def finite(self) -> bool:
@@ -135,17 +137,25 @@ class LineSearchSVI(SVI):
         self._last: Point | None = None
         self._given: tuple[tuple[Any, Any], ...] = ()
         self._before = math.inf
+        self._exhausted = False  # whether the last search from new coordinates gained nothing
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """One iteration. Returns the loss before it."""
         start = self._start(args, kwargs)
         moving = self._moving(start.loss)
-        if self._coordinates is None or self.steps in self.optim.refresh or self.steps == self.since:
+        if not moving or (self._exhausted and start is self._last):
+            self.steps += 1
+            return start.loss
+        new = self._coordinates is None or self.steps in self.optim.refresh or self.steps == self.since
+        if new:
             units = self._units(moving, args, kwargs)
             self._coordinates = Coordinates(moving, units, self.optim.pt_optim_args)
         self.steps += 1
+        assert self._coordinates is not None
+        self._exhausted = False
         if not self._search(self._coordinates, start, args, kwargs):
-            self._coordinates = self._last = None  # forget the curvature
+            self._exhausted, self._last = new and self.steps > self.since, start
+            self._coordinates = None  # forget the curvature
         self._forget_gradients()
         return start.loss
 
@@ -261,3 +271,43 @@ class LineSearchSVI(SVI):
     def _forget_gradients(self) -> None:
         for p in self._params:
             p.grad = None
+
+
+class ProjectedSVI(LineSearchSVI):
+    """Variational EM with the E-step in closed form: the search moves the model's parameters, and the guide follows.
+
+    After every step the guide's parameters are at the best q for those of the model.
+
+    Args:
+        model: a module.
+        guide: a guide whose best q has a closed form.
+        optim: the options of the search.
+        loss: the bound at the best q.
+    """
+
+    def __init__(self, model: PyroCallable, guide: PyroCallable, optim: LBFGS, loss: ProjectedELBO) -> None:
+        super().__init__(model, guide, optim, loss)
+        self.projection = loss.projection
+        self._searched: Copy = []  # the model's parameters as the search left them
+        self._left: Copy = []  # and as the solution left them, which may rotate them
+        self._params = [p for module in modules(model) for p in module.parameters() if p.requires_grad]
+
+    def step(self, *args: Any, **kwargs: Any) -> float:
+        """One iteration. Returns the loss before it."""
+        solved = bool(self._left) and all(torch.equal(p, left) for p, left in self._left)
+        if solved:  # undo the rotation of the last solution, which the search's curvature does not know
+            put_back(self._searched)
+        loss = super().step(*args, **kwargs)
+        if solved and all(torch.equal(p, value) for p, value in self._searched):
+            put_back(self._left)
+            return loss
+        self._searched = [(p, p.detach().clone()) for p in self._params]
+        self.projection.solve()
+        self._left = [(p, p.detach().clone()) for p in self._params]
+        return loss
+
+    def _evaluate(self, args: Any, kwargs: Any) -> Point:
+        """The bound at the best q and its gradients, which runs neither model nor guide."""
+        self._forget_gradients()
+        self.evaluations += 1
+        return self._point(float(self.loss_and_grads(self.model, self.guide, *args, **kwargs)))

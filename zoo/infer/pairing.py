@@ -22,6 +22,7 @@ from zoo.base.protocols import Conjugate, HoldsRows, Smooth, declares
 from zoo.infer.losses.closed_form import ClosedFormELBO, check_closed_form_pair, closed_form
 from zoo.infer.losses.fixed_draws import FixedDraws, check_fixed_draws
 from zoo.infer.losses.iwae import IWAE
+from zoo.infer.losses.projected import ProjectedELBO
 from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.losses.traces import Nodes, shared_sites
 
@@ -121,7 +122,7 @@ def noiseless(model: PyroCallable, guide: PyroCallable, loss: ELBO) -> bool:
     if isinstance(loss, QuadratureELBO):
         inner = undecorated(guide)
         return not isinstance(inner, Smooth) or inner.smooth
-    if isinstance(loss, ClosedFormELBO | FixedDraws):
+    if isinstance(loss, ClosedFormELBO | FixedDraws | ProjectedELBO):
         return True
     return type(loss) is Trace_ELBO and tight(model, guide)
 

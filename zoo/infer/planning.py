@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import polars
 import torch
@@ -12,13 +12,14 @@ from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from zoo.base.callables import PyroCallable, name_of, unwrapped
+from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.latent_sites import Layout, layout
-from zoo.base.protocols import Checked, Placed
+from zoo.base.protocols import Checked, Conjugate, Estimating, LinearForm, Mixture, Placed, Projection, linear_form
 from zoo.base.random import seeded
 from zoo.infer.deep_defaults import CLIP, PATIENCE, default_batch_size, hold_out, may_overfit
 from zoo.infer.losses.closed_form import ClosedFormELBO
+from zoo.infer.losses.projected import ProjectedELBO
 from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.optim.fused import Fused
 from zoo.infer.optim.lbfgs import LBFGS
@@ -36,11 +37,13 @@ from zoo.infer.pairing import (
     random_layers,
     tight,
 )
+from zoo.infer.projecting import projection_of
 from zoo.infer.run import Store
 from zoo.infer.settling import Settling
 from zoo.infer.storage.checkpoint import refuse_taken
 
 Transform = Callable[[Tensor], Tensor]
+Start = Literal["data", "random"]
 
 MOST = 20_000  # steps, where their number is not given
 E_STEP = 25  # iterations, at most, in which only the guide moves, where model and guide are fresh
@@ -69,8 +72,8 @@ class Plan:
     """What :func:`zoo.fit` will do for a pair, and why; the result of :func:`zoo.plan`.
 
     Attributes:
-        answers: the decisions, in the order in which they are taken: rows, start, modes, batches, loss, optimizer,
-            schedule, end.
+        answers: the decisions, in the order in which they are taken: rows, start, first, modes, batches, loss, step,
+            optimizer, schedule, end.
         x: the rows (n, d), of the model's dtype and device.
         validation: held-out rows (m, d), or None.
         layout: the sites of the model.
@@ -79,7 +82,8 @@ class Plan:
         loss: the objective.
         optim: the optimizer, or the options of a line search.
         settling: the schedule of the default optimizer, or None.
-        start: the parts that are initialised at random on the data: ``"model"``, ``"guide"``.
+        start: the parts that are initialised on the data: ``"model"``, ``"guide"``.
+        estimate: whether the model starts at its own estimate from the data, else at random on them.
         e_step: the most iterations in which only the guide moves.
         em_steps: steps of EM on a fresh model before the first iteration.
         seed: of the start, the batches and the draws.
@@ -99,6 +103,7 @@ class Plan:
     optim: PyroOptim
     settling: Settling | None
     start: tuple[str, ...]
+    estimate: bool
     e_step: int
     em_steps: int
     seed: int
@@ -146,6 +151,7 @@ def plan(
     batch_size: int | None = None,
     loss: ELBO | None = None,
     optim: PyroOptim | None = None,
+    start: Start = "data",
     seed: int = 0,
     device: str | torch.device | None = None,
     validation: ArrayLike | None = None,
@@ -183,7 +189,7 @@ def plan(
     check_types(model, guide)
     rows, held_out = _rows(model, guide, x, validation, transform)
     folder = None if checkpoint is None else Path(checkpoint)
-    options = _Options(steps, batch_size, loss, optim, seed, device, patience, every, transform, folder)
+    options = _Options(steps, batch_size, loss, optim, start, seed, device, patience, every, transform, folder)
     return _decided(_eased(_Asked(model, guide, rows, held_out, options)))
 
 
@@ -195,6 +201,7 @@ class _Options:
     batch_size: int | None
     loss: ELBO | None
     optim: PyroOptim | None
+    start: Start
     seed: int
     device: str | torch.device | None
     patience: int | None
@@ -257,11 +264,12 @@ def _decided(asked: _Asked) -> Plan:
     answers = (
         _described(asked),
         start_row,
-        _first_moves(asked, start, optimizer),
+        _first_moves(asked, start, objective, optimizer),
         _modes(asked),
         batches,
         _held_out(asked),
         objective_row,
+        _moved(asked, objective),
         *search_rows,
         _end(asked, optimizer, settling),
     )
@@ -276,8 +284,9 @@ def _decided(asked: _Asked) -> Plan:
         optim=optimizer,
         settling=settling,
         start=start,
-        e_step=_waits(asked, start, optimizer),
-        em_steps=_em_steps(asked, start, optimizer),
+        estimate="model" in start and _estimated(asked),
+        e_step=_waits(asked, start, objective, optimizer),
+        em_steps=_em_steps(asked, start, objective, optimizer),
         seed=options.seed,
         every=options.every,
         patience=options.patience,
@@ -294,6 +303,8 @@ def _check_options(asked: _Asked) -> None:
         FileExistsError: ``checkpoint`` holds files already.
     """
     options = asked.options
+    if options.start not in get_args(Start):
+        raise ValueError(f"start must be one of {', '.join(get_args(Start))}; got {options.start!r}")
     if options.steps is not None:
         check_whole(options.steps, "steps")
     check_whole(options.every, "every")
@@ -364,31 +375,50 @@ def _start(asked: _Asked) -> tuple[tuple[str, ...], Answer]:
     if not fresh:
         return fresh, Answer("start", "the current parameters", "neither is a fresh module with initialize(x)")
     listed = " and ".join(fresh)
+    if "model" in fresh and _estimated(asked):
+        also = ", then the guide at random" if "guide" in fresh else ""
+        return fresh, Answer("start", f"the model's estimate from the data{also}", "unchanged since built")
     return fresh, Answer("start", f"{listed} at random on the data", "unchanged since built; the draws follow seed")
 
 
-def _waits(asked: _Asked, start: tuple[str, ...], optimizer: PyroOptim) -> int:
+def _estimated(asked: _Asked) -> bool:
+    """Whether a fresh model starts at its own estimate from the data."""
+    inner = unwrapped(asked.model)
+    linear = not isinstance(inner, LinearForm) or linear_form(inner) is not None  # a deep VAE has no estimate
+    return asked.options.start == "data" and isinstance(inner, Estimating) and linear
+
+
+def _waits(asked: _Asked, start: tuple[str, ...], loss: ELBO, optimizer: PyroOptim) -> int:
     """The most iterations in which only the guide moves."""
+    if isinstance(loss, ProjectedELBO):
+        return 0
     if len(start) < 2 or asked.options.optim is not None or not isinstance(optimizer, LBFGS):
         return 0
     return min(E_STEP, asked.most // 4) if own_parameters(asked.model, asked.guide) else 0
 
 
-def _em_steps(asked: _Asked, start: tuple[str, ...], optimizer: PyroOptim) -> int:
+def _em_steps(asked: _Asked, start: tuple[str, ...], loss: ELBO, optimizer: PyroOptim) -> int:
     """The steps of EM before the line search."""
     if "model" not in start or asked.options.optim is not None or not isinstance(optimizer, LBFGS):
         return 0
-    return min(EM_STEPS, asked.most // 4) if tight(asked.model, asked.guide) else 0
+    inner = undecorated(asked.model)
+    climbs = isinstance(inner, Mixture) or isinstance(loss, ProjectedELBO) or tight(asked.model, asked.guide)
+    if _estimated(asked) or not (climbs and isinstance(inner, Conjugate)):
+        return 0
+    return min(EM_STEPS, asked.most // 4)
 
 
-def _first_moves(asked: _Asked, start: tuple[str, ...], optimizer: PyroOptim) -> Answer:
+def _first_moves(asked: _Asked, start: tuple[str, ...], loss: ELBO, optimizer: PyroOptim) -> Answer:
     """What precedes the first step of the whole pair."""
-    if count := _waits(asked, start, optimizer):
-        why = "a fresh guide does not fit the model's start yet and would lead the model away from it"
-        return Answer("first", f"the guide alone, for up to {count} iterations", why)
-    if count := _em_steps(asked, start, optimizer):
-        why = "from a random start, the long steps of a line search may lead to a lower maximum"
-        return Answer("first", f"{count} steps of EM", why)
+    moves, reasons = [], []
+    if count := _em_steps(asked, start, loss, optimizer):
+        moves.append(f"{count} steps of EM")
+        reasons.append("from a random start, the long steps of a line search may lead to a lower maximum")
+    if count := _waits(asked, start, loss, optimizer):
+        moves.append(f"the guide alone, for up to {count} iterations")
+        reasons.append("a fresh guide does not fit the model's start yet and would lead the model away from it")
+    if moves:
+        return Answer("first", ", then ".join(moves), "; ".join(reasons))
     return Answer("first", "nothing", "only a default line search on a fresh model needs more")
 
 
@@ -431,6 +461,9 @@ def _loss(asked: _Asked, found: Layout) -> tuple[ELBO, Answer]:
     if asked.options.loss is not None:
         return asked.options.loss, Answer("loss", type(asked.options.loss).__name__, "loss is given")
     chosen = default_loss(asked.model, asked.guide, found)
+    if (projection := _projection(asked)) is not None:
+        why = "the best q of the guide has a closed form given the model's parameters, and so has the bound there"
+        return ProjectedELBO(projection, chosen), Answer("loss", ProjectedELBO.__name__, why)
     if isinstance(chosen, QuadratureELBO):
         why = "the model declares quadratic, the guide gaussian: a quadrature rule gives the bound without noise"
     elif isinstance(chosen, ClosedFormELBO):
@@ -440,6 +473,23 @@ def _loss(asked: _Asked, found: Layout) -> tuple[ELBO, Answer]:
     else:
         why = "works for any pair, with one draw per step"
     return chosen, Answer("loss", type(chosen).__name__, why)
+
+
+def _projection(asked: _Asked) -> Projection | None:
+    """The best q in closed form, for a default fit whose steps all see the same rows."""
+    options = asked.options
+    if options.optim is not None or asked.subsampled or options.transform is not None:
+        return None
+    if random_layers(asked.model, asked.guide) or batch_norms(asked.model, asked.guide):
+        return None
+    return projection_of(asked.model, asked.guide, asked.x)
+
+
+def _moved(asked: _Asked, loss: ELBO) -> Answer:
+    """Which parameters a step moves."""
+    if isinstance(loss, ProjectedELBO):
+        return Answer("step", "the model's parameters; the guide follows in closed form", "variable projection")
+    return Answer("step", "the parameters of model and guide together", "the best q has no closed form here")
 
 
 def _search(asked: _Asked, loss: ELBO) -> tuple[PyroOptim, Settling | None, tuple[Answer, Answer]]:

@@ -221,9 +221,9 @@ def _climb(
     """One run of :func:`zoo.em`."""
     climb = em(model, x, **options, seed=seed)
     total = float(climb[-1])
-    mean, steps = total / len(check_rows(x, model)), len(climb)
+    mean = total / len(check_rows(x, model))
     rank = total if score is None else float(score(model))
-    return model, Attempt(seed, 0.0, rank, mean, mean, steps, steps < options.get("steps", math.inf))
+    return model, Attempt(seed, 0.0, rank, mean, mean, len(climb), climb.converged)
 
 
 def each_seed(seeds: int | Iterable[int]) -> tuple[int, ...]:

@@ -135,7 +135,7 @@ class FactorAnalysis(Module):
         moments = moments.to(self.weight)
         noise = linear_gaussian.best_noise(moments, self.noise, self.least, self.latent_dim).to(self.weight)
         self.weight, self.mean = linear_gaussian.best_weight(moments, noise, self.latent_dim), moments.mean
-        self.scale = (noise - self.least).clamp_min(0.0).sqrt()
+        self.scale = torch.maximum(noise - self.least, 1e-12 * noise).sqrt()  # not 0, whose logarithm is infinite
 
     def check(self, x: Tensor) -> None:
         """Refuses data under which the likelihood has no maximum.
@@ -145,6 +145,20 @@ class FactorAnalysis(Module):
         """
         refuse_unobserved_columns(x, "factor analysis")
         linear_gaussian.refuse_constant_columns(x, "factor analysis")
+
+    @torch.no_grad()
+    def estimate(self, x: Tensor) -> None:
+        r"""Sets the parameters to an estimate from the moments of the rows ``x`` (n, d), by eigenvectors.
+
+        The uniquenesses are :math:`\psi_j = (1 - K / 2D) / (S^{-1})_{jj}` (Joereskog 1963; R's factanal starts there),
+        the loadings the best for them. Missing entries count as their column's mean.
+        """
+        moments = linear_gaussian.filled_moments(like(x, self))
+        noise = linear_gaussian.uniqueness(moments, self.latent_dim)
+        self.least.copy_(self.floor * moments.covariance.diagonal())
+        above = torch.maximum(noise - self.least, 1e-3 * moments.covariance.diagonal())
+        self.weight = linear_gaussian.best_weight(moments, self.least + above, self.latent_dim).to(self.weight)
+        self.mean, self.scale = moments.mean.to(self.mean), above.sqrt().to(self.scale)
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:

@@ -8,11 +8,10 @@ from pyro.nn import PyroParam
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from zoo.algebra import missing_mixture
+from zoo.algebra import missing_mixture, mixture
 from zoo.algebra.linear_gaussian import refuse_constant_columns
 from zoo.algebra.missing import Imputation, Incomplete, Sorted, column_moments, refuse_unobserved_columns
 from zoo.base.checks import check_rows, check_whole, incomplete
-from zoo.base.memory import rows_at_once
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
 from zoo.distributions.observed import seen
@@ -123,57 +122,41 @@ class GMM(Module):
         """One step of EM, in place, on rows (n, d) or on the result of :meth:`summarize`.
 
         Returns:
-            the total log-likelihood of the parameters before the step.
+            the total log-likelihood of the parameters before the step, in float64.
 
         Raises:
             FloatingPointError: a component has lost all its rows, or has collapsed onto so few that its covariance is
                 singular and the likelihood unbounded.
         """
         data = x if isinstance(x, Sorted) else self.summarize(x)
+        weight, mean, scale = self.weight, self.mean, self.scale
         if isinstance(data, Sorted):
-            found = missing_mixture.statistics(data, self.weight.log(), self.mean, self._covariances())
+            found = missing_mixture.expect(data, weight.log(), mean, self._covariances())
         else:
-            found = self._statistics(data)
-        total, counts, first, second = found
-        old, matrix = self.mean, second.ndim == 3
-        if lost := (counts < 1e-8).nonzero().flatten().tolist():
-            raise FloatingPointError(f"component {lost[0]} has lost all its rows: use fewer components or another seed")
-        shift = first / counts.unsqueeze(-1)  # (k, d)
-        outer = shift.unsqueeze(-1) * shift.unsqueeze(-2) if matrix else shift.square()
-        per = counts.reshape(-1, *[1] * (second.ndim - 1))
-        scatter = second - per * outer  # sum of r (x - mean)(x - mean)', or its diagonal
-        mean, weight = old + shift, counts / counts.sum()
-        self.scale = self._scale(scatter, counts, mean, weight)
-        self.mean, self.weight = mean, weight
-        return total
+            found = mixture.expect(data, weight, mean, scale, self.covariance)
+        counts = found.counts
+        if not counts.min() >= 1e-8:
+            lost = int((~(counts >= 1e-8)).nonzero()[0])
+            raise FloatingPointError(f"component {lost} has lost all its rows: use fewer components or another seed")
+        shift = found.first / counts.unsqueeze(-1)  # (k, d)
+        new, share = found.centre + shift, counts / counts.sum()
+        self.scale = self._scale(found, shift, new, share).to(scale)
+        self.mean, self.weight = new.to(mean), share.to(weight)
+        return found.total
 
-    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The E-step: the log-likelihood, and the sums of r, r (x - mean) and r (x - mean)(x - mean)'."""
-        k, d = self.mean.shape
-        matrix = self.covariance in ("full", "tied")
-        total, counts, first = x.new_zeros(()), x.new_zeros(k), x.new_zeros(k, d)
-        second = x.new_zeros((k, d, d) if matrix else (k, d))
-        for part in x.split(rows_at_once(k * d)):
-            joint = self.log_joint(part)  # (b, k)
-            norm = joint.logsumexp(-1, keepdim=True)
-            total += norm.sum()
-            share = (joint - norm).exp()  # responsibilities (b, k)
-            offset = part.unsqueeze(1) - self.mean  # (b, k, d); centred, to avoid cancellation
-            weighted = share.unsqueeze(-1) * offset
-            counts += share.sum(0)
-            first += weighted.sum(0)
-            second += torch.einsum("bki,bkj->kij", weighted, offset) if matrix else (weighted * offset).sum(0)
-        return total, counts, first, second
-
-    def _scale(self, scatter: Tensor, counts: Tensor, mean: Tensor, weight: Tensor) -> Tensor:
-        """The M-step of ``scale`` from the scatter (k, d, d) or (k, d) around the new means."""
-        matrix = scatter.ndim == 3
-        own = scatter.diagonal(dim1=-2, dim2=-1) if matrix else scatter  # (k, d)
-        spread = weight @ (mean - weight @ mean).square() + own.sum(0) / counts.sum()  # the columns' variances (d,)
-        if self.covariance == "tied":
-            covariance = scatter.sum(0, keepdim=True) / counts.sum()
+    def _scale(self, found: mixture.Sums, shift: Tensor, mean: Tensor, share: Tensor) -> Tensor:
+        """The M-step of ``scale``, with the components' shifts from the centre of the sums to the new means (k, d)."""
+        counts, second = found.counts, found.second
+        matrix, tied = second.ndim == 3, self.covariance == "tied"
+        heavy = counts.unsqueeze(-1) * shift  # (k, d)
+        if tied:  # the scatter around the new means, over the rows
+            covariance = (second.sum(0) - heavy.T @ shift).unsqueeze(0) / counts.sum()
+        elif matrix:
+            covariance = (second - heavy.unsqueeze(-1) * shift.unsqueeze(-2)) / counts[:, None, None]
         else:
-            covariance = scatter / counts.reshape(-1, *[1] * (scatter.ndim - 1))
+            covariance = (second - heavy * shift) / counts.unsqueeze(-1)
+        own = covariance.diagonal(dim1=-2, dim2=-1) if matrix else covariance  # (k, d), (1, d) if tied
+        spread = share @ (mean - share @ mean).square() + (own[0] if tied else share @ own)  # of the columns (d,)
         if matrix:
             scale, failed = torch.linalg.cholesky_ex(covariance)
             pivots = scale.diagonal(dim1=-2, dim2=-1).square()
@@ -182,14 +165,14 @@ class GMM(Module):
             if self.covariance == "spherical":
                 pivots, spread = covariance.mean(1, keepdim=True), spread.mean()
             scale = pivots.sqrt()
-        bad = (failed > 0) | ~(pivots > 1e-10 * spread).all(-1)
-        if bad.any():
-            where = "the common covariance" if self.covariance == "tied" else f"component {bad.nonzero()[0].item()}"
+        if failed.any() or not (pivots > 1e-10 * spread).all():
+            bad = (failed > 0) | ~(pivots > 1e-10 * spread).all(-1)
+            where = "the common covariance" if tied else f"component {bad.nonzero()[0].item()}"
             raise FloatingPointError(
                 f"{where} has collapsed, its covariance is singular and the likelihood unbounded: use another seed, "
                 "fewer components, or a simpler covariance ('tied', 'diag', 'spherical')"
             )
-        return scale.reshape(self.scale.shape)
+        return scale.squeeze(0) if tied else scale.squeeze(-1) if self.covariance == "spherical" else scale
 
     def check(self, x: Tensor) -> None:
         """Refuses data under which the likelihood has no maximum.

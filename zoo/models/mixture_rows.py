@@ -14,6 +14,7 @@ from torch import Tensor
 from zoo.algebra import missing_mixture
 from zoo.algebra.exponential_families import LOG_TWO_PI
 from zoo.algebra.missing import Incomplete
+from zoo.algebra.mixture import features, normalised
 from zoo.base.checks import incomplete
 from zoo.models.mixture_factors import MixtureFactors, MixturePriors, Statistics
 
@@ -54,13 +55,6 @@ def mixture_rows(x: Tensor, priors: MixturePriors) -> MixtureRows:
     return Dropped(x)
 
 
-def features(x: Tensor, matrix: bool) -> Tensor:
-    """phi (p, b) of columns (d, b): 1, x, and the products of pairs of columns (their squares for diagonal ones)."""
-    d = len(x)
-    second = torch.cat([x[i] * x[i:] for i in range(d)]) if matrix else x.square()
-    return torch.cat([torch.ones_like(x[:1]), x, second])
-
-
 def statistics(sums: Tensor, d: int, matrix: bool) -> Statistics:
     """The statistics of the sums of features (k, p)."""
     count, first, second = sums[:, 0], sums[:, 1 : d + 1], sums[:, d + 1 :]
@@ -93,14 +87,6 @@ def uncertainty(q: MixtureFactors) -> Tensor:
     if q.beta is not None:
         return q.mean.mean.shape[1] / q.beta
     return (q.precisions() * q.mean.covariance).sum((-2, -1))
-
-
-def normalised(logs: Tensor) -> tuple[Tensor, Tensor]:
-    """Responsibilities (k, b) of log joint densities (k, b), in place, and the sum of their log normalisers."""
-    top = logs.amax(0)
-    shares = logs.sub_(top).exp_()
-    norm = shares.sum(0)
-    return shares.div_(norm), (top + norm.log()).sum()
 
 
 class Whole:

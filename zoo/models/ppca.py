@@ -127,7 +127,7 @@ class PPCA(Module):
         :math:`\sigma^2` is the mean of the D - K smallest eigenvalues of the covariance (Tipping and Bishop 1999).
         """
         moments = moments.to(self.weight)
-        noise = torch.linalg.eigvalsh(moments.covariance)[: -self.latent_dim].mean().expand(self.data_dim)
+        noise = linear_gaussian.remainder(moments, self.latent_dim).expand(self.data_dim)
         self.weight, self.mean = linear_gaussian.best_weight(moments, noise, self.latent_dim), moments.mean
         self.scale = noise[0].sqrt()
 
@@ -141,6 +141,14 @@ class PPCA(Module):
         refuse_unobserved_columns(x, "PPCA")
         if not incomplete(x):
             linear_gaussian.refuse_low_rank(x, self.latent_dim)
+
+    @torch.no_grad()
+    def estimate(self, x: Tensor) -> None:
+        """Sets the parameters to the maximum of the likelihood of complete rows ``x`` (n, d), by their eigenvectors.
+
+        Missing entries count as their column's mean, which is a start for EM or SVI and not the maximum.
+        """
+        self.maximize(linear_gaussian.filled_moments(like(x, self)))
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:

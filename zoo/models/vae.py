@@ -6,6 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from zoo.algebra import linear_gaussian
 from zoo.algebra.missing import refuse_unobserved_columns
 from zoo.base.checks import check_whole
 from zoo.base.module import Module, like
@@ -143,6 +144,25 @@ class VAE(Module):
         affine = all(type(m) in (nn.Sequential, nn.Linear) for m in network.modules())
         return affine and isinstance(self.likelihood, Gaussian) and isinstance(self.scale, Constant)
 
+    def linear_form(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Loadings W (d, k), means (d,) and noise variances (d,) of a linear VAE whose noise is scalar or diagonal."""
+        if not self.quadratic or self.likelihood.covariance not in ("scalar", "diag"):
+            return None
+        corners = torch.cat([self.origin.unsqueeze(0), torch.eye(self.latent_dim).to(self.origin)])
+        found = self.decode(corners).base_dist
+        mean = found.loc[0]
+        return (found.loc[1:] - mean).T, mean, found.scale[0].square().expand(self.data_dim)
+
+    def loadings(self) -> nn.Parameter | None:
+        """The weights (d, k) of a decoder with a single linear layer, in units of the columns."""
+        layer = self._layer()
+        return layer.weight if layer is not None and isinstance(layer.weight, nn.Parameter) else None
+
+    def _layer(self) -> nn.Linear | None:
+        """The decoder, if it is a single linear layer."""
+        layers = list(self.mean.children()) if self.decoder is None else []
+        return layers[0] if len(layers) == 1 and isinstance(layers[0], nn.Linear) else None
+
     def decode(self, z: Tensor) -> dist.TorchDistribution:
         """p(x | z) for factors (..., k): a distribution with event (d,)."""
         return self.likelihood(*self._numbers(z))
@@ -184,6 +204,31 @@ class VAE(Module):
         """
         refuse_unobserved_columns(x, "a VAE")
         self.likelihood.check(x)
+
+    @torch.no_grad()
+    def estimate(self, x: Tensor) -> None:
+        """Initialises a linear VAE, and sets it to the estimate of PPCA (``"scalar"``) or factor analysis (``"diag"``).
+
+        They are computed from the moments of ``x`` (n, d); see :meth:`zoo.FactorAnalysis.estimate`. Any other VAE is
+        only initialised.
+        """
+        self.initialize(x)
+        layer = self._layer()
+        if self.linear_form() is None or layer is None:
+            return
+        moments = linear_gaussian.filled_moments(like(x, self))
+        scalar = self.likelihood.covariance == "scalar"
+        unit = self.likelihood.common if scalar else self.columns.unit
+        if scalar:
+            noise = linear_gaussian.remainder(moments, self.latent_dim)
+        else:
+            noise = linear_gaussian.uniqueness(moments, self.latent_dim)
+        above = (noise / unit.square() - self.floor).clamp_min(1e-3)
+        noise = unit.square() * (self.floor + above)
+        loadings = linear_gaussian.best_weight(moments, noise.expand(self.data_dim), self.latent_dim)
+        layer.weight.copy_(loadings / self.columns.unit.unsqueeze(1))
+        layer.bias.copy_((moments.mean - self.columns.shift) / self.columns.unit)
+        self.scale.value.copy_(above.sqrt().expm1().log())  # the inverse of softplus
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:

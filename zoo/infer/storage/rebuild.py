@@ -75,7 +75,7 @@ def build(part: Part, known: dict[str, Any]) -> Module:
     given = part.record.get("settings")
     if not isinstance(given, dict):
         raise ValueError(f"{file} lacks the arguments of the {role} {path}: restore it, or pass load(path, {role}=...)")
-    values = {}
+    values = dict(found.absent)
     for name, value in given.items():
         note = next(iter(value), None) if isinstance(value, dict) else None
         if note in ("module", "object") and name in known and value[note] == known[name][0]:
