@@ -96,7 +96,7 @@ class NaturalGradient(PyroOptim):
     step that would leave the domain of a factor is halved until it does not.
 
     Without the rotations of :func:`zoo.cavi`, a linear model with more factors than the data need creeps along a ridge
-    towards a lesser maximum: start its guide from :func:`zoo.cavi` on some of the rows, or take fewer factors.
+    towards a lesser maximum: take :func:`zoo.cavi`, or fewer factors.
 
     Args:
         guide: a guide with parts of :mod:`guides.families`, such as ``guides.MeanField(model, x, family="conjugate")``.
