@@ -133,8 +133,8 @@ def measure(
 def protocol(device: str, minutes: float, folder: Path, epochs: int | None = None, every: int = 1) -> dict[str, Any]:
     """The protocol ``MNIST gated 784-[300,300]-40``, as many of its epochs as the minutes allow.
 
-    The learning rate falls over the epochs that fit into the time, by a measurement of the first one, so that a short
-    run is a short protocol and not the beginning of a long one.
+    The learning rate falls over the epochs that fit into the time, or over ``epochs``, so that a short run is a short
+    protocol and not the beginning of a long one.
     """
     p = next(own for own in DEEP if own.name == "MNIST gated 784-[300,300]-40")
     train, valid, test = (part.to(device) for part in mnist())
@@ -164,8 +164,8 @@ def protocol(device: str, minutes: float, folder: Path, epochs: int | None = Non
         )
 
     began = time.perf_counter()
-    trial = run(2 * per_epoch, math.inf)
-    seconds = float(trial.settings["seconds"]) / 2
+    short, longer = (float(run(count * per_epoch, math.inf).settings["seconds"]) for count in (2, 6))
+    seconds = (longer - short) / 4  # an epoch without what the beginning of a fit takes
     left = 60 * minutes - (time.perf_counter() - began)
     planned = epochs or max(2, min(p.budgets["full"].epochs, int(0.85 * left / seconds)))
     found = run(planned * per_epoch, left, validation=valid, every=every * per_epoch)
@@ -208,6 +208,7 @@ def main() -> None:
     parser.add_argument("what", choices=("steps", "protocol"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--minutes", type=float, default=6.0)
+    parser.add_argument("--epochs", type=int, help="of the protocol, in place of as many as the minutes allow")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--rows", type=int, default=40_960)
     parser.add_argument("--batches", type=int, nargs="+", default=[128, 4096])
@@ -217,7 +218,7 @@ def main() -> None:
     if given.what == "protocol":
         if not os.environ.get("LATENT_ZOO_DATA"):
             raise SystemExit("set LATENT_ZOO_DATA to the folder with MNIST's four .gz files, directly or under mnist/")
-        print(json.dumps(protocol(given.device, given.minutes, given.out), indent=1))
+        print(json.dumps(protocol(given.device, given.minutes, given.out, given.epochs), indent=1))
         return
     for batch in given.batches:
         for row in measure(given.device, batch, given.rows, given.steps):
