@@ -4,7 +4,7 @@ import copy
 import functools
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,7 +94,7 @@ def step_times(loop: Loop, steps: int, warm_up: int) -> tuple[float, float]:
 
 
 def by_hand(
-    loss: Callable[[Tensor], Tensor], params: list[Tensor], batches: Callable[[], Tensor]
+    loss: Callable[[Tensor], Tensor], params: Sequence[Tensor], batches: Callable[[], Tensor]
 ) -> Callable[[], None]:
     """One step of the loop that a user would write in plain torch, with the fused Adam."""
     optim = torch.optim.Adam(params, lr=1e-3, fused=True)

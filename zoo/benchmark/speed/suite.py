@@ -42,7 +42,8 @@ def benchmark_speed(
 
     Args:
         folder: for the rows and tables; created if necessary.
-        pattern: measure only rows with this text in their names, in any case; ``*`` and ``?`` are wildcards.
+        pattern: measure only rows with this text in their names; with wildcards (``*``, ``?``, ``[a-c]``), only those
+            whose whole name fits. In any case.
         repeats: values per row, of which the median counts.
         report: called with every new row.
         left_out: called with the name of every row that cannot be measured here, and the reason.
@@ -81,8 +82,10 @@ def choose(pattern: str | None) -> list[Task]:
     Raises:
         ValueError: there are none.
     """
-    around = f"*{(pattern or '').lower()}*"
-    chosen = [task for task in TASKS if fnmatch.fnmatchcase(task.name.lower(), around)]
+    wanted = (pattern or "").lower()
+    if not set(wanted) & set("*?["):
+        wanted = f"*{wanted}*"
+    chosen = [task for task in TASKS if fnmatch.fnmatchcase(task.name.lower(), wanted)]
     if not chosen:
         groups = dict.fromkeys(task.name.split()[0] for task in TASKS)
         raise ValueError(f"no row fits {pattern!r}: their names begin with {', '.join(groups)}")
@@ -111,12 +114,14 @@ def markdown(table: pl.DataFrame) -> str:
     """The table in Markdown, with how many bars are held, and where it was measured."""
     barred = table.filter(pl.col("held") != "-")
     held = (barred["held"] == "yes").sum()
-    repeats = table["repeats"].max()
+    repeats = max(table["repeats"].to_list())
     lines = [
-        f"{held} of {len(barred)} bars held. Medians of {repeats} (smallest to largest); x is the yardstick's time."
+        f"{held} of {len(barred)} bars held. Medians of {repeats} (smallest to largest), seconds of the processor; "
+        "in a bar, x is the yardstick."
     ]
-    for machine, threads, versions in table.select("machine", "threads", "versions").unique(maintain_order=True).rows():
-        lines += ["", f"{machine}; {threads} thread; {versions}."]
+    places = table.select("machine", "threads", "versions").unique(maintain_order=True)
+    for place in places.iter_rows(named=True):
+        lines += ["", f"{place['machine']}; {place['threads']} thread; {place['versions']}."]
     lines += ["", "| row | ours | yardstick | ratio | bar | held |", "|---|---|---|---|---|---|"]
     lines += [_line(row) for row in table.iter_rows(named=True)]
     return "\n".join([*lines, ""])

@@ -10,17 +10,9 @@ from pathlib import Path
 import torch
 
 import guides
-from zoo import data
+import zoo
 from zoo.base.module import Module
 from zoo.benchmark.speed.measuring import Samples, Task, interleaved
-from zoo.diagnostics.diagnosis import diagnose
-from zoo.diagnostics.model.selection import select_size
-from zoo.infer.expectation_maximisation import em
-from zoo.infer.fitting import fit
-from zoo.infer.loading import load
-from zoo.models.factor_analysis import FactorAnalysis
-from zoo.models.ppca import PPCA
-from zoo.report.page import report
 
 FAMILIES = ("Exact", "MeanField", "FullRank", "Amortized")
 FIRST = ("fit", "FactorAnalysis", "holzinger", "--guide", "MeanField", "-k", "3", "--quiet")  # the README's
@@ -57,39 +49,39 @@ def _import(repeats: int) -> Samples:
 
 
 def _diagnose(family: str, repeats: int) -> Samples:
-    x = data.load("digits", dtype=torch.float64).x
-    model = PPCA(64, 10).double()
-    em(model, x)
+    x = zoo.data.load("digits", dtype=torch.float64).x
+    model = zoo.PPCA(64, 10).double()
+    zoo.em(model, x)
     build: Callable[..., Module] = getattr(guides, family)
     guide = build(model) if family == "Exact" else build(model, x)
-    run = fit(model, guide, x, steps=20, progress=False)
-    return Samples(*interleaved(lambda _: diagnose(run, x), None, repeats))
+    run = zoo.fit(model, guide, x, steps=20, progress=False)
+    return Samples(*interleaved(lambda _: zoo.diagnose(run, x), None, repeats))
 
 
 def _report(repeats: int) -> Samples:
-    x = data.load("holzinger", dtype=torch.float64)
-    model = FactorAnalysis(9, 3).double()
-    run = fit(model, guides.MeanField(model, x.x), x.x, progress=False)
+    x = zoo.data.load("holzinger", dtype=torch.float64)
+    model = zoo.FactorAnalysis(9, 3).double()
+    run = zoo.fit(model, guides.MeanField(model, x.x), x.x, progress=False)
     with tempfile.TemporaryDirectory() as home:
         places = (Path(home) / f"{number}.html" for number in range(repeats + 1))
-        return Samples(*interleaved(lambda _: report(run, x, next(places)), None, repeats))
+        return Samples(*interleaved(lambda _: zoo.report.report(run, x, next(places)), None, repeats))
 
 
 def _load(repeats: int) -> Samples:
-    x = data.load("digits", dtype=torch.float64).x
-    model = PPCA(64, 10).double()
-    run = fit(model, guides.MeanField(model, x), x, steps=2, progress=False)
+    x = zoo.data.load("digits", dtype=torch.float64).x
+    model = zoo.PPCA(64, 10).double()
+    run = zoo.fit(model, guides.MeanField(model, x), x, steps=2, progress=False)
     with tempfile.TemporaryDirectory() as home:
         run.save(Path(home) / "run")
-        return Samples(*interleaved(lambda _: load(Path(home) / "run"), None, repeats))
+        return Samples(*interleaved(lambda _: zoo.load(Path(home) / "run"), None, repeats))
 
 
 def _select(repeats: int) -> Samples:
     """Three sizes, two starts each, five folds."""
-    x = data.load("digits", dtype=torch.float64).x
+    x = zoo.data.load("digits", dtype=torch.float64).x
 
     def select(_: int) -> None:
-        select_size(lambda k, rows: PPCA(64, k).double(), x, [1, 5, 10], seeds=2)
+        zoo.select_size(lambda k, rows: zoo.PPCA(64, k).double(), x, [1, 5, 10], seeds=2)
 
     return Samples(*interleaved(select, None, repeats))
 
