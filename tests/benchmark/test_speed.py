@@ -132,6 +132,10 @@ def test_steps_take_turns_with_a_loop_by_hand(build):
     assert any(not torch.equal(a, b) for a, b in zip(before, loop.model.parameters(), strict=True))
 
 
+def test_break_even_of_a_recorded_graph():
+    assert steps.break_even(lambda: steps.ppca(True), steps=8, warm_up=2) > 0
+
+
 def test_a_million_rows_are_always_the_same():
     x = likelihood.million_rows(50, 4, 2)
     assert x.shape == (50, 4)

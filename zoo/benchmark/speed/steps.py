@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from guides.encoder import ONE
 from zoo.base.module import Module
 from zoo.benchmark.speed.measuring import Samples, Task, processor_seconds
 from zoo.infer.fitting import fit
+from zoo.infer.planning import PAYS
 from zoo.models.ppca import PPCA
 from zoo.models.vae import VAE
 
@@ -45,27 +47,45 @@ class Loop:
     by_hand: Callable[[], None]
     options: dict[str, Any] = field(default_factory=dict)
 
+    def fit(self, steps: int, capture: bool | None, callback: Callable[..., None]) -> None:
+        """Fit the pair, with a function that is called after every step."""
+        fit(
+            self.model,
+            self.guide,
+            self.x,
+            steps=steps,
+            capture=capture,
+            progress=False,
+            callbacks=[callback],
+            **self.options,
+        )
+
 
 def tasks() -> Iterator[Task]:
-    """VAEs on minibatches, PPCA on all rows."""
-    for name, build in {
-        "VAE 784-400-20 Gaussian": vae,
-        "VAE 784-400-20 Bernoulli": binary_vae,
-        "PPCA 1000 x 20 MeanField": lambda: ppca(False),
-        "PPCA 1000 x 20 Amortized": lambda: ppca(True),
-    }.items():
-        measure = functools.partial(_measure, build)
-        yield Task(f"step {name}", measure, "us", "a hand-written step", times=1.0)
+    """VAEs on minibatches and PPCA on all rows: default steps, steps by Pyro, and when a recorded graph pays."""
+    cases: dict[str, tuple[Callable[[], Loop], float]] = {  # with the bar of a step by Pyro
+        "VAE 784-400-20 Gaussian": (vae, 1.35),
+        "VAE 784-400-20 Bernoulli": (binary_vae, 1.35),
+        "PPCA 1000 x 20 MeanField": (lambda: ppca(False), 2.8),
+        "PPCA 1000 x 20 Amortized": (lambda: ppca(True), 2.8),
+    }
+    other = "a hand-written step"
+    for name, (build, _) in cases.items():
+        yield Task(f"step {name}", functools.partial(_measure, build, None), "us", other, times=1.0)
+    for name, (build, bar) in cases.items():
+        yield Task(f"step {name}, not recorded", functools.partial(_measure, build, False), "us", other, times=bar)
+    for name, (build, _) in cases.items():
+        yield Task(f"break-even {name}", functools.partial(_break_even, build), "steps", plus=PAYS)
 
 
-def _measure(build: Callable[[], Loop], repeats: int) -> Samples:
+def _measure(build: Callable[[], Loop], capture: bool | None, repeats: int) -> Samples:
     """Microseconds per step, the medians of every fit."""
-    pairs = [step_times(build(), STEPS, WARM_UP) for _ in range(repeats)]
+    pairs = [step_times(build(), STEPS, WARM_UP, capture=capture) for _ in range(repeats)]
     mine, other = zip(*pairs, strict=True)
     return Samples(mine, other)
 
 
-def step_times(loop: Loop, steps: int, warm_up: int) -> tuple[float, float]:
+def step_times(loop: Loop, steps: int, warm_up: int, *, capture: bool | None = None) -> tuple[float, float]:
     """Medians of the step of ``zoo.fit`` and of the hand-written one, in microseconds; they take turns."""
     ours, theirs = [], []
     since = processor_seconds()
@@ -81,16 +101,26 @@ def step_times(loop: Loop, steps: int, warm_up: int) -> tuple[float, float]:
         since = processor_seconds()
 
     with torch.random.fork_rng():
-        fit(
-            loop.model,
-            loop.guide,
-            loop.x,
-            steps=steps + warm_up,
-            progress=False,
-            callbacks=[turn],
-            **loop.options,
-        )
+        loop.fit(steps + warm_up, capture, turn)
     return 1e6 * statistics.median(ours), 1e6 * statistics.median(theirs)
+
+
+def _break_even(build: Callable[[], Loop], repeats: int) -> Samples:
+    """The number of steps from which on a recorded graph has saved what recording it takes."""
+    found = [break_even(build) for _ in range(repeats + 1)]
+    return Samples(found[1:])  # the first does what is only done once in a process
+
+
+def break_even(build: Callable[[], Loop], steps: int = 60, warm_up: int = 10) -> float:
+    """Steps until the time saved by a graph equals the time that recording adds; infinite if it saves none."""
+    whole, each = {}, {}
+    for capture in (False, True):
+        times = [processor_seconds()]
+        build().fit(steps, capture, lambda *_, t=times: t.append(processor_seconds()))
+        each[capture] = statistics.median(b - a for a, b in itertools.pairwise(times[warm_up:]))
+        whole[capture] = times[-1] - times[0] - steps * each[capture]
+    saved = each[False] - each[True]
+    return (whole[True] - whole[False]) / saved if saved > 0 else math.inf
 
 
 def by_hand(
