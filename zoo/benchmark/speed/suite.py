@@ -64,8 +64,7 @@ def benchmark_speed(
         if task.name in done:
             continue
         try:
-            with exactly(1), threadpool_limits(1), seeded(0):
-                row = task.row(repeats) | here
+            row = measure(task, repeats) | here
         except Unavailable as why:
             left_out(task.name, str(why))
             continue
@@ -74,6 +73,16 @@ def benchmark_speed(
     if not list(rows):
         raise ValueError("none of the rows can be measured here: choose others")
     return rows.write(markdown)
+
+
+def measure(task: Task, repeats: int = REPEATS) -> dict[str, Any]:
+    """A row of the table, measured on one thread, torch's and BLAS's, and with random streams of its own.
+
+    Raises:
+        Unavailable: the row cannot be measured here.
+    """
+    with exactly(1), threadpool_limits(1), seeded(0):
+        return task.row(repeats)
 
 
 def choose(pattern: str | None) -> list[Task]:

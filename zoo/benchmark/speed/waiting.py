@@ -15,6 +15,7 @@ from zoo.base.module import Module
 from zoo.benchmark.speed.measuring import Samples, Task, interleaved
 
 FAMILIES = ("Exact", "MeanField", "FullRank", "Amortized")
+WINGS = "guides, zoo.diagnostics, zoo.export, zoo.factors, zoo.infer, zoo.models"  # which zoo loads on first use
 FIRST = ("fit", "FactorAnalysis", "holzinger", "--guide", "MeanField", "-k", "3", "--quiet")  # the README's
 
 
@@ -22,7 +23,9 @@ def tasks() -> Iterator[Task]:
     """Processes, then functions, then a file."""
     for word in ("--help", "list"):
         yield Task(f"start zoo {word}", functools.partial(_command, word), plus=1.0)
-    yield Task("start import zoo", _import, yardstick="import pyro", times=1.1)
+    against = "import pyro"
+    yield Task("start import zoo", functools.partial(_import, "zoo"), yardstick=against, times=1.1)
+    yield Task("start import of every wing", functools.partial(_import, WINGS), yardstick=against)
     for family in FAMILIES:
         yield Task(f"diagnose digits PPCA 10 {family}", functools.partial(_diagnose, family), plus=8.0)
     yield Task("report holzinger FA 3", _report, plus=6.0)
@@ -44,8 +47,8 @@ def _command(word: str, repeats: int) -> Samples:
     return Samples(*interleaved(_zoo(word), None, repeats))
 
 
-def _import(repeats: int) -> Samples:
-    return Samples(*interleaved(lambda _: _python("import zoo"), lambda _: _python("import pyro"), repeats))
+def _import(modules: str, repeats: int) -> Samples:
+    return Samples(*interleaved(lambda _: _python(f"import {modules}"), lambda _: _python("import pyro"), repeats))
 
 
 def _diagnose(family: str, repeats: int) -> Samples:
