@@ -1,6 +1,7 @@
 """The conjugate benchmark: its rows, its files, and that it resumes."""
 
 import json
+import re
 
 import polars as pl
 import pytest
@@ -60,7 +61,7 @@ def test_a_failed_cell_is_a_row_of_the_table(tmp_path, monkeypatch):
         tmp_path, seeds=[0], only="iris PPCA 2", guide_names=("Exact",), starts=("data",)
     )
     assert table["distance"].is_nan().to_list() == [False, True]
-    assert "| iris PPCA 2 | 0.0e+00 | failed |" in (tmp_path / "table.md").read_text()
+    assert re.search(r"\| iris PPCA 2 \| \S+ \| failed \|", (tmp_path / "table.md").read_text())
 
 
 def test_unknown_names(tmp_path):

@@ -1,12 +1,10 @@
-"""Against scikit-learn, measured: ``pytest -m benchmarks``, or ``python tests/test_benchmarks_scale.py``.
+"""Time and memory at a million rows, against scikit-learn as it comes, measured: ``pytest -m benchmarks``.
 
-Times are medians of interleaved runs (one run each where a run takes minutes), after imports. Memory is what a process
-of its own grows by at its peak.
+Times are of one run each, which takes minutes. Memory is what a process of its own grows by at its peak.
 """
 
 import multiprocessing
 import re
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +19,7 @@ from torch import Tensor
 
 import zoo
 from guides import Exact
-from zoo.benchmark.conjugate import digits
+from zoo.benchmark.speed.likelihood import million_rows
 
 pytestmark = pytest.mark.benchmarks
 
@@ -32,34 +30,6 @@ def seconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
-
-
-def digits_factor_analysis(repeats: int = 5, near: float = 1e-4) -> dict[str, float]:
-    """Factor analysis of digits, ten factors: SVI with Exact until it is ``near`` the optimum, beside scikit-learn."""
-    x = digits()
-    reference = zoo.FactorAnalysis(61, 10).double()
-    optimum = zoo.em(reference, x, tol=1e-12)[-1].item() / len(x)
-    ours, theirs, whole = [], [], []
-    for seed in range(repeats):
-        estimator = ScikitFactorAnalysis(10, svd_method="lapack", tol=1e-8, max_iter=100_000)
-        theirs.append(seconds(lambda: estimator.fit(x.numpy())))  # noqa: B023
-        model = zoo.FactorAnalysis(61, 10).double()
-        reached: list[float] = []
-        start = time.perf_counter()
-
-        def watch(_: int, loss: float) -> None:
-            if not reached and optimum + loss < near:  # noqa: B023
-                reached.append(time.perf_counter() - start)  # noqa: B023
-
-        zoo.fit(model, Exact(model), x, seed=seed, progress=False, callbacks=[watch])
-        whole.append(time.perf_counter() - start)
-        ours.append(reached[0])
-    medians = {
-        "zoo": statistics.median(ours),
-        "scikit": statistics.median(theirs),
-        "whole fit": statistics.median(whole),
-    }
-    return medians | {"ratio": medians["zoo"] / medians["scikit"]}
 
 
 def blobs(n: int, d: int = 20, k: int = 20) -> tuple[Tensor, Tensor]:
@@ -130,12 +100,7 @@ def million_mixture(n: int = 1_000_000, k: int = 20) -> dict[str, float]:
 
 def million_factors(n: int = 1_000_000, d: int = 100, k: int = 10) -> dict[str, float]:
     """``zoo.em`` for factor analysis beside scikit-learn's ``FactorAnalysis`` as it comes."""
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(d, k, generator=generator)
-    x = torch.empty(n, d)
-    for part in x.split(100_000):
-        part.copy_(torch.randn(len(part), k, generator=generator) @ weight.T)
-        part.add_(torch.randn(len(part), d, generator=generator), alpha=0.7)
+    x = million_rows(n, d, k)
     before = resident()
     model = zoo.FactorAnalysis(d, k)
     ours = seconds(lambda: zoo.em(model, x))
@@ -170,13 +135,6 @@ def line(name: str, figures: dict[str, float]) -> str:
     return f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
 
 
-def test_digits_within_twice_scikit_learns_time(capsys):
-    found = alone(digits_factor_analysis)
-    with capsys.disabled():
-        print("\n" + line("digits, factor analysis, 10 factors", found))
-    assert found["ratio"] <= 2
-
-
 def test_a_million_rows_of_a_mixture_in_half_the_time(capsys):
     found = alone(million_mixture)
     with capsys.disabled():
@@ -194,5 +152,5 @@ def test_a_million_rows_of_factor_analysis_ten_times_faster(capsys):
 
 
 if __name__ == "__main__":
-    for measure in (digits_factor_analysis, million_mixture, million_factors):
+    for measure in (million_mixture, million_factors):
         print(line(measure.__name__, alone(measure)), flush=True)

@@ -26,7 +26,7 @@ from zoo.base.protocols import Pair
 # at 1e8. Its hundred or so operations let the threads meet as often, at some 10 us each on an idle machine (estimated)
 # and at a time slice each on a busy one. Measured on a busy machine with two cores, two threads over one:
 # `zoo fit PPCA iris -k 2` (1e3 per pass) 267 s over 8.9 s, 300 Cholesky factors of (272, 2, 2) 0.32 s over 0.006 s.
-# `pytest -m benchmarks -n 0 -s tests/benchmark/test_benchmarks_waiting.py -k threads` prints the curve of a machine.
+# `pytest -m benchmarks -n 0 -s tests/benchmark/test_benchmarks_threads.py` prints the curve of a machine.
 PER_THREAD = 1e7
 
 Arguments = ParamSpec("Arguments")

@@ -1,1 +1,1 @@
-"""Benchmarks of models x guides x data x seeds, as a table; an interrupted benchmark resumes."""
+"""Benchmarks: models x guides x data x seeds, and speed, as tables; an interrupted benchmark resumes."""
