@@ -15,4 +15,13 @@ from guides.potential import Potential
 from guides.semi_amortized import SemiAmortized
 from guides.sites import CannotServe
 
-__all__ = ["Amortized", "CannotServe", "Exact", "Flow", "FullRank", "MeanField", "Potential", "SemiAmortized"]
+__all__ = [
+    "Amortized",
+    "CannotServe",
+    "Exact",
+    "Flow",
+    "FullRank",
+    "MeanField",
+    "Potential",
+    "SemiAmortized",
+]

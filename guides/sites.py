@@ -24,10 +24,11 @@ class CannotServe(ValueError):  # noqa: N818 - it reads as what it says
 
     Attributes:
         site: the name of the site.
+        reason: why the guide does not serve it, such as "is discrete and has no covariance".
     """
 
     def __init__(self, guide: str, model: PyroCallable, site: str, why: str, instead: str) -> None:
-        self.site = site
+        self.site, self.reason = site, why
         super().__init__(f"{guide} cannot serve {name_of(model)}: its latent site '{site}' {why}. {instead}")
 
 

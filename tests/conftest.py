@@ -19,6 +19,10 @@ import zoo.data
 torch.set_num_threads(1)  # small tables: more threads only wait for each other
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update", action="store_true", help="write the listings of models and guides, if they differ")
+
+
 def _flags() -> dict[str, object]:
     """The switches of Pyro and torch that a careless function leaves flipped."""
     return {

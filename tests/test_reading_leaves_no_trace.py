@@ -162,6 +162,7 @@ SHARED = {  # what needs a model with a shared site
     "diagnostics.loo": lambda run, x: zoo.loo(run, x, draws=40),
 }
 BAYESIAN = {  # what needs one whose rows' sites integrate out given the shared ones
+    "alignment.posterior_loadings": lambda run, x: zoo.alignment.posterior_loadings(run, x, draws=40),
     "diagnostics.predictive_density": lambda run, x: zoo.diagnostics.predictive_density(run, x, draws=40),
 }
 NOT_READING = {

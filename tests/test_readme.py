@@ -1,4 +1,4 @@
-"""The README's code runs, and its table says what the guides say."""
+"""The README's code runs."""
 
 import re
 import shlex
@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 
 import guides
 import zoo
-from zoo.commands import registry
 from zoo.commands.main import app
 
 README = Path(__file__).parents[1] / "README.md"
@@ -75,33 +74,3 @@ def test_models_of_your_own_run(name, own_model, monkeypatch):
     x, sampled = names["x"], names["run"].sample(names["x"], 5)
     assert {len(value) for value in sampled.values()} == {5}
     assert zoo.evaluate(names["run"], x, draws=50).elbo.isfinite().all()
-
-
-def expected_table():
-    """The table of the README, as models and guides themselves fill it."""
-    names, x = registry.guide_classes(), torch.randn(6, 3)
-    order = [name for name in table_lines()[0].strip("| ").split(" | ") if name in names]
-    order += [name for name in names if name not in order]
-    lines = [f"| | {' | '.join(order)} |", "|---" * (len(order) + 1) + "|"]
-    for name, cls in registry.models().items():
-        sizes = {key: 2 for key in ("latent_dim", "components") if key in registry.options(cls)}
-        cells = []
-        for guide in order:
-            try:
-                registry.build(names[guide], {}, registry.build(cls, sizes, 3), x)
-                cells.append("yes")
-            except guides.CannotServe as refusal:
-                why = str(refusal).split(f"'{refusal.site}' ")[1]
-                cells.append(f"no: `{refusal.site}` {re.split(r'[.,]| and ', why)[0]}")
-        lines.append(f"| `{name}` | {' | '.join(cells)} |")
-    return lines
-
-
-def table_lines():
-    text = README.read_text(encoding="utf-8").split("<!-- table -->")[1].lstrip().split("\n\n")[0]
-    return text.splitlines()
-
-
-def test_table_of_models_and_guides():
-    expected, found = expected_table(), table_lines()
-    assert (found[:2], set(found)) == (expected[:2], set(expected)), "\n".join(["it should be:", *expected])

@@ -120,8 +120,10 @@ def test_possible_checks_of_a_model_with_shared_sites(some):
     run = zoo.fit(bayesian, MeanField(bayesian, x), x, steps=300, progress=False)
     found = zoo.diagnose(run, x, draws=50)
     unknown = [finding.check for finding in found.findings if finding.level == "unknown"]
-    assert unknown == ["posterior", "calibration", "collapse"]
-    assert "3 of 6 checks were possible" in found.verdict
+    assert {"posterior", "calibration", "collapse"} <= set(unknown)
+    assert not {"convergence", "gap", "importance weights"} & set(unknown)
+    possible = f"{len(found.findings) - len(unknown)} of {len(found.findings)} checks were possible"
+    assert possible in found.verdict
     assert "weight" in found["importance weights"].reason
     assert "every simulation is a whole data set" in found["calibration"].reason
 

@@ -1,5 +1,7 @@
 """Bounds without noise beside quadrature: in closed form, and over fixed draws."""
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -12,7 +14,7 @@ from pyro.optim import Adam
 import guides
 import zoo
 from zoo.infer.losses.closed_form import ClosedFormELBO
-from zoo.infer.losses.fixed_draws import FixedDraws
+from zoo.infer.losses.fixed_draws import FixedDraws, inflation, least_draws
 
 
 def conjugate_pairs(iris, faithful):
@@ -122,7 +124,10 @@ def regression(x=None, index=None, size=None):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda m, x: guides.FullRank(m, x), "couples the 3 latent numbers that all rows share.*FixedDraws.12."),
+        (
+            lambda m, x: guides.FullRank(m, x),
+            "couples the 3 latent numbers that all rows share.*no maximum.*FixedDraws.29.",
+        ),
         (lambda m, x: AutoMultivariateNormal(m), "couples the 3 latent numbers that all rows share"),
     ],
 )
@@ -135,9 +140,32 @@ def test_fixed_draws_refuse_to_be_bent_around(make, words):
 def test_fixed_draws_refuse_flows_and_full_ranks_of_rows(some):
     model = zoo.PPCA(4, 3).double()
     for guide in (guides.Flow(model, some), guides.FullRank(model, some)):
-        with pytest.raises(ValueError, match="couples the 3 latent numbers of each row"):
-            zoo.fit(model, guide, some, loss=FixedDraws(3), steps=1, progress=False)
-        zoo.fit(model, guide, some, loss=FixedDraws(4), steps=1, progress=False)
+        for draws, words in ((3, "has no maximum"), (5, "several times too large"), (28, "about 1.10 times too large")):
+            with pytest.raises(ValueError, match=f"couples the 3 latent numbers of each row.*{words}.*FixedDraws.29."):
+                zoo.fit(model, guide, some, loss=FixedDraws(draws), steps=1, progress=False)
+        zoo.fit(model, guide, some, loss=FixedDraws(29), steps=1, progress=False)
+
+
+def test_the_least_number_of_draws_keeps_deviations_within_a_tenth():
+    for numbers in (2, 3, 13, 100):
+        least = least_draws(numbers)
+        assert inflation(numbers, least) <= 1.1 < inflation(numbers, least - 1)
+    assert inflation(3, 5) == math.inf
+
+
+def test_a_full_rank_guide_overstates_covariances_as_the_formula_says():
+    x = torch.randn(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    truth = 1 / 21  # variance of each weight under the posterior: prior 1, 20 rows of noise 1
+    ratios = []
+    for seed in range(12):
+        guide = guides.FullRank(regression, x)
+        run = zoo.fit(regression, guide, x, loss=FixedDraws(29, seed), progress=False)
+        with torch.no_grad(), run.scope():
+            root = guide.shared.scale_tril
+        ratios.append(float((root @ root.mT).trace()) / (3 * truth))
+    found = torch.tensor(ratios)
+    assert abs(found.mean() - inflation(3, 29) ** 2) < 4 * found.std() / len(found) ** 0.5
+    assert found.mean() > 1 + 3 * found.std() / len(found) ** 0.5
 
 
 def test_fixed_draws_refuse_rejection_discrete_sites_and_minibatches(some, faithful):

@@ -138,9 +138,9 @@ def test_cosine():
 def play(settling, losses):
     """The factors on the rate, until the schedule has settled."""
     factors = []
-    for step, loss in enumerate(losses):
+    for step in range(len(losses)):
         factors.append(settling(step))
-        if settling.settled(step, loss):
+        if settling.settled(step, lambda seen=losses[: step + 1]: seen):
             break
     return factors
 
@@ -168,10 +168,10 @@ def test_settling_goes_on_while_lower_rates_raise_the_bound():
     counts = []
     for cost in (1.0, 10.0):
         settling = Settling(20_000, window=100)
-        steps = 0
-        while not (steps and settling.settled(steps - 1, cost * settling(steps - 1) + noise[steps - 1])):
-            steps += 1
-        counts.append((steps - settling.start) / settling.length)
+        losses = []
+        while not (losses and settling.settled(len(losses) - 1, lambda seen=losses: seen)):
+            losses.append(cost * settling(len(losses)) + noise[len(losses)])
+        counts.append((len(losses) - settling.start) / settling.length)
     assert counts[0] >= 6
     assert counts[1] >= counts[0] + 2
 

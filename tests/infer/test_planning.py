@@ -221,7 +221,7 @@ def test_iwae_refuses_a_shared_site_by_name(guide):
             IWAE(4).loss(model, guide(model, x), x)
 
 
-@pytest.mark.parametrize("ends", ["all steps", "an error", "a line search", "a compiled trace"])
+@pytest.mark.parametrize("ends", ["all steps", "a graph", "an error", "a line search", "a compiled trace"])
 def test_full_noise_is_held_at_first_and_released_in_any_case(ends, some):
     """The rows of the last layer that give the correlations stay where they start, for a quarter of the steps."""
     model = zoo.VAE(4, 2, hidden=(8,), covariance="full").double()
@@ -242,7 +242,7 @@ def test_full_noise_is_held_at_first_and_released_in_any_case(ends, some):
             raise RuntimeError("interrupted")
 
     def fit():
-        zoo.fit(model, guide, some, steps=8, progress=False, callbacks=[watch])
+        zoo.fit(model, guide, some, steps=8, capture=ends == "a graph", progress=False, callbacks=[watch])
 
     if ends == "an error":
         with pytest.raises(RuntimeError, match="interrupted"):

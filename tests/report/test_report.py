@@ -158,7 +158,7 @@ def test_a_model_with_shared_sites(table, tmp_path):
     found = diagnose(run, x, draws=50)
     text = report(run, x, tmp_path / "page.html", diagnosis=found).read_text(encoding="utf-8")
     assert "factors with Amortized" in text
-    assert "<dt>ELBO of shared sites</dt>" in text
+    assert "<dt>part of shared sites</dt>" in text
     assert "k-hat of weight" in text
     assert "<dd>500 steps, not converged; all 500 steps were taken</dd>" in text
     assert f"<dt>loss curve</dt><dd>{assess(run.training).reason}</dd>" in text

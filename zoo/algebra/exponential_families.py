@@ -3,7 +3,8 @@ r"""Factors of a mean-field posterior in the exponential family: natural paramet
 A factor is a batch of independent members of one family, :math:`q(\theta) \propto h(\theta) e^{\eta \cdot t(\theta)}`.
 Coordinate ascent sets :math:`\eta` to its optimum given the other factors; a natural-gradient step moves it there in
 part, :math:`\eta \leftarrow (1 - \rho)\, \eta + \rho\, \eta^*` (Hoffman, Blei, Wang and Paisley 2013, Stochastic
-variational inference, JMLR 14).
+variational inference, JMLR 14). Densities, expectations and entropies are those of Bishop (2006), Pattern Recognition
+and Machine Learning, appendix B.
 """
 
 import math
@@ -95,7 +96,12 @@ class GaussianFactor:
 
 @dataclass(frozen=True, eq=False)
 class GammaFactor:
-    """Gamma(shape, rate); natural parameters shape - 1 and -rate."""
+    """Gamma(shape, rate), density proportional to x^(shape - 1) e^(-rate x); natural parameters shape - 1 and -rate.
+
+    Attributes:
+        shape: (...,).
+        rate: (...,), in the inverse of the units of x.
+    """
 
     shape: Tensor
     rate: Tensor
@@ -137,7 +143,11 @@ class GammaFactor:
 
 @dataclass(frozen=True, eq=False)
 class DirichletFactor:
-    """Dirichlet(concentration) over the last dimension; natural parameters concentration - 1."""
+    """Dirichlet(concentration) over the last dimension; natural parameters concentration - 1.
+
+    Attributes:
+        concentration: (..., k).
+    """
 
     concentration: Tensor
 
@@ -235,7 +245,11 @@ class WishartFactor:
 
 @dataclass(frozen=True, eq=False)
 class CategoricalFactor:
-    """Categoricals with log probabilities (n, k), which are the natural parameters up to a constant per member."""
+    """Categoricals; the natural parameters are their log probabilities, up to a constant per member.
+
+    Attributes:
+        logits: normalised log probabilities (n, k).
+    """
 
     logits: Tensor
 

@@ -12,8 +12,10 @@ A model is recognised by its structure, not by its class. A linear-Gaussian mode
 :class:`zoo.Fit` of one is accepted as well.
 """
 
-from zoo.alignment.bootstrap import Loadings, bootstrap_loadings
+from zoo.alignment.aligned_draws import posterior_loadings
+from zoo.alignment.bootstrap import bootstrap_loadings
 from zoo.alignment.canonical import canonical_transform, to_canonical
+from zoo.alignment.loadings import Loadings
 from zoo.alignment.matching import align, match_components, posterior_difference, principal_angles, procrustes
 from zoo.alignment.symmetry import Alignment, covariance
 
@@ -26,6 +28,7 @@ __all__ = [
     "covariance",
     "match_components",
     "posterior_difference",
+    "posterior_loadings",
     "principal_angles",
     "procrustes",
     "to_canonical",

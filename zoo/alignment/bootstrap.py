@@ -1,12 +1,9 @@
 """Intervals for the loadings of a linear-Gaussian model, by the nonparametric bootstrap."""
 
 import copy
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
-import polars
 import scipy  # type: ignore[import-untyped]  # loads its subpackages on first use
 import torch
 from torch import Tensor
@@ -14,18 +11,18 @@ from torch.nn.functional import normalize
 
 from zoo.algebra.linear_gaussian import Moments
 from zoo.alignment.canonical import canonical_rotation, canonical_transform, to_canonical
+from zoo.alignment.loadings import Basis, Loadings, check_level, scaled
 from zoo.alignment.matching import procrustes
 from zoo.alignment.symmetry import Factors, LinearModule, model_of
 from zoo.alignment.varimax import Rotation
 from zoo.base.callables import PyroCallable, name_of
-from zoo.base.checks import ArrayLike, check_rows, check_whole, incomplete
+from zoo.base.checks import ArrayLike, check_rows, incomplete
 from zoo.base.protocols import Checked, Maximized, Placed
 from zoo.base.threads import on_suited_threads
 from zoo.data.dataset import column_names
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.run import Fit
 
-Basis = Literal["fit", "own"]
 # EM stops within this distance of the maximum, in nats over all rows. That is 1.4% of a standard error: a quadratic
 # log-likelihood is z^2 / 2 below its maximum at z standard errors from it.
 NEAR = 1e-4
@@ -37,72 +34,6 @@ FAILURES = (
     FloatingPointError,
     torch.linalg.LinAlgError,
 )  # e.g. of a constant column
-
-
-@dataclass(frozen=True, eq=False)
-class Loadings:
-    """Loadings and their bootstrap replicates, from :func:`bootstrap_loadings`.
-
-    Attributes:
-        estimate: the loadings of the fit in its canonical rotation (d, k), in float64.
-        replicates: the loadings of the fits to the samples, in the same coordinates (draws, d, k).
-        standardised: whether loadings are correlations of columns and factors; else in the units of the columns.
-        level: the share of the replicates inside the intervals.
-        rotation: the canonical rotation.
-        basis: ``"fit"`` or ``"own"``: the coordinates of the replicates.
-        columns: the names of the d columns.
-        failed: the number of samples to which no model could be fitted; they are omitted.
-    """
-
-    estimate: Tensor
-    replicates: Tensor
-    standardised: bool
-    level: float
-    rotation: Rotation
-    basis: Basis
-    columns: tuple[str, ...]
-    failed: int
-
-    @property
-    def interval(self) -> Tensor:
-        """The limits of the percentile intervals (2, d, k)."""
-        edge = (1 - self.level) / 2
-        return self.replicates.quantile(torch.tensor([edge, 1 - edge]).to(self.replicates), 0)
-
-    @property
-    def deviation(self) -> Tensor:
-        """The standard errors: the standard deviation of the replicates (d, k)."""
-        return self.replicates.std(0)
-
-    @property
-    def sure(self) -> Tensor:
-        """Whether the interval of a loading excludes 0 (d, k)."""
-        low, high = self.interval
-        return (low > 0) | (high < 0)
-
-    def summary(self) -> dict[str, float]:
-        """The numbers of columns, factors, replicates and failed samples, and of intervals that exclude 0."""
-        d, k = self.estimate.shape
-        sizes = {"columns": float(d), "factors": float(k), "replicates": float(len(self.replicates))}
-        return sizes | {"failed": float(self.failed), "sure": float(self.sure.sum())}
-
-    def frame(self) -> polars.DataFrame:
-        """One row per column and factor: the loading, its standard error, and the limits of its interval."""
-        d, k = self.estimate.shape
-        low, high = self.interval
-        values = {"loading": self.estimate, "se": self.deviation, "low": low, "high": high}
-        head = {"column": [name for name in self.columns for _ in range(k)], "factor": list(range(k)) * d}
-        return polars.DataFrame(head | {name: value.flatten().tolist() for name, value in values.items()})
-
-    def __repr__(self) -> str:
-        d, k = self.estimate.shape
-        failed = f", {self.failed} more failed" if self.failed else ""
-        turned = "aligned to the fit" if self.basis == "fit" else f"each in its own {self.rotation} rotation"
-        return (
-            f"Loadings of {d} columns on {k} factor{'s' * (k != 1)} ({self.rotation}) by {len(self.replicates)} "
-            f"bootstrap samples {turned}{failed}: the {100 * self.level:g}% intervals of {int(self.sure.sum())} of "
-            f"{d * k} exclude 0"
-        )
 
 
 @on_suited_threads
@@ -165,11 +96,7 @@ def bootstrap_loadings(
     >>> found.sure.squeeze(1).tolist()
     [True, True, True, True]
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level must be in (0, 1), got {level!r}")
-    least = math.ceil(2 / (1 - level) - 1e-9)
-    if check_whole(draws, "draws") < least:
-        raise ValueError(f"draws must be at least {least} for intervals of level {100 * level:g}%, got {draws}")
+    check_level(level, draws)
     if basis not in get_args(Basis):
         raise ValueError(f"basis must be one of {', '.join(get_args(Basis))}; got {basis!r}")
     model = copy.deepcopy(model_of(run))
@@ -190,16 +117,16 @@ def bootstrap_loadings(
             errors.append(found)
         elif basis == "fit":  # as zoo.alignment.align, without its copies of the model
             turned = procrustes(found.weight.detach() / unit, reference.weight.detach() / unit)[1] * unit
-            replicates.append(_loadings(turned, found.noise, standardised))
+            replicates.append(scaled(turned, found.noise, standardised))
         else:
-            replicates.append(_loadings(_own(found, reference, rotation), found.noise, standardised))
+            replicates.append(scaled(_own(found, reference, rotation), found.noise, standardised))
     if len(errors) > FAILED * draws:
         raise ValueError(
             f"{len(errors)} of {draws} samples could not be fitted, so the others are a biased selection: use more "
             f"rows, fewer factors, or drop columns that hardly vary ({errors[0]})"
         )
     return Loadings(
-        estimate=_loadings(reference.weight, reference.noise, standardised),
+        estimate=scaled(reference.weight, reference.noise, standardised),
         replicates=torch.stack(replicates),
         standardised=standardised,
         level=float(level),
@@ -272,14 +199,6 @@ def _by_moments(model: LinearModule, samples: Sequence[Moments]) -> Iterator[Lin
             yield str(error)
         else:
             yield fitted
-
-
-def _loadings(weight: Tensor, noise: Tensor, standardised: bool) -> Tensor:
-    """The weight (d, k), divided by the standard deviations of the columns under the model if ``standardised``."""
-    weight = weight.detach().double()
-    if not standardised:
-        return weight.clone()
-    return weight / (noise.detach() + weight.square().sum(1)).sqrt().unsqueeze(1)
 
 
 @torch.no_grad()

@@ -1,7 +1,9 @@
 """Checks of rows and whole numbers, with errors that name the argument."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,8 +28,31 @@ class HasTable(Protocol):
 ArrayLike = Tensor | np.ndarray | Sequence[Any] | HasTable  # rows (n, d), or what is converted to them
 
 
+_known: ContextVar[bool | None] = ContextVar("whether rows are incomplete", default=None)
+
+
+@contextmanager
+def missing_entries(answer: bool | None) -> Iterator[None]:
+    """A block in which it is known whether rows have missing entries, so that :func:`incomplete` need not look.
+
+    Args:
+        answer: what it answers in the block; None lets it look.
+    """
+    token = _known.set(answer)
+    try:
+        yield
+    finally:
+        _known.reset(token)
+
+
 def incomplete(x: Tensor) -> bool:
-    """Whether rows have missing entries (NaN); where they have none, this costs a single sum."""
+    """Whether rows have missing entries (NaN); where they have none, this costs a single sum.
+
+    In a block of :func:`missing_entries` it costs nothing.
+    """
+    known = _known.get()
+    if known is not None:
+        return known
     if torch.jit.is_tracing():  # the answer becomes part of the compiled graph
         with pyro.util.ignore_jit_warnings():
             return bool(x.isnan().any())

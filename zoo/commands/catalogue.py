@@ -1,12 +1,14 @@
-"""What ``zoo list`` shows, written down so that it need not load torch; the tests compare it with the package."""
+"""What ``zoo list`` and the help of ``zoo fit`` show, read from a file so that neither loads torch.
 
-GUIDES = ("MeanField", "FullRank", "Amortized", "SemiAmortized", "Flow", "Potential", "Exact")
-MODELS = ("PPCA", "FactorAnalysis", "GMM", "VAE", "BayesianPCA", "BayesianFactorAnalysis", "BayesianGMM")
-DATA = ("iris", "wine", "digits", "breast_cancer", "faithful", "holzinger", "mnist", "mnist-test")
-REFUSED = {  # by model and guide: the latent site that the guide does not serve
-    "GMM": dict.fromkeys(("FullRank", "SemiAmortized", "Flow", "Potential"), "component"),
-    "VAE": {"Exact": "z"},
-    "BayesianPCA": {"Exact": "z"},
-    "BayesianFactorAnalysis": {"Exact": "z"},
-    "BayesianGMM": dict.fromkeys(("FullRank", "Amortized", "SemiAmortized", "Flow", "Potential", "Exact"), "precision"),
-}
+``pytest tests/test_listings.py --update`` writes the file.
+"""
+
+import json
+from pathlib import Path
+
+_LISTED = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+
+MODELS: dict[str, dict[str, str]] = _LISTED["models"]  # of each, the guides that refuse it, with the latent site
+GUIDES: list[str] = _LISTED["guides"]
+LIKELIHOODS: list[str] = _LISTED["likelihoods"]
+DATA: list[str] = _LISTED["data"]

@@ -6,15 +6,14 @@ from typing import Annotated
 
 import typer
 
+from zoo.commands.catalogue import GUIDES, LIKELIHOODS
 from zoo.commands.console import COLUMNS, FAILURES, MODEL, SOURCE, THREADS, fail
 
 COVARIANCE = Annotated[
     str | None,
     typer.Option(help="Of a mixture: full, tied, diag, spherical; of a VAE: scalar, diag, low_rank, full."),
 ]
-LIKELIHOOD = Annotated[
-    str | None, typer.Option(help="Likelihood of a VAE: gaussian, bernoulli, poisson, student_t, logistic_256.")
-]
+LIKELIHOOD = Annotated[str | None, typer.Option(help=f"Likelihood of a VAE: {', '.join(LIKELIHOODS)}.")]
 FLOOR = Annotated[float | None, typer.Option(help="Lower limit of a VAE's variances, as a fraction of the data's.")]
 PATIENCE = Annotated[
     int | None,
@@ -46,8 +45,8 @@ def fit_(
     guide: Annotated[
         str | None,
         typer.Option(
-            help="MeanField, FullRank, Amortized, SemiAmortized, Flow, Potential or Exact; by default Exact where the "
-            "model has a closed-form posterior, else Amortized, and coordinate ascent for a Bayesian model."
+            help=f"{', '.join(GUIDES[:-1])} or {GUIDES[-1]}; by default Exact where the model has a closed-form "
+            "posterior, else Amortized, and coordinate ascent for a Bayesian model."
         ),
     ] = None,
     latent_dim: Annotated[int | None, typer.Option("--latent-dim", "-k", help="Number of factors.")] = None,

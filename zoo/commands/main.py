@@ -18,8 +18,7 @@ def root() -> None:
 def list_() -> None:
     """Show the models, the guides available for each, and the data sets."""
     table = Table("model", *catalogue.GUIDES, title="models x guides")
-    for model in catalogue.MODELS:
-        refused = catalogue.REFUSED.get(model, {})
+    for model, refused in catalogue.MODELS.items():
         table.add_row(model, *(f"no: {refused[guide]}" if guide in refused else "yes" for guide in catalogue.GUIDES))
     out.print(table)
     out.print("data sets:", ", ".join(catalogue.DATA), "- or the path of a .csv, .parquet or .npy file")

@@ -1,6 +1,7 @@
 """How is a model fitted: stochastic variational inference, EM, the best of several starts."""
 
 from zoo.base.schedules import cosine
+from zoo.infer.captured import CapturedSVI
 from zoo.infer.convergence import Convergence, assess
 from zoo.infer.coordinate_ascent import Ascent, VariationalBayes
 from zoo.infer.expectation_maximisation import MaximumLikelihood, em
@@ -10,7 +11,6 @@ from zoo.infer.line_search import LineSearchSVI
 from zoo.infer.loading import load
 from zoo.infer.losses.annealed import AnnealedELBO, linear_warmup
 from zoo.infer.losses.closed_form import ClosedFormELBO
-from zoo.infer.losses.compiled import CompiledELBO
 from zoo.infer.losses.fixed_draws import FixedDraws
 from zoo.infer.losses.iwae import IWAE
 from zoo.infer.losses.projected import ProjectedELBO
@@ -32,9 +32,9 @@ __all__ = [
     "Attempt",
     "BestOf",
     "Callbacks",
+    "CapturedSVI",
     "Checkpoint",
     "ClosedFormELBO",
-    "CompiledELBO",
     "Convergence",
     "Diverged",
     "EarlyStopping",

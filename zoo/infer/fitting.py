@@ -14,10 +14,11 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from zoo.base.callables import PyroCallable, mode, modules, unwrapped
-from zoo.base.checks import ArrayLike
+from zoo.base.checks import ArrayLike, missing_entries
 from zoo.base.protocols import Delaying, Estimating, Placed
 from zoo.base.random import seeded
 from zoo.base.threads import suited, work_of
+from zoo.infer.captured import CapturedSVI
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.guard import diverged, floored
 from zoo.infer.line_search import LineSearchSVI, ProjectedSVI
@@ -43,6 +44,8 @@ from zoo.infer.watchers import (
     Watcher,
 )
 
+READ = 50  # steps between two readings of the losses on a GPU
+
 
 def fit(
     model: PyroCallable,
@@ -61,6 +64,7 @@ def fit(
     every: int = 100,
     transform: Transform | None = None,
     autocast: torch.dtype | None = None,
+    capture: bool | None = None,
     checkpoint: str | Path | None = None,
     store: Store | None = None,
     progress: bool = True,
@@ -114,6 +118,10 @@ def fit(
         transform: applied to the rows of every batch and to the held-out rows, such as ``torch.bernoulli`` for dynamic
             binarisation.
         autocast: the dtype of matrix products in mixed precision (``torch.bfloat16``).
+        capture: whether the operations of a step are recorded once as a graph, which later steps run without Pyro's
+            machinery (:class:`zoo.infer.CapturedSVI`), on the same draws. None: where the steps suffice to pay for it.
+            Model and guide are then called on the first step only, and again where they or the shape of the rows
+            change. On a GPU the losses of a graph are read every 50 steps, and when a callback or a watcher asks.
         checkpoint: a new or empty folder that keeps the fit so far, in case it is interrupted: with the best parameters
             if there are held-out rows, else the last good ones. :func:`zoo.load` restores it.
         store: the parameter store to start from, such as ``run.store`` of an earlier fit, from which functions that
@@ -152,6 +160,7 @@ def fit(
         patience=patience,
         every=every,
         transform=transform,
+        capture=capture,
         checkpoint=checkpoint,
     )
     held = None if store is None else {key: dict(own) for key, own in store.items()}
@@ -210,6 +219,8 @@ def _svi(decided: Plan, model: PyroCallable, guide: PyroCallable) -> SVI:
         decided.optim.pace(decided.steps)
         return LocalFirstSVI(model, guide, decided.optim, decided.loss)
     if not isinstance(decided.optim, LBFGS):
+        if decided.captured:
+            return CapturedSVI(model, guide, decided.optim, decided.loss)
         return SVI(model, guide, decided.optim, decided.loss)
     if isinstance(decided.loss, ProjectedELBO):
         return ProjectedSVI(model, guide, decided.optim, decided.loss)
@@ -256,28 +267,46 @@ def _train(running: Running, watchers: list[Watcher], good: LastGood, autocast: 
     """
     decided = running.plan
     batches = _batches(decided)
+    complete = False if decided.complete else None
+    checked = 0  # losses
     for step in range(decided.steps):
         arguments = next(batches)
-        loss = _step(running.svi, arguments, autocast, first=step == 0) / len(decided.x)
-        if not math.isfinite(loss):
-            chosen = decided.validation is not None
-            raise diverged(loss, arguments, running, good.restore, decided.checkpoint, chosen)
-        running.losses.append(loss)
+        with missing_entries(complete):
+            running.add(_step(running.svi, arguments, autocast, first=step == 0))
+        if not running.unread or (step + 1) % READ == 0:
+            checked = _check_finite(running, checked, arguments, good)
         reasons = [reason for watcher in watchers if (reason := watcher.see(running))]  # all are called
+        if reasons or step == decided.steps - 1:
+            _check_finite(running, checked, arguments, good)
         if reasons:
             running.stopped = reasons[0]
             return
     running.stopped = f"all {decided.steps:,} steps were taken"
 
 
-def _step(svi: SVI, arguments: tuple[Any, ...], autocast: torch.dtype | None, *, first: bool) -> float:
+def _check_finite(running: Running, checked: int, arguments: tuple[Any, ...], good: LastGood) -> int:
+    """Check the losses after the first ``checked``; returns the number of all.
+
+    Raises:
+        Diverged: one is not finite; on a GPU up to 50 steps after it.
+    """
+    bad = next((step for step in range(checked, len(running.losses)) if not math.isfinite(running.losses[step])), None)
+    if bad is None:
+        return len(running.losses)
+    loss = running.losses[bad]
+    del running.losses[bad:]
+    chosen = running.plan.validation is not None
+    raise diverged(loss, arguments, running, good.restore, running.plan.checkpoint, chosen)
+
+
+def _step(svi: SVI, arguments: tuple[Any, ...], autocast: torch.dtype | None, *, first: bool) -> Tensor | float:
     """The loss of a step; NaN where a covariance has ceased to be positive definite."""
     with (
         pyro.validation_enabled(first and pyro.infer.util.is_validation_enabled()),
         torch.autocast(arguments[0].device.type, autocast) if autocast is not None else nullcontext(),
     ):
         try:
-            return float(svi.step(*arguments))
+            return svi.advance(*arguments) if isinstance(svi, CapturedSVI) else float(svi.step(*arguments))
         except torch.linalg.LinAlgError:
             return math.nan
 

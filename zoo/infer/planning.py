@@ -13,7 +13,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
-from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_rows, check_whole, incomplete
 from zoo.base.latent_sites import Layout, layout
 from zoo.base.protocols import (
     Checked,
@@ -31,8 +31,10 @@ from zoo.infer.deep_defaults import CLIP, PATIENCE, default_batch_size, hold_out
 from zoo.infer.losses.closed_form import ClosedFormELBO
 from zoo.infer.losses.projected import ProjectedELBO
 from zoo.infer.losses.quadrature import QuadratureELBO
+from zoo.infer.losses.surrogate import CAPTURED
 from zoo.infer.optim.fused import Fused
 from zoo.infer.optim.lbfgs import LBFGS
+from zoo.infer.optim.natural import NaturalGradient
 from zoo.infer.pairing import (
     batch_norms,
     check_autoguide,
@@ -57,6 +59,7 @@ Start = Literal["data", "random"]
 
 MOST = 20_000  # steps, where their number is not given
 E_STEP = 25  # iterations, at most, in which only the guide moves, where model and guide are fresh
+PAYS = 400  # steps from which on recording a graph takes less time than it saves
 RATE, DEEP_RATE = 0.03, 0.01  # of Adam
 EM_STEPS = 10  # of EM before the line search, where the guide is the posterior of a fresh model
 HELD = 1000  # steps, at most, in which a fresh model's delayed parameters are held
@@ -84,7 +87,7 @@ class Plan:
 
     Attributes:
         answers: the decisions, in the order in which they are taken: rows, start, first, modes, batches, loss, step,
-            optimizer, schedule, end.
+            optimizer, schedule, graph, end.
         x: the rows (n, d), of the model's dtype and device.
         validation: held-out rows (m, d), or None.
         layout: the sites of the model.
@@ -103,6 +106,8 @@ class Plan:
         patience: evaluations of held-out rows without a better bound after which training ends, or None.
         transform: applied to the rows of every batch, or None.
         checkpoint: the folder of the fit so far, or None.
+        captured: whether steps are recorded as a graph.
+        complete: whether no step sees a missing entry.
     """
 
     answers: tuple[Answer, ...]
@@ -124,6 +129,8 @@ class Plan:
     patience: int | None
     transform: Transform | None
     checkpoint: Path | None
+    captured: bool
+    complete: bool
 
     @property
     def full(self) -> bool:
@@ -172,6 +179,7 @@ def plan(
     every: int = 100,
     transform: Transform | None = None,
     autocast: torch.dtype | None = None,
+    capture: bool | None = None,
     checkpoint: str | Path | None = None,
     store: Store | None = None,
     progress: bool = True,
@@ -202,7 +210,7 @@ def plan(
     check_types(model, guide)
     rows, held_out = _rows(model, guide, x, validation, transform)
     folder = None if checkpoint is None else Path(checkpoint)
-    options = _Options(steps, batch_size, loss, optim, start, seed, device, patience, every, transform, folder)
+    options = _Options(steps, batch_size, loss, optim, start, seed, device, patience, every, transform, capture, folder)
     return _decided(_eased(_Asked(model, guide, rows, held_out, options)))
 
 
@@ -220,6 +228,7 @@ class _Options:
     patience: int | None
     every: int
     transform: Transform | None
+    capture: bool | None
     checkpoint: Path | None
 
 
@@ -273,6 +282,7 @@ def _decided(asked: _Asked) -> Plan:
     start, start_row = _start(asked)
     held = _held_steps(asked, start, objective)
     optimizer, settling, search_rows = _search(asked, objective, held)
+    captured, captured_row = _capture(asked, objective, optimizer)
     check_autoguide(asked.guide, found, len(asked.x), asked.subsampled)
     check_loss(objective, found, asked.subsampled)
     answers = (
@@ -285,6 +295,7 @@ def _decided(asked: _Asked) -> Plan:
         objective_row,
         _moved(asked, objective),
         *search_rows,
+        captured_row,
         _end(asked, optimizer, settling),
     )
     return Plan(
@@ -307,6 +318,8 @@ def _decided(asked: _Asked) -> Plan:
         patience=options.patience,
         transform=options.transform,
         checkpoint=options.checkpoint,
+        captured=captured,
+        complete=options.transform in (None, torch.bernoulli) and not incomplete(asked.x),
     )
 
 
@@ -550,6 +563,33 @@ def _noise(asked: _Asked, loss: ELBO) -> str:
     if layers := random_layers(asked.model, asked.guide):
         return f"{type(layers[0]).__name__} draws at every step"
     return "" if noiseless(asked.model, asked.guide, loss) else f"{type(loss).__name__} draws at every step"
+
+
+def _capture(asked: _Asked, loss: ELBO, optimizer: PyroOptim) -> tuple[bool, Answer]:
+    """Whether steps are recorded as a graph.
+
+    A recording takes some 400 times as long as a step's own machinery, which the graph saves.
+    """
+    given, most = asked.options.capture, asked.most
+    if given is False:
+        return False, Answer("graph", "none", "capture is False")
+    if isinstance(optimizer, LBFGS):
+        return False, Answer("graph", "none", "a line search takes few steps")
+    if isinstance(optimizer, NaturalGradient):
+        return False, Answer("graph", "none", "NaturalGradient reads the guide's factors at every step")
+    if type(loss) not in CAPTURED:
+        return False, Answer("graph", "none", f"{type(loss).__name__} is not among the losses that can be recorded")
+    layers = batch_norms(asked.model, asked.guide)
+    if layers:
+        return False, Answer("graph", "none", f"{type(layers[0]).__name__} writes to its statistics at every step")
+    if given:
+        return True, Answer("graph", "recorded at the first step, run by the later ones", "capture is True")
+    shapes = 1 if not asked.subsampled or len(asked.x) % (asked.options.batch_size or 1) == 0 else 2
+    if most < PAYS * shapes:
+        why = f"a graph pays from {PAYS * shapes:,} steps on" + ", as batches have two sizes" * (shapes - 1)
+        return False, Answer("graph", "none", why)
+    why = f"it pays from {PAYS * shapes:,} steps on"
+    return True, Answer("graph", "recorded at the first step, run by the later ones", why)
 
 
 def _end(asked: _Asked, optimizer: PyroOptim, settling: Settling | None) -> Answer:

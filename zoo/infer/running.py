@@ -40,7 +40,7 @@ class Running:
         model: the model.
         guide: the guide.
         svi: the SVI that takes the steps.
-        losses: negative ELBO per row, in nats, of every step so far.
+        unread: losses of the last steps that a GPU may still compute.
         stopped: why it has ended, in words; empty while it is in progress.
         curve: steps and negative bounds per row of the held-out rows.
         best_step: the step with the best held-out bound, or None.
@@ -52,17 +52,33 @@ class Running:
     model: PyroCallable
     guide: PyroCallable
     svi: SVI
-    losses: list[float] = field(default_factory=list)
+    unread: list[Tensor] = field(default_factory=list)
     stopped: str = ""
     curve: list[tuple[int, float]] = field(default_factory=list)
     best_step: int | None = None
     at_floor: float | None = None
     started: float = field(default_factory=time.perf_counter)
+    _read: list[float] = field(default_factory=list)
+
+    @property
+    def losses(self) -> list[float]:
+        """Negative ELBO per row, in nats, of every step so far; on a GPU this waits for the last step."""
+        if self.unread:
+            self._read += torch.stack(self.unread).double().div(len(self.plan.x)).tolist()
+            self.unread.clear()
+        return self._read
+
+    def add(self, loss: Tensor | float) -> None:
+        """Add the loss of a step, over all rows."""
+        if isinstance(loss, Tensor) and loss.is_cuda:
+            self.unread.append(loss)
+        else:
+            self.losses.append(float(loss) / len(self.plan.x))
 
     @property
     def step(self) -> int:
         """The number of the last step, from 0."""
-        return len(self.losses) - 1
+        return len(self._read) + len(self.unread) - 1
 
     @property
     def loss(self) -> float:

@@ -1,5 +1,7 @@
 """A learning-rate schedule that falls once the loss has settled."""
 
+from collections.abc import Callable
+
 from zoo.base.schedules import cosine
 from zoo.infer.convergence import WINDOW, trend
 
@@ -40,7 +42,6 @@ class Settling:
         self.start: int | None = None if patient else 0
         self.forced = False
         self.length = window  # steps per halving
-        self.losses: list[float] = []
 
     def __call__(self, step: int) -> float:
         """The factor on the learning rate at a step."""
@@ -53,22 +54,26 @@ class Settling:
         """The step at which the bound had settled and the rate began to fall, or None."""
         return self.start if self.patient and not self.forced else None
 
-    def settled(self, step: int, loss: float) -> bool:
-        """Add the loss of a step; true once lower rates no longer raise the bound."""
+    def settled(self, step: int, losses: Callable[[], list[float]]) -> bool:
+        """Whether lower rates no longer raise the bound.
+
+        Args:
+            step: the number of the last step.
+            losses: returns those of all steps so far; called once per window.
+        """
         if not self.patient:
             return False
-        self.losses.append(loss)
         done = step + 1
         if self.start is not None:
             fallen = done - self.start
             finished = fallen >= HALVINGS * self.length and fallen % self.length == 0
-            return finished and not self.forced and trend(self.losses).settled
+            return finished and not self.forced and trend(losses()).settled
         size = max(self.window, done // 8)
         soon = done < self.since + 2 * self.window
         last_call = self.steps - done <= HALVINGS * size
         if done % self.window or (soon and not last_call):
             return False
-        settled = not soon and trend(self.losses, size).settled
+        settled = not soon and trend(losses(), size).settled
         if settled or last_call:
             self.start, self.forced = done, not settled
             self.length = min(size, max(1, (self.steps - done) // HALVINGS))

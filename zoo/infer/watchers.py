@@ -42,7 +42,7 @@ class Callbacks:
     """Functions of the step and its loss per row; a true result ends training.
 
     Args:
-        functions: all of them are called after every step.
+        functions: all of them are called after every step; on a GPU, each call waits for the step's loss.
     """
 
     def __init__(self, functions: Iterable[Callback]) -> None:
@@ -50,6 +50,8 @@ class Callbacks:
 
     def see(self, fit: Running) -> str | None:
         """Call every function."""
+        if not self.functions:
+            return None
         answers = [function(fit.step, fit.loss) for function in self.functions]
         return "a callback ended training" if any(answers) else None
 
@@ -95,7 +97,7 @@ class LastGood:
 
     def see(self, fit: Running) -> None:
         """Keep the copy that the last loss confirmed, and make a new one when due."""
-        if self._next:
+        if self._next and not fit.unread:
             self._good, self._next = self._next, []
         if (fit.step + 1) % self.every == 0:
             self._next = copied(fit.model, fit.guide)
@@ -179,7 +181,7 @@ class Settled:
         """Apply the rule to the losses so far."""
         plan, done = fit.plan, False
         if plan.settling is not None:
-            done = plan.settling.settled(fit.step, fit.loss)
+            done = plan.settling.settled(fit.step, lambda: fit.losses)
         elif isinstance(plan.optim, LBFGS):
             learned, dtype = type(plan.loss).__name__ in LEARNED, str(plan.x.dtype).removeprefix("torch.")
             done = descended(fit.losses, learned=learned, dtype=dtype)

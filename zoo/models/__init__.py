@@ -8,4 +8,12 @@ from zoo.models.gmm import GMM
 from zoo.models.ppca import PPCA
 from zoo.models.vae import VAE
 
-__all__ = ["GMM", "PPCA", "VAE", "BayesianFactorAnalysis", "BayesianGMM", "BayesianPCA", "FactorAnalysis"]
+__all__ = [
+    "GMM",
+    "PPCA",
+    "VAE",
+    "BayesianFactorAnalysis",
+    "BayesianGMM",
+    "BayesianPCA",
+    "FactorAnalysis",
+]

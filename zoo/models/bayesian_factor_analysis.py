@@ -37,6 +37,10 @@ class BayesianFactorAnalysis(Module):
     The prior of the mean is placed on the data (:meth:`initialize`): the column's mean, with 100 times the column's
     variance; before that it is N(0, 100). The Gamma priors are broad in the data's own units.
 
+    The bound has several maxima, at some of which a factor that the data need is switched off. Training from one start
+    may end at any of them, and :func:`zoo.diagnose` judges the one that was reached; take several starts
+    (``zoo.cavi(..., restarts=)``, :func:`zoo.best_of`) and compare their bounds.
+
     Args:
         data_dim: number of columns D of the data.
         latent_dim: the most factors K that can be used.

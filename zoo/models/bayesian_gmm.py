@@ -41,6 +41,10 @@ class BayesianGMM(Module):
     times the columns' variances, and V such that E[Lambda]^-1 holds the columns' variances. nu is the number of
     columns (1 for Gamma priors), and :math:`\beta` = 0.1.
 
+    The bound has several maxima, with other components in use. Training from one start may end at any of them, and
+    :func:`zoo.diagnose` judges the one that was reached; take several starts (``zoo.cavi(..., restarts=)``,
+    :func:`zoo.best_of`) and compare their bounds.
+
     Missing entries (NaN) are missing at random. In coordinate ascent they are left out where columns are independent
     ("diag" or "spherical", with independent means). Elsewhere they are latent with a factor :math:`q(x_m \mid c)` of
     their own, and the bound of :func:`zoo.cavi` is one on :math:`\log p(x_o)` that this factor loosens:

@@ -333,7 +333,8 @@ def best_rotation(whole: Tensor, energy: Tensor, degrees: int, d: int, prior: tu
     :math:`R\, E[Z^T Z]\, R^T = (N - D) I + V \mathrm{diag}(c)`; the left side is symmetric, so V is diagonal, and so is
     the left side. Hence :math:`R = \mathrm{diag}(t)^{1/2}\, U^T L^{-1}` with :math:`L L^T = E[Z^T Z]` and
     :math:`L^T E[W^T W] L = U \mathrm{diag}(\lambda) U^T`, and every :math:`t_k` is the positive root of
-    :math:`2 b t^2 + (\lambda_k - 2 b (N - D))\, t - \lambda_k (N + 2a) = 0`.
+    :math:`2 b t^2 + (\lambda_k - 2 b (N - D))\, t - \lambda_k (N + 2a) = 0`. Any order of the factors is as good; they
+    come in decreasing :math:`\lambda`, so that those that are switched off are last.
 
     Args:
         whole: E[Z'Z] (k, k).
@@ -345,7 +346,7 @@ def best_rotation(whole: Tensor, energy: Tensor, degrees: int, d: int, prior: tu
     shape, rate = prior
     root = torch.linalg.cholesky(whole)
     values, vectors = torch.linalg.eigh(root.mT @ energy @ root)
-    values = values.clamp_min(torch.finfo(values.dtype).tiny)
+    values, vectors = values.flip(-1).clamp_min(torch.finfo(values.dtype).tiny), vectors.flip(-1)
     linear, constant = values - 2 * rate * degrees, values * (degrees + d + 2 * shape)
     size = (linear.square() + 8 * rate * constant).sqrt()
     positive = 2 * constant / (linear + size)  # each of the two forms of the root loses no digits where it is taken

@@ -8,8 +8,8 @@ import torch
 from matplotlib.axes import Axes
 
 from zoo.algebra.linear_gaussian import Moments
-from zoo.alignment.bootstrap import Loadings
 from zoo.alignment.canonical import canonical_transform, to_canonical
+from zoo.alignment.loadings import Loadings
 from zoo.alignment.symmetry import model_of
 from zoo.base.callables import PyroCallable, name_of
 from zoo.base.checks import ArrayLike, check_rows, check_whole
@@ -80,13 +80,14 @@ def scree(run: PyroCallable | Fit, x: ArrayLike, *, most: int | None = None, ax:
 
 
 def loadings(found: Loadings, *, factors: Sequence[int] | None = None, ax: Axes | None = None) -> Axes:
-    """The loadings of every column on every factor, with their bootstrap intervals.
+    """The loadings of every column on every factor, with their intervals.
 
-    An open marker means that the interval contains 0. The intervals describe repeated sampling of rows, not a
-    posterior: see :func:`zoo.alignment.bootstrap_loadings`, also for their coordinates.
+    An open marker means that the interval contains 0. The intervals of :func:`zoo.alignment.bootstrap_loadings`
+    describe repeated sampling of rows, those of :func:`zoo.alignment.posterior_loadings` the posterior of the guide;
+    see there for their coordinates.
 
     Args:
-        found: from :func:`zoo.alignment.bootstrap_loadings`.
+        found: from either of the two.
         factors: the numbers of the factors, counted from 0; None draws all.
         ax: the axes to draw on; None creates a figure whose height depends on the number of columns.
 

@@ -96,10 +96,11 @@ def report(
         labels, label_names = table.labels, table.label_names
     if labels is not None and len(labels) != len(rows):
         raise ValueError(f"labels has {len(labels)} entries, x has {len(rows)} rows: pass one label per row")
+    known = rows if table is None else table
     found = diagnose(run, rows, seed=seed) if diagnosis is None else diagnosis
     missing = ""
     if predictive is None:
-        predictive, missing = _predictive(run, rows if table is None else table, seed)
+        predictive, missing = _predictive(run, known, seed)
     text = _template().render(
         title=f"{name_of(run.model)} with {name_of(run.guide)}",
         data=table.name if table is not None else None,
@@ -110,7 +111,7 @@ def report(
         summary=_summary(run, found),
         predictive=predictive,
         missing=missing,
-        pictures=[_encoded(one) for one in figures_of(run, rows, found, predictive, labels, label_names, seed)],
+        pictures=[_encoded(one) for one in figures_of(run, known, found, predictive, labels, label_names, seed)],
         tables=[(title, table.columns, _cells(table)) for title, table in _tables(run, found)],
         rerun=list(rerun),
         versions=_versions(),

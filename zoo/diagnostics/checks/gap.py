@@ -42,6 +42,8 @@ class Gap(Check):
         kind = "" if exact else f", estimated by {measured.estimator}"
         least = "" if exact else "at least "
         reason = f"the ELBO is {least}{gap:.3g} nats per row below log p(x){kind}"
+        if (shared := measured.shared) is not None:
+            reason += f" (over all rows: ELBO {shared.total:.6g}, log p(X) {shared.log_marginal:.6g})"
         advice = ""
         if level != "good":
             advice = "Take a richer guide: FullRank, Amortized(covariance='full'), Flow, or Exact where available"

@@ -135,9 +135,9 @@ def linear_response(
         mean, corrected covariance and the guide's own of every number of g.
 
     Raises:
-        ValueError: the loss is noisy; the guide couples more numbers than there are fixed draws; the guide is not at
-            the maximum of L (it has not converged, or to a saddle); g moves along a flat direction, or does not depend
-            on the guide.
+        ValueError: the loss is noisy; there are too few fixed draws for the numbers that the guide couples; the guide
+            is not at the maximum of L (it has not converged, or to a saddle); g moves along a flat direction, or does
+            not depend on the guide.
 
     References:
         Giordano, Broderick and Jordan (2018), Covariances, robustness, and variational Bayes, JMLR 19; Giordano, Ingram

@@ -122,17 +122,18 @@ class AnnealedELBO(ELBO):
 
     def differentiable_loss(self, model: PyroCallable, guide: PyroCallable, *args: Any, **kwargs: Any) -> Tensor:
         """The plain negative bound, with the gradient of the objective."""
-        loss, surrogate = self._objective(model, guide, args, kwargs)
+        loss, surrogate = self.objective(self.next_beta(model, guide), model, guide, args, kwargs)
         return loss + (surrogate - surrogate.detach())
 
     def loss_and_grads(self, model: PyroCallable, guide: PyroCallable, *args: Any, **kwargs: Any) -> float:
         """The plain negative bound; the gradients of the objective are added to the parameters'."""
-        loss, surrogate = self._objective(model, guide, args, kwargs)
+        loss, surrogate = self.objective(self.next_beta(model, guide), model, guide, args, kwargs)
         if surrogate.requires_grad:
             surrogate.backward()
         return reported(loss.item())
 
-    def _next_beta(self, model: PyroCallable, guide: PyroCallable) -> float:
+    def next_beta(self, model: PyroCallable, guide: PyroCallable) -> float:
+        """The weight of the next step, which is counted."""
         if not callable(self.beta):
             return self.beta
         if self._pair is None:
@@ -146,16 +147,17 @@ class AnnealedELBO(ELBO):
         self.step += 1
         return beta
 
-    def _objective(self, model: PyroCallable, guide: PyroCallable, args: Args, kwargs: Kwargs) -> tuple[Tensor, Tensor]:
-        """The plain negative bound, detached, and a scalar with the gradients of the objective."""
-        beta = self._next_beta(model, guide)
+    def objective(
+        self, beta: float | Tensor, model: PyroCallable, guide: PyroCallable, args: Args, kwargs: Kwargs
+    ) -> tuple[Tensor, Tensor]:
+        """The plain negative bound, detached, and a scalar with the gradients of the objective at a weight ``beta``."""
         pairs = [_matched(pair, self.free_bits) for pair in self._get_traces(model, guide, args, kwargs)]
         weights = {name: self._weights(name, pairs, beta) for name in latent_names(pairs[0][0])}
         loss = sum(_plain(*pair).detach() for pair in pairs) / self.num_particles
         surrogate = -sum(_surrogate(*pair, weights, beta) for pair in pairs) / self.num_particles
         return loss, surrogate
 
-    def _weights(self, name: str, pairs: list[tuple[Trace, Trace]], beta: float) -> Any:
+    def _weights(self, name: str, pairs: list[tuple[Trace, Trace]], beta: float | Tensor) -> Any:
         """The weight of a site's KL, unit by unit: beta, and 0 for a unit below its free bits."""
         if not self.free_bits:
             return beta
@@ -231,7 +233,7 @@ def _closed_kl(p: Site, q: Site, scale: Any) -> Tensor | None:
     return scale_and_mask(kl, aligned(scale), aligned(q["mask"]))
 
 
-def _surrogate(model_trace: Trace, guide_trace: Trace, weights: dict[str, Any], beta: float) -> Any:
+def _surrogate(model_trace: Trace, guide_trace: Trace, weights: dict[str, Any], beta: float | Tensor) -> Any:
     """A scalar with the gradient of the annealed bound."""
     total: Any = 0.0
     for name, site in model_trace.nodes.items():

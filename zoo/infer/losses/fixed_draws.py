@@ -27,6 +27,7 @@ MOVED = (  # distributions whose draws are a smooth map of noise that does not d
     dist.Cauchy,
     dist.Gumbel,
 )
+INFLATION = 1.1  # the most by which a guide that couples its numbers may overstate standard deviations
 
 
 class FixedDraws(Trace_ELBO):
@@ -37,9 +38,15 @@ class FixedDraws(Trace_ELBO):
 
     A smooth function of the parameters, which a line search can climb to its optimum and whose Hessian
     :func:`zoo.linear_response` inverts; the optimum differs from that of the bound by an error that shrinks with M.
-    A guide with a full covariance, or a flow, can make :math:`\hat L` as large as it likes when M is not above the
-    number of latent numbers: it bends itself around the draws; :func:`check_fixed_draws` refuses it. :func:`zoo.fit`
-    takes a line search by default with this loss.
+    A guide with a full covariance, or a flow, bends itself around the draws. With no more draws than the k numbers
+    that it couples it can make :math:`\hat L` as large as it likes; with more, the covariance that it finds for a
+    Gaussian posterior is the true one times the inverse sample covariance of the draws, so that its standard deviations
+    are too large by about
+
+    .. math:: \sqrt{\frac{M}{M - k - 2}}.
+
+    :func:`check_fixed_draws` refuses such guides unless this is at most 1.1: M of some six times k + 2.
+    :func:`zoo.fit` takes a line search by default with this loss.
 
     Args:
         draws: M, at least 2.
@@ -97,8 +104,8 @@ def check_fixed_draws(guide: PyroCallable, found: Layout, draws: int, arguments:
         arguments: of the guide: ``(x,)``.
 
     Raises:
-        ValueError: a site is not drawn by a smooth map of noise; or a guide that couples its numbers (a full
-            covariance, a flow) has as many of them, per row or in its shared part, as there are draws. Names the site.
+        ValueError: a site is not drawn by a smooth map of noise; or the draws are too few for the numbers, per row or
+            in its shared part, that a guide couples (by a full covariance or a flow). Names the site and the least M.
     """
     with torch.no_grad(), poutine.block(), seeded(0):
         nodes = poutine.trace(guide).get_trace(*arguments).nodes
@@ -122,13 +129,42 @@ def check_fixed_draws(guide: PyroCallable, found: Layout, draws: int, arguments:
         if size > 1 and any(_couples(layer) for layer in layers):
             coupled[local] = name
     for local, name in coupled.items():
-        if name and draws <= numbers[local]:
+        if name and draws < (least := least_draws(numbers[local])):
             where = "numbers of each row" if local else "numbers that all rows share"
             raise ValueError(
                 f"FixedDraws({draws}) cannot serve {name_of(guide)}, which couples the {numbers[local]} latent {where} "
-                f"(site '{name}'): with no more draws than numbers it can bend itself around the draws, and the bound "
-                f"has no maximum. Take FixedDraws({4 * numbers[local]}), or guides.MeanField"
+                f"(site '{name}'): it bends itself around so few draws, and {_consequence(numbers[local], draws)}. "
+                f"Take FixedDraws({least}) or more, or guides.MeanField"
             )
+
+
+def inflation(numbers: int, draws: int) -> float:
+    r"""By how much standard deviations come out too large, :math:`\sqrt{M / (M - k - 2)}`; infinite for M <= k + 2.
+
+    At the optimum of a Gaussian guide N(m, L L') for a posterior N(., C), L S L' = C with the sample covariance S of
+    the draws (dividing by M), so that L L' is C up to :math:`S^{-1}`, the mean of which is M / (M - k - 2) times the
+    identity (inverse Wishart with M - 1 degrees of freedom).
+
+    Args:
+        numbers: k, that the guide couples.
+        draws: M.
+    """
+    left = draws - numbers - 2
+    return math.sqrt(draws / left) if left > 0 else math.inf
+
+
+def least_draws(numbers: int) -> int:
+    """The least M whose :func:`inflation` for k coupled numbers is at most ``INFLATION``."""
+    return math.ceil((numbers + 2) / (1 - INFLATION**-2))
+
+
+def _consequence(numbers: int, draws: int) -> str:
+    """What fixed draws that are too few do to a guide that couples its numbers."""
+    if draws <= numbers:
+        return "the bound has no maximum"
+    factor = inflation(numbers, draws)
+    size = f"about {factor:.2f} times" if math.isfinite(factor) else "several times"
+    return f"its standard deviations would come out {size} too large"
 
 
 def _layers(function: Any) -> Iterator[Any]:

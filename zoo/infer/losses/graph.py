@@ -1,145 +1,144 @@
-"""Graphs recorded by ``make_fx``: their branches, inputs and guards, and their compilation."""
+"""A bound and its gradients as one graph of torch operations, recorded from one run of model and guide."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
-from torch.overrides import TorchFunctionMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
-INSTEAD = "use Trace_ELBO() for this pair"
-
-
-def reason(error: Exception) -> str:
-    """Why a capture failed: the first line of the error, or an explanation of torch's tracing errors."""
-    why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if "tracing tensor" in why:
-        return "it converts a tensor to a number (.item(), float(), a branch), which a graph would freeze"
-    return why
+ATEN = torch.ops.aten
+ONES = (ATEN.ones.default, ATEN.ones_like.default)
+ZEROS = (ATEN.zeros.default, ATEN.zeros_like.default, ATEN.new_zeros.default)
+SHORT = "add addmm cat clone div exp log mm mul mv neg pow rsub sigmoid sqrt sub sum t tanh unsqueeze"
+DIRECT = {getattr(ATEN, name): getattr(torch, name) for name in SHORT.split()}  # half the time of a call via torch.ops
+LARGEST = 2**20  # entries of what is computed once and kept
 
 
-def compiled(graph: fx.GraphModule, values: list[Tensor]) -> Callable[..., Any]:
-    """A graph, compiled by TorchInductor for inputs such as ``values``.
+class NotCaptured(Exception):  # noqa: N818 - it reads as what it says
+    """A graph would not give what model and guide give; the message says why."""
+
+
+def recorded(evaluate: Callable[..., list[Tensor]], inputs: list[Tensor]) -> fx.GraphModule:
+    """The operations of ``evaluate`` on ``inputs``, without those that change nothing.
+
+    Tensors that are not inputs, such as a module's buffers, are read anew whenever the graph runs.
 
     Raises:
-        RuntimeError: the compiler fails or is missing.
+        NotCaptured: the run takes a number out of a tensor, or writes to a tensor that was there before.
     """
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch's own code
-            compiled: Any = torch._inductor.compile(
-                graph, [t.detach() for t in values], options={"fallback_random": True}
-            )
+        graph = make_fx(evaluate)(*inputs)
     except Exception as error:
-        raise RuntimeError(
-            f"CompiledELBO: TorchInductor failed ({type(error).__name__}: {str(error).strip().splitlines()[0]}); "
-            f"it needs a working C++ compiler (g++). Or {INSTEAD}"
-        ) from error
-    return compiled
+        why = str(error).strip().splitlines() or [type(error).__name__]
+        if "tracing tensor" in why[0] or "aten._local_scalar_dense" in str(error):
+            why[0] = "it takes a number out of a tensor (.item(), float(), a branch), which a graph would freeze"
+        raise NotCaptured(why[0]) from error
+    nodes = graph.graph.nodes
+    changed = {_origin(node.args[0]) for node in nodes if _writes(node)}
+    if any(origin.op in ("placeholder", "get_attr") for origin in changed):
+        raise NotCaptured("it writes to a tensor that was there before")
+    literals: set[str] = set()
+    for node in list(nodes):
+        same = _same(node)
+        if same is not None and node.target is ATEN.lift_fresh_copy.default:
+            literals.add(same.name)
+        if same is not None and _origin(node) not in changed and _origin(same) not in changed:
+            node.replace_all_uses_with(same)
+            graph.graph.erase_node(node)
+    _fold(graph, changed, literals)
+    _merge(graph.graph, changed)
+    _separate(graph.graph)
+    graph.graph.eliminate_dead_code()
+    for node in nodes:
+        node.target = DIRECT.get(getattr(node.target, "overloadpacket", None), node.target)
+    graph.recompile()
+    return graph
 
 
-class Branches(TorchFunctionMode):
-    """Evaluates branches on tensors during the capture, and records their conditions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conditions: list[Tensor] = []
-        self.outcomes: list[bool] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (Tensor.__bool__, torch.is_nonzero, Tensor.is_nonzero):
-            with disable_proxy_modes_tracing():
-                outcome = bool(func(*args, **(kwargs or {})))
-            self.conditions.append(args[0])
-            self.outcomes.append(outcome)
-            return outcome
-        if func in (torch.equal, Tensor.equal):
-            one, other = args
-            return one.shape == other.shape and bool((one == other).all())
-        return func(*args, **(kwargs or {}))
-
-
-def lifted(graph: fx.GraphModule, inputs: list[Tensor]) -> list[Tensor]:
-    """Make the tensors that the graph holds, except literals, inputs of it. Returns the values of all inputs."""
-    values = list(inputs)
-    nodes = graph.graph
-    last = [n for n in nodes.nodes if n.op == "placeholder"][-1:] or [None]
-    for node in list(nodes.nodes):
-        if node.op != "get_attr":
+def _fold(graph: fx.GraphModule, changed: set[fx.Node], literals: set[str]) -> None:
+    """Compute once what depends on literals and shapes only."""
+    values: dict[fx.Node, Tensor] = {}
+    for node in list(graph.graph.nodes):
+        if node.op == "get_attr" and node.name in literals:
+            values[node] = getattr(graph, node.target)
+        meta = node.meta.get("tensor_meta")
+        if node.op != "call_function" or not isinstance(meta, tuple) or meta[0].numel() > LARGEST:
             continue
-        value = getattr(graph, node.target)
-        if not isinstance(value, Tensor) or any("lift_fresh" in str(user.target) for user in node.users):
+        if node.is_impure() or _origin(node) in changed or node.target is ATEN.empty.memory_format:
             continue
-        with nodes.inserting_after(last[0]) if last[0] is not None else nodes.inserting_before():
-            fresh = nodes.placeholder(f"state_{len(values)}")
+        if node.target in (*ONES, *ZEROS):  # whatever the values of the tensor whose shape it has
+            filled = float(node.target in ONES)
+            values[node] = torch.full(meta[0], filled, dtype=meta[1], device=node.meta["val"].device)
+        elif node.all_input_nodes and all(source in values for source in node.all_input_nodes):
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            values[node] = node.target(*args, **kwargs)
+        else:
+            continue
+        name = f"folded_{len(values)}"
+        graph.register_buffer(name, values[node], persistent=False)
+        with graph.graph.inserting_before(node):
+            fresh = graph.graph.get_attr(name)
+        values[fresh], fresh.meta = values[node], node.meta
         node.replace_all_uses_with(fresh)
-        nodes.erase_node(node)
-        last = [fresh]
-        values.append(value)
-    graph.recompile()
-    return values
 
 
-def writes(graph: fx.GraphModule) -> bool:
-    """Whether an operation changes a tensor from outside the graph, directly or through a view."""
+def _merge(graph: fx.Graph, changed: set[fx.Node]) -> None:
+    """Compute once what is computed twice, mostly by the density and its derivative."""
+    known: dict[Any, fx.Node] = {}
+    for node in list(graph.nodes):
+        drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        touched = any(_origin(source) in changed for source in (node, *node.all_input_nodes))
+        if node.op == "call_function" and not node.is_impure() and not drawn and not touched:
+            twin = known.setdefault((node.target, repr(node.args), repr(node.kwargs)), node)
+            if twin is not node:
+                node.replace_all_uses_with(twin)
 
-    def root(node: Any) -> Any:
-        while isinstance(node, fx.Node) and node.op == "call_function" and hasattr(node.target, "_schema"):
-            schema: Any = node.target._schema
-            if not any(r.alias_info is not None for r in schema.returns):
-                break
-            node = node.args[0]
-        return node
 
-    for node in graph.graph.nodes:
+def _separate(graph: fx.Graph) -> None:
+    """Copy results that share memory with an input or with one another, as an optimizer may write to gradients."""
+    output: Any = graph.output_node()
+    results: list[fx.Node] = []
+    for node in output.args[0]:
+        if _origin(node).op != "call_function" or any(_origin(node) is _origin(other) for other in results):
+            with graph.inserting_before(output):
+                node = graph.call_function(ATEN.clone.default, (node,))
+        results.append(node)
+    output.args = (results,)
+
+
+def _writes(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return node.op == "call_function" and schema is not None and schema.is_mutable
+
+
+def _origin(node: Any) -> fx.Node:
+    """The node whose memory this one shows, wholly or in part."""
+    while node.op == "call_function":
         schema = getattr(node.target, "_schema", None)
-        if node.op == "call_function" and schema is not None and schema.is_mutable:
-            for argument, value in zip(schema.arguments, node.args, strict=False):
-                if argument.alias_info is not None and argument.alias_info.is_write:
-                    origin = root(value)
-                    if isinstance(origin, fx.Node) and origin.op in ("placeholder", "get_attr"):
-                        return True
-    return False
+        if schema is None or any(r.alias_info is not None for r in schema.returns):  # an element of a list
+            node = node.args[0]
+        else:
+            break
+    return node
 
 
-def split_guards(graph: fx.GraphModule, kept: int, params: int) -> fx.GraphModule | None:
-    """Move the conditions, which are a graph's outputs after the first ``kept``, to a separate graph.
-
-    Raises:
-        ValueError: a condition depends on a draw or on one of the first inputs, the parameters.
-    """
-    nodes = graph.graph
-    output = next(n for n in nodes.nodes if n.op == "output")
-    results = list(output.args[0])
-    conditions = results[kept:]
-    output.args = (results[:kept],)
-    placeholders = [n for n in nodes.nodes if n.op == "placeholder"]
-    forbidden = set(placeholders[:params])
-    needed: set[Any] = set()
-    queue = list(conditions)
-    while queue:
-        node = queue.pop()
-        if node in needed:
-            continue
-        needed.add(node)
-        random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-        if node in forbidden or random:
-            raise ValueError(f"it branches on a {'draw' if random else 'parameter'}")
-        queue += node.all_input_nodes
-    small = fx.Graph()
-    copied: dict[Any, Any] = {}
-    known: dict[Any, Any] = {}
-    for node in nodes.nodes:
-        if node.op == "placeholder":
-            copied[node] = small.placeholder(node.name)
-        elif node in needed:
-            fresh = small.node_copy(node, copied.__getitem__)
-            twin = str(fresh.target), repr(fresh.args), repr(fresh.kwargs)
-            if twin in known:
-                small.erase_node(fresh)
-            copied[node] = known.setdefault(twin, fresh)
-    small.output(tuple(copied[c] for c in conditions))
-    graph.recompile()
-    return fx.GraphModule(graph, small) if conditions else None
+def _same(node: fx.Node) -> fx.Node | None:
+    """The argument of an operation that leaves it as it is: x * 1, x + 0, a view of the same shape."""
+    if node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):
+        return None
+    source = node.args[0]
+    if node.target is ATEN.lift_fresh_copy.default:  # a literal
+        return source
+    one, other = source.meta.get("tensor_meta"), node.meta.get("tensor_meta")
+    if not isinstance(one, tuple) or not isinstance(other, tuple):
+        return None
+    if (one[0], one[1], one[3]) != (other[0], other[1], other[3]):  # shape, dtype, strides
+        return None
+    target, rest = node.target, node.args[1:]
+    if target in (ATEN.detach.default, ATEN.alias.default, ATEN.expand.default, ATEN.view.default):
+        return source
+    scales = (ATEN.mul.Tensor, ATEN.div.Tensor, ATEN.mul.Scalar, ATEN.div.Scalar, ATEN.pow.Tensor_Scalar)
+    if (target in scales and rest == (1,)) or (target in (ATEN.add.Tensor, ATEN.sub.Tensor) and rest == (0,)):
+        return source
+    return None

@@ -1,118 +1,78 @@
 """The numbers and tensors that a model and a guide use from outside their arguments."""
 
-import functools
+import inspect
 import types
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
+
+from zoo.base.callables import PyroCallable, handlers, modules
 
 PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
 
 
 class Watch:
-    """Numbers and tensors that model and guide use from their modules, closures and globals."""
+    """Numbers and tensors that model and guide use from their modules, handlers, closures and globals.
 
-    def __init__(self, *roots: Any) -> None:
-        self.entries: list[tuple[dict[str, Any], str, Any]] = []
-        self.sizes: list[tuple[dict[str, Any], int]] = []
-        self.cells: list[tuple[Any, Any]] = []
-        self._seen: set[int] = set()
-        for root in roots:
-            self._walk(root, 6)
-        del self._seen
+    Deeper places, such as the entries of a dictionary, are not watched.
+
+    Args:
+        functions: model and guide.
+    """
+
+    def __init__(self, *functions: PyroCallable) -> None:
+        self._entries: list[
+            tuple[Any, Any, Any]
+        ] = []  # a dictionary, its key and the value; or a cell, None, its value
+        self._sizes: list[tuple[Any, int]] = []
+        for function in functions:
+            wrapped, inner = handlers(function)
+            for handler in wrapped:
+                self._held(vars(handler))
+            self._code(inner)
+        for module in {part: None for root in modules(*functions) for part in root.modules()}:
+            self._held(vars(module))
+            for members in (module._parameters, module._buffers, module._modules):
+                self._entries += [(members, key, value) for key, value in members.items()]
+                self._sizes.append((members, len(members)))
+            self._code(type(module).forward)
 
     def tensors(self) -> Iterator[Tensor]:
-        for _, _, value in self.entries:
-            if isinstance(value, Tensor):
-                yield value
-        for _, value in self.cells:
-            if isinstance(value, Tensor):
-                yield value
+        """The tensors among them."""
+        return (value for _, _, value in self._entries if isinstance(value, Tensor))
 
     def changed(self) -> bool:
-        for place, key, value in self.entries:
-            now = place.get(key)
+        """Whether one was replaced."""
+        for place, key, value in self._entries:
+            now = place.cell_contents if key is None else place.get(key)
             if now is not value and not _equal(now, value):
                 return True
-        for place, size in self.sizes:
-            if len(place) != size:
-                return True
-        return any(c.cell_contents is not v and not _equal(c.cell_contents, v) for c, v in self.cells)
+        return any(len(members) != size for members, size in self._sizes)
 
-    def _walk(self, item: Any, depth: int) -> None:
-        if id(item) in self._seen or depth == 0:
+    def _held(self, place: dict[str, Any]) -> None:
+        """The plain attributes of an object, and those of functions among them."""
+        for key, value in place.items():
+            if _plain(value) or isinstance(value, types.FunctionType):
+                self._entries.append((place, key, value))
+            self._code(value)
+
+    def _code(self, function: Any) -> None:
+        """The closure and the globals of a function outside torch and Pyro."""
+        function = inspect.unwrap(getattr(function, "__func__", function)) if callable(function) else function
+        if not isinstance(function, types.FunctionType) or function.__module__.split(".")[0] in ("torch", "pyro"):
             return
-        self._seen.add(id(item))
-        if isinstance(item, nn.Module):
-            for module in item.modules():
-                self._seen.add(id(module))
-                self._module(module)
-        elif isinstance(item, functools.partial):
-            for part in (item.func, *item.args, *item.keywords.values()):
-                self._walk(part, depth - 1)
-        elif isinstance(item, types.MethodType):
-            self._walk(item.__self__, depth - 1)
-            self._walk(item.__func__, depth - 1)
-        elif isinstance(item, types.FunctionType):
-            self._function(item, depth)
-        elif hasattr(item, "__dict__") and (callable(item) or isinstance(item, Messenger)) and not _foreign(item):
-            self._attributes(vars(item), depth)
-
-    def _module(self, module: nn.Module) -> None:
-        own = {k: v for k, v in vars(module).items() if k not in _USUAL}
-        for key, value in [*own.items(), ("training", module.training)]:
-            if _plain(value):
-                self.entries.append((vars(module), key, value))
-        for place in (module._parameters, module._buffers, module._modules):
-            self.entries += [(place, key, value) for key, value in place.items()]
-            self.sizes.append((place, len(place)))
-        if not _foreign(module):
-            self._walk(type(module).forward, 2)
-
-    def _attributes(self, place: dict[str, Any], depth: int) -> None:
-        for key, value in list(place.items()):
-            if _plain(value):
-                self.entries.append((place, key, value))
-            else:
-                self._walk(value, depth - 1)
-
-    def _function(self, function: types.FunctionType, depth: int) -> None:
-        for cell in function.__closure__ or ():
-            try:
-                value = cell.cell_contents
-            except ValueError:  # still empty
-                continue
-            if _plain(value):
-                self.cells.append((cell, value))
-            else:
-                self._walk(value, depth - 1)
-        for name in function.__code__.co_names:
-            value = function.__globals__.get(name)
-            if value is None:
-                continue
-            if _plain(value):
-                self.entries.append((function.__globals__, name, value))
-            elif isinstance(value, nn.Module | types.FunctionType) and not _foreign(value):
-                self._walk(value, depth - 1)
-
-
-_USUAL = frozenset(vars(nn.Module()))
+        for cell in (c for c in function.__closure__ or () if c != types.CellType()):
+            if _plain(cell.cell_contents):
+                self._entries.append((cell, None, cell.cell_contents))
+        place = function.__globals__
+        self._entries += [(place, k, place[k]) for k in function.__code__.co_names if k in place and _plain(place[k])]
 
 
 def _plain(value: Any) -> bool:
-    return isinstance(value, Tensor) or type(value) in PLAIN or (type(value) is tuple and all(map(_plain, value)))
+    return (isinstance(value, Tensor) and not isinstance(value, nn.Parameter)) or type(value) in PLAIN
 
 
 def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) or isinstance(other, Tensor) or type(one) is not type(other):
-        return False
-    return type(one) in (*PLAIN, tuple) and repr(one) == repr(other)
-
-
-def _foreign(item: Any) -> bool:
-    """Whether the code is part of torch, Pyro or Python."""
-    home = getattr(item, "__module__", None) or type(item).__module__
-    return home.split(".")[0] in ("torch", "builtins", "functools") or home.startswith(("pyro.nn", "pyro.dist"))
+    return type(one) is type(other) and not isinstance(one, Tensor) and (one == other or one != one)

@@ -63,16 +63,34 @@ class Fused(PyroOptim):
         assert self.optimizer is not None
         for p in self._known - present:
             p.grad = None  # not part of this step: leave it unchanged
-        if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(ordered(present), self.clip_norm, foreach=True)
-        if self.schedule is not None:
-            factor = self.schedule(self.steps)
-            for group in self.optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
-        self.optimizer.step()
-        self.steps += 1
+        self.adjust()
+        self.update(present)
         for p in present:
             p.grad = None  # SVI would write zeros and add to them: two more passes over all parameters
+
+    def adjust(self) -> None:
+        """Set the learning rate of the next step, and count it: the part of a step that a CUDA graph cannot hold."""
+        if self.schedule is not None and self.optimizer is not None:
+            factor = self.schedule(self.steps)
+            for group in self.optimizer.param_groups:
+                rate = group["initial_lr"] * factor
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(rate)
+                else:
+                    group["lr"] = rate
+        self.steps += 1
+
+    def update(self, params: Iterable[Tensor]) -> None:
+        """Change parameters that had a step before by their gradients: the part of a step that a CUDA graph holds."""
+        assert self.optimizer is not None
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(ordered(params), self.clip_norm, foreach=True)
+        self.optimizer.step()
+
+    @property
+    def capturable(self) -> bool:
+        """Whether :meth:`update` can be part of a CUDA graph: Adam on a GPU, whose count of steps lies there too."""
+        return bool(self.pt_optim_args.get("capturable"))
 
     def _join(self, new: list[Tensor]) -> None:
         store = pyro.get_param_store()
@@ -82,10 +100,19 @@ class Fused(PyroOptim):
         self._known.update(new)
         self._names += [str(store.param_name(p)) for p in new]
         if self.optimizer is None:
-            self.optimizer = self.pt_optim_constructor(new, **self.pt_optim_args)
+            rate = self.pt_optim_args.get("lr")
+            if new[0].is_cuda and self.pt_optim_constructor in (torch.optim.Adam, torch.optim.AdamW):
+                self.pt_optim_args["capturable"] = (
+                    True  # the rate is a tensor, which a CUDA graph reads at every launch
+                )
+            arguments = dict(self.pt_optim_args)
+            if self.capturable and rate is not None:
+                arguments["lr"] = torch.tensor(float(rate), device=new[0].device)
+            self.optimizer = self.pt_optim_constructor(new, **arguments)
+            for group in self.optimizer.param_groups:
+                group.setdefault("initial_lr", float(group["lr"]))
         else:
             self.optimizer.param_groups[0]["params"].extend(new)
-        self.optimizer.param_groups[0].setdefault("initial_lr", self.optimizer.param_groups[0]["lr"])
         if waiting:
             self.optimizer.load_state_dict(waiting["optimizer"])
             self.steps, self._waiting = waiting["steps"], {}

@@ -95,6 +95,9 @@ class NaturalGradient(PyroOptim):
     that the shared factors see every row as its last visit left it, and get no further than a sweep or so per epoch. A
     step that would leave the domain of a factor is halved until it does not.
 
+    Without the rotations of :func:`zoo.cavi`, a linear model with more factors than the data need creeps along a ridge
+    towards a lesser maximum: take :func:`zoo.cavi`, or fewer factors.
+
     Args:
         guide: a guide with parts of :mod:`guides.families`, such as ``guides.MeanField(model, x, family="conjugate")``.
         rate: the length of the steps, or a schedule: a map from the number of the step, or of the round of steps
