@@ -219,3 +219,38 @@ def test_iwae_refuses_a_shared_site_by_name(guide):
         named = pytest.raises(ValueError, match=f"site '{site}' is shared by all rows, and IWAE needs a weight")
         with pyro.get_param_store().scope(), named:
             IWAE(4).loss(model, guide(model, x), x)
+
+
+@pytest.mark.parametrize("ends", ["all steps", "a graph", "an error", "a line search", "a compiled trace"])
+def test_full_noise_is_held_at_first_and_released_in_any_case(ends, some):
+    """The rows of the last layer that give the correlations stay where they start, for a quarter of the steps."""
+    model = zoo.VAE(4, 2, hidden=(8,), covariance="full").double()
+    options = {
+        "a line search": {"optim": LBFGS()},
+        "a compiled trace": {"loss": pyro.infer.JitTrace_ELBO()},
+    }.get(ends, {})
+    guide = Amortized(model, some, hidden=(8,))
+    held = zoo.plan(model, guide, some, steps=8, **options).held_steps
+    assert held == (0 if options else 2)
+    if options:
+        return
+    seen = []
+
+    def watch(step, loss):
+        seen.append((model.likelihood.held, model.scale[-1].weight[4:].detach().clone()))
+        if ends == "an error":
+            raise RuntimeError("interrupted")
+
+    def fit():
+        zoo.fit(model, guide, some, steps=8, capture=ends == "a graph", progress=False, callbacks=[watch])
+
+    if ends == "an error":
+        with pytest.raises(RuntimeError, match="interrupted"):
+            fit()
+    else:
+        fit()
+        assert [held for held, _ in seen] == [True] + 7 * [False]
+        assert torch.equal(seen[0][1], seen[1][1])
+        assert not torch.equal(seen[1][1], seen[2][1])
+    assert not model.likelihood.held
+    assert zoo.plan(model, guide, some, steps=8).held_steps == 0  # it has been fitted

@@ -272,6 +272,20 @@ class Floored(Hook, Protocol):
 
 
 @runtime_checkable
+class Delaying(Hook, Protocol):
+    """A model some of whose parameters are better trained only after the others."""
+
+    @property
+    def delays(self) -> bool:
+        """Whether there are such parameters."""
+        ...
+
+    def hold(self, held: bool) -> None:
+        """Hold them fixed, or release them; the density does not change."""
+        ...
+
+
+@runtime_checkable
 class LinearGaussian(Hook, Protocol):
     """A linear-Gaussian model: x ~ N(W z + mu, diag(noise)), z ~ N(0, I)."""
 

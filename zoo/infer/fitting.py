@@ -15,7 +15,7 @@ from torch import Tensor
 
 from zoo.base.callables import PyroCallable, mode, modules, unwrapped
 from zoo.base.checks import ArrayLike, missing_entries
-from zoo.base.protocols import Estimating, Placed
+from zoo.base.protocols import Delaying, Estimating, Placed
 from zoo.base.random import seeded
 from zoo.base.threads import suited, work_of
 from zoo.infer.captured import CapturedSVI
@@ -35,6 +35,7 @@ from zoo.infer.watchers import (
     Callbacks,
     Checkpoint,
     EarlyStopping,
+    Hold,
     LastGood,
     Progress,
     Settled,
@@ -235,6 +236,9 @@ def _watchers(
     own = list(callbacks)
     functions = [callback for callback in own if not isinstance(callback, Watcher)]
     watchers: list[Watcher] = [good]
+    inner = unwrapped(running.model)
+    if decided.held_steps and isinstance(inner, Delaying):
+        watchers.append(stack.enter_context(Hold(inner, decided.held_steps)))
     validation = None
     if decided.validation is not None:
         validation = Validation(

@@ -8,14 +8,24 @@ from typing import Any, Literal, get_args
 
 import polars
 import torch
-from pyro.infer import ELBO
+from pyro.infer import ELBO, JitTrace_ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
 
 from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
 from zoo.base.checks import ArrayLike, check_rows, check_whole, incomplete
 from zoo.base.latent_sites import Layout, layout
-from zoo.base.protocols import Checked, Conjugate, Estimating, LinearForm, Mixture, Placed, Projection, linear_form
+from zoo.base.protocols import (
+    Checked,
+    Conjugate,
+    Delaying,
+    Estimating,
+    LinearForm,
+    Mixture,
+    Placed,
+    Projection,
+    linear_form,
+)
 from zoo.base.random import seeded
 from zoo.infer.deep_defaults import CLIP, PATIENCE, default_batch_size, hold_out, may_overfit
 from zoo.infer.losses.closed_form import ClosedFormELBO
@@ -52,6 +62,7 @@ E_STEP = 25  # iterations, at most, in which only the guide moves, where model a
 PAYS = 400  # steps from which on recording a graph takes less time than it saves
 RATE, DEEP_RATE = 0.03, 0.01  # of Adam
 EM_STEPS = 10  # of EM before the line search, where the guide is the posterior of a fresh model
+HELD = 1000  # steps, at most, in which a fresh model's delayed parameters are held
 CHECKED = 10_000  # rows per call when a transform is tested
 
 
@@ -89,6 +100,7 @@ class Plan:
         estimate: whether the model starts at its own estimate from the data, else at random on them.
         e_step: the most iterations in which only the guide moves.
         em_steps: steps of EM on a fresh model before the first iteration.
+        held_steps: the first steps, in which a fresh model holds the parameters that it delays.
         seed: of the start, the batches and the draws.
         every: steps between two evaluations of held-out rows, two copies of the parameters, and two checkpoints.
         patience: evaluations of held-out rows without a better bound after which training ends, or None.
@@ -111,6 +123,7 @@ class Plan:
     estimate: bool
     e_step: int
     em_steps: int
+    held_steps: int
     seed: int
     every: int
     patience: int | None
@@ -266,9 +279,10 @@ def _decided(asked: _Asked) -> Plan:
     _check_options(asked)
     batches = _batches(asked)
     objective, objective_row = _loss(asked, found)
-    optimizer, settling, search_rows = _search(asked, objective)
-    captured, captured_row = _capture(asked, objective, optimizer)
     start, start_row = _start(asked)
+    held = _held_steps(asked, start, objective)
+    optimizer, settling, search_rows = _search(asked, objective, held)
+    captured, captured_row = _capture(asked, objective, optimizer)
     check_autoguide(asked.guide, found, len(asked.x), asked.subsampled)
     check_loss(objective, found, asked.subsampled)
     answers = (
@@ -298,6 +312,7 @@ def _decided(asked: _Asked) -> Plan:
         estimate="model" in start and _estimated(asked),
         e_step=_waits(asked, start, objective, optimizer),
         em_steps=_em_steps(asked, start, objective, optimizer),
+        held_steps=held,
         seed=options.seed,
         every=options.every,
         patience=options.patience,
@@ -421,6 +436,16 @@ def _em_steps(asked: _Asked, start: tuple[str, ...], loss: ELBO, optimizer: Pyro
     return min(EM_STEPS, asked.most // 4)
 
 
+def _held_steps(asked: _Asked, start: tuple[str, ...], loss: ELBO) -> int:
+    """The first steps, which hold what a fresh model delays. (In a compiled trace it would be held for good.)"""
+    inner = unwrapped(asked.model)
+    if "model" not in start or isinstance(asked.options.optim, LBFGS) or isinstance(loss, JitTrace_ELBO):
+        return 0
+    if asked.options.optim is None and not _noise(asked, loss):  # a line search
+        return 0
+    return min(HELD, asked.most // 4) if isinstance(inner, Delaying) and inner.delays else 0
+
+
 def _first_moves(asked: _Asked, start: tuple[str, ...], loss: ELBO, optimizer: PyroOptim) -> Answer:
     """What precedes the first step of the whole pair."""
     moves, reasons = [], []
@@ -430,6 +455,9 @@ def _first_moves(asked: _Asked, start: tuple[str, ...], loss: ELBO, optimizer: P
     if count := _waits(asked, start, loss, optimizer):
         moves.append(f"the guide alone, for up to {count} iterations")
         reasons.append("a fresh guide does not fit the model's start yet and would lead the model away from it")
+    if count := _held_steps(asked, start, loss):
+        moves.append(f"{count:,} steps with the correlations of the noise held")
+        reasons.append("noise with any covariance would explain what the factors should")
     if moves:
         return Answer("first", ", then ".join(moves), "; ".join(reasons))
     return Answer("first", "nothing", "only a default line search on a fresh model needs more")
@@ -505,7 +533,7 @@ def _moved(asked: _Asked, loss: ELBO) -> Answer:
     return Answer("step", "the parameters of model and guide together", "the best q has no closed form here")
 
 
-def _search(asked: _Asked, loss: ELBO) -> tuple[PyroOptim, Settling | None, tuple[Answer, Answer]]:
+def _search(asked: _Asked, loss: ELBO, held: int) -> tuple[PyroOptim, Settling | None, tuple[Answer, Answer]]:
     """The optimizer and its schedule."""
     given = asked.options.optim
     if given is not None:
@@ -515,7 +543,7 @@ def _search(asked: _Asked, loss: ELBO) -> tuple[PyroOptim, Settling | None, tupl
     if not noise:
         row = Answer("optimizer", "LBFGS", "the bound has no noise, and every step uses all rows")
         return LBFGS(), None, (row, Answer("schedule", "none", "a line search chooses the length of every step"))
-    settling = Settling(asked.most, patient=asked.options.steps is None)
+    settling = Settling(asked.most, patient=asked.options.steps is None, since=held)
     rate, networks = (DEEP_RATE, "has") if deep(asked.model) else (RATE, "has no")
     adam = Answer("optimizer", f"Fused Adam, learning rate {rate}", f"{noise}; the model {networks} networks")
     if asked.options.steps is None:

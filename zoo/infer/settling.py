@@ -23,6 +23,7 @@ class Settling:
         steps: the most steps.
         patient: keep the rate constant until the bound has settled.
         window: the least steps per window; an eighth of the steps taken, if that is more.
+        since: the step before which the bound is not taken to have settled.
 
     Attributes:
         start: the step at which the rate began to fall, or None before that.
@@ -33,10 +34,11 @@ class Settling:
         Inference, arXiv 2203.15945, for rates that fall at convergence until the gain is small.
     """
 
-    def __init__(self, steps: int, *, patient: bool = True, window: int = WINDOW) -> None:
+    def __init__(self, steps: int, *, patient: bool = True, window: int = WINDOW, since: int = 0) -> None:
         self.steps = steps
         self.patient = patient
         self.window = window
+        self.since = since
         self.start: int | None = None if patient else 0
         self.forced = False
         self.length = window  # steps per halving
@@ -67,10 +69,11 @@ class Settling:
             finished = fallen >= HALVINGS * self.length and fallen % self.length == 0
             return finished and not self.forced and trend(losses()).settled
         size = max(self.window, done // 8)
+        soon = done < self.since + 2 * self.window
         last_call = self.steps - done <= HALVINGS * size
-        if done % self.window or (done < 2 * self.window and not last_call):
+        if done % self.window or (soon and not last_call):
             return False
-        settled = done >= 2 * self.window and trend(losses(), size).settled
+        settled = not soon and trend(losses(), size).settled
         if settled or last_call:
             self.start, self.forced = done, not settled
             self.length = min(size, max(1, (self.steps - done) // HALVINGS))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from zoo.base.callables import PyroCallable, mode
 from zoo.base.memory import rows_at_once
+from zoo.base.protocols import Delaying
 from zoo.base.random import seeded
 from zoo.infer.convergence import LEARNED, descended
 from zoo.infer.guard import Diverged
@@ -53,6 +54,32 @@ class Callbacks:
             return None
         answers = [function(fit.step, fit.loss) for function in self.functions]
         return "a callback ended training" if any(answers) else None
+
+
+class Hold(AbstractContextManager["Hold"]):
+    """Holds some parameters of a model fixed for the first steps.
+
+    As a context manager it holds them from its beginning, and releases them at its end at the latest.
+
+    Args:
+        model: the model.
+        steps: the number of steps.
+    """
+
+    def __init__(self, model: Delaying, steps: int) -> None:
+        self.model, self.steps = model, steps
+
+    def see(self, fit: Running) -> None:
+        """Release them when due."""
+        if fit.step + 1 == self.steps:
+            self.model.hold(False)
+
+    def __enter__(self) -> "Hold":
+        self.model.hold(True)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.model.hold(False)
 
 
 class LastGood:

@@ -40,8 +40,16 @@ class Gaussian(nn.Module):
     (The division by R and d makes the scale at a start independent of them.) No variance is below the floor in any
     direction: the covariance minus :math:`\epsilon B^2` (``"scalar"``: :math:`\epsilon c^2 I`) is positive
     semidefinite.
+
+    ``"full"`` noise represents the linear dependence between the columns without any factors. While ``held`` is true,
+    the parameters below the diagonal of L therefore pass no gradient, so that the factors take up that dependence
+    first; the density is the same either way.
+
+    Attributes:
+        held: whether the parameters below the diagonal of L are held fixed.
     """
 
+    held = False
     common: Tensor
     locations: int
     noise: int
@@ -77,6 +85,8 @@ class Gaussian(nn.Module):
             factor = rest.unflatten(-1, (self.rank, d)).mT / math.sqrt(self.rank)  # (..., d, r)
             variance = unit.square() * (self.floor + diagonal.square())
             return dist.LowRankMultivariateNormal(mean, unit.unsqueeze(-1) * factor, variance)
+        if self.held:
+            noise = torch.cat([noise[..., :d], noise[..., d:].detach()], -1)
         products = _products(noise, d)
         root = torch.linalg.cholesky(products + self.floor * torch.eye(d, dtype=noise.dtype, device=noise.device))
         return dist.MultivariateNormal(mean, scale_tril=unit.unsqueeze(-1) * root)

@@ -178,6 +178,20 @@ class VAE(Module):
         numbers = numbers if scale is None else scale(z)
         return location.to(z), None if numbers is None else numbers.to(z)
 
+    @property
+    def delays(self) -> bool:
+        """Whether :meth:`hold` has an effect: for a Gaussian with ``covariance="full"``."""
+        return isinstance(self.likelihood, Gaussian) and self.likelihood.covariance == "full"
+
+    def hold(self, held: bool) -> None:
+        """Hold the correlations of a ``"full"`` covariance fixed, or release them.
+
+        From a fresh start :func:`zoo.fit` holds them for the first steps: such noise can represent the dependence
+        between the columns by itself, and then leaves the factors with nothing, or one of them, to explain.
+        """
+        if self.delays:
+            self.likelihood.held = held
+
     @torch.no_grad()
     def at_floor(self, z: Tensor) -> Tensor | None:
         """The share (...) of variances at their floor or nearly zero, for factors (..., k); None without a floor.
