@@ -72,6 +72,9 @@ def test_a_refusal_says_who_serves(kind, family):
     others = [
         other for name, other in guide_classes().items() if re.search(rf"\b{name}\b", instead) and other != family.cls
     ]
+    if not others and family.settings:  # the same guide with other settings
+        assert f"Use {family.cls.__name__}(model, x, " in message
+        others = [family.cls]
     assert others
     for other in others:
         build(other, {}, model, x)

@@ -356,9 +356,9 @@ def test_every_guide_runs_and_improves(name, family, flowers):
     placed = copy.deepcopy(model)
     with seeded(0):
         placed.initialize(flowers)
-    start = -placed.log_marginal(flowers).mean()  # no bound is better, and the fit of an exact pair begins with EM
+    start = -placed.log_marginal(flowers).mean()  # no bound is better; some fits begin with EM
     run = zoo.fit(model, guide, flowers, steps=30, progress=False)
-    assert run.losses[-1] < (start if family == "Exact" else run.losses[0]) - 0.1
+    assert run.losses[-1] < max(start, run.losses[0]) - 0.1
     if name in LINEAR:
         assert QuadratureELBO.exact(model, guide, flowers)
         assert run.settings["optimizer"] == "LBFGS"
@@ -400,7 +400,7 @@ def test_vanilla_svi_and_autoguides(flowers):
 
 def test_the_network_sees_what_is_missing(flowers, iris):
     model = PPCA(4, 2).double()
-    masked, plain = Amortized(model, flowers), Amortized(model, iris)
+    masked, plain = Amortized(model, flowers, skip=False), Amortized(model, iris, skip=False)
     assert masked.encoder[0].in_features == 8
     assert plain.encoder[0].in_features == 4
     assert (masked.settings["masked"], plain.settings["masked"]) == (True, False)

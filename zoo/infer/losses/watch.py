@@ -61,7 +61,9 @@ class Watch:
     def _code(self, function: Any) -> None:
         """The closure and the globals of a function outside torch and Pyro."""
         function = inspect.unwrap(getattr(function, "__func__", function)) if callable(function) else function
-        if not isinstance(function, types.FunctionType) or function.__module__.split(".")[0] in ("torch", "pyro"):
+        if not isinstance(function, types.FunctionType):
+            return
+        if (function.__module__ or "").split(".")[0] in ("torch", "pyro"):  # code run by exec has no module
             return
         for cell in (c for c in function.__closure__ or () if c != types.CellType()):
             if _plain(cell.cell_contents):
