@@ -22,7 +22,7 @@ from zoo.base.callables import name_of
 from zoo.base.module import Module
 from zoo.base.protocols import HasPosterior, Mixture
 from zoo.benchmark.rows import Rows
-from zoo.infer.planning import Start
+from zoo.infer.asked import Start
 from zoo.infer.run import Fit
 from zoo.infer.starts import best_of
 from zoo.models.factor_analysis import FactorAnalysis

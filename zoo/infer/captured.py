@@ -27,6 +27,13 @@ from zoo.infer.optim.natural import NaturalGradient
 MOST = 16  # recordings of one fit; more are a sign of an attribute that changes at every step
 
 
+def not_recorded(loss: ELBO, optim: PyroOptim) -> str:
+    """Why steps with this loss and this optimizer cannot be recorded; empty where they may be."""
+    if isinstance(optim, NaturalGradient):
+        return "NaturalGradient reads the guide's factors at every step"
+    return "" if type(loss) in CAPTURED else f"{type(loss).__name__} is not among the losses that can be recorded"
+
+
 class CapturedSVI(SVI):
     """Stochastic variational inference whose later steps run a graph, without Pyro's machinery.
 
@@ -68,9 +75,7 @@ class CapturedSVI(SVI):
     def __init__(self, model: PyroCallable, guide: PyroCallable, optim: PyroOptim, loss: ELBO) -> None:
         super().__init__(model, guide, optim, loss)
         self.objective = loss
-        self.refused = "" if type(loss) in CAPTURED else f"{type(loss).__name__} is not among the losses that can be"
-        if isinstance(optim, NaturalGradient):
-            self.refused = "NaturalGradient reads the guide's factors at every step"
+        self.refused = not_recorded(loss, optim)
         self._graphs: dict[Any, _Graph] = {}
         self._recorded = 0
 

@@ -18,6 +18,7 @@ from zoo.base.checks import ArrayLike, missing_entries
 from zoo.base.protocols import Delaying, Estimating, Placed
 from zoo.base.random import seeded
 from zoo.base.threads import suited, work_of
+from zoo.infer.asked import Start
 from zoo.infer.captured import CapturedSVI
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.guard import diverged, floored
@@ -27,7 +28,7 @@ from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.optim.lbfgs import LBFGS
 from zoo.infer.optim.natural import LocalFirstSVI, NaturalGradient
 from zoo.infer.pairing import check_pair, move
-from zoo.infer.planning import Plan, Start, plan
+from zoo.infer.planning import Plan, plan
 from zoo.infer.run import Fit, Store
 from zoo.infer.running import Running
 from zoo.infer.watchers import (

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from zoo.benchmark.conjugate import BOTH, CONJUGATE, GUIDES, STARTS, Case
 from zoo.benchmark.speed.measuring import Samples, Task, interleaved
+from zoo.infer.asked import Start
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.fitting import fit
-from zoo.infer.planning import Start
 
 TOLERANCE = 2e-6  # nats per row from EM's optimum, for likelihoods with a single maximum
 LONG = 5.0  # seconds of BEFORE from which on fits from random starts have a bar

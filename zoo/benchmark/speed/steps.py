@@ -18,8 +18,8 @@ from guides import Amortized, MeanField
 from guides.encoder import ONE
 from zoo.base.module import Module
 from zoo.benchmark.speed.measuring import Samples, Task, processor_seconds
+from zoo.infer.decisions import PAYS
 from zoo.infer.fitting import fit
-from zoo.infer.planning import PAYS
 from zoo.models.ppca import PPCA
 from zoo.models.vae import VAE
 
