@@ -110,13 +110,16 @@ def gaussian_projection(model: PyroCallable, x: Tensor, solve: Solve, *, factori
             factorised=factorised,
         )
     found = row_posterior(model, x)
-    return posterior_projection(model, x, solve, factorised) if isinstance(found, dist.MultivariateNormal) else None
+    return _projection(model, x, solve, factorised) if isinstance(found, dist.MultivariateNormal) else None
 
 
-def posterior_projection(model: PyroCallable, x: Tensor, solve: Solve, factorised: bool = False) -> Projection | None:
+def posterior_projection(model: PyroCallable, x: Tensor, solve: Solve) -> Projection | None:
     """The projection of a q whose family contains the posterior of a conjugate model; None for another model."""
-    if row_posterior(model, x) is None:
-        return None
+    return None if row_posterior(model, x) is None else _projection(model, x, solve, factorised=False)
+
+
+def _projection(model: PyroCallable, x: Tensor, solve: Solve, factorised: bool) -> RowProjection:
+    """That of a conjugate model, by its closed forms."""
     inner = undecorated(model)
     assert isinstance(inner, Conjugate)
     return RowProjection(inner.log_marginal, inner.posterior, x, solve, factorised=factorised)

@@ -13,7 +13,7 @@ from torch.distributions import Distribution, constraints
 
 from zoo.algebra import linear_gaussian
 from zoo.base.callables import PyroCallable, modules, name_of, undecorated, unwrapped
-from zoo.base.checks import ArrayLike, check_rows
+from zoo.base.checks import ArrayLike, check_held, check_rows
 from zoo.base.latent_sites import Latent, layout
 from zoo.base.protocols import Conjugate, linear_form
 from zoo.base.random import seeded
@@ -142,11 +142,9 @@ def check_count(guide: str, held: int, x: Tensor | None, index: Tensor | None) -
     if x is None:
         return
     given = x.shape[-2]
-    if index is None and given != held:
-        raise ValueError(
-            f"{guide} holds {held} rows, got {given}: fit a new one for this data, or use Amortized or Exact"
-        )
-    if index is not None and len(index) != given:
+    if index is None:
+        check_held(guide, held, given)
+    elif len(index) != given:
         raise ValueError(f"index has {len(index)} entries, x has {given} rows")
 
 

@@ -59,6 +59,18 @@ def incomplete(x: Tensor) -> bool:
     return bool(x.sum().isnan()) and bool(x.isnan().any())
 
 
+def check_held(guide: str, held: int, given: int) -> None:
+    """Refuse another number of rows than a guide has parameters for.
+
+    Raises:
+        ValueError: names the guide and both numbers of rows.
+    """
+    if given != held:
+        raise ValueError(
+            f"{guide} holds {held} rows, got {given}: fit a new one for this data, or use Amortized or Exact"
+        )
+
+
 def check_rows(x: ArrayLike, model: PyroCallable | None = None, *, least: int = 1, name: str = "x") -> Tensor:
     """``x`` as a finite tensor (n, d) of the model's dtype and device.
 

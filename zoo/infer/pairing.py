@@ -17,6 +17,7 @@ from pyro.infer.autoguide import (
 from torch import Tensor, nn
 
 from zoo.base.callables import PyroCallable, mode, modules, name_of, undecorated, unwrapped
+from zoo.base.checks import check_held
 from zoo.base.latent_sites import Layout
 from zoo.base.protocols import Conjugate, HoldsRows, Smooth, declares
 from zoo.infer.losses.closed_form import ClosedFormELBO, check_closed_form_pair, closed_form
@@ -57,8 +58,7 @@ def check_count(guide: PyroCallable, n: int, validation: Tensor | None) -> None:
     if not isinstance(held, int):
         return
     name = name_of(guide)
-    if held != n:
-        raise ValueError(f"{name} holds {held} rows, got {n}: fit a new one for this data, or use Amortized or Exact")
+    check_held(name, held, n)
     if validation is not None and len(validation) != held:
         raise ValueError(
             f"{name} has parameters for the {held} rows of x only, not for the {len(validation)} of validation: use "

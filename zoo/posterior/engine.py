@@ -397,6 +397,8 @@ class Reader:
 def asking(guide: PyroCallable, arguments: Arguments) -> Iterator[None]:
     """A block that calls a guide; if a user-defined one fails on these rows, the error explains how it is called.
 
+    Errors of the package's own guides are as the guide raised them, without the shapes that Pyro's traces append.
+
     Raises:
         ValueError: names the guide and the number of rows.
     """
@@ -404,12 +406,19 @@ def asking(guide: PyroCallable, arguments: Arguments) -> Iterator[None]:
         yield
     except (RuntimeError, IndexError, ValueError) as error:
         if _ours(guide):
-            raise
+            raise _raised(error) from None
         raise ValueError(
             f"the guide {name_of(guide)} fails on {len(arguments[0])} rows ({str(error).splitlines()[0]}). A guide "
             "with parameters for every row must select those of the rows numbered by index, as in loc[index]; "
             "MeanField, FullRank and Amortized do this"
         ) from error
+
+
+def _raised(error: Exception) -> Exception:
+    """An error before Pyro's traces raised it again, each with the shapes of its sites."""
+    while type(error.__cause__) is type(error) and str(error).startswith(str(error.__cause__)):
+        error = error.__cause__
+    return error
 
 
 def _ours(function: PyroCallable) -> bool:
