@@ -112,7 +112,7 @@ def reconstruction(
         ax.plot(standardised(array(data)[row], standard), **style)
     column_axis(ax, d, names, standard, unit)
     keys = [_key(GREY, "data", marker="o"), _key(GREY, "mean, sd", linestyle="-")]
-    legend_above(ax, [*(_key(colour(i), f"row {row}", marker=marker(i)) for i, row in enumerate(chosen)), *keys])
+    _row_legend(ax, chosen, keys)
     return ax
 
 
@@ -179,7 +179,7 @@ def imputation(
     open_key = _key(GREY, "imputed, sd", marker="o")
     open_key.set_markerfacecolor("white")
     keys = [_key(GREY, "observed", marker="o"), open_key]
-    legend_above(ax, [*(_key(colour(i), f"row {row}", marker=marker(i)) for i, row in enumerate(chosen)), *keys])
+    _row_legend(ax, chosen, keys)
     return ax
 
 
@@ -191,6 +191,11 @@ def _rows(x: ArrayLike) -> Tensor:
 def _key(shade: str, label: str, *, marker: str = "", linestyle: Literal["", "-"] = "") -> Line2D:
     """A legend entry."""
     return Line2D([], [], color=shade, marker=marker, linestyle=linestyle, markersize=4, linewidth=1.2, label=label)
+
+
+def _row_legend(ax: Axes, rows: Sequence[int], keys: list[Line2D]) -> None:
+    """The legend of profiles: an entry for every row, then the keys."""
+    legend_above(ax, [*(_key(colour(i), f"row {row}", marker=marker(i)) for i, row in enumerate(rows)), *keys])
 
 
 def _against_truth(
