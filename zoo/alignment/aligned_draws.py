@@ -14,8 +14,8 @@ from zoo.alignment.varimax import Rotation
 from zoo.base.callables import name_of, undecorated
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.protocols import ConjugateGivenShared
+from zoo.base.tables import column_names
 from zoo.base.threads import on_suited_threads
-from zoo.data.dataset import column_names
 from zoo.infer.run import Fit
 from zoo.posterior.engine import reader, reading
 
