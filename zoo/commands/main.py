@@ -42,7 +42,3 @@ app.command("diagnose")(judging.diagnose_)
 app.command("report")(judging.report_)
 app.command("select")(selecting.select_)
 app.command("benchmark")(benchmarking.benchmark_)
-
-
-if __name__ == "__main__":
-    app()
