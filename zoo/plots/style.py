@@ -16,7 +16,20 @@ from zoo.base.atomic import new_file
 # Okabe and Ito (2008), Color Universal Design; yellow last, as it is faint on white. The others, for more than eight
 # groups, are from Paul Tol's "muted" and "dark" schemes.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
-MORE = tuple("#882255 #999933 #332288 #44AA99 #AA4499 #661100 #888888 #117733 #DDCC77 #6699CC #CC6677 #225555".split())
+MORE = (
+    "#882255",
+    "#999933",
+    "#332288",
+    "#44AA99",
+    "#AA4499",
+    "#661100",
+    "#888888",
+    "#117733",
+    "#DDCC77",
+    "#6699CC",
+    "#CC6677",
+    "#225555",
+)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 GREY = "#888888"
 SIZE = (3.5, 2.6)  # inches: one column of a paper
