@@ -1,10 +1,12 @@
 """Predictive checks: statistics of the data against those of replicated data."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import polars as pl
+import scipy  # type: ignore[import-untyped]  # loads its subpackages on first use
 import torch
 from torch import Tensor
 
@@ -18,10 +20,13 @@ from zoo.diagnostics.model.statistics import STATISTICS, column_quantiles, corre
 from zoo.posterior.engine import Reader, reader, reading
 
 Given = Literal["prior", "rows"]
+Grade = Literal["good", "careful", "bad"]
 Statistic = Callable[[Tensor], Any]
 PAIRS = 50  # the most columns for which all pairs are compared
 POINTS = 41  # quantiles per column
 SHOWN = 10  # the most statistics that a verdict names
+CHANCE = 0.01  # the probability that the farthest of all statistics lies beyond the limit under a correct model
+MANY = (2.0, 4.0)  # times the share outside that chance allows, beyond which to be careful, and to reject the model
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +106,27 @@ class PredictiveCheck:
         return tuple(out[far.argsort(descending=True, stable=True)].tolist())
 
     @property
+    def limit(self) -> float:
+        """The distance that the farthest of as many normal statistics exceeds with a chance of 1% (Bonferroni)."""
+        return float(scipy.stats.norm.isf(CHANCE / 2 / max(1, len(self.observed))))
+
+    @property
+    def grade(self) -> Grade:
+        """How well the model reproduces the data: ``"good"``, ``"careful"`` or ``"bad"``.
+
+        Good: at most twice as many statistics outside as chance allows, none beyond :attr:`limit`. Bad: more than four
+        times as many, or one beyond twice the limit. Careful: in between. Statistics of the same columns depend on each
+        other, so that the numbers are rules of thumb.
+        """
+        out = self.outside
+        share = len(out) / max(1, len(self.observed)) / (1 - self.level)
+        far = max((abs(float(self.distance[i])) for i in out), default=0.0)
+        far = 0.0 if math.isnan(far) else far / self.limit
+        if share > MANY[1] or far > 2:
+            return "bad"
+        return "careful" if share > MANY[0] or far > 1 else "good"
+
+    @property
     def headline(self) -> str:
         """How many statistics lie outside their interval, in words."""
         total, out = len(self.observed), len(self.outside)
@@ -108,7 +134,9 @@ class PredictiveCheck:
         if not out:
             return f"none of {total} statistics lies {central}"
         chance = f"under a correct model about {100 * (1 - self.level):.2g}% or fewer"
-        return f"{out} of {total} statistics lie {central} ({chance})"
+        far = abs(float(self.distance[self.outside[0]]))
+        farthest = f", the farthest by {far:.2g} standard deviations" if math.isfinite(far) else ""
+        return f"{out} of {total} statistics lie {central} ({chance}){farthest}"
 
     @property
     def verdict(self) -> str:
