@@ -13,7 +13,7 @@ from torch import Tensor
 from zoo.base.callables import name_of, undecorated
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.memory import rows_at_once
-from zoo.base.protocols import Pair
+from zoo.base.pairs import Trained, pair_of
 from zoo.base.threads import on_suited_threads
 from zoo.data.dataset import column_names
 from zoo.diagnostics.model.statistics import STATISTICS, column_quantiles, correlation, nan_quantile
@@ -172,7 +172,7 @@ class PredictiveCheck:
 
 @on_suited_threads
 def predictive_check(
-    run: Pair,
+    run: Trained,
     x: ArrayLike,
     *,
     draws: int = 200,
@@ -222,6 +222,7 @@ def predictive_check(
     >>> "excess kurtosis of eruptions" in [found.names[i] for i in found.outside]
     True
     """
+    run = pair_of(run)
     if check_whole(draws, "draws") < 20:
         raise ValueError(f"draws must be at least 20 for an interval, got {draws}")
     if given not in get_args(Given):
