@@ -45,7 +45,7 @@ def incomplete(x: Tensor) -> bool:
     if torch.jit.is_tracing():  # the answer becomes part of the compiled graph
         with pyro.util.ignore_jit_warnings():
             return bool(x.isnan().any())
-    return bool(x.sum().isnan()) and bool(x.isnan().any())
+    return math.isnan(x.sum()) and bool(x.isnan().any())
 
 
 def check_held(guide: str, held: int, given: int) -> None:

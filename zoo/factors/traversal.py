@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zoo.base.callables import undecorated
 from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.pairs import Trained, pair_of
 from zoo.base.protocols import Pair
 from zoo.base.tables import column_names
 from zoo.factors.decoding import Numbers, decoded_mean, encode, factor_site, placed
@@ -100,7 +101,7 @@ class Traversal:
 
 @torch.no_grad()
 def traverse(
-    run: Pair,
+    run: Trained,
     factor: int,
     *,
     values: Numbers | None = None,
@@ -127,6 +128,7 @@ def traverse(
     Raises:
         ValueError: the model has no factors or not this one, or an argument is out of range.
     """
+    run = pair_of(run)
     k = factor_site(run, "traverse").shape.numel()
     factor = _check_factor(factor, k, "factor")
     if values is None:
@@ -153,7 +155,7 @@ def traverse(
 
 @torch.no_grad()
 def interpolate(
-    run: Pair,
+    run: Trained,
     a: int | Numbers,
     b: int | Numbers,
     *,
@@ -190,6 +192,7 @@ def interpolate(
         Shoemake (1985), Animating rotation with quaternion curves, SIGGRAPH; White (2016), Sampling Generative
         Networks, arXiv 1609.04468.
     """
+    run = pair_of(run)
     k = factor_site(run, "interpolate").shape.numel()
     check_whole(steps, "steps", 2)
     if kind not in ("linear", "spherical"):
@@ -203,7 +206,7 @@ def interpolate(
 
 @torch.no_grad()
 def intervene(
-    run: Pair,
+    run: Trained,
     x: ArrayLike,
     factors: Mapping[int, float | Numbers],
     *,
@@ -229,6 +232,7 @@ def intervene(
     Raises:
         ValueError: the model has no factors or not this one, or the number of values differs from that of the rows.
     """
+    run = pair_of(run)
     k = factor_site(run, "intervene").shape.numel()
     chosen, z = _places(run, x, rows, draws, seed)
     z = z.clone()

@@ -1,8 +1,9 @@
 """Expectation-maximisation in closed form, for any :class:`~zoo.base.Conjugate` model."""
 
 import copy
-from dataclasses import dataclass
-from typing import Any
+import time
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import polars
 import torch
@@ -10,10 +11,13 @@ from torch import Tensor, nn
 
 from zoo.base.callables import PyroCallable, name_of
 from zoo.base.checks import ArrayLike, check_rows, check_whole, incomplete
+from zoo.base.pairs import own_posterior
 from zoo.base.protocols import Checked, Conjugate, Maximized, Placed, Summarized
 from zoo.base.random import seeded
 from zoo.base.threads import on_suited_threads
 from zoo.infer.acceleration import FAILURES, Ascent
+from zoo.infer.convergence import MAXIMISED
+from zoo.infer.run import Fit, Training
 
 STILL = 1e-9  # the relative move of a step of EM below which the parameters are a fixed point
 WINDOW = 5  # steps whose gains together must be small to end an accelerated climb
@@ -22,25 +26,19 @@ ROUNDING = 1e-14  # of the log-likelihood
 
 
 @dataclass(frozen=True, eq=False)
-class MaximumLikelihood:
-    """The result of :func:`zoo.em`; ``len(result)`` and ``result[-1]`` are those of ``log_likelihood``.
+class MaximumLikelihood(Fit):
+    """The result of :func:`zoo.em`: the model with its own posterior (:class:`guides.Exact`), a pair like any other.
+
+    ``len(result)`` is the number of steps and ``result[-1]`` the log-likelihood after the last one. The losses of the
+    training are minus the log-likelihood per row. Saved and loaded again, it is a :class:`zoo.Fit` with these.
 
     Attributes:
         log_likelihood: in nats over all rows, after every step (steps,), in float64 on the CPU.
         evaluations: the number of steps of EM that were computed, rejected extrapolations included.
-        converged: whether the log-likelihood had ceased to rise.
-        stopped: why it stopped, in words.
     """
 
-    log_likelihood: Tensor
-    evaluations: int
-    converged: bool
-    stopped: str
-
-    @property
-    def steps(self) -> int:
-        """The number of steps."""
-        return len(self.log_likelihood)
+    log_likelihood: Tensor = field(default_factory=lambda: torch.zeros(0))
+    evaluations: int = 0
 
     def __len__(self) -> int:
         return len(self.log_likelihood)
@@ -63,8 +61,9 @@ class MaximumLikelihood:
 
     def __repr__(self) -> str:
         ended = "converged" if self.converged else "not converged"
+        reached = f"{float(self.log_likelihood[-1]):.6f} nats over all rows"
         return (
-            f"MaximumLikelihood: {float(self.log_likelihood[-1]):.6f} nats over all rows after {self.steps} steps "
+            f"MaximumLikelihood of {name_of(self.model)}: {reached} after {self.steps} steps "
             f"({self.evaluations} evaluations), {ended}: {self.stopped}"
         )
 
@@ -103,7 +102,8 @@ def em(
         seed: of the random start.
 
     Returns:
-        the total log-likelihood after every step, with the number of evaluations and why it stopped.
+        the model with its own posterior as the guide, to be evaluated, saved and reported like any run; with the total
+        log-likelihood after every step, the number of evaluations, and why it stopped.
 
     Raises:
         TypeError: the model has no closed forms.
@@ -114,6 +114,7 @@ def em(
         Dempster, Laird and Rubin (1977), JRSS B 39; for the stopping rule Boehning et al. (1994), Annals of the
         Institute of Statistical Mathematics 46.
     """
+    started = time.perf_counter()
     x, work = _prepared(model, x, steps, tol, seed)
     assert isinstance(work, Conjugate)
     data = work.summarize(x) if isinstance(work, Summarized) else x
@@ -123,7 +124,42 @@ def em(
     else:
         found = _plain(work, data, steps, tol * len(x))
     model.load_state_dict(work.state_dict())  # type: ignore[attr-defined]  # in place, in the model's own dtype
-    return found
+    record = Training(
+        losses=-found.log_likelihood / len(x),
+        converged=found.converged,
+        loss="log marginal likelihood",
+        optimizer=MAXIMISED,
+        rows=len(x),
+        seed=seed,
+        dtype=str(x.dtype).removeprefix("torch."),
+        device=str(x.device),
+        seconds=time.perf_counter() - started,
+        stopped="the log-likelihood has settled" if found.converged else f"all {steps} steps are used up",
+    )
+    return MaximumLikelihood(
+        model, _guide(model), record, log_likelihood=found.log_likelihood, evaluations=found.evaluations
+    )
+
+
+class _Climb(NamedTuple):
+    """The log-likelihood after every step (steps,), the number of evaluations, and whether it has settled."""
+
+    log_likelihood: Tensor
+    evaluations: int
+    converged: bool
+
+
+def _guide(model: PyroCallable) -> PyroCallable:
+    """The model's posterior as a guide; where it cannot be one, a guide that raises the reason when it is called."""
+    try:
+        return own_posterior(model)
+    except Exception as error:  # a user's own model may raise anything; EM itself needs no guide
+        reason = error
+
+    def refuse(x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> None:
+        raise reason
+
+    return refuse
 
 
 def _prepared(model: PyroCallable, x: ArrayLike, steps: int, tol: float, seed: int) -> tuple[Tensor, nn.Module]:
@@ -145,7 +181,7 @@ def _prepared(model: PyroCallable, x: ArrayLike, steps: int, tol: float, seed: i
     return x, work
 
 
-def _plain(work: Conjugate, data: Any, steps: int, tol: float) -> MaximumLikelihood:
+def _plain(work: Conjugate, data: Any, steps: int, tol: float) -> _Climb:
     """EM step by step, until Aitken's rule ends it."""
     climb = [float(work.em_step(data))]
     converged = False
@@ -156,10 +192,10 @@ def _plain(work: Conjugate, data: Any, steps: int, tol: float) -> MaximumLikelih
             break
     climb.append(float(copy.deepcopy(work).em_step(data)))  # the log-likelihood after the last step
     _refuse_descent(climb)
-    return _result(climb, len(climb), converged, steps)
+    return _Climb(torch.tensor(climb[1:], dtype=torch.float64), len(climb), converged)
 
 
-def _accelerated(work: Any, data: Any, steps: int, tol: float, *, maximize: bool) -> MaximumLikelihood:
+def _accelerated(work: Any, data: Any, steps: int, tol: float, *, maximize: bool) -> _Climb:
     """EM by extrapolation, from the model's own maximum where it has one."""
     parameters = list(work.parameters())
 
@@ -182,7 +218,7 @@ def _accelerated(work: Any, data: Any, steps: int, tol: float, *, maximize: bool
         _refuse_descent(climb)
         converged = _small(climb, tol)
     _place(parameters, ascent.point)
-    return _result(climb, spent + ascent.evaluations, converged, steps)
+    return _Climb(torch.tensor(climb[1:], dtype=torch.float64), spent + ascent.evaluations, converged)
 
 
 def _maximum(work: Any, data: Any, start: Tensor, parameters: list[nn.Parameter]) -> Tensor | None:
@@ -204,11 +240,6 @@ def _place(parameters: list[nn.Parameter], point: Tensor) -> None:
     """Set all parameters from one vector (p,), not in place: a step may have made one of the data a parameter."""
     for parameter, part in zip(parameters, point.split([p.numel() for p in parameters]), strict=True):
         parameter.data = part.view_as(parameter).clone()
-
-
-def _result(climb: list[float], evaluations: int, converged: bool, steps: int) -> MaximumLikelihood:
-    stopped = "the log-likelihood has settled" if converged else f"all {steps} steps are used up"
-    return MaximumLikelihood(torch.tensor(climb[1:], dtype=torch.float64), evaluations, converged, stopped)
 
 
 def _refuse_descent(climb: list[float]) -> None:

@@ -150,7 +150,7 @@ class GMM(Module):
         matrix, tied = second.ndim == 3, self.covariance == "tied"
         heavy = counts.unsqueeze(-1) * shift  # (k, d)
         if tied:  # the scatter around the new means, over the rows
-            covariance = (second.sum(0) - heavy.T @ shift).unsqueeze(0) / counts.sum()
+            covariance = (second.sum(0, keepdim=True) - heavy.T @ shift) / counts.sum()
         elif matrix:
             covariance = (second - heavy.unsqueeze(-1) * shift.unsqueeze(-2)) / counts[:, None, None]
         else:

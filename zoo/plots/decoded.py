@@ -17,7 +17,7 @@ import torch
 from matplotlib.axes import Axes
 
 from zoo.base.checks import ArrayLike, check_whole
-from zoo.base.protocols import Pair
+from zoo.base.pairs import Trained, pair_of
 from zoo.factors.decoding import decoded_mean, factor_site
 from zoo.factors.traversal import Decoded, Traversal
 from zoo.plots.images import (
@@ -116,7 +116,7 @@ def interpolation(
 
 
 def manifold(
-    run: Pair,
+    run: Trained,
     *,
     image: Image = None,
     column: int | None = None,
@@ -148,6 +148,7 @@ def manifold(
     Raises:
         ValueError: the model does not have these factors, or not exactly one of ``image`` and ``column`` is given.
     """
+    run = pair_of(run)
     k = factor_site(run, "manifold").shape.numel()
     for factor in factors:
         if check_whole(factor, "factors", 0) >= k:
