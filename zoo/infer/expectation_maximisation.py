@@ -14,6 +14,7 @@ from zoo.base.checks import ArrayLike, check_rows, check_whole, incomplete
 from zoo.base.pairs import own_posterior
 from zoo.base.protocols import Checked, Conjugate, Maximized, Placed, Summarized
 from zoo.base.random import seeded
+from zoo.base.tables import column_names
 from zoo.base.threads import on_suited_threads
 from zoo.infer.acceleration import FAILURES, Ascent
 from zoo.infer.convergence import MAXIMISED
@@ -114,7 +115,7 @@ def em(
         Dempster, Laird and Rubin (1977), JRSS B 39; for the stopping rule Boehning et al. (1994), Annals of the
         Institute of Statistical Mathematics 46.
     """
-    started = time.perf_counter()
+    started, columns = time.perf_counter(), column_names(x)
     x, work = _prepared(model, x, steps, tol, seed)
     assert isinstance(work, Conjugate)
     data = work.summarize(x) if isinstance(work, Summarized) else x
@@ -135,6 +136,7 @@ def em(
         device=str(x.device),
         seconds=time.perf_counter() - started,
         stopped="the log-likelihood has settled" if found.converged else f"all {steps} steps are used up",
+        columns=columns,
     )
     return MaximumLikelihood(
         model, _guide(model), record, log_likelihood=found.log_likelihood, evaluations=found.evaluations

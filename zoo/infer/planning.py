@@ -48,6 +48,7 @@ class Plan:
         checkpoint: the folder of the fit so far, or None.
         captured: whether steps are recorded as a graph.
         complete: whether no step sees a missing entry.
+        columns: the names of the columns, if they have any.
     """
 
     answers: tuple[decisions.Answer, ...]
@@ -71,6 +72,7 @@ class Plan:
     checkpoint: Path | None
     captured: bool
     complete: bool
+    columns: tuple[str, ...] = ()
 
     @property
     def full(self) -> bool:
@@ -201,4 +203,5 @@ def _decided(asked: Asked) -> Plan:
         checkpoint=options.checkpoint,
         captured=captured,
         complete=options.transform in (None, torch.bernoulli) and not incomplete(asked.x),
+        columns=asked.columns,
     )

@@ -106,6 +106,7 @@ class Running:
             "best_step": self.best_step,
             "transform": plan.transform_name,
             "at_floor": self.at_floor,
+            "columns": plan.columns,
         }
         converged = assess(Training(converged=False, **record)).converged
         return Fit(self.model, self.guide, Training(converged=converged, **record), current_store())

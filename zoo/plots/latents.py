@@ -16,10 +16,10 @@ from torch.distributions import Categorical
 
 from zoo.algebra.mixture import KINDS, covariances
 from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
-from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_whole
 from zoo.base.latent_sites import layout
 from zoo.base.memory import rows_at_once
-from zoo.base.pairs import Trained, pair_of
+from zoo.base.pairs import Trained, known_columns, pair_of, rows_of
 from zoo.base.protocols import Conjugate, GaussianMixture, Pair
 from zoo.data.dataset import Dataset
 from zoo.factors.decoding import closed_posterior, encode, factor_site
@@ -67,13 +67,10 @@ def latent(
             is out of range, or the model has neither factors nor a discrete ``component`` per row.
     """
     run = pair_of(run)
-    if isinstance(x, Dataset):
-        if labels is None:
-            labels, label_names = x.labels, label_names or x.label_names
-        columns = x.columns
-    else:
-        columns = ()
-    data = check_rows(x, undecorated(run.model))
+    if isinstance(x, Dataset) and labels is None:
+        labels, label_names = x.labels, label_names or x.label_names
+    columns = known_columns(run, x)
+    data = rows_of(run, x)
     marks, names = classes(labels, label_names, len(data))
     if (components := _components(run, data)) is not None:
         shares = _responsibilities(run, data, components, draws, seed)
@@ -122,7 +119,7 @@ def responsibilities(run: Trained, x: ArrayLike, *, draws: int = 200, seed: int 
         ValueError: the model has no discrete ``component`` per row.
     """
     run = pair_of(run)
-    data = check_rows(x, undecorated(run.model))
+    data = rows_of(run, x)
     components = _components(run, data)
     if components is None:
         name = name_of(run.model)
