@@ -1,7 +1,7 @@
 """Expectation-maximisation in closed form, for any :class:`~zoo.base.Conjugate` model."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars
@@ -10,15 +10,17 @@ from torch import Tensor, nn
 
 from zoo.base.callables import PyroCallable, name_of
 from zoo.base.checks import ArrayLike, check_rows, check_whole, incomplete
-from zoo.base.protocols import Checked, Conjugate, Maximized, Placed, Summarized
+from zoo.base.protocols import Checked, Collapsing, Conjugate, Maximized, Placed, Summarized
 from zoo.base.random import seeded
 from zoo.base.threads import on_suited_threads
 from zoo.infer.acceleration import FAILURES, Ascent
+from zoo.infer.collapse import collapse_of
 
 STILL = 1e-9  # the relative move of a step of EM below which the parameters are a fixed point
 WINDOW = 5  # steps whose gains together must be small to end an accelerated climb
 SHARE = 0.1  # of the tolerance, as extrapolated gains come in fits and starts
 ROUNDING = 1e-14  # of the log-likelihood
+FLOORED = 1e-8  # of the log-likelihood: its rounding where a covariance is at its floor
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +107,10 @@ def em(
     Returns:
         the total log-likelihood after every step, with the number of evaluations and why it stopped.
 
+    Warns:
+        UnboundedLikelihood: a component of a mixture has collapsed and is held by its floor; the message names it, its
+            rows and columns. The result is not converged, as its likelihood depends on the floor.
+
     Raises:
         TypeError: the model has no closed forms.
         ValueError: the data do not suit the model; see :func:`zoo.base.check_rows` and ``model.check``.
@@ -122,6 +128,8 @@ def em(
         found = _accelerated(work, data, steps, tol * len(x), maximize=maximize)
     else:
         found = _plain(work, data, steps, tol * len(x))
+    if (reason := collapse_of(work, x.double(), warn=True)) is not None:
+        found = replace(found, converged=False, stopped=reason)
     model.load_state_dict(work.state_dict())  # type: ignore[attr-defined]  # in place, in the model's own dtype
     return found
 
@@ -151,11 +159,11 @@ def _plain(work: Conjugate, data: Any, steps: int, tol: float) -> MaximumLikelih
     converged = False
     for _ in range(steps - 1):
         climb.append(float(work.em_step(data)))
-        _refuse_descent(climb)
+        _refuse_descent(climb, work)
         if converged := _settled(climb, tol):
             break
     climb.append(float(copy.deepcopy(work).em_step(data)))  # the log-likelihood after the last step
-    _refuse_descent(climb)
+    _refuse_descent(climb, work)
     return _result(climb, len(climb), converged, steps)
 
 
@@ -175,11 +183,11 @@ def _accelerated(work: Any, data: Any, steps: int, tol: float, *, maximize: bool
     if maximize and (top := _maximum(work, data, start, parameters)) is not None:
         spent, ascent = 1, Ascent(evaluate, top)
         climb.append(ascent.value)
-        _refuse_descent(climb)
+        _refuse_descent(climb, work)
     converged = maximize and _still(ascent)
     while len(climb) <= steps and not converged:
         climb.append(ascent.step())
-        _refuse_descent(climb)
+        _refuse_descent(climb, work)
         converged = _small(climb, tol)
     _place(parameters, ascent.point)
     return _result(climb, spent + ascent.evaluations, converged, steps)
@@ -211,9 +219,10 @@ def _result(climb: list[float], evaluations: int, converged: bool, steps: int) -
     return MaximumLikelihood(torch.tensor(climb[1:], dtype=torch.float64), evaluations, converged, stopped)
 
 
-def _refuse_descent(climb: list[float]) -> None:
+def _refuse_descent(climb: list[float], work: Any) -> None:
     before, after = climb[-2], climb[-1]
-    if not after >= before - 1e-11 * max(1.0, abs(before)):
+    floored = isinstance(work, Collapsing) and work.met_floor
+    if not after >= before - (FLOORED if floored else 1e-11) * max(1.0, abs(before)):
         raise FloatingPointError(
             f"EM's likelihood fell from {before:.12g} to {after:.12g} at step {len(climb) - 1}: the model's em_step is "
             "not a maximisation, or it has lost numerical precision"
