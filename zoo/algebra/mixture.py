@@ -8,10 +8,12 @@ Features are made block by block, small enough for the processor's cache.
 
 import functools
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from zoo.algebra.mixture_covariances import deviations, is_matrix
 
@@ -63,11 +65,12 @@ def width(d: int, matrix: bool) -> int:
 
 
 def normalised(logs: Tensor) -> tuple[Tensor, Tensor]:
-    """Responsibilities (k, b) of log joint densities (k, b), in place, and the sum of their log normalisers."""
-    top = logs.amax(0)
-    shares = logs.sub_(top).exp_()
-    norm = shares.sum(0)
-    return shares.div_(norm), norm.log_().add_(top).sum()
+    """Responsibilities (k, b) of log joint densities (k, b), and the sum of their log normalisers.
+
+    The largest density over the largest responsibility is the normaliser.
+    """
+    shares = logs.softmax(0)
+    return shares, (logs.amax(0) - shares.amax(0).log_()).sum()
 
 
 def expect(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, kind: str) -> Sums:
@@ -161,20 +164,30 @@ def _tied(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor) -> Sums:
     identity = torch.eye(d, dtype=scale.dtype, device=scale.device)
     inverse = torch.linalg.solve_triangular(scale, identity, upper=False)
     white = (mean - centre) @ inverse.T  # the means, whitened (k, d)
-    constant, linear = weight.log() - 0.5 * white.square().sum(-1), white @ inverse
-    own, lift, around = linear.to(x), constant.to(x).unsqueeze(-1), centre.to(x)
-    total: list[Any] = [0.0] * 4
-    for part in x.split(_rows(d + len(mean))):
-        offset = part - around
-        shares, norm = normalised(torch.addmm(lift, own, offset.T))
-        found = (norm, shares.sum(1), shares @ offset, offset.T @ offset)
-        total = [so_far + one.double() for so_far, one in zip(total, found, strict=True)]
-    norm, counts, first, second = total
-    misfit = ((inverse @ second) * inverse).sum()  # the sum of squares of the whitened rows
-    if misfit / len(x) > _tolerated(x):
+    constant = torch.sub(weight.log(), white.square().sum(-1), alpha=0.5)
+    theta, around = torch.cat([constant.unsqueeze(-1), white @ inverse], 1).to(x), centre.to(x)
+
+    def block(part: Tensor) -> tuple[Tensor, ...]:
+        phi = pad(part - around, (1, 0), value=1.0)  # 1 and the offsets (b, 1 + d)
+        shares, norm = normalised(theta @ phi.T)
+        return norm, shares @ phi, phi.T @ phi
+
+    norm, sums, squares = _added(block, x, _rows(d + len(mean)))
+    second = squares[1:, 1:]
+    misfit = ((inverse @ second) * inverse).sum().item()  # the sum of squares of the whitened rows
+    if misfit > len(x) * _tolerated(x):
         return _apart(x, weight, mean, scale, "tied")
-    level = scale.diagonal().log().sum() + 0.5 * d * math.log(2 * math.pi)
-    return Sums(norm - 0.5 * misfit - len(x) * level, counts, centre, first, second.unsqueeze(0))
+    level = scale.diagonal().log().sum().item() + 0.5 * d * math.log(2 * math.pi)
+    return Sums(norm - (0.5 * misfit + len(x) * level), sums[:, 0], centre, sums[:, 1:], second.unsqueeze(0))
+
+
+def _added(block: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, size: int) -> tuple[Tensor, ...]:
+    """The sums of what ``block`` returns for ``size`` rows at a time, in float64."""
+    total: tuple[Tensor, ...] = ()
+    for part in x.split(size) if len(x) > size else (x,):
+        found = tuple(one.double() for one in block(part))
+        total = tuple(map(torch.add, total, found)) if total else found
+    return total
 
 
 def _digits_lost(second: Tensor, moments: Tensor) -> float:
@@ -196,16 +209,16 @@ def _apart(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, kind: str) ->
     matrix = is_matrix(kind)
     whiten, constant = _whitening(weight, scale, k, d, matrix)
     whiten, lift, centres = whiten.to(x), constant.to(x).unsqueeze(-1), mean.to(x).unsqueeze(1)
-    total: list[Any] = [0.0] * 4
-    for part in x.split(_rows(k * d)):
+
+    def block(part: Tensor) -> tuple[Tensor, ...]:
         offset = part - centres  # (k, b, d)
         white = offset @ whiten if matrix else offset * whiten
         shares, norm = normalised(torch.add(lift, white.square_().sum(-1), alpha=-0.5))  # (k, b)
         weighted = shares.unsqueeze(-1) * offset
         own = weighted.mT @ offset if matrix else weighted.mul(offset).sum(1)
-        found = (norm, shares.sum(1), weighted.sum(1), own)
-        total = [so_far + one.double() for so_far, one in zip(total, found, strict=True)]
-    norm, counts, first, second = total
+        return norm, shares.sum(1), weighted.sum(1), own
+
+    norm, counts, first, second = _added(block, x, _rows(k * d))
     return Sums(norm, counts, mean, first, second.sum(0, keepdim=True) if kind == "tied" else second)
 
 

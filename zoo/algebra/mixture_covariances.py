@@ -120,24 +120,27 @@ def column_variances(covariance: Tensor, mean: Tensor, share: Tensor, kind: str)
     return found.mean(0, keepdim=True) if kind.endswith("spherical") else found
 
 
-def bounded(covariance: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
-    """The maximum above the floor: Cholesky factors, or standard deviations, and which of them meet it (c,).
+def bounded(covariance: Tensor, least: Tensor) -> tuple[Tensor, list[int]]:
+    """The maximum above the floor: Cholesky factors, or standard deviations, and the components that meet the floor.
 
     Args:
         covariance: as of :func:`scatter`.
         least: the smallest variances (d,), or (1,) for spherical covariances; 0 for none.
     """
+    count = len(covariance)
     if covariance.ndim == 2:
-        return torch.maximum(covariance, least).sqrt(), (covariance < least).any(-1)
-    root, failed = torch.linalg.cholesky_ex(torch.cat([covariance, covariance - torch.diag(least)]))
-    root, low = root[: len(covariance)], failed[len(covariance) :] > 0
-    if low.any() and bool((least > 0).all()):
+        low = (covariance < least).any(-1).tolist()
+        return torch.maximum(covariance, least).sqrt(), [j for j in range(count) if low[j]]
+    root, failed = torch.linalg.cholesky_ex(torch.cat([covariance, covariance - least.diag()]))
+    flags = failed.tolist()
+    met = [j for j in range(count) if flags[count + j]]
+    root = root[:count]
+    if met and bool((least > 0).all()):
         unit = least.sqrt()
-        values, vectors = torch.linalg.eigh(covariance[low] / torch.outer(unit, unit))
+        values, vectors = torch.linalg.eigh(covariance[met] / torch.outer(unit, unit))
         raised = unit.unsqueeze(-1) * vectors * values.clamp_min(1.0).sqrt().unsqueeze(-2)  # a square root
-        root = root.clone()
-        root[low] = torch.linalg.cholesky(raised @ raised.mT)
-    return root, low
+        root[met] = torch.linalg.cholesky(raised @ raised.mT)
+    return root, met
 
 
 def narrowest(covariance: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """Checks of rows and whole numbers, with errors that name the argument."""
 
+import math
 import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -56,7 +57,7 @@ def incomplete(x: Tensor) -> bool:
     if torch.jit.is_tracing():  # the answer becomes part of the compiled graph
         with pyro.util.ignore_jit_warnings():
             return bool(x.isnan().any())
-    return bool(x.sum().isnan()) and bool(x.isnan().any())
+    return math.isnan(x.sum()) and bool(x.isnan().any())
 
 
 def check_held(guide: str, held: int, given: int) -> None:

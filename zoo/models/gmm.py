@@ -202,10 +202,10 @@ class GMM(Module):
         """The M-step of ``scale``, from the components' scatter (c, d, d) or (c, d), with c = 1 where tied."""
         least = self.least.to(covariance)
         root, met = bounded(covariance, least)
-        self.met_floor = bool(met.any()) and self.floor > 0
-        if self.met_floor and (low := bounded(self._scatter(), (1 - SLACK) * least)[1]).any():
-            raise FloatingPointError(f"the covariance of component {int(low.nonzero()[0])} was below its floor")
-        if not self.met_floor:
+        self.met_floor = self.floor > 0 and bool(met)
+        if self.met_floor and (low := bounded(self._scatter(), (1 - SLACK) * least)[1]):
+            raise FloatingPointError(f"the covariance of component {low[0]} was below its floor")
+        if not least[0].item() > 0:
             spread = column_variances(covariance, mean, share, self.covariance)
             refuse_singular(root, spread, tied=is_tied(self.covariance))
         return self._shaped(root)

@@ -113,9 +113,9 @@ def collapsed(covariance: Tensor, least: Tensor, unit: Tensor) -> tuple[int, lis
         unit: the variances of the columns, in which directions are measured, of the same shape.
     """
     met = bounded(covariance, 1.000001 * least)[1]
-    if not met.any():
+    if not met:
         return None
-    j = int(met.nonzero()[0])
+    j = met[0]
     _, direction = narrowest(covariance[j : j + 1], unit)
     size = direction[0].abs()
     return j, (size > 0.05 * size.max()).nonzero().flatten().tolist()
