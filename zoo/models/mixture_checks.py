@@ -55,10 +55,10 @@ def refuse_dependent_columns(x: Tensor, model: str) -> None:
     whole = x[~x.isnan().any(1)]
     if len(whole) <= d:
         return
-    for part in (whole[:SAMPLE], whole):  # where a sample has no dependent column, neither have all rows
-        found = _dependent(part)
-        if found is None:
-            return
+    if len(whole) > SAMPLE and _dependent(whole[:SAMPLE]) is None:
+        return  # where a sample has no dependent column, neither have all rows
+    if (found := _dependent(whole)) is None:
+        return
     column, on = found
     raise ValueError(
         f"column {column} of x is a linear combination of column{'s' * (len(on) > 1)} {listed(on)}: the covariances of "
