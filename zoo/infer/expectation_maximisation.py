@@ -13,6 +13,7 @@ from zoo.base.checks import ArrayLike, check_rows, check_whole, incomplete
 from zoo.base.protocols import Checked, Conjugate, Maximized, Placed, Summarized
 from zoo.base.random import seeded
 from zoo.base.threads import on_suited_threads
+from zoo.base.weights import by_weights, weighted_rows
 from zoo.infer.acceleration import FAILURES, Ascent
 
 STILL = 1e-9  # the relative move of a step of EM below which the parameters are a fixed point
@@ -74,6 +75,7 @@ def em(
     model: PyroCallable,
     x: ArrayLike,
     *,
+    weights: ArrayLike | None = None,
     steps: int = 100_000,
     tol: float = 1e-9,
     accelerate: bool = True,
@@ -96,6 +98,9 @@ def em(
         model: a :class:`~zoo.base.Conjugate` module: PPCA, FactorAnalysis, GMM or one of your own, whose ``em_step``
             depends on its parameters and the data alone.
         x: the data (n, d); NaN marks an entry missing at random, for a model with ``missing = True``.
+        weights: how often every row counts (n,), at least 0: whole numbers are the same as repeating rows, 0 the same
+            as leaving a row out. None for once. PPCA, FactorAnalysis and GMM accept them; so does a model of your own
+            that declares ``weighted = True`` (:class:`~zoo.base.AcceptsWeights`).
         steps: the most steps.
         tol: stop when the log-likelihood is within ``tol`` nats per row of its limit: as extrapolated by Aitken's rule,
             or, accelerated, when five steps together gain less than a tenth of it and their gains do not grow.
@@ -106,28 +111,32 @@ def em(
         the total log-likelihood after every step, with the number of evaluations and why it stopped.
 
     Raises:
-        TypeError: the model has no closed forms.
-        ValueError: the data do not suit the model; see :func:`zoo.base.check_rows` and ``model.check``.
+        TypeError: the model has no closed forms, or accepts no weights.
+        ValueError: the data do not suit the model, see :func:`zoo.base.check_rows` and ``model.check``; or the weights
+            are no numbers of at least 0, one per row.
         FloatingPointError: the likelihood fell, which EM never does, or a component collapsed.
 
     References:
         Dempster, Laird and Rubin (1977), JRSS B 39; for the stopping rule Boehning et al. (1994), Annals of the
         Institute of Statistical Mathematics 46.
     """
-    x, work = _prepared(model, x, steps, tol, seed)
+    x, weighing, work = _prepared(model, x, weights, steps, tol, seed)
     assert isinstance(work, Conjugate)
-    data = work.summarize(x) if isinstance(work, Summarized) else x.double()
+    data = work.summarize(x, **weighing) if isinstance(work, Summarized) else x.double()
+    least = tol * float(weighing["weights"].sum() if weighing else len(x))
     if accelerate:
         maximize = isinstance(work, Maximized) and not incomplete(x)
-        found = _accelerated(work, data, steps, tol * len(x), maximize=maximize)
+        found = _accelerated(work, data, steps, least, maximize=maximize)
     else:
-        found = _plain(work, data, steps, tol * len(x))
+        found = _plain(work, data, steps, least)
     model.load_state_dict(work.state_dict())  # type: ignore[attr-defined]  # in place, in the model's own dtype
     return found
 
 
-def _prepared(model: PyroCallable, x: ArrayLike, steps: int, tol: float, seed: int) -> tuple[Tensor, nn.Module]:
-    """The rows, and a copy of the model in float64 at its start, after all checks."""
+def _prepared(
+    model: PyroCallable, x: ArrayLike, weights: ArrayLike | None, steps: int, tol: float, seed: int
+) -> tuple[Tensor, dict[str, Any], nn.Module]:
+    """The rows that count, their weights as a keyword, and a copy of the model in float64 at its start."""
     if not (isinstance(model, Conjugate) and isinstance(model, nn.Module)):
         raise TypeError(
             f"{name_of(model)} has no closed-form EM (it lacks posterior, log_marginal or em_step): use zoo.fit"
@@ -135,14 +144,15 @@ def _prepared(model: PyroCallable, x: ArrayLike, steps: int, tol: float, seed: i
     check_whole(steps, "steps")
     if not tol >= 0:
         raise ValueError(f"tol must not be negative, got {tol!r}: nats per row")
-    x = check_rows(x, model, least=2)
+    x, weights = weighted_rows(check_rows(x, model, least=2), weights, least=2)
+    weighing = by_weights(model, weights)
     if isinstance(model, Checked):
         model.check(x)
     work = copy.deepcopy(model)
     if isinstance(work, Placed) and isinstance(model, Placed) and model.fresh:
         with seeded(seed):
-            work.initialize(x)
-    return x, work.double()
+            work.initialize(x, **weighing)
+    return x, weighing, work.double()
 
 
 def _plain(work: Conjugate, data: Any, steps: int, tol: float) -> MaximumLikelihood:
