@@ -15,8 +15,8 @@ from zoo.base.callables import name_of, undecorated
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.pairs import Trained
 from zoo.base.protocols import ConjugateGivenShared
+from zoo.base.tables import column_names
 from zoo.base.threads import on_suited_threads
-from zoo.data.dataset import column_names
 from zoo.infer.run import Fit, run_of
 from zoo.posterior.engine import reader, reading
 

@@ -11,7 +11,7 @@ from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.covariates import check_row_buffers
 from zoo.base.memory import rows_at_once
 from zoo.base.pairs import Trained, pair_of
-from zoo.data.dataset import column_names
+from zoo.base.tables import column_names
 from zoo.factors.drawing import closed_moments, likelihoods, moments, shared_draws, stand_in
 from zoo.factors.tables import columns_of, frame_of, only_site
 from zoo.posterior.engine import Arguments, Reader, reader, reading

@@ -13,7 +13,7 @@ from zoo.base.callables import undecorated
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.pairs import Trained, pair_of
 from zoo.base.protocols import Pair
-from zoo.data.dataset import column_names
+from zoo.base.tables import column_names
 from zoo.factors.decoding import Numbers, decoded_mean, encode, factor_site, placed
 from zoo.factors.tables import columns_of, frame_of
 

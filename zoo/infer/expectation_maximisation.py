@@ -117,7 +117,7 @@ def em(
     started = time.perf_counter()
     x, work = _prepared(model, x, steps, tol, seed)
     assert isinstance(work, Conjugate)
-    data = work.summarize(x) if isinstance(work, Summarized) else x.double()
+    data = work.summarize(x) if isinstance(work, Summarized) else x
     if accelerate:
         maximize = isinstance(work, Maximized) and not incomplete(x)
         found = _accelerated(work, data, steps, tol * len(x), maximize=maximize)
@@ -171,14 +171,14 @@ def _prepared(model: PyroCallable, x: ArrayLike, steps: int, tol: float, seed: i
     check_whole(steps, "steps")
     if not tol >= 0:
         raise ValueError(f"tol must not be negative, got {tol!r}: nats per row")
-    x = check_rows(x, model, least=2)
+    x = check_rows(x, model, least=2, exact=True)
     if isinstance(model, Checked):
         model.check(x)
-    work = copy.deepcopy(model)
+    work = copy.deepcopy(model).double()
     if isinstance(work, Placed) and isinstance(model, Placed) and model.fresh:
         with seeded(seed):
             work.initialize(x)
-    return x, work.double()
+    return x, work
 
 
 def _plain(work: Conjugate, data: Any, steps: int, tol: float) -> _Climb:

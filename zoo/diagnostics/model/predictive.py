@@ -14,8 +14,8 @@ from zoo.base.callables import name_of, undecorated
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.memory import rows_at_once
 from zoo.base.pairs import Trained, pair_of
+from zoo.base.tables import column_names
 from zoo.base.threads import on_suited_threads
-from zoo.data.dataset import column_names
 from zoo.diagnostics.model.statistics import STATISTICS, column_quantiles, correlation, nan_quantile
 from zoo.posterior.engine import Reader, reader, reading
 
