@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zoo.base.checks import ArrayLike
 from zoo.base.pairs import Trained, pair_of
-from zoo.data.dataset import column_names
+from zoo.base.tables import column_names
 from zoo.factors.decoding import Numbers, decoded_mean, factor_site
 from zoo.factors.tables import columns_of, frame_of
 from zoo.factors.traversal import check_factor, places
