@@ -18,8 +18,8 @@ from zoo.alignment.varimax import Rotation
 from zoo.base.callables import PyroCallable, name_of
 from zoo.base.checks import ArrayLike, check_rows, incomplete
 from zoo.base.protocols import Checked, Maximized, Placed
+from zoo.base.tables import column_names
 from zoo.base.threads import on_suited_threads
-from zoo.data.dataset import column_names
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.run import Fit
 

@@ -72,6 +72,6 @@ def by_weights(model: PyroCallable, weights: Tensor | None) -> dict[str, Any]:
     if not (isinstance(inner, AcceptsWeights) and inner.weighted):
         raise TypeError(
             f"{name_of(model)} accepts no weights of rows: declare weighted = True where its closed forms take them "
-            "(see zoo.base.AcceptsWeights), or repeat the rows, x.repeat_interleave(counts, dim=0)"
+            "(see zoo.base.protocols.AcceptsWeights), or repeat the rows, x.repeat_interleave(counts, dim=0)"
         )
     return {"weights": weights}
