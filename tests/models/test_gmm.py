@@ -398,6 +398,16 @@ def test_a_start_by_labels_is_the_naive_step(covariance, iris):
         close(dense(model), matrices)
 
 
+@covariances
+def test_a_start_by_weighted_labels_is_that_of_repeated_rows(covariance, iris):
+    label, times = torch.arange(150) // 50, torch.arange(150) % 3
+    weighted, repeated = GMM(4, 3, covariance).double(), GMM(4, 3, covariance).double()
+    weighted.start_from(iris, labels=label, weights=times)
+    repeated.start_from(iris.repeat_interleave(times, 0), labels=label.repeat_interleave(times))
+    for name, value in repeated.state_dict().items():
+        close(weighted.state_dict()[name], value)
+
+
 @pytest.mark.parametrize("start", ["kmeans", "k-means++", "random"])
 @covariances
 def test_every_start_suits_missing_entries(covariance, start, iris):

@@ -12,6 +12,7 @@ from torch.distributions import Distribution, constraints
 from zoo.algebra import missing_mixture, mixture
 from zoo.algebra.linear_gaussian import refuse_constant_columns
 from zoo.algebra.missing import Imputation, Incomplete, Sorted, column_moments, refuse_unobserved_columns
+from zoo.algebra.mixture import WeightedRows
 from zoo.algebra.mixture_covariances import (
     SINGULAR,
     SLACK,
@@ -28,6 +29,7 @@ from zoo.algebra.mixture_covariances import (
 from zoo.base.checks import check_rows, check_whole, incomplete
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
+from zoo.base.weights import check_weights
 from zoo.distributions.observed import seen
 from zoo.models.mixture_checks import collapsed, describe, refuse_dependent_columns, refuse_few_places, refuse_singular
 from zoo.models.mixture_starts import MOST, Start, filled, from_shares, labelled, pooled, responsibilities_of
@@ -83,6 +85,7 @@ class GMM(Module):
     absent: ClassVar[Mapping[str, Any]] = {"floor": 0.0, "start": "k-means++"}
 
     missing = True  # accepts NaN, as entries missing at random
+    weighted = True  # initialize and summarize accept weights of the rows
     quadratic = True  # no continuous latent variable: QuadratureELBO is exact
 
     def __init__(
@@ -165,13 +168,18 @@ class GMM(Module):
             return Imputation(x.clone(), torch.zeros_like(x))
         return missing_mixture.impute(x, self.weight.log(), self.mean, self._covariances())
 
-    def summarize(self, x: Tensor) -> Tensor | Sorted:
-        """The input of :meth:`em_step` for rows (n, d): the rows, sorted by pattern if entries are missing."""
+    def summarize(self, x: Tensor, weights: Tensor | None = None) -> Tensor | WeightedRows | Sorted:
+        """The input of :meth:`em_step` for rows (n, d): the rows, sorted by pattern if entries are missing.
+
+        Weights (n,) of the rows, positive, make them :class:`~zoo.algebra.mixture.WeightedRows`.
+        """
         x = like(x, self)
-        return Incomplete.of(x).sorted() if incomplete(x) else x
+        if incomplete(x):
+            return Incomplete.of(x, weights).sorted()
+        return x if weights is None else WeightedRows(x, weights)
 
     @torch.no_grad()
-    def em_step(self, x: Tensor | Sorted) -> Tensor:
+    def em_step(self, x: Tensor | WeightedRows | Sorted) -> Tensor:
         """One step of EM, in place, on rows (n, d) or on the result of :meth:`summarize`.
 
         Returns:
@@ -182,12 +190,13 @@ class GMM(Module):
                 its covariance is singular and the likelihood unbounded; or the covariances before the step are below
                 the floor.
         """
-        data = x if isinstance(x, Sorted) else self.summarize(x)
+        data = self.summarize(x) if isinstance(x, Tensor) else x
         weight, mean, scale = self.weight, self.mean, self.scale
         if isinstance(data, Sorted):
             found = missing_mixture.expect(data, weight.log(), mean, self._covariances())
         else:
-            found = mixture.expect(data, weight, mean, scale, self.covariance)
+            rows, weights = data if isinstance(data, WeightedRows) else (data, None)
+            found = mixture.expect(rows, weight, mean, scale, self.covariance, weights)
         counts = found.counts
         if not counts.min() >= 1e-8:
             lost = int((~(counts >= 1e-8)).nonzero()[0])
@@ -259,19 +268,21 @@ class GMM(Module):
             refuse_dependent_columns(x, model)
 
     @torch.no_grad()
-    def initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Tensor, weights: Tensor | None = None) -> None:
         """Draws a random start on the data ``x`` (n, d): means as ``start`` says, with torch's global generator.
 
         Means and weights are those of the clusters of k-means, with the covariance within clusters for all components;
         or rows of the data, with equal weights and the covariance of all rows.
         """
         x = like(x, self)
-        some = filled(x[torch.randperm(len(x), device=x.device)[:MOST]])  # enough for a start
-        mean, label = labelled(some, self.components, self.start)
+        order = torch.randperm(len(x), device=x.device)[:MOST]  # enough for a start
+        spread, centre = column_moments(x, weights)
+        some, own = filled(x[order], centre), None if weights is None else weights[order].to(x)
+        mean, label = labelled(some, self.components, self.start, own)
         weight = torch.ones_like(self.weight)
         if label is not None:
-            weight = torch.bincount(label, minlength=self.components).to(weight)
-        self._place(x, weight / weight.sum(), mean, label, some)
+            weight = torch.bincount(label, own, self.components).to(weight)
+        self._place(weight / weight.sum(), mean, pooled(some, spread, mean, label, own), spread)
 
     @torch.no_grad()
     def start_from(
@@ -281,6 +292,7 @@ class GMM(Module):
         means: Tensor | None = None,
         responsibilities: Tensor | None = None,
         labels: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> None:
         """Sets a start of your own, from which :func:`zoo.em` and :func:`zoo.fit` continue.
 
@@ -289,6 +301,7 @@ class GMM(Module):
             means: of the components (k, d), with equal weights and the covariance of all rows.
             responsibilities: of the components for every row (n, k): one M-step from these.
             labels: the component of every row (n,), 0 to k - 1, as responsibilities of 0 and 1.
+            weights: how often every row counts (n,); None for once.
 
         Raises:
             ValueError: not exactly one of the three is given; or its shape or range is wrong.
@@ -303,30 +316,29 @@ class GMM(Module):
         if sum(given is not None for given in (means, responsibilities, labels)) != 1:
             raise ValueError("give exactly one of means, responsibilities and labels")
         x = check_rows(x, self)
-        some = filled(x)
+        own = None if weights is None else check_weights(weights, x)
+        spread, centre = column_moments(x, own)
+        some, equal = filled(x, centre), torch.full_like(self.weight, 1 / self.components)
         if means is not None:
             mean = torch.as_tensor(means, device=x.device).to(x)
             if mean.shape != self.mean.shape or not mean.isfinite().all():
                 raise ValueError(f"means has shape {tuple(mean.shape)}: give finite ones {tuple(self.mean.shape)}")
-            self._place(x, torch.full_like(self.weight, 1 / self.components), mean, None, some)
+            self._place(equal, mean, pooled(some, spread, mean, None, own), spread)
             return
-        share = responsibilities_of(x, self.components, responsibilities, labels)
-        self._place(x, torch.full_like(self.weight, 1 / self.components), self.mean.detach().clone(), None, some)
+        share = responsibilities_of(x, self.components, responsibilities, labels, own)
         weight, mean, covariance = from_shares(some, share, self.covariance)
-        self.weight, self.mean = weight.to(self.weight), mean.to(self.mean)
+        self._place(equal, mean, pooled(some, spread, mean, None, own), spread)  # and the floor
+        self.weight = weight.to(self.weight)
         self.scale = self._shaped(bounded(covariance, self.least.double())[0]).to(self.scale)
 
-    def _place(self, x: Tensor, weight: Tensor, mean: Tensor, label: Tensor | None, some: Tensor) -> None:
-        """Weights (k,), means (k, d) and one covariance for all components: of ``some`` rows, around these means."""
-        spread = column_moments(x)[0]
+    def _place(self, weight: Tensor, mean: Tensor, covariance: Tensor, spread: Tensor) -> None:
+        """Sets weights (k,), means (k, d), one covariance (d, d) for all, and the floor for column variances (d,)."""
         spread = torch.where(spread > 0, spread, torch.ones_like(spread))
-        level = spread.mean(0, keepdim=True) if self.covariance.endswith("spherical") else spread
-        self.least.copy_(self.floor * level)
-        covariance = pooled(some, spread, mean, label)
+        spherical = self.covariance.endswith("spherical")
+        self.least.copy_(self.floor * (spread.mean(0, keepdim=True) if spherical else spread))
         if not is_matrix(self.covariance):
             covariance = covariance.diagonal()
-            covariance = covariance.mean(0, keepdim=True) if self.covariance.endswith("spherical") else covariance
-        root = bounded(covariance.unsqueeze(0).double(), self.least.double())[0].to(self.scale)
+            covariance = covariance.mean(0, keepdim=True) if spherical else covariance
+        root = bounded(covariance.unsqueeze(0).double(), self.least.double())[0].to(self.scale)[0]
         self.weight, self.mean = weight.to(self.weight), mean.to(self.mean)
-        own = root[0].squeeze(-1) if self.covariance.endswith("spherical") else root[0]
-        self.scale = own.expand(self.scale.shape).clone()
+        self.scale = (root.squeeze(-1) if spherical else root).expand(self.scale.shape).clone()

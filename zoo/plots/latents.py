@@ -19,6 +19,7 @@ from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.latent_sites import layout
 from zoo.base.memory import rows_at_once
+from zoo.base.pairs import Trained, pair_of
 from zoo.base.protocols import Conjugate, GaussianMixture, Pair
 from zoo.data.dataset import Dataset
 from zoo.factors.decoding import closed_posterior, encode, factor_site
@@ -33,7 +34,7 @@ HATCHES = ("", "////", "....", "xxxx", "----", "oooo", "||||", "++++")
 
 
 def latent(
-    run: Pair,
+    run: Trained,
     x: ArrayLike,
     *,
     labels: Tensor | np.ndarray | Sequence[Any] | None = None,
@@ -65,6 +66,7 @@ def latent(
         ValueError: the number of labels differs from that of the rows, a label or a factor
             is out of range, or the model has neither factors nor a discrete ``component`` per row.
     """
+    run = pair_of(run)
     if isinstance(x, Dataset):
         if labels is None:
             labels, label_names = x.labels, label_names or x.label_names
@@ -103,7 +105,7 @@ def latent(
     return ax
 
 
-def responsibilities(run: Pair, x: ArrayLike, *, draws: int = 200, seed: int = 0, ax: Axes | None = None) -> Axes:
+def responsibilities(run: Trained, x: ArrayLike, *, draws: int = 200, seed: int = 0, ax: Axes | None = None) -> Axes:
     """The responsibilities of a mixture for every row, stacked, with rows sorted by component and responsibility.
 
     A well separated component is a block with a vertical edge; rows between two components form a slope. Every
@@ -119,6 +121,7 @@ def responsibilities(run: Pair, x: ArrayLike, *, draws: int = 200, seed: int = 0
     Raises:
         ValueError: the model has no discrete ``component`` per row.
     """
+    run = pair_of(run)
     data = check_rows(x, undecorated(run.model))
     components = _components(run, data)
     if components is None:
