@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from zoo.models import GMM, PPCA, VAE, BayesianFactorAnalysis, BayesianGMM, BayesianPCA, FactorAnalysis
     from zoo.posterior import evaluate, log_evidence_bounds
 
+__version__ = "0.1.0"  # the one place: the distribution and ``zoo --version`` read it here
+
 _ORIGINS = {  # the same for the interpreter; the tests compare the two
     "guides.ascent": ("cavi",),
     "zoo.alignment": ("to_canonical",),

@@ -8,8 +8,9 @@ import pyro
 import pytest
 import torch
 from pyro.infer import config_enumerate
-from pyro.nn import PyroParam
+from pyro.nn import PyroModule, PyroParam
 from torch import nn
+from torch.distributions import constraints
 
 import zoo
 from guides import Amortized, MeanField
@@ -248,3 +249,35 @@ def test_a_model_without_parameters_is_fresh_while_its_buffers_are():
         assert model.double().fresh
         model.location = model.location + 1.0
         assert not model.fresh
+
+
+class Constrained(Module):
+    """A parameter of every kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.real = PyroParam(torch.randn(3))
+        self.positive = PyroParam(torch.ones(2), constraints.positive)
+        self.lower = PyroParam(torch.eye(2), constraints.lower_cholesky)
+        self.plain = nn.Parameter(torch.randn(2))
+
+
+def test_parameters_outside_of_models_are_those_that_pyro_returns():
+    module = Constrained()
+    for name in ("real", "positive", "lower", "plain"):
+        value, pyros = getattr(module, name), PyroModule.__getattr__(module, name)
+        assert torch.equal(value, pyros)
+        assert value.requires_grad
+    assert module.positive.unconstrained() is module.positive_unconstrained
+    module.positive.sum().backward()
+    assert torch.equal(module.positive_unconstrained.grad, torch.ones(2))
+
+
+def test_a_parameter_is_set_in_place_to_a_constrained_value():
+    module = Constrained()
+    before, value = module.lower_unconstrained, torch.tensor([[2.0, 0.0], [1.0, 0.5]])
+    module.lower = value
+    assert module.lower_unconstrained is before
+    torch.testing.assert_close(module.lower, value)
+    module.lower = PyroParam(torch.eye(3), constraints.lower_cholesky)
+    assert module.lower.shape == (3, 3)

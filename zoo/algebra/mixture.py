@@ -7,11 +7,14 @@ Features are made block by block, small enough for the processor's cache.
 """
 
 import functools
+import itertools
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 KINDS = ("full", "tied", "diag", "spherical")
 CACHE = 2**18  # numbers per block of features
@@ -20,8 +23,18 @@ SMALL = 2**14  # numbers (rows x components x columns) for which any way takes n
 WIDEST = 4096  # features; beyond, products component by component are as fast
 
 
+class WeightedRows(NamedTuple):
+    """Complete rows (n, d) with weights (n,), positive and in float64."""
+
+    rows: Tensor
+    weights: Tensor
+
+
+Block = Callable[[Tensor, Tensor | None], tuple[Tensor, ...]]  # of rows and their weights
+
+
 class Sums(NamedTuple):
-    """The result of an E-step, in float64.
+    """The result of an E-step, in float64. Where rows have weights, responsibilities r are multiplied by them.
 
     Attributes:
         total: the log-likelihood.
@@ -76,15 +89,20 @@ def width(d: int, matrix: bool) -> int:
     return 1 + d + (d * (d + 1) // 2 if matrix else d)
 
 
-def normalised(logs: Tensor) -> tuple[Tensor, Tensor]:
-    """Responsibilities (k, b) of log joint densities (k, b), in place, and the sum of their log normalisers."""
-    top = logs.amax(0)
-    shares = logs.sub_(top).exp_()
-    norm = shares.sum(0)
-    return shares.div_(norm), norm.log_().add_(top).sum()
+def normalised(logs: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Responsibilities (k, b) of log joint densities (k, b), and the sum of their log normalisers.
+
+    The largest density over the largest responsibility is the normaliser. Both are multiplied by the weights (b,) of
+    the rows, if there are any.
+    """
+    shares = logs.softmax(0)
+    norms = logs.amax(0) - shares.amax(0).log_()
+    if weights is None:
+        return shares, norms.sum()
+    return shares * weights.to(shares), norms @ weights.to(norms)
 
 
-def expect(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, kind: str) -> Sums:
+def expect(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, kind: str, weights: Tensor | None = None) -> Sums:
     """The E-step on complete rows (n, d), whose dtype is that of the products; sums are in float64.
 
     Features around one centre lose digits where components are narrow beside the spread of the rows: where that would
@@ -96,21 +114,22 @@ def expect(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, kind: str) ->
         mean: the means (k, d).
         scale: as for :func:`covariances`.
         kind: one of ``KINDS``.
+        weights: of the rows (n,); None for ones.
     """
     weight, mean, scale = weight.double(), mean.double(), scale.double()
     d, matrix = x.shape[1], kind == "full"
     if kind == "tied":
-        return _tied(x, weight, mean, scale)
+        return _tied(x, weight, mean, scale, weights)
     if len(x) * mean.numel() <= SMALL or (matrix and width(d, matrix) > WIDEST):
-        return _apart(x, weight, mean, scale, kind)
+        return _apart(x, weight, mean, scale, kind, weights)
     centre = weight @ mean
     theta = _coefficients(weight, mean - centre, scale, matrix)  # (k, p)
-    total, sums = _pass(x, centre, theta, matrix)
+    total, sums = _pass(x, centre, theta, matrix, weights)
     counts, first, second = sums[:, 0], sums[:, 1 : d + 1], sums[:, d + 1 :]
     if matrix:
         second = _square(second, d)
-    if _digits_lost(theta[:, d + 1 :], second.sum(0) / len(x)) > _tolerated(x):
-        return _apart(x, weight, mean, scale, kind)
+    if _digits_lost(theta[:, d + 1 :], second.sum(0) / counts.sum()) > _tolerated(x):
+        return _apart(x, weight, mean, scale, kind, weights)
     return Sums(total, counts, centre, first, second)
 
 
@@ -131,22 +150,29 @@ def _coefficients(weight: Tensor, offset: Tensor, scale: Tensor, matrix: bool) -
     return torch.cat([constant.unsqueeze(-1), linear, second], 1)
 
 
-def _pass(x: Tensor, centre: Tensor, theta: Tensor, matrix: bool) -> tuple[Tensor, Tensor]:
+def _pass(x: Tensor, centre: Tensor, theta: Tensor, matrix: bool, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     """The log-likelihood, and the responsibilities' sums of the features (k, p), block by block."""
     own, around = theta.to(x), centre.to(x)
     total, sums = theta.new_zeros(()), torch.zeros_like(theta)
     size = min(_rows(theta.shape[1]), len(x))
     buffer = x.new_empty(theta.shape[1], size)
-    for part in x.split(size):
+    for part, own_weights in _blocks(x, weights, size):
         out = buffer if len(part) == size else buffer[:, : len(part)].contiguous()
         phi = features((part - around).T, matrix, out)
-        shares, norm = normalised(own @ phi)
+        shares, norm = normalised(own @ phi, own_weights)
         if sums.dtype == phi.dtype:
             sums.addmm_(shares, phi.T)
         else:
             sums += shares @ phi.T
         total += norm
     return total, sums
+
+
+def _blocks(x: Tensor, weights: Tensor | None, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Rows (n, d) and their weights (n,), if any, in blocks."""
+    if len(x) <= size:
+        return iter([(x, weights)])
+    return zip(x.split(size), itertools.repeat(None) if weights is None else weights.split(size), strict=False)
 
 
 def _rows(width: int) -> int:
@@ -168,26 +194,37 @@ def _square(second: Tensor, d: int) -> Tensor:
     return second.index_select(1, _pairs(d, second.device)[2]).unflatten(1, (d, d))
 
 
-def _tied(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor) -> Sums:
+def _tied(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, weights: Tensor | None) -> Sums:
     """One covariance for all: whitened once, the densities differ by linear terms, and all rows share their squares."""
     d, centre = x.shape[1], weight @ mean
     identity = torch.eye(d, dtype=scale.dtype, device=scale.device)
     inverse = torch.linalg.solve_triangular(scale, identity, upper=False)
     white = (mean - centre) @ inverse.T  # the means, whitened (k, d)
-    constant, linear = weight.log() - 0.5 * white.square().sum(-1), white @ inverse
-    own, lift, around = linear.to(x), constant.to(x).unsqueeze(-1), centre.to(x)
-    total: list[Any] = [0.0] * 4
-    for part in x.split(_rows(d + len(mean))):
-        offset = part - around
-        shares, norm = normalised(torch.addmm(lift, own, offset.T))
-        found = (norm, shares.sum(1), shares @ offset, offset.T @ offset)
-        total = [so_far + one.double() for so_far, one in zip(total, found, strict=True)]
-    norm, counts, first, second = total
-    misfit = ((inverse @ second) * inverse).sum()  # the sum of squares of the whitened rows
-    if misfit / len(x) > _tolerated(x):
-        return _apart(x, weight, mean, scale, "tied")
-    level = scale.diagonal().log().sum() + 0.5 * d * math.log(2 * math.pi)
-    return Sums(norm - 0.5 * misfit - len(x) * level, counts, centre, first, second.unsqueeze(0))
+    constant = torch.sub(weight.log(), white.square().sum(-1), alpha=0.5)
+    theta, around = torch.cat([constant.unsqueeze(-1), white @ inverse], 1).to(x), centre.to(x)
+
+    def block(part: Tensor, some: Tensor | None) -> tuple[Tensor, ...]:
+        phi = pad(part - around, (1, 0), value=1.0)  # 1 and the offsets (b, 1 + d)
+        shares, norm = normalised(theta @ phi.T, some)
+        return norm, shares @ phi, (phi.T if some is None else phi.T * some.to(phi)) @ phi
+
+    norm, sums, squares = _added(block, x, weights, _rows(d + len(mean)))
+    total = len(x) if weights is None else weights.sum().item()
+    second = squares[1:, 1:]
+    misfit = ((inverse @ second) * inverse).sum().item()  # the sum of squares of the whitened rows
+    if misfit > total * _tolerated(x):
+        return _apart(x, weight, mean, scale, "tied", weights)
+    level = scale.diagonal().log().sum().item() + 0.5 * d * math.log(2 * math.pi)
+    return Sums(norm - (0.5 * misfit + total * level), sums[:, 0], centre, sums[:, 1:], second.unsqueeze(0))
+
+
+def _added(block: Block, x: Tensor, weights: Tensor | None, size: int) -> tuple[Tensor, ...]:
+    """The sums of what ``block`` returns for ``size`` rows at a time and their weights, in float64."""
+    total: tuple[Tensor, ...] = ()
+    for part, some in _blocks(x, weights, size):
+        found = tuple(one.double() for one in block(part, some))
+        total = tuple(map(torch.add, total, found)) if total else found
+    return total
 
 
 def _digits_lost(second: Tensor, moments: Tensor) -> float:
@@ -203,22 +240,22 @@ def _tolerated(x: Tensor) -> float:
     return float(torch.finfo(x.dtype).eps ** -0.4)
 
 
-def _apart(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, kind: str) -> Sums:
+def _apart(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, kind: str, weights: Tensor | None) -> Sums:
     """The E-step with the rows taken around the mean of every component: exact, and the least work for few rows."""
     k, d = mean.shape
     matrix = kind in ("full", "tied")
     whiten, constant = _whitening(weight, scale, k, d, matrix)
     whiten, lift, centres = whiten.to(x), constant.to(x).unsqueeze(-1), mean.to(x).unsqueeze(1)
-    total: list[Any] = [0.0] * 4
-    for part in x.split(_rows(k * d)):
+
+    def block(part: Tensor, some: Tensor | None) -> tuple[Tensor, ...]:
         offset = part - centres  # (k, b, d)
         white = offset @ whiten if matrix else offset * whiten
-        shares, norm = normalised(torch.add(lift, white.square_().sum(-1), alpha=-0.5))  # (k, b)
+        shares, norm = normalised(torch.add(lift, white.square_().sum(-1), alpha=-0.5), some)  # (k, b)
         weighted = shares.unsqueeze(-1) * offset
         own = weighted.mT @ offset if matrix else weighted.mul(offset).sum(1)
-        found = (norm, shares.sum(1), weighted.sum(1), own)
-        total = [so_far + one.double() for so_far, one in zip(total, found, strict=True)]
-    norm, counts, first, second = total
+        return norm, shares.sum(1), weighted.sum(1), own
+
+    norm, counts, first, second = _added(block, x, weights, _rows(k * d))
     return Sums(norm, counts, mean, first, second.sum(0, keepdim=True) if kind == "tied" else second)
 
 

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import inspect
 import itertools
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -13,6 +14,7 @@ import torch
 from pyro.nn import PyroModule
 from pyro.params.param_store import param_with_module_name
 from torch import Tensor, nn
+from torch.distributions import Transform, constraints, transform_to
 
 from zoo.base.callables import PyroCallable, modules, unwrapped
 
@@ -55,7 +57,7 @@ class Module(PyroModule):
             frozen = members["_parameters"].get(f"{name}_unconstrained", members["_parameters"].get(name))
             if frozen is not None and not frozen.requires_grad and not name.endswith("_unconstrained"):
                 known = members["_pyro_params"].get(name)
-                return frozen if known is None else torch.distributions.transform_to(known[0])(frozen)
+                return frozen if known is None else transform_to(known[0])(frozen)
             child = members["_modules"].get(name)
             if child is not None and not isinstance(child, PyroModule):
                 root = self._pyro_get_fullname(name)
@@ -63,7 +65,17 @@ class Module(PyroModule):
                     if parameter.requires_grad:
                         pyro.param(param_with_module_name(root, key), parameter)
                 return child
+        elif "_pyro_params" in members and (found := _constrained(members, name)) is not None:
+            return found
         return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        members = self.__dict__
+        if type(value) is Tensor and name in members.get("_pyro_params", ()):  # as Pyro, in a third of the time
+            to_real = _transforms(members["_pyro_params"][name][0])[1]
+            members["_parameters"][f"{name}_unconstrained"].data = to_real(value.detach())
+        else:
+            super().__setattr__(name, value)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -145,6 +157,23 @@ def _fingerprint(module: nn.Module) -> str:
     return found.hexdigest()
 
 
+def _constrained(members: dict[str, Any], name: str) -> Any:
+    """The value of a parameter outside of models and guides, as Pyro returns it; None for other attributes."""
+    if name not in members["_pyro_params"]:
+        return members["_parameters"].get(name)
+    real = members["_parameters"][f"{name}_unconstrained"]
+    found: Any = _transforms(members["_pyro_params"][name][0])[0](real)
+    found.unconstrained = weakref.ref(real)
+    return found
+
+
+@functools.lru_cache(maxsize=64)
+def _transforms(constraint: constraints.Constraint) -> tuple[Transform, Transform]:
+    """The transform from real numbers to a constrained parameter, and its inverse."""
+    found = transform_to(constraint)
+    return found, found.inv
+
+
 def _root(module: Module) -> str:
     return f"{type(module).__name__}_{next(_numbers)}"
 
@@ -152,7 +181,8 @@ def _root(module: Module) -> str:
 def like(x: Tensor | np.ndarray | Sequence[Any], function: PyroCallable) -> Tensor:
     """``x`` as a tensor with the dtype and device of a callable's parameters (unchanged if there are none yet)."""
     x = torch.as_tensor(x)
-    parameter = next((p for module in modules(function) for p in module.parameters()), None)
+    held = (function,) if isinstance(function, nn.Module) else modules(function)
+    parameter = next((p for module in held for p in module.parameters()), None)
     if parameter is None:
         return x if x.is_floating_point() else x.to(torch.get_default_dtype())
     return x.to(parameter)

@@ -88,6 +88,18 @@ class AcceptsMissing(Hook, Protocol):
 
 
 @runtime_checkable
+class AcceptsWeights(Hook, Protocol):
+    """A model that declares whether its rows may have weights.
+
+    With the class attribute ``weighted = True`` the methods ``initialize``, ``estimate``, ``summarize`` and
+    ``coordinate_ascent``, as far as the model has them, accept the keyword ``weights``: how often every row counts
+    (n,), positive, in float64; None for once.
+    """
+
+    weighted: bool
+
+
+@runtime_checkable
 class Conjugate(Hook, Protocol):
     """A model whose posterior and marginal likelihood have closed forms.
 

@@ -1,16 +1,29 @@
 """The command ``zoo``: its subcommands, and ``zoo list``; none loads torch before its options are read."""
 
+from typing import Annotated
+
 import typer
 from rich.table import Table
 
+from zoo import __version__
 from zoo.commands import benchmarking, catalogue, fitting, judging, selecting
 from zoo.commands.console import out
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"zoo {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def root() -> None:
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     """Latent factor models and variational guides, freely combined, with exact answers for comparison."""
 
 
@@ -29,7 +42,3 @@ app.command("diagnose")(judging.diagnose_)
 app.command("report")(judging.report_)
 app.command("select")(selecting.select_)
 app.command("benchmark")(benchmarking.benchmark_)
-
-
-if __name__ == "__main__":
-    app()

@@ -11,6 +11,7 @@ from torch.distributions import Distribution, constraints
 from zoo.algebra import missing_mixture, mixture
 from zoo.algebra.linear_gaussian import refuse_constant_columns
 from zoo.algebra.missing import Imputation, Incomplete, Sorted, column_moments, refuse_unobserved_columns
+from zoo.algebra.mixture import WeightedRows
 from zoo.base.checks import check_rows, check_whole, incomplete
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
@@ -43,6 +44,7 @@ class GMM(Module):
     """
 
     missing = True  # accepts NaN, as entries missing at random
+    weighted = True  # initialize and summarize accept weights of the rows
     quadratic = True  # no continuous latent variable: QuadratureELBO is exact
 
     def __init__(self, data_dim: int, components: int, covariance: Covariance = "full") -> None:
@@ -112,13 +114,18 @@ class GMM(Module):
             return Imputation(x.clone(), torch.zeros_like(x))
         return missing_mixture.impute(x, self.weight.log(), self.mean, self._covariances())
 
-    def summarize(self, x: Tensor) -> Tensor | Sorted:
-        """The input of :meth:`em_step` for rows (n, d): the rows, sorted by pattern if entries are missing."""
+    def summarize(self, x: Tensor, weights: Tensor | None = None) -> Tensor | WeightedRows | Sorted:
+        """The input of :meth:`em_step` for rows (n, d): the rows, sorted by pattern if entries are missing.
+
+        Weights (n,) of the rows, positive, make them :class:`~zoo.algebra.mixture.WeightedRows`.
+        """
         x = like(x, self)
-        return Incomplete.of(x).sorted() if incomplete(x) else x
+        if incomplete(x):
+            return Incomplete.of(x, weights).sorted()
+        return x if weights is None else WeightedRows(x, weights)
 
     @torch.no_grad()
-    def em_step(self, x: Tensor | Sorted) -> Tensor:
+    def em_step(self, x: Tensor | WeightedRows | Sorted) -> Tensor:
         """One step of EM, in place, on rows (n, d) or on the result of :meth:`summarize`.
 
         Returns:
@@ -128,12 +135,13 @@ class GMM(Module):
             FloatingPointError: a component has lost all its rows, or has collapsed onto so few that its covariance is
                 singular and the likelihood unbounded.
         """
-        data = x if isinstance(x, Sorted) else self.summarize(x)
+        data = self.summarize(x) if isinstance(x, Tensor) else x
         weight, mean, scale = self.weight, self.mean, self.scale
         if isinstance(data, Sorted):
             found = missing_mixture.expect(data, weight.log(), mean, self._covariances())
         else:
-            found = mixture.expect(data, weight, mean, scale, self.covariance)
+            rows, weights = data if isinstance(data, WeightedRows) else (data, None)
+            found = mixture.expect(rows, weight, mean, scale, self.covariance, weights)
         counts = found.counts
         if not counts.min() >= 1e-8:
             lost = int((~(counts >= 1e-8)).nonzero()[0])
@@ -150,7 +158,7 @@ class GMM(Module):
         matrix, tied = second.ndim == 3, self.covariance == "tied"
         heavy = counts.unsqueeze(-1) * shift  # (k, d)
         if tied:  # the scatter around the new means, over the rows
-            covariance = (second.sum(0) - heavy.T @ shift).unsqueeze(0) / counts.sum()
+            covariance = (second.sum(0, keepdim=True) - heavy.T @ shift) / counts.sum()
         elif matrix:
             covariance = (second - heavy.unsqueeze(-1) * shift.unsqueeze(-2)) / counts[:, None, None]
         else:
@@ -188,29 +196,31 @@ class GMM(Module):
             refuse_constant_columns(x, f"GMM(covariance={self.covariance!r})")
 
     @torch.no_grad()
-    def initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Tensor, weights: Tensor | None = None) -> None:
         """Draws a random start on the data ``x`` (n, d): k-means++ centres, equal weights, the covariance of all rows.
 
         Arthur and Vassilvitskii (2007), k-means++: the advantages of careful seeding, SODA.
         """
         x = like(x, self)
-        some = x[torch.randperm(len(x), device=x.device)[:10_000]]  # enough for seeding
+        order = torch.randperm(len(x), device=x.device)[:10_000]  # enough for seeding
+        some, own = x[order], None if weights is None else weights[order].cpu().numpy()
         unit = some.std(0, correction=0)
-        if incomplete(x):  # missing entries are set to the column's mean, and the scale is corrected
-            variance, mean = column_moments(x)
+        if incomplete(x) or weights is not None:
+            variance, mean = column_moments(x, weights)
             unit = variance.sqrt()
+        if incomplete(x):  # missing entries are set to the column's mean, and the scale is corrected
             some = torch.where(some.isnan(), mean, some)
         unit = torch.where(unit > 0, unit, torch.ones_like(unit))
         from sklearn.cluster import kmeans_plusplus  # imported here, as it takes half a second
 
         seed = int(torch.randint(2**31 - 1, ()))
-        chosen = kmeans_plusplus((some / unit).cpu().numpy(), self.components, random_state=seed)[1]
+        chosen = kmeans_plusplus((some / unit).cpu().numpy(), self.components, sample_weight=own, random_state=seed)[1]
         variance = unit.square()
         self.mean = some[torch.as_tensor(chosen, device=x.device)]
         self.weight = torch.full_like(self.weight, 1 / self.components)
         if self.covariance in ("full", "tied"):
-            centred = some - some.mean(0)
-            if incomplete(x):
+            centred = some - (some.mean(0) if weights is None else mean)
+            if incomplete(x) or weights is not None:
                 narrow = centred.square().mean(0).sqrt()
                 centred = centred * torch.where(narrow > 0, unit / narrow, 1.0)
             covariance = centred.T @ centred / len(some)
