@@ -328,7 +328,7 @@ def _batches(decided: Plan) -> Iterator[tuple[Any, ...]]:
             yield (_seen(decided, x),)
             continue
         for index in torch.randperm(n, device=x.device).split(decided.batch_size):
-            yield _seen(decided, x[index]), index, n
+            yield _seen(decided, x.index_select(0, index)), index, n
 
 
 def _seen(decided: Plan, rows: Tensor) -> Tensor:
