@@ -77,6 +77,20 @@ def test_latent_map_of_many_rows_says_what_it_leaves_out():
     assert inside(ax)
 
 
+def test_intervention_shows_before_and_after(run, data):
+    found = zoo.factors.intervene(run, data, {0: 2.0})
+    ax = plots.intervention(found, rows=[3, 4])
+    assert words(ax) == ["row 3", "row 4", "before", "after"]
+    assert ax.get_xlabel() == "column, with factor 0 set"
+    drawn = np.stack([line.get_ydata() for line in ax.lines])
+    expected = torch.stack([found.before[3], found.mean[3], found.before[4], found.mean[4]]).numpy()
+    np.testing.assert_allclose(drawn, expected)
+    ax = plots.intervention(found, image=(1, 3))
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["before", "after"]
+    assert ax.get_xlabel() == "row, with factor 0 set"
+    assert inside(ax)
+
+
 def mixture(data, covariance="full", guide=guides.Exact):
     model = zoo.GMM(3, 2, covariance)
     built = guide(model) if guide is guides.Exact else guide(model, data.x)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from zoo.algebra.linear_gaussian import Moments
+from zoo.algebra.moments import Moments
 from zoo.alignment.canonical import canonical_rotation, canonical_transform, to_canonical
 from zoo.alignment.loadings import Basis, Loadings, check_level, scaled
 from zoo.alignment.matching import procrustes

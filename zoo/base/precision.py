@@ -38,7 +38,7 @@ class Spread:
     def refuse_lost(
         self, dtype: torch.dtype, name: str, columns: Sequence[str], way_out: str, *, first: int = 0
     ) -> None:
-        """Refuse columns, counted from ``first``, whose variation ``dtype`` cannot hold; see :func:`check_precision`."""
+        """Refuse columns, counted from ``first``, whose variation ``dtype`` cannot hold: :func:`check_precision`."""
         deviation = (self.squares / self.count.clamp(min=1)).sqrt()
         lost = (self.mean.abs() * (torch.finfo(dtype).eps / 2) > LOST * deviation) & (self.low < self.high)
         if lost.any():

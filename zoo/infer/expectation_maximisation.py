@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from zoo.base.callables import PyroCallable, name_of
 from zoo.base.checks import ArrayLike, check_rows, check_whole, incomplete
 from zoo.base.pairs import own_posterior
-from zoo.base.protocols import Checked, Conjugate, Maximized, Placed, Summarized
+from zoo.base.protocols import Checked, Collapsing, Conjugate, Maximized, Placed, Summarized
 from zoo.base.random import seeded
 from zoo.base.tables import column_names
 from zoo.base.threads import on_suited_threads
+from zoo.base.weights import by_weights, weighted_rows
 from zoo.infer.acceleration import FAILURES, Ascent
+from zoo.infer.collapse import collapse_of
 from zoo.infer.convergence import MAXIMISED
 from zoo.infer.run import Fit, Training
 
@@ -24,6 +26,7 @@ STILL = 1e-9  # the relative move of a step of EM below which the parameters are
 WINDOW = 5  # steps whose gains together must be small to end an accelerated climb
 SHARE = 0.1  # of the tolerance, as extrapolated gains come in fits and starts
 ROUNDING = 1e-14  # of the log-likelihood
+FLOORED = 1e-8  # of the log-likelihood: its rounding where a covariance is at its floor
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +77,7 @@ def em(
     model: PyroCallable,
     x: ArrayLike,
     *,
+    weights: ArrayLike | None = None,
     steps: int = 100_000,
     tol: float = 1e-9,
     accelerate: bool = True,
@@ -96,6 +100,9 @@ def em(
         model: a :class:`~zoo.base.Conjugate` module: PPCA, FactorAnalysis, GMM or one of your own, whose ``em_step``
             depends on its parameters and the data alone.
         x: the data (n, d); NaN marks an entry missing at random, for a model with ``missing = True``.
+        weights: how often every row counts (n,), at least 0: whole numbers are the same as repeating rows, 0 the same
+            as leaving a row out. None for once. PPCA, FactorAnalysis and GMM accept them; so does a model of your own
+            that declares ``weighted = True`` (:class:`~zoo.base.protocols.AcceptsWeights`).
         steps: the most steps.
         tol: stop when the log-likelihood is within ``tol`` nats per row of its limit: as extrapolated by Aitken's rule,
             or, accelerated, when five steps together gain less than a tenth of it and their gains do not grow.
@@ -106,27 +113,38 @@ def em(
         the model with its own posterior as the guide, to be evaluated, saved and reported like any run; with the total
         log-likelihood after every step, the number of evaluations, and why it stopped.
 
+    Warns:
+        UnboundedLikelihood: a component of a mixture has collapsed and is held by its floor; the message names it, its
+            rows and columns. The result is not converged, as its likelihood depends on the floor.
+
     Raises:
-        TypeError: the model has no closed forms.
-        ValueError: the data do not suit the model; see :func:`zoo.base.check_rows` and ``model.check``.
+        TypeError: the model has no closed forms, or accepts no weights.
+        ValueError: the data do not suit the model, see :func:`zoo.base.check_rows` and ``model.check``; or the weights
+            are no numbers of at least 0, one per row.
         FloatingPointError: the likelihood fell, which EM never does, or a component collapsed.
 
     References:
         Dempster, Laird and Rubin (1977), JRSS B 39; for the stopping rule Boehning et al. (1994), Annals of the
         Institute of Statistical Mathematics 46.
     """
-    started, columns = time.perf_counter(), column_names(x)
-    x, work = _prepared(model, x, steps, tol, seed)
+    started = time.perf_counter()
+    given, columns = x, column_names(x)
+    x, weighing, work = _prepared(model, x, weights, steps, tol, seed)
     assert isinstance(work, Conjugate)
-    data = work.summarize(x) if isinstance(work, Summarized) else x
+    data = work.summarize(x, **weighing) if isinstance(work, Summarized) else x
+    count = float(weighing["weights"].sum()) if weighing else len(x)
     if accelerate:
         maximize = isinstance(work, Maximized) and not incomplete(x)
-        found = _accelerated(work, data, steps, tol * len(x), maximize=maximize)
+        found = _accelerated(work, data, steps, tol * count, maximize=maximize)
     else:
-        found = _plain(work, data, steps, tol * len(x))
+        found = _plain(work, data, steps, tol * count)
+    stopped = "the log-likelihood has settled" if found.converged else f"all {steps} steps are used up"
+    if collapse_of(work, x) is not None:
+        stopped = collapse_of(work, check_rows(given, model, exact=True), warn=True) or stopped  # numbers rows as given
+        found = found._replace(converged=False)
     model.load_state_dict(work.state_dict())  # type: ignore[attr-defined]  # in place, in the model's own dtype
     record = Training(
-        losses=-found.log_likelihood / len(x),
+        losses=-found.log_likelihood / count,
         converged=found.converged,
         loss="log marginal likelihood",
         optimizer=MAXIMISED,
@@ -135,7 +153,7 @@ def em(
         dtype=str(x.dtype).removeprefix("torch."),
         device=str(x.device),
         seconds=time.perf_counter() - started,
-        stopped="the log-likelihood has settled" if found.converged else f"all {steps} steps are used up",
+        stopped=stopped,
         columns=columns,
     )
     return MaximumLikelihood(
@@ -164,8 +182,10 @@ def _guide(model: PyroCallable) -> PyroCallable:
     return refuse
 
 
-def _prepared(model: PyroCallable, x: ArrayLike, steps: int, tol: float, seed: int) -> tuple[Tensor, nn.Module]:
-    """The rows, and a copy of the model in float64 at its start, after all checks."""
+def _prepared(
+    model: PyroCallable, x: ArrayLike, weights: ArrayLike | None, steps: int, tol: float, seed: int
+) -> tuple[Tensor, dict[str, Any], nn.Module]:
+    """The rows that count, their weights as a keyword, and a copy of the model in float64 at its start."""
     if not (isinstance(model, Conjugate) and isinstance(model, nn.Module)):
         raise TypeError(
             f"{name_of(model)} has no closed-form EM (it lacks posterior, log_marginal or em_step): use zoo.fit"
@@ -173,14 +193,17 @@ def _prepared(model: PyroCallable, x: ArrayLike, steps: int, tol: float, seed: i
     check_whole(steps, "steps")
     if not tol >= 0:
         raise ValueError(f"tol must not be negative, got {tol!r}: nats per row")
-    x = check_rows(x, model, least=2, exact=True)
+    x, weights = weighted_rows(check_rows(x, model, least=2, exact=True), weights, least=2)
+    weighing = by_weights(model, weights)
+    if weighing and not isinstance(model, Summarized):
+        raise TypeError(f"{name_of(model)} has no method summarize, which takes the weights: repeat the rows")
     if isinstance(model, Checked):
         model.check(x)
     work = copy.deepcopy(model).double()
     if isinstance(work, Placed) and isinstance(model, Placed) and model.fresh:
         with seeded(seed):
-            work.initialize(x)
-    return x, work
+            work.initialize(x, **weighing)
+    return x, weighing, work
 
 
 def _plain(work: Conjugate, data: Any, steps: int, tol: float) -> _Climb:
@@ -189,11 +212,11 @@ def _plain(work: Conjugate, data: Any, steps: int, tol: float) -> _Climb:
     converged = False
     for _ in range(steps - 1):
         climb.append(float(work.em_step(data)))
-        _refuse_descent(climb)
+        _refuse_descent(climb, work)
         if converged := _settled(climb, tol):
             break
     climb.append(float(copy.deepcopy(work).em_step(data)))  # the log-likelihood after the last step
-    _refuse_descent(climb)
+    _refuse_descent(climb, work)
     return _Climb(torch.tensor(climb[1:], dtype=torch.float64), len(climb), converged)
 
 
@@ -213,11 +236,11 @@ def _accelerated(work: Any, data: Any, steps: int, tol: float, *, maximize: bool
     if maximize and (top := _maximum(work, data, start, parameters)) is not None:
         spent, ascent = 1, Ascent(evaluate, top)
         climb.append(ascent.value)
-        _refuse_descent(climb)
+        _refuse_descent(climb, work)
     converged = maximize and _still(ascent)
     while len(climb) <= steps and not converged:
         climb.append(ascent.step())
-        _refuse_descent(climb)
+        _refuse_descent(climb, work)
         converged = _small(climb, tol)
     _place(parameters, ascent.point)
     return _Climb(torch.tensor(climb[1:], dtype=torch.float64), spent + ascent.evaluations, converged)
@@ -244,9 +267,10 @@ def _place(parameters: list[nn.Parameter], point: Tensor) -> None:
         parameter.data = part.view_as(parameter).clone()
 
 
-def _refuse_descent(climb: list[float]) -> None:
+def _refuse_descent(climb: list[float], work: Any) -> None:
     before, after = climb[-2], climb[-1]
-    if not after >= before - 1e-11 * max(1.0, abs(before)):
+    floored = isinstance(work, Collapsing) and work.met_floor
+    if not after >= before - (FLOORED if floored else 1e-11) * max(1.0, abs(before)):
         raise FloatingPointError(
             f"EM's likelihood fell from {before:.12g} to {after:.12g} at step {len(climb) - 1}: the model's em_step is "
             "not a maximisation, or it has lost numerical precision"

@@ -32,6 +32,7 @@ from zoo.infer.convergence import assess
 from zoo.infer.run import Fit, run_of
 from zoo.posterior.evaluation import Evaluation
 from zoo.report.figures import figures_of
+from zoo.report.glossary import GLOSSARY
 
 MARKS = {"good": "✓", "careful": "!", "bad": "✗", "unknown": "?"}  # beside the colour, for readers who do not see it
 WORDS = {"good": "good", "careful": "with care", "bad": "failed", "unknown": "not possible"}
@@ -118,6 +119,7 @@ def report(
         missing=missing,
         pictures=[_encoded(one) for one in figures_of(run, known, found, predictive, labels, label_names, seed)],
         tables=[(title, table.columns, _cells(table)) for title, table in _tables(run, found)],
+        glossary=GLOSSARY,
         rerun=list(rerun),
         versions=_versions(),
     )
