@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-KINDS = ("full", "tied", "diag", "spherical")
+from zoo.algebra.mixture_covariances import deviations, is_matrix
+
 CACHE = 2**18  # numbers per block of features
 ROWS = (64, 2048)  # the fewest and the most rows per block
 SMALL = 2**14  # numbers (rows x components x columns) for which any way takes no longer than its calls
@@ -41,8 +42,8 @@ class Sums(NamedTuple):
         counts: the sums of the responsibilities r (k,).
         centre: a point for every component, or one for all: (k, d) or (d,).
         first: the sums of r (x - centre) (k, d).
-        second: the sums of r (x - centre)(x - centre)' (k, d, d), or their diagonals (k, d); for tied covariances the
-            sum over the components as well (1, d, d).
+        second: the sums of r (x - centre)(x - centre)' (k, d, d), or their diagonals (k, d); for ``"tied"`` covariances
+            the sum over the components as well (1, d, d).
     """
 
     total: Tensor
@@ -50,21 +51,6 @@ class Sums(NamedTuple):
     centre: Tensor
     first: Tensor
     second: Tensor
-
-
-def covariances(scale: Tensor, kind: str, components: int, width: int) -> Tensor:
-    """The covariance of every component (k, d, d).
-
-    Args:
-        scale: for ``"full"`` and ``"tied"`` Cholesky factors (k, d, d) or (d, d), for ``"diag"`` and ``"spherical"``
-            standard deviations (k, d) or (k,).
-        kind: one of ``KINDS``.
-        components: the number of components k.
-        width: the number of columns d.
-    """
-    if kind in ("full", "tied"):
-        return (scale @ scale.mT).expand(components, width, width)
-    return torch.diag_embed(scale.square().reshape(components, -1).expand(components, width))
 
 
 def features(x: Tensor, matrix: bool, out: Tensor | None = None) -> Tensor:
@@ -112,12 +98,14 @@ def expect(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, kind: str, we
         x: the rows.
         weight: the proportions (k,).
         mean: the means (k, d).
-        scale: as for :func:`covariances`.
-        kind: one of ``KINDS``.
+        scale: as for :func:`~zoo.algebra.mixture_covariances.covariances`.
+        kind: one of its ``KINDS``.
         weights: of the rows (n,); None for ones.
     """
     weight, mean, scale = weight.double(), mean.double(), scale.double()
     d, matrix = x.shape[1], kind == "full"
+    if not is_matrix(kind):
+        scale = deviations(scale, kind, *mean.shape)  # (k, d)
     if kind == "tied":
         return _tied(x, weight, mean, scale, weights)
     if len(x) * mean.numel() <= SMALL or (matrix and width(d, matrix) > WIDEST):
@@ -135,7 +123,7 @@ def expect(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, kind: str, we
 
 def _coefficients(weight: Tensor, offset: Tensor, scale: Tensor, matrix: bool) -> Tensor:
     """Theta (k, p), whose products with the features are the log joint densities."""
-    k, d = offset.shape
+    d = offset.shape[1]
     if matrix:
         precision = torch.cholesky_inverse(scale)  # (k, d, d)
         linear = (precision @ offset.unsqueeze(-1)).squeeze(-1)
@@ -143,9 +131,8 @@ def _coefficients(weight: Tensor, offset: Tensor, scale: Tensor, matrix: bool) -
         pairs, factor, _ = _pairs(d, offset.device)
         second = precision.flatten(1).index_select(1, pairs) * factor
     else:
-        sd = scale.reshape(k, -1).expand(k, d)
-        precision = sd.square().reciprocal()
-        linear, logdet, second = precision * offset, sd.log().sum(-1), -0.5 * precision
+        precision = scale.square().reciprocal()
+        linear, logdet, second = precision * offset, scale.log().sum(-1), -0.5 * precision
     constant = weight.log() - logdet - 0.5 * ((offset * linear).sum(-1) + d * math.log(2 * math.pi))
     return torch.cat([constant.unsqueeze(-1), linear, second], 1)
 
@@ -243,7 +230,7 @@ def _tolerated(x: Tensor) -> float:
 def _apart(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, kind: str, weights: Tensor | None) -> Sums:
     """The E-step with the rows taken around the mean of every component: exact, and the least work for few rows."""
     k, d = mean.shape
-    matrix = kind in ("full", "tied")
+    matrix = is_matrix(kind)
     whiten, constant = _whitening(weight, scale, k, d, matrix)
     whiten, lift, centres = whiten.to(x), constant.to(x).unsqueeze(-1), mean.to(x).unsqueeze(1)
 
@@ -266,6 +253,5 @@ def _whitening(weight: Tensor, scale: Tensor, k: int, d: int, matrix: bool) -> t
         whiten = torch.linalg.solve_triangular(scale.expand(k, d, d), identity, upper=False).mT
         logdet = scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     else:
-        sd = scale.reshape(k, -1).expand(k, d)
-        whiten, logdet = sd.reciprocal().unsqueeze(1), sd.log().sum(-1)
+        whiten, logdet = scale.reciprocal().unsqueeze(1), scale.log().sum(-1)
     return whiten, weight.log() - logdet - 0.5 * d * math.log(2 * math.pi)

@@ -248,6 +248,21 @@ class Checked(Hook, Protocol):
 
 
 @runtime_checkable
+class Collapsing(Hook, Protocol):
+    """A model with a floor under its variances, where a component may end that has collapsed."""
+
+    met_floor: bool  # whether the last step of EM met it
+
+    def collapse(self, x: Tensor) -> str | None:
+        """What has collapsed at the current parameters, in words with its rows and columns; None if nothing has."""
+        ...
+
+    def raise_to_floor(self) -> None:
+        """Raise variances below the floor to it, in place."""
+        ...
+
+
+@runtime_checkable
 class Summarized(Hook, Protocol):
     """A conjugate model whose EM step accepts sufficient statistics in place of rows."""
 

@@ -13,11 +13,21 @@ from zoo.base.callables import PyroCallable, name_of
 from zoo.base.checks import ArrayLike, check_rows, check_whole, incomplete
 from zoo.base.moments import Moments
 from zoo.base.pairs import own_posterior
-from zoo.base.protocols import AcceptsMoments, Checked, Conjugate, HasWidth, Maximized, Placed, Summarized
+from zoo.base.protocols import (
+    AcceptsMoments,
+    Checked,
+    Collapsing,
+    Conjugate,
+    HasWidth,
+    Maximized,
+    Placed,
+    Summarized,
+)
 from zoo.base.random import seeded
 from zoo.base.threads import on_suited_threads
 from zoo.base.weights import by_weights, weighted_rows
 from zoo.infer.acceleration import FAILURES, Ascent
+from zoo.infer.collapse import collapse_of
 from zoo.infer.convergence import MAXIMISED
 from zoo.infer.run import Fit, Training
 
@@ -25,6 +35,7 @@ STILL = 1e-9  # the relative move of a step of EM below which the parameters are
 WINDOW = 5  # steps whose gains together must be small to end an accelerated climb
 SHARE = 0.1  # of the tolerance, as extrapolated gains come in fits and starts
 ROUNDING = 1e-14  # of the log-likelihood
+FLOORED = 1e-8  # of the log-likelihood: its rounding where a covariance is at its floor
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +123,10 @@ def em(
         the model with its own posterior as the guide, to be evaluated, saved and reported like any run; with the total
         log-likelihood after every step, the number of evaluations, and why it stopped.
 
+    Warns:
+        UnboundedLikelihood: a component of a mixture has collapsed and is held by its floor; the message names it, its
+            rows and columns. The result is not converged, as its likelihood depends on the floor.
+
     Raises:
         TypeError: the model has no closed forms, or accepts no weights.
         ValueError: the data do not suit the model, see :func:`zoo.base.check_rows` and ``model.check``; or the weights
@@ -129,7 +144,13 @@ def em(
         found = _accelerated(task.work, task.data, steps, tol * task.size, maximize=maximize)
     else:
         found = _plain(task.work, task.data, steps, tol * task.size)
+    stopped = "the log-likelihood has settled" if found.converged else f"all {steps} steps are used up"
+    if not isinstance(x, Moments) and collapse_of(task.work, task.given) is not None:
+        numbered = check_rows(x, model, exact=True)  # with those of weight 0
+        stopped = collapse_of(task.work, numbered, warn=True) or stopped
+        found = found._replace(converged=False)
     model.load_state_dict(task.work.state_dict())  # type: ignore[attr-defined]  # in place, in the model's own dtype
+    place = task.given.mean if isinstance(task.given, Moments) else task.given
     record = Training(
         losses=-found.log_likelihood / task.size,
         converged=found.converged,
@@ -137,10 +158,10 @@ def em(
         optimizer=MAXIMISED,
         rows=task.rows,
         seed=seed,
-        dtype=str(task.place.dtype).removeprefix("torch."),
-        device=str(task.place.device),
+        dtype=str(place.dtype).removeprefix("torch."),
+        device=str(place.device),
         seconds=time.perf_counter() - started,
-        stopped="the log-likelihood has settled" if found.converged else f"all {steps} steps are used up",
+        stopped=stopped,
     )
     return MaximumLikelihood(
         model, _guide(model), record, log_likelihood=found.log_likelihood, evaluations=found.evaluations
@@ -177,7 +198,7 @@ class _Task(NamedTuple):
         complete: whether no entry is missing.
         rows: the number of rows.
         size: the sum of their weights.
-        place: a tensor of the data's dtype and device.
+        given: the rows that count, or the moments.
     """
 
     work: Any
@@ -185,7 +206,7 @@ class _Task(NamedTuple):
     complete: bool
     rows: int
     size: float
-    place: Tensor
+    given: Any
 
 
 def _prepared(
@@ -209,7 +230,7 @@ def _prepared(
             work.initialize(given, **weighing)
     data = work.summarize(given, **weighing) if isinstance(work, Summarized) else given
     if isinstance(given, Moments):
-        return _Task(work, data, True, int(given.count), given.count, given.mean)
+        return _Task(work, data, True, int(given.count), given.count, given)
     size = float(weighing["weights"].sum()) if weighing else len(given)
     return _Task(work, data, not incomplete(given), len(given), size, given)
 
@@ -251,11 +272,11 @@ def _plain(work: Conjugate, data: Any, steps: int, tol: float) -> _Climb:
     converged = False
     for _ in range(steps - 1):
         climb.append(float(work.em_step(data)))
-        _refuse_descent(climb)
+        _refuse_descent(climb, work)
         if converged := _settled(climb, tol):
             break
     climb.append(float(copy.deepcopy(work).em_step(data)))  # the log-likelihood after the last step
-    _refuse_descent(climb)
+    _refuse_descent(climb, work)
     return _Climb(torch.tensor(climb[1:], dtype=torch.float64), len(climb), converged)
 
 
@@ -275,11 +296,11 @@ def _accelerated(work: Any, data: Any, steps: int, tol: float, *, maximize: bool
     if maximize and (top := _maximum(work, data, start, parameters)) is not None:
         spent, ascent = 1, Ascent(evaluate, top)
         climb.append(ascent.value)
-        _refuse_descent(climb)
+        _refuse_descent(climb, work)
     converged = maximize and _still(ascent)
     while len(climb) <= steps and not converged:
         climb.append(ascent.step())
-        _refuse_descent(climb)
+        _refuse_descent(climb, work)
         converged = _small(climb, tol)
     _place(parameters, ascent.point)
     return _Climb(torch.tensor(climb[1:], dtype=torch.float64), spent + ascent.evaluations, converged)
@@ -306,9 +327,10 @@ def _place(parameters: list[nn.Parameter], point: Tensor) -> None:
         parameter.data = part.view_as(parameter).clone()
 
 
-def _refuse_descent(climb: list[float]) -> None:
+def _refuse_descent(climb: list[float], work: Any) -> None:
     before, after = climb[-2], climb[-1]
-    if not after >= before - 1e-11 * max(1.0, abs(before)):
+    floored = isinstance(work, Collapsing) and work.met_floor
+    if not after >= before - (FLOORED if floored else 1e-11) * max(1.0, abs(before)):
         raise FloatingPointError(
             f"EM's likelihood fell from {before:.12g} to {after:.12g} at step {len(climb) - 1}: the model's em_step is "
             "not a maximisation, or it has lost numerical precision"

@@ -14,7 +14,7 @@ from matplotlib.patheffects import withStroke
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
-from zoo.algebra.mixture import KINDS, covariances
+from zoo.algebra.mixture_covariances import KINDS, covariances
 from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.latent_sites import layout
