@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from zoo.algebra import linear_gaussian
-from zoo.algebra.linear_gaussian import Moments
+from zoo.algebra.moments import Moments
 from zoo.algebra.projected import best_bound, mean_field_gap, principal_rotation
 from zoo.base.callables import PyroCallable, undecorated
 from zoo.base.checks import incomplete

@@ -22,6 +22,7 @@ def test_version_is_shown(words):
 
 def test_installed_version_is_that_of_the_code():
     assert metadata("latent-zoo")["Version"] == zoo.__version__
+    assert f"\nversion: {zoo.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
 def test_every_shipped_table_states_its_licence():

@@ -181,7 +181,18 @@ NOT_READING = {
     "posterior.psis_khat": "takes numbers",
     "posterior.psis_weights": "takes numbers",
 }
-OF_RESULTS = {"bounds", "coverage", "gap", "imputation", "interpolation", "khat", "loadings", "marginals", "predictive"}
+OF_RESULTS = {
+    "bounds",
+    "coverage",
+    "gap",
+    "imputation",
+    "interpolation",
+    "intervention",
+    "khat",
+    "loadings",
+    "marginals",
+    "predictive",
+}
 OF_RESULTS |= {"probe", "ranks", "reconstruction", "relevance", "row_gaps", "samples", "selection", "traversal"}
 
 

@@ -1,4 +1,4 @@
-"""The README's code runs."""
+"""The code of the README and of the pages beside the notebooks runs."""
 
 import re
 import shlex
@@ -13,19 +13,43 @@ import guides
 import zoo
 from zoo.commands.main import app
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "notebooks").glob("*.md"))]
 
 
 def block(name: str) -> str:
-    found = re.search(rf"<!-- {name} -->\s*```\w+\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert found, f"README.md has no block {name!r}"
-    return found.group(1)
+    """The code under the comment ``<!-- name -->`` of the README or of a page."""
+    found = [
+        code
+        for page in PAGES
+        for code in re.findall(rf"<!-- {name} -->\s*```\w+\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    ]
+    assert len(found) == 1, f"{len(found)} blocks are called {name!r}"
+    return found[0]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r'\]\(([^)#]+)\)|src="([^"]+)"', text):
+        place = "".join(target)
+        assert place.startswith("https://") or (page.parent / place).exists(), place
+
+
+def test_two_commands_set_up_everything():
+    for name in ("main", "tests"):
+        (line,) = block(name).strip().splitlines()
+        first, install, last = line.split(" && ")
+        assert first == "python -m venv .venv"
+        assert install.startswith(".venv/bin/pip install")
+        assert last.startswith(".venv/bin/")
 
 
 def test_main_command_ends_with_the_table(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    command = shlex.split(block("main"))
-    assert command[0] == "zoo"
+    command = shlex.split(block("main").split(" && ")[-1])
+    assert command[0] == ".venv/bin/zoo"
     result = CliRunner().invoke(app, command[1:])
     assert result.exit_code == 0, result.output
     for quantity in ("ELBO", "log marginal", "gap", "closed-form optimum"):

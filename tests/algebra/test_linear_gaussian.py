@@ -15,7 +15,7 @@ import zoo
 from guides import Exact, FullRank, MeanField
 from zoo import PPCA, VAE, FactorAnalysis
 from zoo.algebra import linear_gaussian
-from zoo.algebra.linear_gaussian import Moments
+from zoo.algebra.moments import Moments
 from zoo.base.protocols import Conjugate
 
 pytestmark = pytest.mark.usefixtures("own_store")
@@ -169,7 +169,7 @@ def test_moments_take_float32_to_float64_in_chunks():
     x = 1000 + torch.randn(1000, 3) @ torch.randn(3, 3)  # float32, far from zero: a float32 covariance would be noise
     wide = x.double().numpy()
     for chunk in (65536, 97, 1):
-        moments = Moments.of(x, chunk)
+        moments = Moments.of(x, chunk=chunk)
         assert moments.count == 1000
         assert moments.covariance.dtype == torch.float64
         np.testing.assert_allclose(moments.mean, wide.mean(0), rtol=1e-12)

@@ -9,28 +9,23 @@ steps take as long. Nothing is downloaded. Results are printed and appended to `
 """
 
 import argparse
-import copy
 import json
 import math
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from pyro.infer import Trace_ELBO
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 import guides
 import zoo
-from guides.encoder import ONE
 from zoo.benchmark.deep import CLIP, DEEP, mnist
+from zoo.benchmark.speed.steps import Loop, binary_vae
 
-HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
 ROUNDS = 5  # of every kind, in turns
 
 
@@ -46,52 +41,17 @@ def wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def built(x: Tensor, hidden: int, latent: int) -> tuple[zoo.VAE, guides.Amortized]:
-    """The VAE 784-400-20 of 0 and 1, and its guide."""
-    torch.manual_seed(0)
-    model = zoo.VAE(784, latent, hidden=(hidden,), likelihood="bernoulli")
-    guide = guides.Amortized(model, x, hidden=(hidden,))
-    model.initialize(x)
-    return model.to(x), guide.to(x)
-
-
-def by_hand(model: zoo.VAE, guide: guides.Amortized, x: Tensor, batch: int) -> Callable[[int], None]:
-    """Steps of the loop that a user would write in plain torch, with the fused Adam; the loss is not read."""
-    decoder, encoder = copy.deepcopy(model.mean), copy.deepcopy(guide.encoder)
-    bias, latent = model.likelihood.shift, model.latent_dim
-    optim = torch.optim.Adam([p for part in (decoder, encoder) for p in part.parameters()], lr=1e-3, fused=True)
-
-    def steps(count: int) -> None:
-        done = 0
-        while done < count:
-            for index in torch.randperm(len(x), device=x.device).split(batch)[: count - done]:
-                seen = torch.bernoulli(x[index])
-                loc, raw = encoder(seen).split(latent, -1)
-                scale = softplus(raw + ONE)
-                noise = torch.randn_like(loc)
-                z = loc + scale * noise
-                fit = -binary_cross_entropy_with_logits(bias + decoder(z), seen, reduction="sum")
-                kl = (-0.5 * noise.square() - scale.log() + 0.5 * z.square()).sum()
-                optim.zero_grad()
-                ((kl - fit) * (len(x) / len(index))).backward()
-                optim.step()
-                done += 1
-
-    return steps
-
-
-def timed(model: Any, guide: Any, x: Tensor, batch: int, steps: int, capture: bool) -> float:
+def timed(loop: Loop, steps: int, capture: bool) -> float:
     """Seconds per step of ``zoo.fit`` in its steady state: from a fifth of the steps on."""
     times: dict[int, float] = {}
 
     class Clock:
         def see(self, fit: Any) -> None:
             if fit.step in (steps // 5, steps - 1):
-                wait(str(x.device))
+                wait(str(loop.x.device))
                 times[fit.step] = time.perf_counter()
 
-    options: dict[str, Any] = {"batch_size": batch, "transform": torch.bernoulli, "loss": Trace_ELBO()}
-    zoo.fit(model, guide, x, steps=steps, capture=capture, callbacks=[Clock()], progress=False, **options)
+    loop.fit(steps, capture, Clock())
     first, last = times[steps // 5], times[steps - 1]
     return (last - first) / (steps - 1 - steps // 5)
 
@@ -101,18 +61,23 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Median seconds per step, eager and captured, over those of the loop by hand, in turns."""
     x = rows(count).to(device)
-    model, guide = built(x, hidden, latent)
-    loop = by_hand(model, guide, x, batch)
-    loop(max(3, steps // 5))
+    torch.manual_seed(0)
+    loop = binary_vae(x, hidden, latent, batch)
+
+    def by_hand(steps: int) -> None:
+        for _ in range(steps):
+            loop.by_hand()
+
+    by_hand(max(3, steps // 5))
     found: dict[str, list[float]] = {"by hand": [], "eager": [], "captured": []}
     for _ in range(ROUNDS):
         wait(device)
         started = time.perf_counter()
-        loop(steps)
+        by_hand(steps)
         wait(device)
         found["by hand"].append((time.perf_counter() - started) / steps)
         for name in ("eager", "captured"):
-            found[name].append(timed(model, guide, x, batch, steps, name == "captured"))
+            found[name].append(timed(loop, steps, name == "captured"))
     reference = statistics.median(found["by hand"])
     place = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or "cpu"
     return [

@@ -116,7 +116,7 @@ def check(observed, replicates, **given):
     s = len(observed)
     parts = {
         "statistics": ("mean",) * s,
-        "where": tuple("abcdefgh"[:s]),
+        "where": tuple(f"c{j}" for j in range(s)) if s > 8 else tuple("abcdefgh"[:s]),
         "observed": torch.tensor(observed, dtype=torch.float64),
         "replicates": torch.tensor(replicates, dtype=torch.float64),
         "level": 0.9,
@@ -142,6 +142,27 @@ def test_tails_intervals_and_verdict_by_hand():
     assert "mean of a 0, replicates 1.4 to 8.6" in found.verdict
     inside = check([5.0], [[v] for v in nine])
     assert inside.verdict == "none of 1 statistics lies outside the central 90% of the replicates"
+
+
+@pytest.mark.parametrize(
+    ("outside", "far", "grade"),
+    [(0, 0, "good"), (4, 2.5, "good"), (12, 2.5, "careful"), (1, 5.0, "careful"), (25, 2.5, "bad")],
+)
+def test_grade_weighs_how_many_are_outside_and_how_far(outside, far, grade):
+    rng = np.random.default_rng(0)
+    replicates = rng.normal(size=(400, 100))
+    observed = np.zeros(100)
+    observed[:outside] = far  # standard deviations
+    found = check(observed.tolist(), replicates.tolist(), level=0.95)
+    assert len(found.outside) == outside
+    assert found.limit == pytest.approx(scipy.stats.norm.isf(0.005 / 100))  # 3.9
+    assert found.grade == grade
+
+
+def test_far_statistic_alone_rejects_the_model():
+    found = check([20.0, 0.0], np.random.default_rng(0).normal(size=(400, 2)).tolist())
+    assert found.grade == "bad"
+    assert "the farthest by" in found.headline
 
 
 def test_undefined_replicates_are_left_out():

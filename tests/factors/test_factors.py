@@ -228,6 +228,9 @@ def test_edit_sets_what_it_is_told(run, x):
     expected = torch.stack([torch.full((40,), 1.5).double(), held[:, 1], each], 1)
     torch.testing.assert_close(found.z, expected, rtol=0, atol=1e-8)
     torch.testing.assert_close(found.mean, line(run, expected), rtol=0, atol=1e-8)
+    torch.testing.assert_close(found.before, line(run, held), rtol=0, atol=1e-8)
+    torch.testing.assert_close(found.factors[2], each)
+    assert repr(found).startswith("Intervention on factor 0, factor 2 of 40 rows")
     assert zoo.factors.intervene(run, x, {0: [1.0, 2.0]}, rows=[5, 6]).z[:, 0].tolist() == [1.0, 2.0]
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 from pyro.infer import Trace_ELBO
@@ -30,6 +31,64 @@ def run(data):
     model = zoo.FactorAnalysis(3, 2)
     guide = guides.Amortized(model, data.x, hidden=())
     return zoo.fit(model, guide, data.x, steps=60, loss=Trace_ELBO(), validation=data.x, progress=False)
+
+
+def standard_factors(n, k=2):
+    """A run whose posterior means are wherever the rows are, and n rows."""
+    model = zoo.PPCA(k + 1, k).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(k + 1, k))
+    generator = torch.Generator().manual_seed(0)
+    return zoo.Fit(model, guides.Exact(model)), torch.randn(n, k + 1, generator=generator, dtype=torch.float64)
+
+
+def inside(ax: Axes) -> bool:
+    """Whether nothing that the axes draw, legend and ticks included, leaves the figure."""
+    figure = ax.get_figure(root=True)
+    figure.canvas.draw()
+    whole, drawn = figure.bbox, ax.get_tightbbox()
+    return drawn.x0 >= -1 and drawn.y0 >= -1 and drawn.x1 <= whole.x1 + 1 and drawn.y1 <= whole.y1 + 1
+
+
+@pytest.mark.parametrize("classes", [2, 10, 20])
+def test_latent_map_tells_every_label_apart(classes):
+    run, x = standard_factors(400)
+    labels = torch.arange(400) % classes
+    names = [f"a long name {j}" for j in range(classes)]
+    ax = plots.latent(run, x, labels=labels, label_names=names)
+    assert words(ax) == names
+    handles = ax.get_legend_handles_labels()[0]
+    colours = {tuple(handle.get_facecolor()[0][:3]) for handle in handles}
+    assert len(colours) == classes
+    assert inside(ax)
+    drawn = np.concatenate([part.get_offsets() for part in ax.collections if len(part.get_offsets())])
+    assert len(drawn) == 400
+
+
+def test_latent_map_of_many_rows_says_what_it_leaves_out():
+    run, x = standard_factors(60_000)
+    ax = plots.latent(run, x, labels=torch.arange(60_000) % 3)
+    assert "5,000 of 60,000 rows" in ax.get_xlabel()
+    assert sum(len(part.get_offsets()) for part in ax.collections) == 5_000
+    ax = plots.latent(run, x)
+    assert "density of 60,000 rows" in ax.get_xlabel()
+    (cells,) = ax.collections
+    assert cells.get_array().sum() == 60_000
+    assert inside(ax)
+
+
+def test_intervention_shows_before_and_after(run, data):
+    found = zoo.factors.intervene(run, data, {0: 2.0})
+    ax = plots.intervention(found, rows=[3, 4])
+    assert words(ax) == ["row 3", "row 4", "before", "after"]
+    assert ax.get_xlabel() == "column, with factor 0 set"
+    drawn = np.stack([line.get_ydata() for line in ax.lines])
+    expected = torch.stack([found.before[3], found.mean[3], found.before[4], found.mean[4]]).numpy()
+    np.testing.assert_allclose(drawn, expected)
+    ax = plots.intervention(found, image=(1, 3))
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["before", "after"]
+    assert ax.get_xlabel() == "row, with factor 0 set"
+    assert inside(ax)
 
 
 def mixture(data, covariance="full", guide=guides.Exact):
@@ -68,10 +127,13 @@ def test_loss_refuses(run):
 def test_latent_means_and_labels(run, data):
     ax = plots.latent(run, data)
     assert words(ax) == ["low", "high"]
-    drawn = np.concatenate([points.get_offsets() for points in ax.collections])
     mean = run.guide.posterior(data.x).mean.detach().numpy()
-    expected = np.concatenate([mean[data.labels == 0], mean[data.labels == 1]])
-    np.testing.assert_allclose(drawn, expected, rtol=1e-5)
+    for label in (0, 1):
+        shade = to_rgb(plots.PALETTE[label])
+        own = [part.get_offsets().data for part in ax.collections if tuple(part.get_facecolor()[0][:3]) == shade]
+        drawn = np.concatenate([part for part in own if len(part)])
+        expected = mean[data.labels == label]
+        np.testing.assert_allclose(drawn[drawn[:, 0].argsort()], expected[expected[:, 0].argsort()], rtol=1e-5)
     assert not words(plots.latent(run, data.x))
     assert words(plots.latent(run, data.x, labels=["u", "v"] * 30)) == ["u", "v"]
 

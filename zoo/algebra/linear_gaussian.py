@@ -7,7 +7,6 @@ entries (NaN) are handled by :mod:`zoo.algebra.missing_linear`.
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import pyro.distributions as dist
@@ -18,39 +17,9 @@ from torch.distributions import Distribution
 
 from zoo.algebra import missing_linear
 from zoo.algebra.missing import Imputation, Incomplete, column_moments
+from zoo.algebra.moments import Moments
 from zoo.base.checks import incomplete
 from zoo.base.independent import without_event_dims
-
-
-@dataclass(frozen=True, eq=False)
-class Moments:
-    """Sufficient statistics of rows under a Gaussian model: all that EM needs of the data.
-
-    Attributes:
-        count: the number of rows n.
-        mean: the column means (d,).
-        covariance: the sample covariance with divisor n (d, d).
-    """
-
-    count: int
-    mean: Tensor
-    covariance: Tensor
-
-    @classmethod
-    def of(cls, x: Tensor, chunk: int = 65536) -> "Moments":
-        """The moments of rows (n, d) in float64, without a float64 copy of ``x``."""
-        n = len(x)
-        total = sum(part.double().sum(0) for part in x.split(chunk))
-        mean = total / n
-        scatter = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
-        for part in x.split(chunk):
-            centred = part.double() - mean
-            scatter.addmm_(centred.T, centred)
-        return cls(n, mean, scatter / n)
-
-    def to(self, other: Tensor) -> "Moments":
-        """The moments in the dtype and on the device of ``other``."""
-        return Moments(self.count, self.mean.to(other), self.covariance.to(other))
 
 
 def posterior_precision(weight: Tensor, noise: Tensor) -> Tensor:
@@ -220,12 +189,12 @@ def best_noise(moments: Moments, noise: Tensor, least: Tensor, latent_dim: int, 
     return torch.from_numpy(np.exp(found.x)).to(noise.device)
 
 
-def cloud(x: Tensor, latent_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+def cloud(x: Tensor, latent_dim: int, weights: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """A random start on the scale of the data: loadings (d, k), column means (d,), noise variances (d,).
 
     Half of every column's variance is noise, the other half is explained by loadings of random direction.
     """
-    variance, mean = column_moments(x)
+    variance, mean = column_moments(x, weights)
     usual = variance[variance > 0].mean() if (variance > 0).any() else variance.new_ones(())
     half = torch.where(variance > 0, variance, usual) / 2
     draw = torch.randn(len(mean), latent_dim, dtype=x.dtype, device=x.device)
@@ -239,17 +208,17 @@ def impute(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> Imputation
     return Imputation(x.clone(), torch.zeros_like(x))
 
 
-def summarize(x: Tensor) -> Moments | Incomplete:
-    """The data that EM needs of rows (n, d): their moments, or all rows if entries are missing."""
-    return Incomplete.of(x) if incomplete(x) else Moments.of(x)
+def summarize(x: Tensor, weights: Tensor | None = None) -> Moments | Incomplete:
+    """The data that EM needs of rows (n, d): their moments, or all rows if entries are missing; weighted by (n,)."""
+    return Incomplete.of(x, weights) if incomplete(x) else Moments.of(x, weights)
 
 
-def filled_moments(x: Tensor) -> Moments:
+def filled_moments(x: Tensor, weights: Tensor | None = None) -> Moments:
     """The moments of rows (n, d) with missing entries at their column's mean, for a start."""
     if not incomplete(x):
-        return Moments.of(x)
-    _, mean = column_moments(x)
-    return Moments.of(torch.where(x.isnan(), mean, x))
+        return Moments.of(x, weights)
+    _, mean = column_moments(x, weights)
+    return Moments.of(torch.where(x.isnan(), mean, x), weights)
 
 
 def remainder(moments: Moments, latent_dim: int) -> Tensor:

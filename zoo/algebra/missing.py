@@ -65,6 +65,7 @@ class Part:
         observed: whether an entry is observed (b, d).
         patterns: the distinct rows of ``observed`` (p, d).
         which: the index of every row's pattern (b,).
+        weights: of the rows (b,); None for ones.
     """
 
     rows: Tensor
@@ -72,6 +73,17 @@ class Part:
     observed: Tensor
     patterns: Tensor
     which: Tensor
+    weights: Tensor | None = None
+
+    def weighted(self, values: Tensor) -> Tensor:
+        """Values of the rows (b, ...) times the rows' weights."""
+        if self.weights is None:
+            return values
+        return values * self.weights.to(values).reshape(-1, *[1] * (values.ndim - 1))
+
+    def counts(self) -> Tensor:
+        """The total weight of the rows of every pattern (p,)."""
+        return torch.bincount(self.which, self.weights, minlength=len(self.patterns))
 
     def segments(self) -> list[int] | None:
         """The number of rows of every pattern, in order; None where too few rows share one."""
@@ -87,16 +99,18 @@ class Incomplete:
     Attributes:
         filled: the data (n, d), 0 where missing.
         observed: whether an entry is observed (n, d).
+        weights: of the rows (n,); None for ones.
     """
 
     filled: Tensor
     observed: Tensor
+    weights: Tensor | None = None
 
     @classmethod
-    def of(cls, x: Tensor) -> "Incomplete":
+    def of(cls, x: Tensor, weights: Tensor | None = None) -> "Incomplete":
         """From rows (n, d) with NaN."""
         observed = ~x.isnan()
-        return cls(torch.where(observed, x, 0.0), observed)
+        return cls(torch.where(observed, x, 0.0), observed, weights)
 
     def __len__(self) -> int:
         return len(self.filled)
@@ -129,7 +143,8 @@ class Sorted:
         for chosen in self.order.split(max(1, size)):
             here, which = self.which[chosen].unique_consecutive(return_inverse=True)
             filled, observed = self.data.filled[chosen], self.data.observed[chosen]
-            yield Part(chosen, filled, observed, self.patterns[here], which)
+            weights = None if self.data.weights is None else self.data.weights[chosen]
+            yield Part(chosen, filled, observed, self.patterns[here], which, weights)
 
 
 def marginal_root(covariance: Tensor, observed: Tensor) -> Tensor:
@@ -146,8 +161,15 @@ def log_density(offset: Tensor, observed: Tensor, root: Tensor) -> Tensor:
     return -0.5 * (observed.to(offset).sum(-1) * math.log(2 * math.pi) + white.square().sum(-1)) - logdet
 
 
-def column_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Variance and mean of the observed entries of every column (d,); 0 for a column without any."""
+def column_moments(x: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Variance and mean of the observed entries of every column (d,), weighted by row; 0 for a column without any."""
+    if weights is not None:
+        observed = ~x.isnan()
+        share = observed * weights.to(x).unsqueeze(1)  # (n, d)
+        total = share.sum(0)
+        share = share / torch.where(total > 0, total, 1.0)
+        mean = (share * torch.where(observed, x, 0.0)).sum(0)
+        return (share * torch.where(observed, x - mean, 0.0).square()).sum(0), mean
     if not incomplete(x):
         variance, mean = torch.var_mean(x, 0, correction=0)
         return variance, mean

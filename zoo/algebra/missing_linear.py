@@ -85,6 +85,8 @@ def em_update(
     With :math:`\tilde z = (z, 1)` and sums over the rows in which column j is observed,
     :math:`(w_j, \mu_j) \leftarrow (\sum E[\tilde z \tilde z^T])^{-1} \sum x_{nj} E[\tilde z]`.
 
+    Sums over rows are weighted by the rows' weights where they have any.
+
     Returns:
         the total log-likelihood before the step, the new weight (d, k) and mean (d,), the sums of the expected squared
         residuals (d,), and the numbers of observed entries (d,).
@@ -99,13 +101,14 @@ def em_update(
         root = torch.linalg.cholesky(_precision(part.patterns, weight, noise))  # (p, k, k)
         covariance = _covariance(root)
         loc = _means(part, covariance, projection)
-        there, shared = part.patterns.to(weight), torch.bincount(part.which, minlength=len(root)).to(weight)
+        there, shared = part.patterns.to(weight), part.counts().to(weight)
         logdet = there @ (2 * math.pi * noise).log() + 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # (p,)
-        total -= 0.5 * (shared @ logdet + (offset.square() / noise).sum() - (projection * loc).sum())
+        heavy = part.weighted(offset)
+        total -= 0.5 * (shared @ logdet + (heavy * offset / noise).sum() - (part.weighted(projection) * loc).sum())
         ahead = torch.cat([loc, loc.new_ones(len(loc), 1)], 1)  # E (z, 1)
         gram += there.T @ _seconds(part, covariance * shared[:, None, None], ahead).flatten(1)
-        cross += offset.T @ ahead
-        square += offset.square().sum(0)
+        cross += heavy.T @ ahead
+        square += (heavy * offset).sum(0)
         count += shared @ there
     found = torch.linalg.solve(gram.unflatten(1, (k + 1, k + 1)), cross)  # (d, k + 1)
     residual = square - (found * cross).sum(1)
@@ -122,11 +125,13 @@ def _means(part: Part, covariance: Tensor, projection: Tensor) -> Tensor:
 
 def _seconds(part: Part, covariance: Tensor, ahead: Tensor) -> Tensor:
     """The sums over the rows of every pattern of E (z, 1)(z, 1)' (p, k + 1, k + 1), given their covariances' sums."""
+    heavy = part.weighted(ahead)
     if (counts := part.segments()) is None:
-        outer = ahead.unsqueeze(2) * ahead.unsqueeze(1)
+        outer = heavy.unsqueeze(2) * ahead.unsqueeze(1)
         found = outer.new_zeros(len(covariance), *outer.shape[1:]).index_add_(0, part.which, outer)
     else:
-        found = torch.stack([some.T @ some for some in ahead.split(counts)])
+        pairs = zip(heavy.split(counts), ahead.split(counts), strict=True)
+        found = torch.stack([weighted.T @ some for weighted, some in pairs])
     found[:, :-1, :-1] += covariance
     return found
 

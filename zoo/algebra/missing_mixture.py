@@ -84,7 +84,8 @@ def statistics(
     r"""The E-step.
 
     Returns:
-        the total log-likelihood, the sums of the responsibilities r (k,), and the expected sums of
+        the total log-likelihood, the sums of the responsibilities r (k,), times the rows' weights where they have any,
+        and the expected sums of
         :math:`r\,(x - \mu)` (k, d) and of :math:`r\,(x - \mu)(x - \mu)^T` (k, d, d), or its diagonal (k, d) where
         ``covariance`` holds variances.
     """
@@ -95,10 +96,10 @@ def statistics(
         density, offset, spread = _complete(part, mean, covariance)
         score = log_weight + density
         norm = score.logsumexp(-1, keepdim=True)
-        share = (score - norm).exp()  # (b, k)
+        share = part.weighted((score - norm).exp())  # (b, k)
         weighted = share.unsqueeze(-1) * offset
         pooled = share.new_zeros(len(part.patterns), share.shape[1]).index_add_(0, part.which, share)  # (p, k)
-        total += norm.sum()
+        total += part.weighted(norm).sum()
         counts += share.sum(0)
         first += weighted.sum(0)
         if matrix:

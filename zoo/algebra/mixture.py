@@ -7,31 +7,43 @@ Features are made block by block, small enough for the processor's cache.
 """
 
 import functools
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-KINDS = ("full", "tied", "diag", "spherical")
+from zoo.algebra.mixture_covariances import deviations, is_matrix
+
 CACHE = 2**18  # numbers per block of features
 ROWS = (64, 2048)  # the fewest and the most rows per block
 SMALL = 2**14  # numbers (rows x components x columns) for which any way takes no longer than its calls
 WIDEST = 4096  # features; beyond, products component by component are as fast
 
 
+class WeightedRows(NamedTuple):
+    """Complete rows (n, d) with weights (n,), positive and in float64."""
+
+    rows: Tensor
+    weights: Tensor
+
+
+Block = Callable[[Tensor, Tensor | None], tuple[Tensor, ...]]  # of rows and their weights
+
+
 class Sums(NamedTuple):
-    """The result of an E-step, in float64.
+    """The result of an E-step, in float64. Where rows have weights, responsibilities r are multiplied by them.
 
     Attributes:
         total: the log-likelihood.
         counts: the sums of the responsibilities r (k,).
         centre: a point for every component, or one for all: (k, d) or (d,).
         first: the sums of r (x - centre) (k, d).
-        second: the sums of r (x - centre)(x - centre)' (k, d, d), or their diagonals (k, d); for tied covariances the
-            sum over the components as well (1, d, d).
+        second: the sums of r (x - centre)(x - centre)' (k, d, d), or their diagonals (k, d); for ``"tied"`` covariances
+            the sum over the components as well (1, d, d).
     """
 
     total: Tensor
@@ -39,21 +51,6 @@ class Sums(NamedTuple):
     centre: Tensor
     first: Tensor
     second: Tensor
-
-
-def covariances(scale: Tensor, kind: str, components: int, width: int) -> Tensor:
-    """The covariance of every component (k, d, d).
-
-    Args:
-        scale: for ``"full"`` and ``"tied"`` Cholesky factors (k, d, d) or (d, d), for ``"diag"`` and ``"spherical"``
-            standard deviations (k, d) or (k,).
-        kind: one of ``KINDS``.
-        components: the number of components k.
-        width: the number of columns d.
-    """
-    if kind in ("full", "tied"):
-        return (scale @ scale.mT).expand(components, width, width)
-    return torch.diag_embed(scale.square().reshape(components, -1).expand(components, width))
 
 
 def features(x: Tensor, matrix: bool, out: Tensor | None = None) -> Tensor:
@@ -78,16 +75,20 @@ def width(d: int, matrix: bool) -> int:
     return 1 + d + (d * (d + 1) // 2 if matrix else d)
 
 
-def normalised(logs: Tensor) -> tuple[Tensor, Tensor]:
+def normalised(logs: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Responsibilities (k, b) of log joint densities (k, b), and the sum of their log normalisers.
 
-    The largest density over the largest responsibility is the normaliser.
+    The largest density over the largest responsibility is the normaliser. Both are multiplied by the weights (b,) of
+    the rows, if there are any.
     """
     shares = logs.softmax(0)
-    return shares, (logs.amax(0) - shares.amax(0).log_()).sum()
+    norms = logs.amax(0) - shares.amax(0).log_()
+    if weights is None:
+        return shares, norms.sum()
+    return shares * weights.to(shares), norms @ weights.to(norms)
 
 
-def expect(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, kind: str) -> Sums:
+def expect(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, kind: str, weights: Tensor | None = None) -> Sums:
     """The E-step on complete rows (n, d), whose dtype is that of the products; sums are in float64.
 
     Features around one centre lose digits where components are narrow beside the spread of the rows: where that would
@@ -97,29 +98,32 @@ def expect(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, kind: str) ->
         x: the rows.
         weight: the proportions (k,).
         mean: the means (k, d).
-        scale: as for :func:`covariances`.
-        kind: one of ``KINDS``.
+        scale: as for :func:`~zoo.algebra.mixture_covariances.covariances`.
+        kind: one of its ``KINDS``.
+        weights: of the rows (n,); None for ones.
     """
     weight, mean, scale = weight.double(), mean.double(), scale.double()
     d, matrix = x.shape[1], kind == "full"
+    if not is_matrix(kind):
+        scale = deviations(scale, kind, *mean.shape)  # (k, d)
     if kind == "tied":
-        return _tied(x, weight, mean, scale)
+        return _tied(x, weight, mean, scale, weights)
     if len(x) * mean.numel() <= SMALL or (matrix and width(d, matrix) > WIDEST):
-        return _apart(x, weight, mean, scale, kind)
+        return _apart(x, weight, mean, scale, kind, weights)
     centre = weight @ mean
     theta = _coefficients(weight, mean - centre, scale, matrix)  # (k, p)
-    total, sums = _pass(x, centre, theta, matrix)
+    total, sums = _pass(x, centre, theta, matrix, weights)
     counts, first, second = sums[:, 0], sums[:, 1 : d + 1], sums[:, d + 1 :]
     if matrix:
         second = _square(second, d)
-    if _digits_lost(theta[:, d + 1 :], second.sum(0) / len(x)) > _tolerated(x):
-        return _apart(x, weight, mean, scale, kind)
+    if _digits_lost(theta[:, d + 1 :], second.sum(0) / counts.sum()) > _tolerated(x):
+        return _apart(x, weight, mean, scale, kind, weights)
     return Sums(total, counts, centre, first, second)
 
 
 def _coefficients(weight: Tensor, offset: Tensor, scale: Tensor, matrix: bool) -> Tensor:
     """Theta (k, p), whose products with the features are the log joint densities."""
-    k, d = offset.shape
+    d = offset.shape[1]
     if matrix:
         precision = torch.cholesky_inverse(scale)  # (k, d, d)
         linear = (precision @ offset.unsqueeze(-1)).squeeze(-1)
@@ -127,29 +131,35 @@ def _coefficients(weight: Tensor, offset: Tensor, scale: Tensor, matrix: bool) -
         pairs, factor, _ = _pairs(d, offset.device)
         second = precision.flatten(1).index_select(1, pairs) * factor
     else:
-        sd = scale.reshape(k, -1).expand(k, d)
-        precision = sd.square().reciprocal()
-        linear, logdet, second = precision * offset, sd.log().sum(-1), -0.5 * precision
+        precision = scale.square().reciprocal()
+        linear, logdet, second = precision * offset, scale.log().sum(-1), -0.5 * precision
     constant = weight.log() - logdet - 0.5 * ((offset * linear).sum(-1) + d * math.log(2 * math.pi))
     return torch.cat([constant.unsqueeze(-1), linear, second], 1)
 
 
-def _pass(x: Tensor, centre: Tensor, theta: Tensor, matrix: bool) -> tuple[Tensor, Tensor]:
+def _pass(x: Tensor, centre: Tensor, theta: Tensor, matrix: bool, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     """The log-likelihood, and the responsibilities' sums of the features (k, p), block by block."""
     own, around = theta.to(x), centre.to(x)
     total, sums = theta.new_zeros(()), torch.zeros_like(theta)
     size = min(_rows(theta.shape[1]), len(x))
     buffer = x.new_empty(theta.shape[1], size)
-    for part in x.split(size):
+    for part, own_weights in _blocks(x, weights, size):
         out = buffer if len(part) == size else buffer[:, : len(part)].contiguous()
         phi = features((part - around).T, matrix, out)
-        shares, norm = normalised(own @ phi)
+        shares, norm = normalised(own @ phi, own_weights)
         if sums.dtype == phi.dtype:
             sums.addmm_(shares, phi.T)
         else:
             sums += shares @ phi.T
         total += norm
     return total, sums
+
+
+def _blocks(x: Tensor, weights: Tensor | None, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Rows (n, d) and their weights (n,), if any, in blocks."""
+    if len(x) <= size:
+        return iter([(x, weights)])
+    return zip(x.split(size), itertools.repeat(None) if weights is None else weights.split(size), strict=False)
 
 
 def _rows(width: int) -> int:
@@ -171,7 +181,7 @@ def _square(second: Tensor, d: int) -> Tensor:
     return second.index_select(1, _pairs(d, second.device)[2]).unflatten(1, (d, d))
 
 
-def _tied(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor) -> Sums:
+def _tied(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, weights: Tensor | None) -> Sums:
     """One covariance for all: whitened once, the densities differ by linear terms, and all rows share their squares."""
     d, centre = x.shape[1], weight @ mean
     identity = torch.eye(d, dtype=scale.dtype, device=scale.device)
@@ -180,25 +190,26 @@ def _tied(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor) -> Sums:
     constant = torch.sub(weight.log(), white.square().sum(-1), alpha=0.5)
     theta, around = torch.cat([constant.unsqueeze(-1), white @ inverse], 1).to(x), centre.to(x)
 
-    def block(part: Tensor) -> tuple[Tensor, ...]:
+    def block(part: Tensor, some: Tensor | None) -> tuple[Tensor, ...]:
         phi = pad(part - around, (1, 0), value=1.0)  # 1 and the offsets (b, 1 + d)
-        shares, norm = normalised(theta @ phi.T)
-        return norm, shares @ phi, phi.T @ phi
+        shares, norm = normalised(theta @ phi.T, some)
+        return norm, shares @ phi, (phi.T if some is None else phi.T * some.to(phi)) @ phi
 
-    norm, sums, squares = _added(block, x, _rows(d + len(mean)))
+    norm, sums, squares = _added(block, x, weights, _rows(d + len(mean)))
+    total = len(x) if weights is None else weights.sum().item()
     second = squares[1:, 1:]
     misfit = ((inverse @ second) * inverse).sum().item()  # the sum of squares of the whitened rows
-    if misfit > len(x) * _tolerated(x):
-        return _apart(x, weight, mean, scale, "tied")
+    if misfit > total * _tolerated(x):
+        return _apart(x, weight, mean, scale, "tied", weights)
     level = scale.diagonal().log().sum().item() + 0.5 * d * math.log(2 * math.pi)
-    return Sums(norm - (0.5 * misfit + len(x) * level), sums[:, 0], centre, sums[:, 1:], second.unsqueeze(0))
+    return Sums(norm - (0.5 * misfit + total * level), sums[:, 0], centre, sums[:, 1:], second.unsqueeze(0))
 
 
-def _added(block: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, size: int) -> tuple[Tensor, ...]:
-    """The sums of what ``block`` returns for ``size`` rows at a time, in float64."""
+def _added(block: Block, x: Tensor, weights: Tensor | None, size: int) -> tuple[Tensor, ...]:
+    """The sums of what ``block`` returns for ``size`` rows at a time and their weights, in float64."""
     total: tuple[Tensor, ...] = ()
-    for part in x.split(size) if len(x) > size else (x,):
-        found = tuple(one.double() for one in block(part))
+    for part, some in _blocks(x, weights, size):
+        found = tuple(one.double() for one in block(part, some))
         total = tuple(map(torch.add, total, found)) if total else found
     return total
 
@@ -216,22 +227,22 @@ def _tolerated(x: Tensor) -> float:
     return float(torch.finfo(x.dtype).eps ** -0.4)
 
 
-def _apart(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, kind: str) -> Sums:
+def _apart(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, kind: str, weights: Tensor | None) -> Sums:
     """The E-step with the rows taken around the mean of every component: exact, and the least work for few rows."""
     k, d = mean.shape
-    matrix = kind in ("full", "tied")
+    matrix = is_matrix(kind)
     whiten, constant = _whitening(weight, scale, k, d, matrix)
     whiten, lift, centres = whiten.to(x), constant.to(x).unsqueeze(-1), mean.to(x).unsqueeze(1)
 
-    def block(part: Tensor) -> tuple[Tensor, ...]:
+    def block(part: Tensor, some: Tensor | None) -> tuple[Tensor, ...]:
         offset = part - centres  # (k, b, d)
         white = offset @ whiten if matrix else offset * whiten
-        shares, norm = normalised(torch.add(lift, white.square_().sum(-1), alpha=-0.5))  # (k, b)
+        shares, norm = normalised(torch.add(lift, white.square_().sum(-1), alpha=-0.5), some)  # (k, b)
         weighted = shares.unsqueeze(-1) * offset
         own = weighted.mT @ offset if matrix else weighted.mul(offset).sum(1)
         return norm, shares.sum(1), weighted.sum(1), own
 
-    norm, counts, first, second = _added(block, x, _rows(k * d))
+    norm, counts, first, second = _added(block, x, weights, _rows(k * d))
     return Sums(norm, counts, mean, first, second.sum(0, keepdim=True) if kind == "tied" else second)
 
 
@@ -242,6 +253,5 @@ def _whitening(weight: Tensor, scale: Tensor, k: int, d: int, matrix: bool) -> t
         whiten = torch.linalg.solve_triangular(scale.expand(k, d, d), identity, upper=False).mT
         logdet = scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     else:
-        sd = scale.reshape(k, -1).expand(k, d)
-        whiten, logdet = sd.reciprocal().unsqueeze(1), sd.log().sum(-1)
+        whiten, logdet = scale.reciprocal().unsqueeze(1), scale.log().sum(-1)
     return whiten, weight.log() - logdet - 0.5 * d * math.log(2 * math.pi)

@@ -13,10 +13,11 @@ from zoo.alignment.symmetry import Factors
 from zoo.alignment.varimax import Rotation
 from zoo.base.callables import name_of, undecorated
 from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.pairs import Trained
 from zoo.base.protocols import ConjugateGivenShared
+from zoo.base.tables import column_names
 from zoo.base.threads import on_suited_threads
-from zoo.data.dataset import column_names
-from zoo.infer.run import Fit
+from zoo.infer.run import Fit, run_of
 from zoo.posterior.engine import reader, reading
 
 ROUNDS = 50  # of generalized Procrustes analysis, at most
@@ -25,7 +26,7 @@ TURN = 1e-6  # change of the reference, relative to its size, at which it has co
 
 @on_suited_threads
 def posterior_loadings(
-    run: Fit,
+    run: Trained,
     x: ArrayLike,
     *,
     draws: int = 1000,
@@ -77,6 +78,7 @@ def posterior_loadings(
     >>> posterior_loadings(run, x, factors=1).sure.squeeze(1).tolist()
     [True, True, True, True]
     """
+    run = run_of(run)
     check_level(level, draws)
     if rotation not in get_args(Rotation):
         raise ValueError(f"rotation must be one of {', '.join(get_args(Rotation))}; got {rotation!r}")

@@ -2,32 +2,20 @@
 
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol
 
-import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
 
 from zoo.base.callables import PyroCallable, name_of, unwrapped
+from zoo.base.entries import NamedRows, entry_at
 from zoo.base.module import like
+from zoo.base.precision import FEW, check_precision
 from zoo.base.protocols import AcceptsMissing, HasWidth
-
-
-class HasTable(Protocol):
-    """A data set, such as :class:`zoo.data.Dataset`: its rows are its attribute ``x``."""
-
-    @property
-    def x(self) -> Tensor:
-        """The rows (n, d)."""
-        ...
-
-
-ArrayLike = Tensor | np.ndarray | Sequence[Any] | HasTable  # rows (n, d), or what is converted to them
-
+from zoo.base.tables import ArrayLike, named_rows
 
 _known: ContextVar[bool | None] = ContextVar("whether rows are incomplete", default=None)
 
@@ -72,7 +60,9 @@ def check_held(guide: str, held: int, given: int) -> None:
         )
 
 
-def check_rows(x: ArrayLike, model: PyroCallable | None = None, *, least: int = 1, name: str = "x") -> Tensor:
+def check_rows(
+    x: ArrayLike, model: PyroCallable | None = None, *, least: int = 1, name: str = "x", exact: bool = False
+) -> Tensor:
     """``x`` as a finite tensor (n, d) of the model's dtype and device.
 
     NaN marks an entry that is missing at random. It is accepted for models that support missing entries, which have the
@@ -80,22 +70,22 @@ def check_rows(x: ArrayLike, model: PyroCallable | None = None, *, least: int = 
     around the model, such as ``config_enumerate``, make no difference here.
 
     Args:
-        x: a tensor, an array, nested sequences of numbers, or a data set with its rows in ``x.x``.
+        x: a tensor, an array, a data frame, nested sequences of numbers, or a data set with its rows in ``x.x``; see
+            :func:`zoo.base.tables.named_rows`.
         model: the model that the rows are for; None checks the rows alone.
         least: the smallest number of rows.
         name: the argument's name, for error messages.
+        exact: whether to return float64 whatever the model's dtype, for closed forms.
 
     Raises:
         TypeError: ``x`` holds something other than real numbers.
         ValueError: ``x`` is not two-dimensional, is empty, has fewer rows than ``least``, has another width than the
-            model, or has an infinite entry or, for a model without support for missing entries, NaN; the message names
-            the row and the column, both counted from 0.
+            model, varies by less than the model's dtype can hold beside its offset, or has an infinite entry or, for a
+            model without support for missing entries, NaN; the message names the row and the column, both counted from
+            0, and by their names if they have any.
     """
-    table = getattr(x, "x", None)
-    try:
-        rows = torch.as_tensor(table if isinstance(table, Tensor) else x)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} holds something other than numbers ({error}): pass a tensor (n, d)") from None
+    table = named_rows(x, name)
+    rows = table.values
     if rows.is_complex():
         raise TypeError(f"{name} is complex: pass real numbers")
     if rows.ndim != 2:
@@ -108,18 +98,32 @@ def check_rows(x: ArrayLike, model: PyroCallable | None = None, *, least: int = 
     inner: PyroCallable = nn.Module() if model is None else unwrapped(model)
     if isinstance(inner, HasWidth) and d != inner.data_dim:
         raise ValueError(f"{name} has {d} columns, the model {name_of(inner)} was built for data_dim={inner.data_dim}")
+    given = rows if rows.is_floating_point() or rows.element_size() < 4 else rows.double()
     rows = like(rows, inner if isinstance(inner, nn.Module) else nn.Module())
+    if given.is_floating_point() and n >= (2 if least > 1 else FEW):
+        check_precision(given, rows.dtype, name, table.columns)
+    rows = given.to(rows.device, torch.float64) if exact else rows
     if not torch.isfinite(rows.sum()):  # one pass; look closer only where something is wrong
-        allowed = isinstance(inner, AcceptsMissing) and inner.missing
-        wrong = (rows.isinf() if allowed else ~torch.isfinite(rows)).nonzero()
-        if len(wrong):
-            row, column = wrong[0].tolist()
-            more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-            raise ValueError(
-                f"{name} holds {rows[row, column].item()} in row {row}, column {column}{more}: "
-                "drop or fill these rows first"
-            )
+        _refuse_infinite(rows, table, isinstance(inner, AcceptsMissing) and inner.missing, name)
     return rows
+
+
+def _refuse_infinite(rows: Tensor, table: NamedRows, missing: bool, name: str) -> None:
+    """Refuse infinite entries, and NaN unless they may be missing.
+
+    Raises:
+        ValueError: names the first one.
+    """
+    wrong = (rows.isinf() if missing else ~torch.isfinite(rows)).nonzero()
+    if not len(wrong):
+        return
+    row, column = wrong[0].tolist()
+    more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+    place = entry_at((row, column), table.columns, table.index)
+    given = table.values[row, column].item()
+    if rows[row, column].isinf() and math.isfinite(given):
+        raise ValueError(f"{name} holds {given:g} in {place}{more}, too large for {rows.dtype}: use a float64 model")
+    raise ValueError(f"{name} holds {given} in {place}{more}: drop or fill these rows first")
 
 
 def check_whole(value: int, name: str, least: int = 1) -> int:

@@ -88,6 +88,18 @@ class AcceptsMissing(Hook, Protocol):
 
 
 @runtime_checkable
+class AcceptsWeights(Hook, Protocol):
+    """A model that declares whether its rows may have weights.
+
+    With the class attribute ``weighted = True`` the methods ``initialize``, ``estimate``, ``summarize`` and
+    ``coordinate_ascent``, as far as the model has them, accept the keyword ``weights``: how often every row counts
+    (n,), positive, in float64; None for once.
+    """
+
+    weighted: bool
+
+
+@runtime_checkable
 class Conjugate(Hook, Protocol):
     """A model whose posterior and marginal likelihood have closed forms.
 
@@ -221,6 +233,21 @@ class Checked(Hook, Protocol):
 
     def check(self, x: Tensor) -> None:
         """Raise a ValueError that names the row or column and a remedy."""
+        ...
+
+
+@runtime_checkable
+class Collapsing(Hook, Protocol):
+    """A model with a floor under its variances, where a component may end that has collapsed."""
+
+    met_floor: bool  # whether the last step of EM met it
+
+    def collapse(self, x: Tensor) -> str | None:
+        """What has collapsed at the current parameters, in words with its rows and columns; None if nothing has."""
+        ...
+
+    def raise_to_floor(self) -> None:
+        """Raise variances below the floor to it, in place."""
         ...
 
 

@@ -1,10 +1,12 @@
-"""Data sets as tensors: built-in ones by name, and users' own from CSV, Parquet and NPY files."""
+"""Data sets as tensors: built-in ones by name, users' own from files, and from data frames and arrays in memory."""
 
+from zoo.data.conversion import as_dataset
 from zoo.data.dataset import Dataset
 from zoo.data.loading import load, names
 
 __all__ = [
     "Dataset",
+    "as_dataset",
     "load",
     "names",
 ]

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,8 @@ class Dataset:
         name: the data set's name, or the file's name without its suffix.
         source: a citation of the origin; for a file its name.
         licence: terms of use.
+        index: the names of the n rows, numbers or text; None for rows that are merely counted.
+        notes: how a file was read, where that was found out from its content.
     """
 
     x: Tensor
@@ -27,6 +30,8 @@ class Dataset:
     name: str
     source: str
     licence: str
+    index: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Number of rows n."""
@@ -69,9 +74,5 @@ class Dataset:
     def _rows(self, index: Tensor) -> "Dataset":
         index = index.sort().values.to(self.x.device)
         labels = None if self.labels is None else self.labels[index.to(self.labels.device)]
-        return replace(self, x=self.x[index], labels=labels)
-
-
-def column_names(x: object) -> tuple[str, ...]:
-    """The names of the columns of a data set; empty for anything else."""
-    return x.columns if isinstance(x, Dataset) else ()
+        rows = None if self.index is None else self.index[index.cpu().numpy()]
+        return replace(self, x=self.x[index], labels=labels, index=rows)

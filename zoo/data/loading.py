@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from zoo.data.catalogue import CATALOGUE, Entry
 from zoo.data.dataset import Dataset
 from zoo.data.files import read_file
+from zoo.data.table import nearest, pick
 
 
 def names() -> tuple[str, ...]:
@@ -100,19 +100,3 @@ def find(source: str | os.PathLike[str]) -> tuple[str, Entry]:
     if isinstance(source, str) and Path(source).name == source and not path.suffix and not path.is_file():
         raise ValueError(f"unknown data set {source!r}: {nearest(source, names())}")
     return path.stem, Entry(partial(read_file, path), path.name, "not stated")
-
-
-def pick(column: str | int, known: tuple[str, ...], name: str) -> str:
-    """The column with this name; columns of arrays are named by their position."""
-    if str(column) not in known:
-        raise ValueError(f"{name}: unknown column {column!r}: {nearest(str(column), known)}")
-    return str(column)
-
-
-def nearest(word: str, known: tuple[str, ...]) -> str:
-    """A hint: the most similar known word, else all known words."""
-    lower = {each.lower(): each for each in known}
-    close = get_close_matches(word.lower(), lower, n=1)
-    if close:
-        return f"did you mean {lower[close[0]]!r}?"
-    return f"known are {', '.join(known[:10])}{', ...' if len(known) > 10 else ''}"

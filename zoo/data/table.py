@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Protocol
 
 import numpy as np
@@ -126,3 +127,19 @@ def unreadable(origin: str, error: BaseException) -> ValueError:
     """The error for a file that cannot be read: its name, and the first line of the reason."""
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
     return ValueError(f"{origin} cannot be read; it may be truncated or of another format: {reason}")
+
+
+def pick(column: str | int, known: tuple[str, ...], name: str) -> str:
+    """The column with this name; columns of arrays are named by their position."""
+    if str(column) not in known:
+        raise ValueError(f"{name}: unknown column {column!r}: {nearest(str(column), known)}")
+    return str(column)
+
+
+def nearest(word: str, known: tuple[str, ...]) -> str:
+    """A hint: the most similar known word, else all known words."""
+    lower = {each.lower(): each for each in known}
+    close = get_close_matches(word.lower(), lower, n=1)
+    if close:
+        return f"did you mean {lower[close[0]]!r}?"
+    return f"known are {', '.join(known[:10])}{', ...' if len(known) > 10 else ''}"

@@ -2,7 +2,8 @@
 
 Conventions of all functions here, not repeated in their docstrings:
 
-- ``run`` is a trained pair: the result of :func:`zoo.fit` or :func:`zoo.load`, or ``zoo.Fit(model, guide)``.
+- ``run`` is a trained pair: the result of :func:`zoo.fit`, :func:`zoo.em`, :func:`zoo.cavi` or :func:`zoo.load`, or
+  ``zoo.Fit(model, guide)``. A fitted conjugate model alone is judged with its own posterior as the guide.
 - ``x`` holds the rows (n, d): a tensor, an array or a :class:`zoo.data.Dataset`. A guide with parameters for every row
   takes the rows that it was fitted to, in their order.
 - ``seed`` sets the random draws; the global random state is left unchanged.

@@ -11,11 +11,12 @@ import polars as pl
 from zoo.base.callables import undecorated, unwrapped
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.module import Module
+from zoo.base.pairs import Trained
 from zoo.base.threads import on_suited_threads
 from zoo.diagnostics.checks.check import Case, Check, Finding, Level, Picture
 from zoo.diagnostics.checks.every import CHECKS
 from zoo.diagnostics.guide.calibration import LEAST
-from zoo.infer.run import Fit
+from zoo.infer.run import run_of
 from zoo.posterior.evaluation import check_draws
 
 ACCURACY = ("gap", "importance weights", "posterior")  # each shows how close the guide is to the posterior
@@ -98,7 +99,7 @@ class Diagnosis:
 
 @on_suited_threads
 def diagnose(
-    run: Fit,
+    run: Trained,
     x: ArrayLike,
     *,
     draws: int = 500,
@@ -139,6 +140,7 @@ def diagnose(
     References:
         Yao, Vehtari, Simpson and Gelman (2018), Yes, but Did It Work?: Evaluating Variational Inference, ICML.
     """
+    run = run_of(run)
     check_draws(draws)
     if simulations is not None:
         check_whole(simulations, "simulations", LEAST)

@@ -7,18 +7,18 @@ import numpy as np
 from torch import Tensor
 
 from zoo.base.checks import ArrayLike
+from zoo.base.pairs import Trained
 from zoo.base.threads import on_suited_threads
 from zoo.compat.container import assemble
 from zoo.export.contents import GROUPS
 from zoo.export.layout import place, prepare
-from zoo.infer.run import Fit
 
 LARGEST = 4 * 2**30  # bytes of predictive draws
 
 
 @on_suited_threads
 def to_arviz(
-    run: Fit | Sequence[Fit],
+    run: Trained | Sequence[Trained],
     x: ArrayLike,
     *,
     draws: int = 500,
@@ -77,7 +77,8 @@ def to_arviz(
     streams and Pyro's global parameter store are not affected.
 
     Args:
-        run: a :class:`zoo.Fit`, whose model and guide may be any Pyro callables, or a sequence of them.
+        run: a :class:`zoo.Fit`, whose model and guide may be any Pyro callables, or a fitted conjugate model, with its
+            own posterior as the guide; or a sequence of them.
         x: rows (n, d): a tensor, an array, or a :class:`zoo.data.Dataset`, whose column names and labels are then
             used.
         draws: number of draws per run, from the posterior and from the prior.

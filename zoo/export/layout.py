@@ -14,12 +14,13 @@ from torch import Tensor
 from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.module import Module
+from zoo.base.pairs import Trained
 from zoo.data.dataset import Dataset
 from zoo.export.chains import INDEPENDENT, SEEDS, Transform, alignment, check, unchanged
 from zoo.export.contents import Contents, check_groups
 from zoo.export.pieces import Chain, Piece, rows_per_piece
 from zoo.export.variables import Variable, check_names, names, parameters
-from zoo.infer.run import Fit
+from zoo.infer.run import Fit, run_of
 from zoo.posterior.engine import reader, reading
 
 BESIDE = ("khat",)  # coordinates: values without draws, which az.summary could not handle as variables
@@ -130,7 +131,7 @@ class Blank(NamedTuple):
 
 
 def prepare(
-    runs: Fit | Sequence[Fit],
+    runs: Trained | Sequence[Trained],
     x: ArrayLike,
     draws: int,
     seed: int,
@@ -147,7 +148,7 @@ def prepare(
     contents = Contents(check_groups(groups), compact)
     if rows_at_once is not None:
         check_whole(rows_at_once, "rows_at_once")
-    fits = [runs] if isinstance(runs, Fit) else list(runs)
+    fits = [run_of(run) for run in (runs if isinstance(runs, Sequence) else [runs])]
     data = [check_rows(x, undecorated(run.model)) for run in fits]
     check(fits, data)
     n, several = len(data[0]), len(fits) > 1

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from zoo.base.atomic import new_file
 from zoo.base.checks import ArrayLike
+from zoo.base.pairs import Trained
 from zoo.base.threads import on_suited_threads
 from zoo.export.contents import GROUPS
 from zoo.export.layout import BESIDE, Blank, Export, place, prepare
 from zoo.export.pieces import Piece
-from zoo.infer.run import Fit
 
 if TYPE_CHECKING:
     import xarray
@@ -35,7 +35,7 @@ class Sink(NamedTuple):
 
 @on_suited_threads
 def write_arviz(
-    run: Fit | Sequence[Fit],
+    run: Trained | Sequence[Trained],
     x: ArrayLike,
     path: str | Path,
     *,

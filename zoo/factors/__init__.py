@@ -8,13 +8,15 @@ from zoo.algebra.missing import Imputation
 from zoo.factors.decoding import decode, encode
 from zoo.factors.generation import Generated, Reconstruction, generate, reconstruct
 from zoo.factors.imputation import impute
+from zoo.factors.intervention import Intervention, intervene
 from zoo.factors.probing import Probe, probe
-from zoo.factors.traversal import Decoded, Traversal, interpolate, intervene, traverse
+from zoo.factors.traversal import Decoded, Traversal, interpolate, traverse
 
 __all__ = [
     "Decoded",
     "Generated",
     "Imputation",
+    "Intervention",
     "Probe",
     "Reconstruction",
     "Traversal",

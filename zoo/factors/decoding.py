@@ -15,6 +15,7 @@ from zoo.base.covariates import check_row_buffers, row_buffers
 from zoo.base.latent_sites import Latent, layout
 from zoo.base.memory import rows_at_once
 from zoo.base.module import like
+from zoo.base.pairs import Trained, pair_of
 from zoo.base.protocols import Decoding, HasPosterior, HasWidth, Pair
 from zoo.factors.drawing import likelihoods, shared_draws, stand_in
 from zoo.posterior.engine import reader, reading
@@ -121,7 +122,7 @@ class Averaged(Distribution):
 
 @torch.no_grad()
 def decode(
-    run: Pair,
+    run: Trained,
     z: Numbers,
     *,
     rows: Sequence[int] | None = None,
@@ -153,6 +154,7 @@ def decode(
     >>> decode(run, torch.zeros(5, 2)).mean.shape
     torch.Size([5, 4])
     """
+    run = pair_of(run)
     latent = factor_site(run, "decode")
     factors = placed(z, run)
     k = latent.shape.numel()
@@ -204,7 +206,7 @@ def placed(z: Numbers, run: Pair) -> Tensor:
     return like(z, module if isinstance(module, nn.Module) else nn.Module())
 
 
-def encode(run: Pair, x: ArrayLike, *, draws: int = 200, seed: int = 0) -> Tensor:
+def encode(run: Trained, x: ArrayLike, *, draws: int = 200, seed: int = 0) -> Tensor:
     """The posterior means of the factors under the guide, (n, k).
 
     Args:
@@ -216,6 +218,7 @@ def encode(run: Pair, x: ArrayLike, *, draws: int = 200, seed: int = 0) -> Tenso
     Raises:
         ValueError: the model has no factors, or model or guide cannot take the rows.
     """
+    run = pair_of(run)
     latent = factor_site(run, "encode", decoding=False)
     data = check_rows(x, undecorated(run.model))
     check_whole(draws, "draws")

@@ -10,8 +10,8 @@ from zoo.base.callables import undecorated
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.covariates import check_row_buffers
 from zoo.base.memory import rows_at_once
-from zoo.base.protocols import Pair
-from zoo.data.dataset import column_names
+from zoo.base.pairs import Trained, pair_of
+from zoo.base.tables import column_names
 from zoo.factors.drawing import closed_moments, likelihoods, moments, shared_draws, stand_in
 from zoo.factors.tables import columns_of, frame_of, only_site
 from zoo.posterior.engine import Arguments, Reader, reader, reading
@@ -128,7 +128,7 @@ class Generated:
         return f"Generated {data} from {latents or 'no latent site'}"
 
 
-def generate(run: Pair, size: int, *, prior: bool = False, x: ArrayLike | None = None, seed: int = 0) -> Generated:
+def generate(run: Trained, size: int, *, prior: bool = False, x: ArrayLike | None = None, seed: int = 0) -> Generated:
     r"""Draws new rows from the model: first the latents, then the rows given the latents.
 
     Local latents are drawn from the prior. Shared sites :math:`\theta` are drawn from the guide, one draw for all rows,
@@ -156,6 +156,7 @@ def generate(run: Pair, size: int, *, prior: bool = False, x: ArrayLike | None =
     >>> generate(run, 5, seed=1).x.shape
     torch.Size([5, 4])
     """
+    run = pair_of(run)
     check_whole(size, "size")
     with reading(run, seed):
         check_row_buffers(run.model, size)
@@ -171,7 +172,7 @@ def generate(run: Pair, size: int, *, prior: bool = False, x: ArrayLike | None =
     return Generated(data, means, local, shared)
 
 
-def reconstruct(run: Pair, x: ArrayLike, *, draws: int = 200, seed: int = 0) -> Reconstruction:
+def reconstruct(run: Trained, x: ArrayLike, *, draws: int = 200, seed: int = 0) -> Reconstruction:
     r"""Mean and variance of replicated rows :math:`\tilde x`, over draws of the latents from the guide.
 
     .. math:: E\, \tilde x = E_q\, \mu(z, \theta), \qquad
@@ -189,6 +190,7 @@ def reconstruct(run: Pair, x: ArrayLike, *, draws: int = 200, seed: int = 0) -> 
     Raises:
         ValueError: too few draws, or rows that model or guide cannot take.
     """
+    run = pair_of(run)
     check_whole(draws, "draws", 2)
     names, data = column_names(x), check_rows(x, undecorated(run.model))
     parts: dict[str, list[tuple[Tensor, Tensor]]] = {}

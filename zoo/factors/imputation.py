@@ -10,7 +10,7 @@ from zoo.algebra.missing import Imputation, marginal_root
 from zoo.base.callables import name_of, undecorated
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.memory import rows_at_once
-from zoo.base.protocols import Pair
+from zoo.base.pairs import Trained, pair_of
 from zoo.base.threads import on_suited_threads
 from zoo.factors.drawing import likelihoods
 from zoo.factors.generation import guide_draws, total
@@ -19,7 +19,7 @@ from zoo.posterior.rowwise import row_draws
 
 
 @on_suited_threads
-def impute(run: Pair, x: ArrayLike, *, draws: int = 1000, seed: int = 0, weighted: bool = False) -> Imputation:
+def impute(run: Trained, x: ArrayLike, *, draws: int = 1000, seed: int = 0, weighted: bool = False) -> Imputation:
     r"""Mean and variance of missing entries (NaN) given the observed ones, over draws from the guide.
 
     .. math:: E[x_m \mid x_o] = E_q\, E[x_m \mid x_o, z], \qquad
@@ -49,6 +49,7 @@ def impute(run: Pair, x: ArrayLike, *, draws: int = 1000, seed: int = 0, weighte
     References:
         Mattei and Frellsen (2019), MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets, ICML.
     """
+    run = pair_of(run)
     check_whole(draws, "draws", 2)
     data = check_rows(x, undecorated(run.model))
     mean, variance, missing = data.clone(), torch.zeros_like(data), data.isnan()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zoo.base.callables import undecorated
 from zoo.base.checks import ArrayLike, check_rows, check_whole
-from zoo.base.protocols import Pair
+from zoo.base.pairs import Trained, pair_of
 from zoo.data.dataset import Dataset
 from zoo.factors.decoding import encode, factor_site
 
@@ -61,7 +61,7 @@ class Probe:
 
 
 def probe(
-    run: Pair,
+    run: Trained,
     x: ArrayLike,
     labels: Tensor | np.ndarray | Sequence[Any] | None = None,
     *,
@@ -94,6 +94,7 @@ def probe(
         ValueError: the number of labels differs from that of the rows, there is only one class, a size is below the
             number of classes or above the number of rows that are not held out, or an argument is out of range.
     """
+    run = pair_of(run)
     factor_site(run, "probe", decoding=False)
     if labels is None and isinstance(x, Dataset):
         labels = x.labels

@@ -1,7 +1,7 @@
-"""Decoding along one factor, between two points, or with some factors set to given values."""
+"""Decoding along one factor, or between two points."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from zoo.base.callables import undecorated
 from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.pairs import Trained, pair_of
 from zoo.base.protocols import Pair
-from zoo.data.dataset import column_names
+from zoo.base.tables import column_names
 from zoo.factors.decoding import Numbers, decoded_mean, encode, factor_site, placed
 from zoo.factors.tables import columns_of, frame_of
 
@@ -100,7 +101,7 @@ class Traversal:
 
 @torch.no_grad()
 def traverse(
-    run: Pair,
+    run: Trained,
     factor: int,
     *,
     values: Numbers | None = None,
@@ -127,8 +128,9 @@ def traverse(
     Raises:
         ValueError: the model has no factors or not this one, or an argument is out of range.
     """
+    run = pair_of(run)
     k = factor_site(run, "traverse").shape.numel()
-    factor = _check_factor(factor, k, "factor")
+    factor = check_factor(factor, k, "factor")
     if values is None:
         low, high = (float(end) for end in span)
         if not (math.isfinite(low) and math.isfinite(high) and low != high):
@@ -143,7 +145,7 @@ def traverse(
             raise ValueError("rows selects rows of x: pass x as well, or omit both to fix the other factors at 0")
         chosen, held = None, placed(torch.zeros(1, k), run)
     else:
-        chosen, held = _places(run, x, rows, draws, seed)
+        chosen, held = places(run, x, rows, draws, seed)
     path = path.to(held)
     z = held.unsqueeze(1).repeat(1, len(path), 1)  # (m, s, k)
     z[..., factor] = path
@@ -153,7 +155,7 @@ def traverse(
 
 @torch.no_grad()
 def interpolate(
-    run: Pair,
+    run: Trained,
     a: int | Numbers,
     b: int | Numbers,
     *,
@@ -190,6 +192,7 @@ def interpolate(
         Shoemake (1985), Animating rotation with quaternion curves, SIGGRAPH; White (2016), Sampling Generative
         Networks, arXiv 1609.04468.
     """
+    run = pair_of(run)
     k = factor_site(run, "interpolate").shape.numel()
     check_whole(steps, "steps", 2)
     if kind not in ("linear", "spherical"):
@@ -201,59 +204,19 @@ def interpolate(
     return Decoded(z, mean, column_names(x))
 
 
-@torch.no_grad()
-def intervene(
-    run: Pair,
-    x: ArrayLike,
-    factors: Mapping[int, float | Numbers],
-    *,
-    rows: Sequence[int] | None = None,
-    draws: int = 200,
-    seed: int = 0,
-) -> Decoded:
-    """Decodes rows with some of their factors set to given values.
-
-    The other factors stay at the rows' posterior means under the guide: they are not conditioned on the values.
-
-    Args:
-        run: a trained pair.
-        x: rows (n, d) or a :class:`zoo.data.Dataset`.
-        factors: the values by the number of the factor, from 0: one value for all rows, or one per row (m,).
-        rows: the numbers of the m rows; None: all of ``x``.
-        draws: number of draws for posterior means without a closed form, and of the shared sites.
-        seed: seed of these draws.
-
-    Returns:
-        factors (m, k) and means (m, d).
+def check_factor(factor: int, k: int, name: str) -> int:
+    """The number of a factor.
 
     Raises:
-        ValueError: the model has no factors or not this one, or the number of values differs from that of the rows.
+        ValueError: the model does not have it.
     """
-    k = factor_site(run, "intervene").shape.numel()
-    chosen, z = _places(run, x, rows, draws, seed)
-    z = z.clone()
-    if not factors:
-        raise ValueError("factors is empty: pass {factor: value}, or use zoo.reconstruct")
-    for number, given in factors.items():
-        factor = _check_factor(number, k, "factors")
-        value = torch.as_tensor(given).to(z)
-        if value.shape not in ((), (len(z),)) or not value.isfinite().all():
-            raise ValueError(
-                f"factors[{factor}] must be a finite number or one for each of the {len(chosen)} rows, got shape "
-                f"{tuple(value.shape)}"
-            )
-        z[:, factor] = value
-    return Decoded(z, decoded_mean(run, z.unsqueeze(0), chosen, x, draws, seed).squeeze(0), column_names(x))
-
-
-def _check_factor(factor: int, k: int, name: str) -> int:
     factor = check_whole(factor, name, 0)
     if factor >= k:
         raise ValueError(f"{name}: {factor} is out of range, as the model has {k} factors, counted from 0")
     return factor
 
 
-def _places(
+def places(
     run: Pair, x: ArrayLike, rows: Sequence[int] | None, draws: int, seed: int
 ) -> tuple[tuple[int, ...], Tensor]:
     """The numbers of the chosen rows and their posterior means (m, k)."""
@@ -274,7 +237,7 @@ def _point(run: Pair, given: int | Numbers, name: str, k: int, x: ArrayLike | No
         n = len(check_rows(x, undecorated(run.model)))
         if not 0 <= given < n:
             raise ValueError(f"{name}={given} is out of range, as x has {n} rows, counted from 0")
-        return _places(run, x, [given], draws, seed)[1][0]
+        return places(run, x, [given], draws, seed)[1][0]
     z = placed(given, run)
     if z.shape != (k,) or not z.isfinite().all():
         raise ValueError(f"{name} must be the number of a row of x, or {k} finite factors; got shape {tuple(z.shape)}")

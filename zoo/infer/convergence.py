@@ -13,6 +13,7 @@ LEAST = 100  # steps for a trend in a noisy loss curve
 RESOLUTION = 1e-3  # nats per row: smaller gains per window are ignored
 LEARNED = ("QuadratureELBO", "ClosedFormELBO", "FixedDraws")  # losses without noise, of guides that are learned
 SWEPT = "coordinate ascent"  # the optimizer in the records of zoo.cavi
+MAXIMISED = "EM"  # in those of zoo.em
 ERRORS = 2.0  # standard errors: smaller gains are noise
 
 
@@ -111,7 +112,7 @@ def assess(training: Training) -> Convergence:
     """Whether training has converged, from its record.
 
     A line search (``optimizer="LBFGS"``) has converged if its last iterations gain nothing within the precision of the
-    bound; coordinate ascent if the limit of its bound, extrapolated after every sweep, is near. A noisy curve has
+    bound; coordinate ascent and EM if the limit, extrapolated after every sweep or step, is near. A noisy curve has
     converged if the mean loss of its last window is not lower than that of the window before it by more than two
     standard errors. If :func:`zoo.fit` lowered the learning rate, the bound must have settled before the rate began to
     fall, as a rate that goes to zero flattens any curve. If training was stopped by held-out rows, their bound must
@@ -125,9 +126,10 @@ def assess(training: Training) -> Convergence:
     losses = training.losses
     if training.optimizer == "LBFGS" and len(losses) > 0:
         return _searched(training)
-    if training.optimizer == SWEPT and len(losses) > 0:
+    if training.optimizer in (SWEPT, MAXIMISED) and len(losses) > 0:
         gain = float(losses[-2] - losses[-1]) if len(losses) > 1 else float("nan")
-        reason = f"the last of {len(losses):,} sweeps raised the bound by {max(0.0, gain):.2g} nats per row"
+        what, measure = ("sweeps", "bound") if training.optimizer == SWEPT else ("steps", "log-likelihood")
+        reason = f"the last of {len(losses):,} {what} raised the {measure} by {max(0.0, gain):.2g} nats per row"
         return Convergence(training.converged, max(0.0, gain), reason)
     if len(losses) < LEAST:
         return Convergence(False, float("nan"), f"{len(losses)} steps are too few for a trend")

@@ -131,7 +131,7 @@ def ascend(
     check_whole(restarts, "restarts")
     if not tol >= 0:
         raise ValueError(f"tol must not be negative, got {tol!r}: nats per row")
-    x = check_rows(x, model, least=2)
+    x = check_rows(x, model, least=2, exact=True)
     if isinstance(inner, Checked):
         inner.check(x)
     started = time.perf_counter()

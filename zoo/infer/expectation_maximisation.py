@@ -1,8 +1,9 @@
 """Expectation-maximisation in closed form, for any :class:`~zoo.base.Conjugate` model."""
 
 import copy
-from dataclasses import dataclass
-from typing import Any
+import time
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import polars
 import torch
@@ -10,37 +11,37 @@ from torch import Tensor, nn
 
 from zoo.base.callables import PyroCallable, name_of
 from zoo.base.checks import ArrayLike, check_rows, check_whole, incomplete
-from zoo.base.protocols import Checked, Conjugate, Maximized, Placed, Summarized
+from zoo.base.pairs import own_posterior
+from zoo.base.protocols import Checked, Collapsing, Conjugate, Maximized, Placed, Summarized
 from zoo.base.random import seeded
 from zoo.base.threads import on_suited_threads
+from zoo.base.weights import by_weights, weighted_rows
 from zoo.infer.acceleration import FAILURES, Ascent
+from zoo.infer.collapse import collapse_of
+from zoo.infer.convergence import MAXIMISED
+from zoo.infer.run import Fit, Training
 
 STILL = 1e-9  # the relative move of a step of EM below which the parameters are a fixed point
 WINDOW = 5  # steps whose gains together must be small to end an accelerated climb
 SHARE = 0.1  # of the tolerance, as extrapolated gains come in fits and starts
 ROUNDING = 1e-14  # of the log-likelihood
+FLOORED = 1e-8  # of the log-likelihood: its rounding where a covariance is at its floor
 
 
 @dataclass(frozen=True, eq=False)
-class MaximumLikelihood:
-    """The result of :func:`zoo.em`; ``len(result)`` and ``result[-1]`` are those of ``log_likelihood``.
+class MaximumLikelihood(Fit):
+    """The result of :func:`zoo.em`: the model with its own posterior (:class:`guides.Exact`), a pair like any other.
+
+    ``len(result)`` is the number of steps and ``result[-1]`` the log-likelihood after the last one. The losses of the
+    training are minus the log-likelihood per row. Saved and loaded again, it is a :class:`zoo.Fit` with these.
 
     Attributes:
         log_likelihood: in nats over all rows, after every step (steps,), in float64 on the CPU.
         evaluations: the number of steps of EM that were computed, rejected extrapolations included.
-        converged: whether the log-likelihood had ceased to rise.
-        stopped: why it stopped, in words.
     """
 
-    log_likelihood: Tensor
-    evaluations: int
-    converged: bool
-    stopped: str
-
-    @property
-    def steps(self) -> int:
-        """The number of steps."""
-        return len(self.log_likelihood)
+    log_likelihood: Tensor = field(default_factory=lambda: torch.zeros(0))
+    evaluations: int = 0
 
     def __len__(self) -> int:
         return len(self.log_likelihood)
@@ -63,8 +64,9 @@ class MaximumLikelihood:
 
     def __repr__(self) -> str:
         ended = "converged" if self.converged else "not converged"
+        reached = f"{float(self.log_likelihood[-1]):.6f} nats over all rows"
         return (
-            f"MaximumLikelihood: {float(self.log_likelihood[-1]):.6f} nats over all rows after {self.steps} steps "
+            f"MaximumLikelihood of {name_of(self.model)}: {reached} after {self.steps} steps "
             f"({self.evaluations} evaluations), {ended}: {self.stopped}"
         )
 
@@ -74,6 +76,7 @@ def em(
     model: PyroCallable,
     x: ArrayLike,
     *,
+    weights: ArrayLike | None = None,
     steps: int = 100_000,
     tol: float = 1e-9,
     accelerate: bool = True,
@@ -96,6 +99,9 @@ def em(
         model: a :class:`~zoo.base.Conjugate` module: PPCA, FactorAnalysis, GMM or one of your own, whose ``em_step``
             depends on its parameters and the data alone.
         x: the data (n, d); NaN marks an entry missing at random, for a model with ``missing = True``.
+        weights: how often every row counts (n,), at least 0: whole numbers are the same as repeating rows, 0 the same
+            as leaving a row out. None for once. PPCA, FactorAnalysis and GMM accept them; so does a model of your own
+            that declares ``weighted = True`` (:class:`~zoo.base.protocols.AcceptsWeights`).
         steps: the most steps.
         tol: stop when the log-likelihood is within ``tol`` nats per row of its limit: as extrapolated by Aitken's rule,
             or, accelerated, when five steps together gain less than a tenth of it and their gains do not grow.
@@ -103,31 +109,81 @@ def em(
         seed: of the random start.
 
     Returns:
-        the total log-likelihood after every step, with the number of evaluations and why it stopped.
+        the model with its own posterior as the guide, to be evaluated, saved and reported like any run; with the total
+        log-likelihood after every step, the number of evaluations, and why it stopped.
+
+    Warns:
+        UnboundedLikelihood: a component of a mixture has collapsed and is held by its floor; the message names it, its
+            rows and columns. The result is not converged, as its likelihood depends on the floor.
 
     Raises:
-        TypeError: the model has no closed forms.
-        ValueError: the data do not suit the model; see :func:`zoo.base.check_rows` and ``model.check``.
+        TypeError: the model has no closed forms, or accepts no weights.
+        ValueError: the data do not suit the model, see :func:`zoo.base.check_rows` and ``model.check``; or the weights
+            are no numbers of at least 0, one per row.
         FloatingPointError: the likelihood fell, which EM never does, or a component collapsed.
 
     References:
         Dempster, Laird and Rubin (1977), JRSS B 39; for the stopping rule Boehning et al. (1994), Annals of the
         Institute of Statistical Mathematics 46.
     """
-    x, work = _prepared(model, x, steps, tol, seed)
+    started = time.perf_counter()
+    given = x
+    x, weighing, work = _prepared(model, x, weights, steps, tol, seed)
     assert isinstance(work, Conjugate)
-    data = work.summarize(x) if isinstance(work, Summarized) else x.double()
+    data = work.summarize(x, **weighing) if isinstance(work, Summarized) else x
+    count = float(weighing["weights"].sum()) if weighing else len(x)
     if accelerate:
         maximize = isinstance(work, Maximized) and not incomplete(x)
-        found = _accelerated(work, data, steps, tol * len(x), maximize=maximize)
+        found = _accelerated(work, data, steps, tol * count, maximize=maximize)
     else:
-        found = _plain(work, data, steps, tol * len(x))
+        found = _plain(work, data, steps, tol * count)
+    stopped = "the log-likelihood has settled" if found.converged else f"all {steps} steps are used up"
+    if collapse_of(work, x) is not None:
+        stopped = collapse_of(work, check_rows(given, model, exact=True), warn=True) or stopped  # numbers rows as given
+        found = found._replace(converged=False)
     model.load_state_dict(work.state_dict())  # type: ignore[attr-defined]  # in place, in the model's own dtype
-    return found
+    record = Training(
+        losses=-found.log_likelihood / count,
+        converged=found.converged,
+        loss="log marginal likelihood",
+        optimizer=MAXIMISED,
+        rows=len(x),
+        seed=seed,
+        dtype=str(x.dtype).removeprefix("torch."),
+        device=str(x.device),
+        seconds=time.perf_counter() - started,
+        stopped=stopped,
+    )
+    return MaximumLikelihood(
+        model, _guide(model), record, log_likelihood=found.log_likelihood, evaluations=found.evaluations
+    )
 
 
-def _prepared(model: PyroCallable, x: ArrayLike, steps: int, tol: float, seed: int) -> tuple[Tensor, nn.Module]:
-    """The rows, and a copy of the model in float64 at its start, after all checks."""
+class _Climb(NamedTuple):
+    """The log-likelihood after every step (steps,), the number of evaluations, and whether it has settled."""
+
+    log_likelihood: Tensor
+    evaluations: int
+    converged: bool
+
+
+def _guide(model: PyroCallable) -> PyroCallable:
+    """The model's posterior as a guide; where it cannot be one, a guide that raises the reason when it is called."""
+    try:
+        return own_posterior(model)
+    except Exception as error:  # a user's own model may raise anything; EM itself needs no guide
+        reason = error
+
+    def refuse(x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> None:
+        raise reason
+
+    return refuse
+
+
+def _prepared(
+    model: PyroCallable, x: ArrayLike, weights: ArrayLike | None, steps: int, tol: float, seed: int
+) -> tuple[Tensor, dict[str, Any], nn.Module]:
+    """The rows that count, their weights as a keyword, and a copy of the model in float64 at its start."""
     if not (isinstance(model, Conjugate) and isinstance(model, nn.Module)):
         raise TypeError(
             f"{name_of(model)} has no closed-form EM (it lacks posterior, log_marginal or em_step): use zoo.fit"
@@ -135,31 +191,34 @@ def _prepared(model: PyroCallable, x: ArrayLike, steps: int, tol: float, seed: i
     check_whole(steps, "steps")
     if not tol >= 0:
         raise ValueError(f"tol must not be negative, got {tol!r}: nats per row")
-    x = check_rows(x, model, least=2)
+    x, weights = weighted_rows(check_rows(x, model, least=2, exact=True), weights, least=2)
+    weighing = by_weights(model, weights)
+    if weighing and not isinstance(model, Summarized):
+        raise TypeError(f"{name_of(model)} has no method summarize, which takes the weights: repeat the rows")
     if isinstance(model, Checked):
         model.check(x)
-    work = copy.deepcopy(model)
+    work = copy.deepcopy(model).double()
     if isinstance(work, Placed) and isinstance(model, Placed) and model.fresh:
         with seeded(seed):
-            work.initialize(x)
-    return x, work.double()
+            work.initialize(x, **weighing)
+    return x, weighing, work
 
 
-def _plain(work: Conjugate, data: Any, steps: int, tol: float) -> MaximumLikelihood:
+def _plain(work: Conjugate, data: Any, steps: int, tol: float) -> _Climb:
     """EM step by step, until Aitken's rule ends it."""
     climb = [float(work.em_step(data))]
     converged = False
     for _ in range(steps - 1):
         climb.append(float(work.em_step(data)))
-        _refuse_descent(climb)
+        _refuse_descent(climb, work)
         if converged := _settled(climb, tol):
             break
     climb.append(float(copy.deepcopy(work).em_step(data)))  # the log-likelihood after the last step
-    _refuse_descent(climb)
-    return _result(climb, len(climb), converged, steps)
+    _refuse_descent(climb, work)
+    return _Climb(torch.tensor(climb[1:], dtype=torch.float64), len(climb), converged)
 
 
-def _accelerated(work: Any, data: Any, steps: int, tol: float, *, maximize: bool) -> MaximumLikelihood:
+def _accelerated(work: Any, data: Any, steps: int, tol: float, *, maximize: bool) -> _Climb:
     """EM by extrapolation, from the model's own maximum where it has one."""
     parameters = list(work.parameters())
 
@@ -175,14 +234,14 @@ def _accelerated(work: Any, data: Any, steps: int, tol: float, *, maximize: bool
     if maximize and (top := _maximum(work, data, start, parameters)) is not None:
         spent, ascent = 1, Ascent(evaluate, top)
         climb.append(ascent.value)
-        _refuse_descent(climb)
+        _refuse_descent(climb, work)
     converged = maximize and _still(ascent)
     while len(climb) <= steps and not converged:
         climb.append(ascent.step())
-        _refuse_descent(climb)
+        _refuse_descent(climb, work)
         converged = _small(climb, tol)
     _place(parameters, ascent.point)
-    return _result(climb, spent + ascent.evaluations, converged, steps)
+    return _Climb(torch.tensor(climb[1:], dtype=torch.float64), spent + ascent.evaluations, converged)
 
 
 def _maximum(work: Any, data: Any, start: Tensor, parameters: list[nn.Parameter]) -> Tensor | None:
@@ -206,14 +265,10 @@ def _place(parameters: list[nn.Parameter], point: Tensor) -> None:
         parameter.data = part.view_as(parameter).clone()
 
 
-def _result(climb: list[float], evaluations: int, converged: bool, steps: int) -> MaximumLikelihood:
-    stopped = "the log-likelihood has settled" if converged else f"all {steps} steps are used up"
-    return MaximumLikelihood(torch.tensor(climb[1:], dtype=torch.float64), evaluations, converged, stopped)
-
-
-def _refuse_descent(climb: list[float]) -> None:
+def _refuse_descent(climb: list[float], work: Any) -> None:
     before, after = climb[-2], climb[-1]
-    if not after >= before - 1e-11 * max(1.0, abs(before)):
+    floored = isinstance(work, Collapsing) and work.met_floor
+    if not after >= before - (FLOORED if floored else 1e-11) * max(1.0, abs(before)):
         raise FloatingPointError(
             f"EM's likelihood fell from {before:.12g} to {after:.12g} at step {len(climb) - 1}: the model's em_step is "
             "not a maximisation, or it has lost numerical precision"

@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
@@ -13,13 +14,14 @@ from pyro.infer import ELBO, SVI, TraceEnum_ELBO, config_enumerate
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from zoo.base.callables import PyroCallable, mode, modules, unwrapped
+from zoo.base.callables import PyroCallable, mode, modules, undecorated, unwrapped
 from zoo.base.checks import ArrayLike, missing_entries
-from zoo.base.protocols import Delaying, Estimating, Placed
+from zoo.base.protocols import Collapsing, Delaying, Estimating, Placed
 from zoo.base.random import seeded
 from zoo.base.threads import suited, work_of
 from zoo.infer.asked import Start
 from zoo.infer.captured import CapturedSVI
+from zoo.infer.collapse import UnboundedLikelihood
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.guard import diverged, floored
 from zoo.infer.line_search import LineSearchSVI, ProjectedSVI
@@ -35,6 +37,7 @@ from zoo.infer.watchers import (
     Callback,
     Callbacks,
     Checkpoint,
+    Collapse,
     EarlyStopping,
     Hold,
     LastGood,
@@ -103,8 +106,8 @@ def fit(
             the rate falls to zero along half a cosine instead, which flattens any curve, so that such a fit is not
             reported as converged.
         start: where a fresh model starts: ``"data"``, its estimate from the data (by the eigenvectors of their moments
-            for PPCA, factor analysis and a linear VAE; at random if it has none), or ``"random"``. A mixture starts at
-            centres drawn by k-means++, followed by ten steps of EM, in either case.
+            for PPCA, factor analysis and a linear VAE; at random if it has none), or ``"random"``. A mixture starts as
+            its ``start`` says, followed by ten steps of EM, in either case.
         seed: of the start, the batches and the draws. Numbers that a model of your own draws in its constructor, and
             not again in ``initialize``, are not covered: call ``torch.manual_seed(seed)`` on the line before
             ``model = Model(...)``, or build the pair inside :func:`zoo.best_of`, which seeds the constructor too.
@@ -135,7 +138,8 @@ def fit(
         a :class:`Fit`; in its ``training``, ``converged`` is whether it has converged and ``stopped`` why it ended.
 
     Warns:
-        UnboundedLikelihood: more than a twentieth of a decoder's variances ended at their floor.
+        UnboundedLikelihood: more than a twentieth of a decoder's variances ended at their floor, or a component of a
+            mixture collapsed.
 
     Raises:
         ValueError: data, batch size, model, guide and loss are incompatible; the message names the argument.
@@ -182,7 +186,9 @@ def _start(decided: Plan, model: PyroCallable, guide: PyroCallable) -> tuple[Any
     if "model" in decided.start:
         _place_model(decided, parts["model"])
     if decided.em_steps:
-        with suppress(FloatingPointError, torch.linalg.LinAlgError):  # a component collapsed: the model is unchanged
+        # A component that loses its rows leaves the model unchanged; one that collapses is reported by the fit itself.
+        with suppress(FloatingPointError, torch.linalg.LinAlgError), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnboundedLikelihood)
             em(parts["model"], decided.x, steps=decided.em_steps, accelerate=False)
     if "guide" in decided.start:
         guided = parts["guide"]
@@ -240,6 +246,8 @@ def _watchers(
     inner = unwrapped(running.model)
     if decided.held_steps and isinstance(inner, Delaying):
         watchers.append(stack.enter_context(Hold(inner, decided.held_steps)))
+    if isinstance(collapsing := undecorated(running.model), Collapsing):
+        watchers.append(Collapse(collapsing))
     validation = None
     if decided.validation is not None:
         validation = Validation(
@@ -328,7 +336,7 @@ def _batches(decided: Plan) -> Iterator[tuple[tuple[Any, ...], bool | None]]:
         if decided.missing:
             missing = torch.stack([part.any() for part in gappy[order].split(size)]).tolist()
         for index, gaps in zip(batches, missing, strict=True):
-            yield (_seen(decided, x[index]), index, n), gaps
+            yield (_seen(decided, x.index_select(0, index)), index, n), gaps
 
 
 def _seen(decided: Plan, rows: Tensor) -> Tensor:
@@ -341,6 +349,9 @@ def _end(running: Running, watchers: list[Watcher], first: tuple[Any, ...]) -> F
     for watcher in watchers:
         if isinstance(watcher, Validation) and decided.patience is not None:
             watcher.restore()
+    for watcher in watchers:
+        if isinstance(watcher, Collapse):
+            watcher.look(running)
     running.at_floor = floored(running.model, running.svi.guide, first, decided.seed)
     run = running.run()
     for watcher in watchers:

@@ -12,6 +12,7 @@ from torch import Tensor
 from zoo.base.callables import PyroCallable, name_of, undecorated
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.covariates import check_buffers, holding, with_buffers
+from zoo.base.pairs import Trained, pair_of
 from zoo.posterior.engine import reader, reading
 
 Store = Mapping[str, Mapping[str, Any]]  # Pyro's parameters and their constraints, by name
@@ -96,7 +97,7 @@ class Fit:
         store: the parameter store with the parameters of both; by default Pyro's current one.
 
     Attributes:
-        losses, converged, validation, settings: those of ``training``.
+        losses, converged, steps, stopped, validation, settings: those of ``training``.
     """
 
     model: PyroCallable
@@ -113,6 +114,16 @@ class Fit:
     def converged(self) -> bool:
         """Whether training had converged; see :func:`zoo.infer.convergence.assess`."""
         return self._record().converged
+
+    @property
+    def steps(self) -> int:
+        """The number of steps that training took."""
+        return len(self.losses)
+
+    @property
+    def stopped(self) -> str:
+        """Why training ended, in words."""
+        return self._record().stopped
 
     @property
     def validation(self) -> Tensor | None:
@@ -198,3 +209,16 @@ class Fit:
         steps, ended = len(self.losses), "converged" if self.converged else "not converged"
         last = f", loss {float(self.losses[-1]):.6g} nats per row" if steps else ""
         return f"Fit of {pair}: {steps} steps{last}, {ended}"
+
+
+def run_of(trained: Trained) -> Fit:
+    """The run to judge: ``trained`` itself, or a pair or conjugate model as a run without a record of its training.
+
+    Args:
+        trained: see :func:`zoo.base.pairs.pair_of`, which lists the errors.
+    """
+    pair = pair_of(trained)
+    if isinstance(pair, Fit):
+        return pair
+    with pair.scope():
+        return Fit(pair.model, pair.guide)

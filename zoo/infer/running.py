@@ -45,6 +45,7 @@ class Running:
         curve: steps and negative bounds per row of the held-out rows.
         best_step: the step with the best held-out bound, or None.
         at_floor: the share of a decoder's variances at their floor, or None.
+        collapsed: whether a component of the model has collapsed.
         started: the time at its beginning, by ``time.perf_counter``.
     """
 
@@ -57,6 +58,7 @@ class Running:
     curve: list[tuple[int, float]] = field(default_factory=list)
     best_step: int | None = None
     at_floor: float | None = None
+    collapsed: bool = False
     started: float = field(default_factory=time.perf_counter)
     _read: list[float] = field(default_factory=list)
 
@@ -107,5 +109,5 @@ class Running:
             "transform": plan.transform_name,
             "at_floor": self.at_floor,
         }
-        converged = assess(Training(converged=False, **record)).converged
+        converged = not self.collapsed and assess(Training(converged=False, **record)).converged
         return Fit(self.model, self.guide, Training(converged=converged, **record), current_store())

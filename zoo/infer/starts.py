@@ -3,6 +3,7 @@
 import copy
 import math
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.latent_sites import layout
 from zoo.base.protocols import Conjugate
 from zoo.base.random import seeded
+from zoo.infer.collapse import UnboundedLikelihood, collapse_of
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.fitting import fit
 from zoo.infer.losses.closed_form import ClosedFormELBO
@@ -114,8 +116,8 @@ def best_of(
     A run whose bound becomes NaN or infinite, or whose model collapses, is reported with its error, and the others
     continue. Only the best run so far is kept in memory. The caller's random streams and Pyro's store are unchanged.
 
-    An unbounded likelihood (a mixture with full covariances) may have its highest score where a component has nearly
-    collapsed onto a few rows: inspect the table and the model before trusting a single winner.
+    A likelihood without a floor may have its highest score where a component has nearly collapsed onto a few rows:
+    inspect the table and the model before trusting a single winner.
 
     Args:
         build: returns a fresh (model, guide) pair, or a fresh conjugate model, at every call; called once per seed,
@@ -161,7 +163,10 @@ def best_of(
         started = time.perf_counter()
         done: Any = None
         try:
-            done, row = (_fit if isinstance(made, tuple) else _climb)(made, x, seed, score, options)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UnboundedLikelihood)  # an error here
+                done, row = (_fit if isinstance(made, tuple) else _climb)(made, x, seed, score, options)
+            refuse_collapse(made, x)
             if row.score is None or math.isnan(row.score):
                 raise FloatingPointError(f"the score is {row.score}")
         except (FloatingPointError, torch.linalg.LinAlgError) as error:
@@ -224,6 +229,17 @@ def _climb(
     mean = total / len(check_rows(x, model))
     rank = total if score is None else float(score(model))
     return model, Attempt(seed, 0.0, rank, mean, mean, len(climb), climb.converged)
+
+
+def refuse_collapse(made: Any, x: ArrayLike) -> None:
+    """Refuse a run whose model has collapsed, and would beat all others by that.
+
+    Raises:
+        FloatingPointError: what has collapsed.
+    """
+    model = made[0] if isinstance(made, tuple) else made
+    if (reason := collapse_of(model, check_rows(x, unwrapped(model)))) is not None:
+        raise FloatingPointError(reason)
 
 
 def each_seed(seeds: int | Iterable[int]) -> tuple[int, ...]:

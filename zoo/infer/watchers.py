@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from zoo.base.callables import PyroCallable, mode
 from zoo.base.memory import rows_at_once
-from zoo.base.protocols import Delaying
+from zoo.base.protocols import Collapsing, Delaying
 from zoo.base.random import seeded
+from zoo.infer.collapse import UnboundedLikelihood
 from zoo.infer.convergence import LEARNED, descended
 from zoo.infer.guard import Diverged
 from zoo.infer.optim.lbfgs import LBFGS
@@ -54,6 +56,31 @@ class Callbacks:
             return None
         answers = [function(fit.step, fit.loss) for function in self.functions]
         return "a callback ended training" if any(answers) else None
+
+
+class Collapse:
+    """Ends training where a component of the model has collapsed, at its floor.
+
+    Args:
+        model: the model.
+        every: steps between two looks.
+    """
+
+    def __init__(self, model: Collapsing, every: int = 10) -> None:
+        self.model, self.every = model, every
+
+    def see(self, fit: Running) -> str | None:
+        """Look from time to time."""
+        return self.look(fit) if fit.step % self.every == 0 else None
+
+    def look(self, fit: Running) -> str | None:
+        """What has collapsed, in words; None if nothing has."""
+        if fit.collapsed or (reason := self.model.collapse(fit.plan.x)) is None:
+            return None
+        self.model.raise_to_floor()
+        fit.collapsed, fit.stopped = True, reason
+        warnings.warn(reason, UnboundedLikelihood, stacklevel=6)
+        return reason
 
 
 class Hold(AbstractContextManager["Hold"]):

@@ -7,8 +7,8 @@ from torch.distributions import Distribution, constraints
 from torch.nn.functional import linear
 
 from zoo.algebra import linear_gaussian, missing_linear
-from zoo.algebra.linear_gaussian import Moments
 from zoo.algebra.missing import Imputation, Incomplete, column_moments, refuse_unobserved_columns
+from zoo.algebra.moments import Moments
 from zoo.base.checks import check_rows, check_whole, incomplete
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
@@ -39,6 +39,7 @@ class PPCA(Module):
     """
 
     missing = True  # accepts NaN, as entries missing at random
+    weighted = True  # initialize, estimate and summarize accept weights of the rows
     quadratic = True  # log p(x, z) is quadratic in z: QuadratureELBO is exact
 
     def __init__(self, data_dim: int, latent_dim: int) -> None:
@@ -88,19 +89,21 @@ class PPCA(Module):
         r"""Conditional mean :math:`E[x_m \mid x_o]` and variance of the missing entries (NaN) of rows (n, d)."""
         return linear_gaussian.impute(check_rows(x, self), self.weight, self.mean, self.noise)
 
-    def summarize(self, x: Tensor) -> Moments | Incomplete:
+    def summarize(self, x: Tensor, weights: Tensor | None = None) -> Moments | Incomplete:
         """The input of :meth:`em_step` for rows (n, d): their sufficient statistics, if no entry is missing.
+
+        Weights (n,), positive, say how often every row counts.
 
         Raises:
             ValueError: all rows are equal, so that the likelihood is unbounded, or a column has fewer than two observed
                 values.
         """
         self.check(x)
-        moments = linear_gaussian.summarize(x)
+        moments = linear_gaussian.summarize(x, weights)
         if isinstance(moments, Moments):
             variance, mean = moments.covariance.diagonal(), moments.mean
         else:
-            variance, mean = column_moments(x)
+            variance, mean = column_moments(x, weights)
         if variance.sum() <= 1e-20 * mean.square().sum():
             raise ValueError("all rows of x are equal: the likelihood of PPCA is unbounded")
         return moments
@@ -143,15 +146,15 @@ class PPCA(Module):
             linear_gaussian.refuse_low_rank(x, self.latent_dim)
 
     @torch.no_grad()
-    def estimate(self, x: Tensor) -> None:
+    def estimate(self, x: Tensor, weights: Tensor | None = None) -> None:
         """Sets the parameters to the maximum of the likelihood of complete rows ``x`` (n, d), by their eigenvectors.
 
         Missing entries count as their column's mean, which is a start for EM or SVI and not the maximum.
         """
-        self.maximize(linear_gaussian.filled_moments(like(x, self)))
+        self.maximize(linear_gaussian.filled_moments(like(x, self), weights))
 
     @torch.no_grad()
-    def initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Tensor, weights: Tensor | None = None) -> None:
         """Draws a random start on the scale of the data ``x`` (n, d), with torch's global generator."""
-        weight, mean, variance = linear_gaussian.cloud(like(x, self), self.latent_dim)
+        weight, mean, variance = linear_gaussian.cloud(like(x, self), self.latent_dim, weights)
         self.weight, self.mean, self.scale = weight, mean, variance.mean().sqrt()

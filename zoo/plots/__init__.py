@@ -4,7 +4,7 @@ Every function draws on ``ax``, or on a new figure if it is None, and returns th
 pyplot, so none stays in memory after its last reference; ``ax.figure`` is the figure, and :func:`save` writes it.
 """
 
-from zoo.plots.decoded import interpolation, manifold, traversal
+from zoo.plots.decoded import interpolation, intervention, manifold, traversal
 from zoo.plots.latents import ellipses, latent, responsibilities
 from zoo.plots.loading_plots import loadings, scree
 from zoo.plots.predicted import imputation, reconstruction, samples
@@ -26,6 +26,7 @@ __all__ = [
     "gap",
     "imputation",
     "interpolation",
+    "intervention",
     "khat",
     "latent",
     "loadings",

@@ -11,14 +11,17 @@ Arguments common to the functions here and in :mod:`zoo.plots.predicted`:
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from zoo.base.checks import ArrayLike, check_whole
-from zoo.base.protocols import Pair
+from zoo.base.pairs import Trained, pair_of
 from zoo.factors.decoding import decoded_mean, factor_site
+from zoo.factors.intervention import Intervention
 from zoo.factors.traversal import Decoded, Traversal
 from zoo.plots.images import (
     Image,
@@ -27,9 +30,10 @@ from zoo.plots.images import (
     column_axis,
     gradient,
     mosaic,
+    pick,
     standardised,
 )
-from zoo.plots.style import TEXT, new_axes
+from zoo.plots.style import GREY, TEXT, colour, legend_above, marker, new_axes
 
 
 def traversal(
@@ -115,8 +119,58 @@ def interpolation(
     return ax
 
 
+def intervention(
+    result: Intervention,
+    *,
+    rows: Sequence[int] | None = None,
+    image: Image = None,
+    standard: ArrayLike | None = None,
+    unit: str = "value",
+    limits: tuple[float, float] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Rows before and after some of their factors are set: images above each other, or profiles.
+
+    As profiles, a row's mean before the intervention is drawn dashed with open markers, and after it solid.
+
+    Args:
+        result: from :func:`zoo.factors.intervene`.
+        rows: positions in ``result`` of the rows to draw; None draws the first eight as images, the first three as
+            profiles.
+        image, standard, unit, limits: see :mod:`zoo.plots.decoded`.
+        ax: the axes to draw on; None creates a figure.
+
+    Raises:
+        ValueError: a row does not exist, or the size of ``image`` is not the width of the rows.
+    """
+    before, after = array(result.before), array(result.mean)
+    size = check_image(image, after.shape[1])
+    chosen = pick(rows, len(after), 8 if size is not None else 3)
+    names = [str(result.rows[i]) for i in chosen]
+    title = ", ".join(f"factor {factor}" for factor in result.factors)
+    if size is not None:
+        grid = np.stack([before[chosen], after[chosen]])
+        ax = mosaic(grid, size, left=["before", "after"], below=names, unit=unit, limits=limits, ax=ax)
+        ax.set_xlabel(f"row, with {title} set", fontsize=TEXT)
+        return ax
+    ax = new_axes(ax)
+    keys = []
+    for i, row in enumerate(chosen):
+        style: dict[str, Any] = {"color": colour(i), "marker": marker(i), "markersize": 3.5, "linewidth": 1.1}
+        ax.plot(standardised(before[row], standard), linestyle="--", markerfacecolor="white", **style)
+        ax.plot(standardised(after[row], standard), **style)
+        keys.append(Line2D([], [], label=f"row {names[i]}", **style))
+    grey: dict[str, Any] = {"color": GREY, "marker": "o", "markersize": 3.5}
+    keys += [Line2D([], [], linestyle="--", markerfacecolor="white", label="before", **grey)]
+    keys += [Line2D([], [], label="after", **grey)]
+    column_axis(ax, after.shape[1], result.columns, standard, unit)
+    ax.set_xlabel(f"column, with {title} set", fontsize=TEXT)
+    legend_above(ax, keys)
+    return ax
+
+
 def manifold(
-    run: Pair,
+    run: Trained,
     *,
     image: Image = None,
     column: int | None = None,
@@ -148,6 +202,7 @@ def manifold(
     Raises:
         ValueError: the model does not have these factors, or not exactly one of ``image`` and ``column`` is given.
     """
+    run = pair_of(run)
     k = factor_site(run, "manifold").shape.numel()
     for factor in factors:
         if check_whole(factor, "factors", 0) >= k:

@@ -14,24 +14,27 @@ from matplotlib.patheffects import withStroke
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
-from zoo.algebra.mixture import KINDS, covariances
+from zoo.algebra.mixture_covariances import KINDS, covariances
 from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.latent_sites import layout
 from zoo.base.memory import rows_at_once
+from zoo.base.pairs import Trained, pair_of
 from zoo.base.protocols import Conjugate, GaussianMixture, Pair
 from zoo.data.dataset import Dataset
 from zoo.factors.decoding import closed_posterior, encode, factor_site
 from zoo.factors.generation import guide_draws
 from zoo.plots.images import array
-from zoo.plots.style import GREY, MARKERS, PALETTE, TEXT, classes, colour, groups, legend_above, marker, new_axes
+from zoo.plots.maps import points, sample
+from zoo.plots.style import GREY, MARKERS, PALETTE, SIZE, TEXT, classes, colour, groups, legend_above, new_axes
 from zoo.posterior.engine import reader, reading
 
+MAP = (3.5, 3.2)  # inches: room for a plane in equal units, and for a legend above it
 HATCHES = ("", "////", "....", "xxxx", "----", "oooo", "||||", "++++")
 
 
 def latent(
-    run: Pair,
+    run: Trained,
     x: ArrayLike,
     *,
     labels: Tensor | np.ndarray | Sequence[Any] | None = None,
@@ -43,10 +46,11 @@ def latent(
 ) -> Axes:
     """The latent variables of the rows under the guide.
 
-    Factors: the posterior means in the plane of two factors, with a colour and a marker for every label; a single
-    factor as a histogram by label, or without labels against the row number. A mixture (discrete ``component``): the
-    first two columns of the data, coloured by the responsibilities of the components, with their ellipses; the marker
-    shows the label, or without labels the most probable component.
+    Factors: the posterior means in the plane of two factors, with a colour and a marker for every label; of more than
+    5,000 rows a sample, or without labels their density, which the axis says. A single factor as a
+    histogram by label, or without labels against the row number. A mixture (discrete ``component``): the first two
+    columns of the data, coloured by the responsibilities of the components, with their ellipses; the marker shows the
+    label, or without labels the most probable component.
 
     Args:
         run: a trained pair.
@@ -62,6 +66,7 @@ def latent(
         ValueError: the number of labels differs from that of the rows, a label or a factor
             is out of range, or the model has neither factors nor a discrete ``component`` per row.
     """
+    run = pair_of(run)
     if isinstance(x, Dataset):
         if labels is None:
             labels, label_names = x.labels, label_names or x.label_names
@@ -76,35 +81,31 @@ def latent(
     factor_site(run, "latent", decoding=False)
     mean = encode(run, data, draws=draws, seed=seed).cpu().numpy()  # (n, k)
     chosen_factors = _check_factors(factors, mean.shape[1])
-    ax = new_axes(ax)
-    parts = groups(marks, names, len(mean))
-    style: dict[str, Any] = {"s": 9 if len(mean) < 2000 else 4, "linewidths": 0.0, "alpha": 0.8}
+    ax = new_axes(ax, MAP if len(chosen_factors) == 2 else SIZE)
     titles = [f"factor {factor} (posterior mean)" for factor in chosen_factors]
     one = mean[:, chosen_factors[0]]
     if len(chosen_factors) == 1 and marks is not None:
         edges = list(np.histogram_bin_edges(one, bins=min(40, max(8, len(mean) // 10))))
-        for i, chosen in parts:
+        for i, chosen in groups(marks, names, len(mean)):
             ax.hist(one[chosen], edges, color=colour(i), alpha=0.55, label=names[i], edgecolor=colour(i))
         ax.set_xlabel(titles[0], fontsize=TEXT)
         ax.set_ylabel("rows", fontsize=TEXT)
     elif len(chosen_factors) == 1:
+        style: dict[str, Any] = {"s": 9 if len(mean) < 2000 else 4, "linewidths": 0.0, "alpha": 0.8}
         ax.scatter(np.arange(len(mean)), one, color=PALETTE[0], **style)
         ax.set_xlabel("row", fontsize=TEXT)
         ax.set_ylabel(titles[0], fontsize=TEXT)
     else:
-        for i, chosen in parts:
-            label = names[i] if marks is not None else None
-            points = mean[chosen][:, chosen_factors].T
-            ax.scatter(*points, color=colour(i), marker=marker(i), label=label, **style)
-        ax.set_xlabel(titles[0], fontsize=TEXT)
+        note = points(ax, mean[:, chosen_factors], marks, names)
+        ax.set_xlabel(f"{titles[0]}\n{note}" if note else titles[0], fontsize=TEXT)
         ax.set_ylabel(titles[1], fontsize=TEXT)
-        ax.set_aspect("equal", adjustable="datalim")
+        return ax
     if marks is not None:
         legend_above(ax)
     return ax
 
 
-def responsibilities(run: Pair, x: ArrayLike, *, draws: int = 200, seed: int = 0, ax: Axes | None = None) -> Axes:
+def responsibilities(run: Trained, x: ArrayLike, *, draws: int = 200, seed: int = 0, ax: Axes | None = None) -> Axes:
     """The responsibilities of a mixture for every row, stacked, with rows sorted by component and responsibility.
 
     A well separated component is a block with a vertical edge; rows between two components form a slope. Every
@@ -120,6 +121,7 @@ def responsibilities(run: Pair, x: ArrayLike, *, draws: int = 200, seed: int = 0
     Raises:
         ValueError: the model has no discrete ``component`` per row.
     """
+    run = pair_of(run)
     data = check_rows(x, undecorated(run.model))
     components = _components(run, data)
     if components is None:
@@ -251,18 +253,22 @@ def _mixture(
     ax: Axes,
 ) -> Axes:
     """Rows in the plane of the first two columns, coloured by their responsibilities ``shares`` (n, k)."""
-    points = x.detach().cpu().numpy()
+    rows = x.detach().cpu().numpy()
     palette = np.array([to_rgb(colour(j)) for j in range(shares.shape[1])])
     colours = np.clip(shares @ palette, 0, 1)
     titles = [*columns[:2], *(f"x{j}" for j in range(len(columns[:2]), 2))]
-    one = points.shape[1] == 1
-    across, up = (np.arange(len(points)), points[:, 0]) if one else (points[:, 0], points[:, 1])
-    size = 10 if len(points) < 2000 else 4
+    one = rows.shape[1] == 1
+    across, up = (np.arange(len(rows)), rows[:, 0]) if one else (rows[:, 0], rows[:, 1])
+    size = 10 if len(rows) < 2000 else 4
     k = shares.shape[1]
-    parts = groups(marks, names, len(points))
+    parts = groups(marks, names, len(rows))
     if marks is None:  # the marker repeats the information of the colour
-        parts = groups(shares.argmax(1), [str(j) for j in range(k)], len(points))
-    for i, chosen in parts:
+        parts = groups(shares.argmax(1), [str(j) for j in range(k)], len(rows))
+    kept = np.zeros(len(rows), bool)
+    order, note = sample(len(rows))
+    kept[order] = True
+    for i, group in parts:
+        chosen = group & kept
         style: dict[str, Any] = {"s": size, "marker": MARKERS[i % len(MARKERS)], "linewidths": 0.0, "alpha": 0.75}
         ax.scatter(across[chosen], up[chosen], c=colours[chosen], **style)
     own = [MARKERS[j % len(MARKERS)] if marks is None else "o" for j in range(k)]
@@ -276,12 +282,12 @@ def _mixture(
             for mark, name in zip(itertools.cycle(MARKERS), names, strict=False)
         ]
     if one:
-        ax.set_xlabel("row", fontsize=TEXT)
+        ax.set_xlabel(f"row\n{note}" if note else "row", fontsize=TEXT)
         ax.set_ylabel(titles[0], fontsize=TEXT)
     else:
         if isinstance(model, GaussianMixture):
             ellipses(model, ax)
-        ax.set_xlabel(titles[0], fontsize=TEXT)
+        ax.set_xlabel(f"{titles[0]}\n{note}" if note else titles[0], fontsize=TEXT)
         ax.set_ylabel(titles[1], fontsize=TEXT)
     legend_above(ax, handles)
     return ax

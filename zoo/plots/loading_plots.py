@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
-from zoo.algebra.linear_gaussian import Moments
+from zoo.algebra.moments import Moments
 from zoo.alignment.canonical import canonical_transform, to_canonical
 from zoo.alignment.loadings import Loadings
 from zoo.alignment.symmetry import model_of

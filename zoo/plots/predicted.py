@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zoo.algebra.missing import Imputation
 from zoo.base.checks import ArrayLike, check_rows, check_whole
-from zoo.data.dataset import column_names
+from zoo.base.tables import column_names
 from zoo.factors.generation import Generated, Reconstruction
 from zoo.plots.images import (
     Image,

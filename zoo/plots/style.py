@@ -13,8 +13,23 @@ from torch import Tensor
 
 from zoo.base.atomic import new_file
 
-# Okabe and Ito (2008), Color Universal Design; yellow last, as it is faint on white
+# Okabe and Ito (2008), Color Universal Design; yellow last, as it is faint on white. The others, for more than eight
+# groups, are from Paul Tol's "muted" and "dark" schemes.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
+MORE = (
+    "#882255",
+    "#999933",
+    "#332288",
+    "#44AA99",
+    "#AA4499",
+    "#661100",
+    "#888888",
+    "#117733",
+    "#DDCC77",
+    "#6699CC",
+    "#CC6677",
+    "#225555",
+)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 GREY = "#888888"
 SIZE = (3.5, 2.6)  # inches: one column of a paper
@@ -81,8 +96,9 @@ def legend_above(ax: Axes, handles: Sequence[Line2D] | None = None, *, lift: flo
 
 
 def colour(number: int) -> str:
-    """The colour of a group; colours repeat after the end of the palette."""
-    return PALETTE[number % len(PALETTE)]
+    """The colour of a group; no two of twenty are the same, and colours repeat from there on."""
+    colours = (*PALETTE, *MORE)
+    return colours[number % len(colours)]
 
 
 def marker(number: int) -> str:

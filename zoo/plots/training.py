@@ -7,20 +7,22 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from zoo.infer.run import Fit
+from zoo.base.pairs import Trained
+from zoo.infer.run import run_of
 from zoo.plots.style import GREY, PALETTE, SIZE, TEXT, colour, legend, legend_above, new_axes
 
 ROUNDING = 1e-9  # nats: smaller gaps are rounding errors
 
 
-def loss(run: Fit, *, optimum: float | Tensor | None = None, ax: Axes | None = None) -> Axes:
+def loss(run: Trained, *, optimum: float | Tensor | None = None, ax: Axes | None = None) -> Axes:
     """The ELBO per row against the step, on a logarithmic axis.
 
     A noisy curve is drawn faintly under its running mean (over the last tenth of the steps so far), together with the
     validation curve if there is one.
 
     Args:
-        run: from :func:`zoo.fit`, or another pair with a record of its training (``zoo.Fit(..., training=...)``).
+        run: from :func:`zoo.fit`, :func:`zoo.em` or :func:`zoo.cavi`, or another pair with a record of its training
+            (``zoo.Fit(..., training=...)``).
         optimum: an upper limit of the bound, in nats per row: a number, or log marginals of the rows, whose mean is
             used. Drawn as a horizontal line.
         ax: the axes to draw on; None creates a figure.
@@ -28,6 +30,7 @@ def loss(run: Fit, *, optimum: float | Tensor | None = None, ax: Axes | None = N
     Raises:
         ValueError: the run has no record of its training or no steps, or ``optimum`` is not finite.
     """
+    run = run_of(run)
     if run.training is None:
         raise ValueError(
             "this pair has no record of its training and thus no losses to draw: pass one with "

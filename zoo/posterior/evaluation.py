@@ -10,7 +10,8 @@ from torch.distributions import Categorical
 from zoo.base.callables import undecorated
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.memory import rows_at_once
-from zoo.base.protocols import ClosedBound, Conjugate, ConjugateGivenShared, HasPosterior, Pair
+from zoo.base.pairs import Trained, pair_of
+from zoo.base.protocols import ClosedBound, Conjugate, ConjugateGivenShared, HasPosterior
 from zoo.base.threads import on_suited_threads
 from zoo.posterior.engine import Arguments, Reader, reader, reading
 from zoo.posterior.psis import LEAST, psis_khat
@@ -166,7 +167,7 @@ class Evaluation:
 
 
 @on_suited_threads
-def evaluate(run: Pair, x: ArrayLike, *, draws: int = 500, inner: int | None = None, seed: int = 0) -> Evaluation:
+def evaluate(run: Trained, x: ArrayLike, *, draws: int = 500, inner: int | None = None, seed: int = 0) -> Evaluation:
     r"""Bound, log marginal likelihood and gap of a trained pair on the rows ``x``.
 
     Closed forms are used where model and guide have them; the other terms are estimated from ``draws`` draws of the
@@ -181,7 +182,8 @@ def evaluate(run: Pair, x: ArrayLike, *, draws: int = 500, inner: int | None = N
     an unbiased estimate from ``inner`` draws of the local sites.
 
     Args:
-        run: a trained pair: what :func:`zoo.fit` or :func:`zoo.load` returned, or ``zoo.Fit(model, guide)``.
+        run: a trained pair: what :func:`zoo.fit`, :func:`zoo.em`, :func:`zoo.cavi` or :func:`zoo.load` returned, or
+            ``zoo.Fit(model, guide)``; or a fitted conjugate model, with its own posterior as the guide.
         x: rows (n, d); for a guide with parameters for every row, those it was fitted to, in the same order.
         draws: draws per row, K of IWAE-K, and of the shared sites; at least 30.
         inner: draws of the local sites for every draw of the shared ones; at least 30. None takes 100; for a model or
@@ -193,6 +195,7 @@ def evaluate(run: Pair, x: ArrayLike, *, draws: int = 500, inner: int | None = N
         ValueError: too few draws, rows that do not suit model or guide, or a guide without a density (a point mass, as
             in AutoDelta and AutoLaplaceApproximation).
     """
+    run = pair_of(run)
     check_draws(draws, inner)
     x = check_rows(x, undecorated(run.model))
     with reading(run, seed):
@@ -222,12 +225,13 @@ def inner_draws(source: Reader, inner: int | None) -> int:
     return INNER_SINGLE if source.single else INNER
 
 
-def log_weights(run: Pair, x: Tensor, draws: int, *, seed: int = 0) -> Tensor:
+def log_weights(run: Trained, x: Tensor, draws: int, *, seed: int = 0) -> Tensor:
     r""":math:`\log p(x_n, z) - \log q(z \mid x_n)` for draws of z from the guide, shape (draws, n).
 
     Raises:
         ValueError: a latent site is shared by all rows.
     """
+    run = pair_of(run)
     with reading(run, seed):
         return _weights(reader(run, x), draws)
 

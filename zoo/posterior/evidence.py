@@ -13,7 +13,8 @@ from zoo.base.callables import undecorated
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.latent_sites import Latent
 from zoo.base.memory import rows_at_once
-from zoo.base.protocols import Conjugate, Pair
+from zoo.base.pairs import Trained, pair_of
+from zoo.base.protocols import Conjugate
 from zoo.base.random import seeded
 from zoo.base.threads import on_suited_threads
 from zoo.posterior.annealing import AIS, anneal
@@ -144,7 +145,7 @@ class Bounds:
 
 @on_suited_threads
 def log_evidence_bounds(
-    run: Pair,
+    run: Trained,
     x: ArrayLike,
     *,
     draws: Sequence[int] = (100, 5000),
@@ -172,7 +173,8 @@ def log_evidence_bounds(
     negative.
 
     Args:
-        run: a trained pair: what :func:`zoo.fit` or :func:`zoo.load` returned, or ``zoo.Fit(model, guide)``.
+        run: a trained pair: what :func:`zoo.fit`, :func:`zoo.em`, :func:`zoo.cavi` or :func:`zoo.load` returned, or
+            ``zoo.Fit(model, guide)``; or a fitted conjugate model, with its own posterior as the guide.
         x: rows (n, d); for a guide with parameters for every row, those it was fitted to, in the same order.
         draws: the K of every IWAE, ascending, each a multiple of the one before; the last is the number of draws, at
             least 30.
@@ -189,6 +191,7 @@ def log_evidence_bounds(
         Burda, Grosse and Salakhutdinov (2016), Importance weighted autoencoders, ICLR; for AIS see
         :class:`~zoo.posterior.annealing.AIS`.
     """
+    run = pair_of(run)
     sizes = _check_draws(draws)
     check_draws(sizes[-1], inner)
     x = check_rows(x, undecorated(run.model))

@@ -13,7 +13,8 @@ from zoo.base.callables import name_of, undecorated
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.latent_sites import Latent
 from zoo.base.memory import rows_at_once
-from zoo.base.protocols import ClosedConjugate, Conjugate, Pair
+from zoo.base.pairs import Trained, pair_of
+from zoo.base.protocols import ClosedConjugate, Conjugate
 from zoo.base.schedules import cosine
 from zoo.base.threads import on_suited_threads
 from zoo.posterior.annealing import AIS, Place, anneal
@@ -106,7 +107,7 @@ class Gaps:
 
 @on_suited_threads
 def gaps(
-    run: Pair,
+    run: Trained,
     x: ArrayLike,
     *,
     steps: int = 500,
@@ -143,6 +144,7 @@ def gaps(
         Cremer, Li and Duvenaud (2018), Inference suboptimality in variational autoencoders, ICML; Roeder, Wu and
         Duvenaud (2017), Sticking the landing, NeurIPS.
     """
+    run = pair_of(run)
     check_whole(steps, "steps")
     check_whole(particles, "particles")
     if check_whole(draws, "draws") < LEAST:

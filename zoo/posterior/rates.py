@@ -17,7 +17,7 @@ from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.independent import without_event_dims
 from zoo.base.latent_sites import Latent
 from zoo.base.memory import rows_at_once
-from zoo.base.protocols import Pair
+from zoo.base.pairs import Trained, pair_of
 from zoo.base.threads import on_suited_threads
 from zoo.posterior.engine import Arguments, Reader, reader, reading
 from zoo.posterior.rowwise import conditional, gaussian, log_joint, real_site
@@ -113,7 +113,7 @@ class RateDistortion:
 
 @on_suited_threads
 def rate_distortion(
-    run: Pair, x: ArrayLike, *, draws: int = 10, threshold: float = 0.01, seed: int = 0
+    run: Trained, x: ArrayLike, *, draws: int = 10, threshold: float = 0.01, seed: int = 0
 ) -> RateDistortion:
     r"""Rate, distortion, mutual information and active units of a run on the rows ``x``.
 
@@ -137,6 +137,7 @@ def rate_distortion(
         Hoffman and Johnson (2016), ELBO surgery; Burda, Grosse and Salakhutdinov (2016), Importance weighted
         autoencoders (active units); Alemi et al. (2018), Fixing a broken ELBO (rate and distortion).
     """
+    run = pair_of(run)
     check_whole(draws, "draws", 2)
     if not threshold >= 0:
         raise ValueError(f"threshold must be a variance of at least 0, got {threshold!r}")

@@ -20,15 +20,17 @@ from zoo.base.atomic import new_file
 from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
 from zoo.base.checks import ArrayLike, check_rows
 from zoo.base.module import Module
+from zoo.base.pairs import Trained
 from zoo.data.dataset import Dataset
 from zoo.diagnostics.checks.check import Picture
 from zoo.diagnostics.diagnosis import Diagnosis, diagnose, tables
 from zoo.diagnostics.guide.relevance import EffectiveSize
 from zoo.diagnostics.model.predictive import PredictiveCheck, predictive_check
 from zoo.infer.convergence import assess
-from zoo.infer.run import Fit
+from zoo.infer.run import Fit, run_of
 from zoo.posterior.evaluation import Evaluation
 from zoo.report.figures import figures_of
+from zoo.report.glossary import GLOSSARY
 
 MARKS = {"good": "✓", "careful": "!", "bad": "✗", "unknown": "?"}  # beside the colour, for readers who do not see it
 WORDS = {"good": "good", "careful": "with care", "bad": "failed", "unknown": "not possible"}
@@ -53,7 +55,7 @@ class Encoded:
 
 
 def report(
-    run: Fit,
+    run: Trained,
     x: ArrayLike,
     path: str | Path,
     *,
@@ -69,7 +71,8 @@ def report(
     The file requires no network access and runs no script; its layout suits phones and print.
 
     Args:
-        run: a trained pair: the result of :func:`zoo.fit` or :func:`zoo.load`, or ``zoo.Fit(model, guide)``.
+        run: a trained pair: the result of :func:`zoo.fit`, :func:`zoo.em`, :func:`zoo.cavi` or :func:`zoo.load`, or
+            ``zoo.Fit(model, guide)``; or a fitted conjugate model, with its own posterior as the guide.
         x: the rows (n, d) that it was fitted to: a tensor, an array, or a :class:`zoo.data.Dataset`, whose name,
             columns and labels are used.
         path: of the file. Missing folders are created; an existing file is replaced once the new one is complete.
@@ -87,6 +90,7 @@ def report(
         ValueError: rows that do not fit model or guide, labels of the wrong length, or a path that does not end in
             .html.
     """
+    run = run_of(run)
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"'{path.name}' is not the name of an HTML file: use a path that ends in .html")
@@ -113,6 +117,7 @@ def report(
         missing=missing,
         pictures=[_encoded(one) for one in figures_of(run, known, found, predictive, labels, label_names, seed)],
         tables=[(title, table.columns, _cells(table)) for title, table in _tables(run, found)],
+        glossary=GLOSSARY,
         rerun=list(rerun),
         versions=_versions(),
     )

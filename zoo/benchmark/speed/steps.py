@@ -20,6 +20,7 @@ from zoo.base.module import Module
 from zoo.benchmark.speed.measuring import Samples, Task, processor_seconds
 from zoo.infer.decisions import PAYS
 from zoo.infer.fitting import fit
+from zoo.infer.watchers import Watcher
 from zoo.models.ppca import PPCA
 from zoo.models.vae import VAE
 
@@ -47,8 +48,8 @@ class Loop:
     by_hand: Callable[[], None]
     options: dict[str, Any] = field(default_factory=dict)
 
-    def fit(self, steps: int, capture: bool | None, callback: Callable[..., None]) -> None:
-        """Fit the pair, with a function that is called after every step."""
+    def fit(self, steps: int, capture: bool | None, callback: Callable[..., None] | Watcher) -> None:
+        """Fit the pair, with a function or a watcher that is called after every step."""
         fit(
             self.model,
             self.guide,
@@ -126,7 +127,10 @@ def break_even(build: Callable[[], Loop], steps: int = 60, warm_up: int = 10) ->
 def by_hand(
     loss: Callable[[Tensor], Tensor], params: Sequence[Tensor], batches: Callable[[], Tensor]
 ) -> Callable[[], None]:
-    """One step of the loop that a user would write in plain torch, with the fused Adam."""
+    """One step of the loop that a user would write in plain torch, with the fused Adam.
+
+    On a CPU the loss is read at every step; on a GPU that would wait for it.
+    """
     optim = torch.optim.Adam(params, lr=1e-3, fused=True)
 
     def step() -> None:
@@ -134,20 +138,21 @@ def by_hand(
         value = loss(batches())
         value.backward()
         optim.step()
-        value.item()
+        if not value.is_cuda:
+            value.item()
 
     return step
 
 
 def shuffled(x: Tensor, count: int) -> Callable[[], Tensor]:
     """Batches of ``count`` rows, epoch by epoch."""
-    order = iter(torch.randperm(len(x)).split(count))
+    order: Iterator[Tensor] = iter(())
 
     def batch() -> Tensor:
         nonlocal order
         index = next(order, None)
         if index is None:
-            order = iter(torch.randperm(len(x)).split(count))
+            order = iter(torch.randperm(len(x), device=x.device).split(count))
             index = next(order)
         return x[index]
 
@@ -157,7 +162,7 @@ def shuffled(x: Tensor, count: int) -> Callable[[], Tensor]:
 def vae() -> Loop:
     """A VAE 784-400-20 with Gaussian pixels on batches of 128."""
     x = torch.rand(1024, 784)
-    model, guide = _networks(x, {})
+    model, guide = _networks(x, 400, 20)
     mean, scale, encoder = (copy.deepcopy(part) for part in (model.mean, model.scale, guide.encoder))
     shift, unit = model.columns.shift, model.columns.unit
 
@@ -173,24 +178,30 @@ def vae() -> Loop:
     return Loop(model, guide, x, by_hand(loss, params, shuffled(x, BATCH)), {"batch_size": BATCH, "patience": 0})
 
 
-def binary_vae() -> Loop:
-    """A VAE 784-400-20 with Bernoulli pixels on batches of 128, binarised anew at every step."""
-    x = torch.rand(1024, 784)
-    model, guide = _networks(x, {"likelihood": "bernoulli"})
+def binary_vae(x: Tensor | None = None, hidden: int = 400, latent: int = 20, batch: int = BATCH) -> Loop:
+    """A VAE 784-400-20 with Bernoulli pixels on batches of 128, binarised anew at every step.
+
+    Args:
+        x: the data (n, d) between 0 and 1, on the device to use; None draws 1,024 rows.
+        hidden, latent: the widths of the networks.
+        batch: rows per step.
+    """
+    x = torch.rand(1024, 784) if x is None else x
+    model, guide = _networks(x, hidden, latent, likelihood="bernoulli")
     decoder, encoder = copy.deepcopy(model.mean), copy.deepcopy(guide.encoder)
     shift, unit, bias = guide.columns.shift, guide.columns.unit, model.likelihood.shift
 
     def loss(rows: Tensor) -> Tensor:
         rows = torch.bernoulli(rows)
-        loc, raw = encoder((rows - shift) / unit).split(20, -1)
+        loc, raw = encoder((rows - shift) / unit).split(latent, -1)
         deviation = softplus(raw + ONE)
         z = loc + deviation * torch.randn_like(loc)
         fitted = -binary_cross_entropy_with_logits(bias + decoder(z), rows, reduction="sum")
         return -(fitted + _log_standard(z) - _log_normal(z, loc, deviation)) * (len(x) / len(rows))
 
     params = [p for part in (decoder, encoder) for p in part.parameters()]
-    options = {"batch_size": BATCH, "patience": 0, "transform": torch.bernoulli}
-    return Loop(model, guide, x, by_hand(loss, params, shuffled(x, BATCH)), options)
+    options = {"batch_size": batch, "patience": 0, "transform": torch.bernoulli}
+    return Loop(model, guide, x, by_hand(loss, params, shuffled(x, batch)), options)
 
 
 def ppca(linear: bool) -> Loop:
@@ -218,12 +229,12 @@ def ppca(linear: bool) -> Loop:
     return Loop(model, guide, x, by_hand(loss, params, lambda: x), {"loss": Trace_ELBO()})
 
 
-def _networks(x: Tensor, options: dict[str, Any]) -> tuple[VAE, Amortized]:
-    """A VAE 784-400-20 and its guide, placed on the data."""
-    model = VAE(784, 20, hidden=(400,), **options)
-    guide = Amortized(model, x, hidden=(400,))
+def _networks(x: Tensor, hidden: int, latent: int, **options: Any) -> tuple[VAE, Amortized]:
+    """A VAE with one hidden layer and its guide, placed on the data."""
+    model = VAE(x.shape[1], latent, hidden=(hidden,), **options)
+    guide = Amortized(model, x, hidden=(hidden,))
     model.initialize(x)
-    return model, guide
+    return model.to(x), guide.to(x)
 
 
 def _log_normal(x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:

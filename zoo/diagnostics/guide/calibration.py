@@ -8,11 +8,12 @@ from torch import Tensor
 
 from zoo.base.callables import name_of, undecorated
 from zoo.base.checks import check_whole
+from zoo.base.pairs import Trained
 from zoo.base.protocols import HoldsRows
 from zoo.diagnostics.guide.ranking import Ranks, rank
 from zoo.diagnostics.guide.simulation import Builder, refit, simulate
 from zoo.diagnostics.guide.uniform import corrected, score_test, smooth_test, symmetry_test
-from zoo.infer.run import Fit
+from zoo.infer.run import run_of
 
 LEAST = 20  # simulations; fewer have no power
 SIMULATIONS = (500, 50)  # defaults: rows, and whole data sets with a fit each
@@ -149,7 +150,7 @@ class Calibration:
 
 
 def sbc(
-    run: Fit,
+    run: Trained,
     *,
     simulations: int | None = None,
     draws: int = 99,
@@ -197,6 +198,7 @@ def sbc(
         Vehtari (2023), Simulation-based calibration checking for Bayesian computation: the choice of test quantities
         shapes sensitivity, Bayesian Analysis (the likelihood).
     """
+    run = run_of(run)
     if simulations is not None:
         check_whole(simulations, "simulations", LEAST)
     check_whole(draws, "draws")

@@ -12,7 +12,8 @@ from zoo.algebra.linear_gaussian import gaussian_moments
 from zoo.base.callables import name_of, undecorated
 from zoo.base.checks import ArrayLike, check_rows
 from zoo.base.memory import rows_at_once
-from zoo.base.protocols import Conjugate, Pair
+from zoo.base.pairs import Trained, pair_of
+from zoo.base.protocols import Conjugate
 from zoo.base.threads import on_suited_threads
 from zoo.posterior.engine import reader, reading
 from zoo.posterior.rowwise import conditional, real_site
@@ -71,7 +72,7 @@ class PosteriorError:
 
 
 @on_suited_threads
-def posterior_error(run: Pair, x: ArrayLike) -> PosteriorError:
+def posterior_error(run: Trained, x: ArrayLike) -> PosteriorError:
     """Compare a Gaussian guide with the exact posterior of a conjugate model, in closed form.
 
     Args:
@@ -82,6 +83,7 @@ def posterior_error(run: Pair, x: ArrayLike) -> PosteriorError:
         ValueError: the model has no closed-form posterior, or not exactly one latent site with a real vector per row,
             or guide or posterior are not Gaussian.
     """
+    run = pair_of(run)
     model, name = undecorated(run.model), name_of(run.model)
     x = check_rows(x, model)
     if not isinstance(model, Conjugate):

@@ -12,7 +12,7 @@ from zoo.base.callables import undecorated
 from zoo.base.checks import ArrayLike, check_rows
 from zoo.base.latent_sites import Latent
 from zoo.base.memory import rows_at_once
-from zoo.base.protocols import Pair
+from zoo.base.pairs import Trained, pair_of
 from zoo.base.threads import on_suited_threads
 from zoo.diagnostics.guide.moments import flat, own_moments, units_of, weighted_moments
 from zoo.diagnostics.guide.shared_moments import LIMIT, SharedMoments, of_all_rows
@@ -124,7 +124,7 @@ class ImportanceMoments:
 
 @on_suited_threads
 def importance_moments(
-    run: Pair, x: ArrayLike, *, draws: int = 1000, inner: int | None = None, seed: int = 0
+    run: Trained, x: ArrayLike, *, draws: int = 1000, inner: int | None = None, seed: int = 0
 ) -> ImportanceMoments:
     r"""Correct the guide's mean and covariance of every row by Pareto-smoothed importance sampling.
 
@@ -158,6 +158,7 @@ def importance_moments(
         Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto smoothed importance sampling, JMLR 25(72); Yao, Vehtari,
         Simpson and Gelman (2018), Yes, but Did It Work?: Evaluating Variational Inference, ICML.
     """
+    run = pair_of(run)
     check_draws(draws, inner)
     x = check_rows(x, undecorated(run.model))
     limit = min(LIMIT, 1 - 1 / math.log10(draws))

@@ -20,6 +20,7 @@ from zoo.algebra.curvature import Curvature
 from zoo.base.callables import modules, name_of, undecorated
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.latent_sites import Latent
+from zoo.base.pairs import Trained, pair_of
 from zoo.base.protocols import HoldsFactors, Pair
 from zoo.base.random import seeded
 from zoo.base.threads import on_suited_threads
@@ -93,7 +94,7 @@ class LinearResponse:
 
 @on_suited_threads
 def linear_response(
-    run: Pair,
+    run: Trained,
     x: ArrayLike,
     quantity: Quantity | None = None,
     *,
@@ -143,6 +144,7 @@ def linear_response(
         Giordano, Broderick and Jordan (2018), Covariances, robustness, and variational Bayes, JMLR 19; Giordano, Ingram
         and Broderick (2024), Black box variational inference with a deterministic objective, JMLR 25.
     """
+    run = pair_of(run)
     check_whole(draws, "draws", 2)
     check_whole(dense, "dense", 0)
     x = check_rows(x, undecorated(run.model), least=1)

@@ -12,6 +12,7 @@ from torch import Tensor
 from zoo.base.callables import mode, name_of, undecorated
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.latent_sites import Latent, Layout, layout
+from zoo.base.pairs import Trained, pair_of
 from zoo.base.protocols import Pair
 from zoo.base.random import seeded
 from zoo.base.threads import on_suited_threads
@@ -140,7 +141,7 @@ class MCMCSamples:
         parts = ("mean", "mean_se", "deviation", "deviation_se", "rhat", "ess_bulk", "ess_tail")
         return pl.DataFrame(columns | {part: _all(getattr(self, part)).tolist() for part in parts})
 
-    def compare(self, run: Pair, *, draws: int = 4000, seed: int = 0) -> Comparison:
+    def compare(self, run: Trained, *, draws: int = 4000, seed: int = 0) -> Comparison:
         """Compare the guide's means and standard deviations with those of the chains.
 
         Args:
@@ -151,6 +152,7 @@ class MCMCSamples:
         Raises:
             ValueError: the guide lacks one of the sites, or has another shape.
         """
+        run = pair_of(run)
         check_whole(draws, "draws", 2)
         with reading(run, seed):
             source = reader(run, self.x)
@@ -186,7 +188,7 @@ class MCMCSamples:
 
 @on_suited_threads
 def nuts(
-    run: Pair, x: ArrayLike, *, chains: int = 4, draws: int = 500, warmup: int = 500, seed: int = 0
+    run: Trained, x: ArrayLike, *, chains: int = 4, draws: int = 500, warmup: int = 500, seed: int = 0
 ) -> MCMCSamples:
     """Sample the posterior at the fitted parameters by Pyro's No-U-Turn sampler.
 
@@ -209,6 +211,7 @@ def nuts(
     References:
         Hoffman and Gelman (2014), The No-U-Turn sampler, JMLR 15.
     """
+    run = pair_of(run)
     check_whole(chains, "chains", 2)
     check_whole(draws, "draws", LEAST)
     check_whole(warmup, "warmup", LEAST)

@@ -12,6 +12,7 @@ from zoo.base.callables import name_of, undecorated
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.latent_sites import Layout
 from zoo.base.memory import rows_at_once
+from zoo.base.pairs import Trained, pair_of
 from zoo.base.protocols import HoldsFactors, Pair, declares
 from zoo.infer.pairing import check_count
 from zoo.posterior.engine import Reader, reader, reading
@@ -67,7 +68,7 @@ class EffectiveSize:
 
 
 def effective_size(
-    run: Pair, x: ArrayLike, *, threshold: float | None = None, draws: int = 1000, seed: int = 0
+    run: Trained, x: ArrayLike, *, threshold: float | None = None, draws: int = 1000, seed: int = 0
 ) -> EffectiveSize:
     r"""The factors that automatic relevance determination keeps, or the components of a mixture that hold rows.
 
@@ -91,6 +92,7 @@ def effective_size(
     References:
         Bishop (1999), Variational principal components, ICANN.
     """
+    run = pair_of(run)
     check_whole(draws, "draws", 2)
     x = check_rows(x, undecorated(run.model))
     with reading(run, seed):

@@ -120,8 +120,8 @@ def free_parameters(model: PyroCallable) -> int:
 
     - PPCA: D K - K (K - 1) / 2 + D + 1.
     - FactorAnalysis: D K - K (K - 1) / 2 + 2 D.
-    - GMM: K - 1 + K D, and K D (D + 1) / 2 (full), D (D + 1) / 2 (tied), K D (diag) or K (spherical), as in mclust
-      (VVV, EEE, VVI, VII).
+    - GMM: K - 1 + K D, and K D (D + 1) / 2 (full), D (D + 1) / 2 (tied), K D (diag), D (tied_diag), K (spherical) or 1
+      (tied_spherical), as in mclust (VVV, EEE, VVI, EEI, VII, EII).
 
     A parameter at the boundary of its range (a uniqueness at its floor) counts as any other.
 

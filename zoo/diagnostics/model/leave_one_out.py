@@ -10,6 +10,7 @@ from torch import Tensor
 from zoo.base.callables import name_of, undecorated
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.memory import rows_at_once
+from zoo.base.pairs import Trained, pair_of
 from zoo.base.protocols import ConjugateGivenShared, Pair
 from zoo.base.threads import on_suited_threads
 from zoo.diagnostics.model.proposals import Proposal, moments_of_draws
@@ -89,7 +90,7 @@ class Loo:
 
 
 @on_suited_threads
-def loo(run: Pair, x: ArrayLike, *, draws: int = 1000, inner: int = 100, correct: bool = True, seed: int = 0) -> Loo:
+def loo(run: Trained, x: ArrayLike, *, draws: int = 1000, inner: int = 100, correct: bool = True, seed: int = 0) -> Loo:
     r"""Leave-one-out cross-validation by Pareto-smoothed importance sampling (PSIS-LOO).
 
     For a model with shared latent sites :math:`\theta`. Draws :math:`\theta_s \sim q` have the weights of row i
@@ -128,6 +129,7 @@ def loo(run: Pair, x: ArrayLike, *, draws: int = 1000, inner: int = 100, correct
         WAIC, Statistics and Computing 27; with approximate posteriors Magnusson, Andersen, Jonasson and Vehtari (2019),
         Bayesian leave-one-out cross-validation for large data, ICML.
     """
+    run = pair_of(run)
     check_draws(draws)
     check_whole(inner, "inner", 2)
     x = check_rows(x, undecorated(run.model), least=2)

@@ -1,27 +1,32 @@
 """Predictive checks: statistics of the data against those of replicated data."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import polars as pl
+import scipy  # type: ignore[import-untyped]  # loads its subpackages on first use
 import torch
 from torch import Tensor
 
 from zoo.base.callables import name_of, undecorated
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.memory import rows_at_once
-from zoo.base.protocols import Pair
+from zoo.base.pairs import Trained, pair_of
+from zoo.base.tables import column_names
 from zoo.base.threads import on_suited_threads
-from zoo.data.dataset import column_names
 from zoo.diagnostics.model.statistics import STATISTICS, column_quantiles, correlation, nan_quantile
 from zoo.posterior.engine import Reader, reader, reading
 
 Given = Literal["prior", "rows"]
+Grade = Literal["good", "careful", "bad"]
 Statistic = Callable[[Tensor], Any]
 PAIRS = 50  # the most columns for which all pairs are compared
 POINTS = 41  # quantiles per column
 SHOWN = 10  # the most statistics that a verdict names
+CHANCE = 0.01  # the probability that the farthest of all statistics lies beyond the limit under a correct model
+MANY = (2.0, 4.0)  # times the share outside that chance allows, beyond which to be careful, and to reject the model
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +106,27 @@ class PredictiveCheck:
         return tuple(out[far.argsort(descending=True, stable=True)].tolist())
 
     @property
+    def limit(self) -> float:
+        """The distance that the farthest of as many normal statistics exceeds with a chance of 1% (Bonferroni)."""
+        return float(scipy.stats.norm.isf(CHANCE / 2 / max(1, len(self.observed))))
+
+    @property
+    def grade(self) -> Grade:
+        """How well the model reproduces the data: ``"good"``, ``"careful"`` or ``"bad"``.
+
+        Good: at most twice as many statistics outside as chance allows, none beyond :attr:`limit`. Bad: more than four
+        times as many, or one beyond twice the limit. Careful: in between. Statistics of the same columns depend on each
+        other, so that the numbers are rules of thumb.
+        """
+        out = self.outside
+        share = len(out) / max(1, len(self.observed)) / (1 - self.level)
+        far = max((abs(float(self.distance[i])) for i in out), default=0.0)
+        far = 0.0 if math.isnan(far) else far / self.limit
+        if share > MANY[1] or far > 2:
+            return "bad"
+        return "careful" if share > MANY[0] or far > 1 else "good"
+
+    @property
     def headline(self) -> str:
         """How many statistics lie outside their interval, in words."""
         total, out = len(self.observed), len(self.outside)
@@ -108,7 +134,9 @@ class PredictiveCheck:
         if not out:
             return f"none of {total} statistics lies {central}"
         chance = f"under a correct model about {100 * (1 - self.level):.2g}% or fewer"
-        return f"{out} of {total} statistics lie {central} ({chance})"
+        far = abs(float(self.distance[self.outside[0]]))
+        farthest = f", the farthest by {far:.2g} standard deviations" if math.isfinite(far) else ""
+        return f"{out} of {total} statistics lie {central} ({chance}){farthest}"
 
     @property
     def verdict(self) -> str:
@@ -144,7 +172,7 @@ class PredictiveCheck:
 
 @on_suited_threads
 def predictive_check(
-    run: Pair,
+    run: Trained,
     x: ArrayLike,
     *,
     draws: int = 200,
@@ -194,6 +222,7 @@ def predictive_check(
     >>> "excess kurtosis of eruptions" in [found.names[i] for i in found.outside]
     True
     """
+    run = pair_of(run)
     if check_whole(draws, "draws") < 20:
         raise ValueError(f"draws must be at least 20 for an interval, got {draws}")
     if given not in get_args(Given):

@@ -9,7 +9,8 @@ from torch import Tensor
 from zoo.base.callables import name_of, undecorated, unwrapped
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.memory import rows_at_once
-from zoo.base.protocols import ClosedPredictive, ConjugateGivenShared, HoldsRows, Pair
+from zoo.base.pairs import Trained, pair_of
+from zoo.base.protocols import ClosedPredictive, ConjugateGivenShared, HoldsRows
 from zoo.diagnostics.guide.relevance import conjugate_factors
 from zoo.posterior.engine import Arguments, Reader, reader, reading
 from zoo.posterior.rowwise import log_mean
@@ -45,7 +46,7 @@ class PredictiveDensity:
         return f"PredictiveDensity of {found['rows']:.0f} rows: mean {found['log_density']:.4f} nats per row ({how})"
 
 
-def predictive_density(run: Pair, x: ArrayLike, *, draws: int = 1000, seed: int = 0) -> PredictiveDensity:
+def predictive_density(run: Trained, x: ArrayLike, *, draws: int = 1000, seed: int = 0) -> PredictiveDensity:
     r"""The density of new rows, averaged over q of what all rows share.
 
     .. math:: \log p(x_n \mid \text{data}) \approx \log \int p(x_n \mid \theta)\, q(\theta)\, d\theta \approx
@@ -70,6 +71,7 @@ def predictive_density(run: Pair, x: ArrayLike, *, draws: int = 1000, seed: int 
     References:
         Bishop (2006), Pattern Recognition and Machine Learning, 10.2.3.
     """
+    run = pair_of(run)
     check_whole(draws, "draws", 2)
     model = undecorated(run.model)
     x = check_rows(x, model)

@@ -55,7 +55,7 @@ def save(run: "Fit", path: str | Path) -> Path:
     ``poutine.scale``) only the names are saved: such callables must be passed to :func:`zoo.load`.
 
     Args:
-        run: what :func:`zoo.fit` returned, or a pair of your own, ``zoo.Fit(model, guide)``.
+        run: what :func:`zoo.fit`, :func:`zoo.em` or :func:`zoo.cavi` returned, or ``zoo.Fit(model, guide)``.
         path: a new or empty folder; its parent folders are created.
 
     Returns:
