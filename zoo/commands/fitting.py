@@ -95,20 +95,30 @@ def fit_(
     parts = fit_job.Parts(model, guide, {**sizes, **kinds}, {"hidden": hidden, "covariance": guide_covariance})
     options = {"steps": steps, "batch_size": batch_size, "device": device, "patience": patience}
     try:
-        if moments is not None:
-            unfit: dict[str, object] = {"DATA": source, "--guide": guide, "--columns": columns, "--labels": labels}
-            unfit |= {"--arviz": arviz, "--batch-size": batch_size, "--device": device, "--patience": patience}
-            unfit |= {"--hidden": hidden, "--guide-covariance": guide_covariance, "--binarise": binarise or None}
-            given = {**sizes, **kinds}
-            moments_job.fit_moments_and_show(
-                model, given, moments, n, unfit=unfit, steps=steps, seed=seed, folder=folder, threads=threads
+        if moments is None:
+            rows = fit_job.Rows(_rows_of(source, n), columns, labels, dtype.value, binarise)
+            fit_job.fit_and_show(
+                parts, rows, options, seed=seed, folder=folder, arviz=arviz, threads=threads, quiet=quiet
             )
-            return
-        if source is None:
-            raise ValueError("DATA is missing: give the name of a data set or the path of a file, or --moments")
-        if n is not None:
-            raise ValueError("--n is the number of rows behind --moments: DATA has its own")
-        rows = fit_job.Rows(source, columns, labels, dtype.value, binarise)
-        fit_job.fit_and_show(parts, rows, options, seed=seed, folder=folder, arviz=arviz, threads=threads, quiet=quiet)
+        else:
+            unfit: dict[str, object] = {"DATA": source, "guide": guide, "columns": columns, "labels": labels}
+            unfit |= {"hidden": hidden, "guide_covariance": guide_covariance, "arviz": arviz}
+            unfit |= {"binarise": binarise or None, **options, "steps": None}
+            moments_job.fit_moments_and_show(
+                model, parts.settings, moments, n, unfit=unfit, steps=steps, seed=seed, folder=folder, threads=threads
+            )
     except FAILURES as error:
         fail(error)
+
+
+def _rows_of(source: str | None, n: int | None) -> str:
+    """The source of the rows.
+
+    Raises:
+        ValueError: there is none, or ``--n`` is given as well.
+    """
+    if source is None:
+        raise ValueError("DATA is missing: give the name of a data set or the path of a file, or --moments")
+    if n is not None:
+        raise ValueError("--n is the number of rows behind --moments: DATA has its own")
+    return source

@@ -60,7 +60,7 @@ def fit_moments_and_show(
         settings: of the model, None where not given.
         path: of the matrix.
         n: the number of rows behind it.
-        unfit: the given options that need rows, None where not given.
+        unfit: what needs rows, DATA and options by name; None where not given.
         steps: of EM at most; None for convergence.
         seed: of the start.
         folder: where to write the run, or None.
@@ -70,7 +70,8 @@ def fit_moments_and_show(
         ValueError: an option does not fit a matrix, or the model cannot be fitted to one.
     """
     if taken := [option for option, value in unfit.items() if value is not None]:
-        raise ValueError(f"{taken[0]} needs rows, and --moments gives a matrix: leave one of the two out")
+        option = "DATA" if taken[0] == "DATA" else "--" + taken[0].replace("_", "-")
+        raise ValueError(f"{option} needs rows, and --moments gives a matrix: leave one of the two out")
     if n is None:
         raise ValueError("--moments needs --n, the number of rows behind the matrix")
     moments = load_moments(path, n)
@@ -92,7 +93,8 @@ def _estimate(name: str, settings: dict[str, Any], moments: Moments, steps: int 
     model = registry.build(chosen, settings, len(moments.mean)).double()
     if not _accepts(model):
         raise ValueError(f"{name_of(model)} needs the rows: --moments suffices for PPCA and FactorAnalysis")
-    run = em(model, moments, seed=seed, **({} if steps is None else {"steps": steps}))
+    options: dict[str, Any] = {} if steps is None else {"steps": steps}
+    run = em(model, moments, seed=seed, **options)
     form = linear_form(to_canonical(model, "varimax"))
     assert form is not None
     weight, _, noise = (value.detach() for value in form)
