@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zoo.algebra import linear_gaussian
-from zoo.algebra.moments import Moments
+from zoo.base.moments import Moments
 
 CANCELLED = 1e-4  # relative size of a difference below which more than four digits are lost
 

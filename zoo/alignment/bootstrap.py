@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from zoo.algebra.moments import Moments
 from zoo.alignment.canonical import canonical_rotation, canonical_transform, to_canonical
 from zoo.alignment.loadings import Basis, Loadings, check_level, scaled
 from zoo.alignment.matching import procrustes
@@ -17,6 +16,7 @@ from zoo.alignment.symmetry import Factors, LinearModule, model_of
 from zoo.alignment.varimax import Rotation
 from zoo.base.callables import PyroCallable, name_of
 from zoo.base.checks import ArrayLike, check_rows, incomplete
+from zoo.base.moments import Moments
 from zoo.base.pairs import known_columns
 from zoo.base.protocols import Checked, Maximized, Placed
 from zoo.base.threads import on_suited_threads

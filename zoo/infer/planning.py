@@ -47,7 +47,7 @@ class Plan:
         transform: applied to the rows of every batch, or None.
         checkpoint: the folder of the fit so far, or None.
         captured: whether steps are recorded as a graph.
-        complete: whether no step sees a missing entry.
+        missing: whether the rows have missing entries; None where a transform of your own may change that.
         columns: the names of the columns, if they have any.
     """
 
@@ -71,7 +71,7 @@ class Plan:
     transform: Transform | None
     checkpoint: Path | None
     captured: bool
-    complete: bool
+    missing: bool | None
     columns: tuple[str, ...] = ()
 
     @property
@@ -202,6 +202,6 @@ def _decided(asked: Asked) -> Plan:
         transform=options.transform,
         checkpoint=options.checkpoint,
         captured=captured,
-        complete=options.transform in (None, torch.bernoulli) and not incomplete(asked.x),
+        missing=incomplete(asked.x) if options.transform in (None, torch.bernoulli) else None,
         columns=asked.columns,
     )
