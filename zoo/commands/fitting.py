@@ -39,6 +39,13 @@ class Precision(StrEnum):
     float64 = "float64"
 
 
+class Start(StrEnum):
+    """Where a model starts."""
+
+    data = "data"
+    random = "random"
+
+
 def fit_(
     model: MODEL,
     source: SOURCE,
@@ -61,6 +68,9 @@ def fit_(
     columns: COLUMNS = None,
     labels: Annotated[str | None, typer.Option(help="Column with labels, for the figures.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of initial values, minibatches and draws.")] = 0,
+    start: Annotated[
+        Start | None, typer.Option(help="Start at an estimate from the data where the model has one, or at random.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Number of steps; by default until convergence.")] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Rows per step; by default all, or minibatches for large data and deep models.")
@@ -86,6 +96,7 @@ def fit_(
     rows = fit_job.Rows(source, columns, labels, dtype.value, binarise)
     parts = fit_job.Parts(model, guide, {**sizes, **kinds}, {"hidden": hidden, "covariance": guide_covariance})
     options = {"steps": steps, "batch_size": batch_size, "device": device, "patience": patience}
+    options["start"] = None if start is None else start.value
     try:
         fit_job.fit_and_show(parts, rows, options, seed=seed, folder=folder, arviz=arviz, threads=threads, quiet=quiet)
     except FAILURES as error:
