@@ -49,6 +49,7 @@ class Plan:
         captured: whether steps are recorded as a graph.
         work: multiply-adds of a step, which decide on the number of threads.
         missing: whether the rows have missing entries; None where a transform of your own may change that.
+        columns: the names of the columns, if they have any.
     """
 
     answers: tuple[decisions.Answer, ...]
@@ -73,6 +74,7 @@ class Plan:
     captured: bool
     work: float
     missing: bool | None
+    columns: tuple[str, ...] = ()
 
     @property
     def full(self) -> bool:
@@ -206,4 +208,5 @@ def _decided(asked: Asked) -> Plan:
         captured=captured,
         work=work,
         missing=incomplete(asked.x) if options.transform in (None, torch.bernoulli) else None,
+        columns=asked.columns,
     )
