@@ -119,3 +119,27 @@ def test_what_needs_rows_says_so():
         zoo.em(FactorAnalysis(5, 2), ability())
     with pytest.raises(ValueError, match=r"weight the rows by Moments.of\(x, weights\)"):
         zoo.em(model, ability(), weights=[1.0] * 112)
+
+
+def written(path, matrix=ABILITY, header=NAMES, rows=NAMES):
+    """A CSV file as R's write.csv makes it."""
+    lines = [",".join(f'"{name}"' for name in (("", *header) if rows else header))]
+    for i, values in enumerate(matrix.tolist()):
+        lines.append(",".join([*([f'"{rows[i]}"'] if rows else []), *map(repr, values)]))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_matrices_from_files(tmp_path):
+    path = written(tmp_path / "cov.csv")
+    found = zoo.data.load_moments(path, n=112)
+    close(found.covariance, ability().covariance)
+    assert (found.columns, found.count) == (NAMES, 112)
+    close(zoo.data.load_moments(written(tmp_path / "bare.csv", rows=()), n=112).covariance, found.covariance)
+    unit = ABILITY.diagonal().sqrt()
+    correlation = ABILITY / torch.outer(unit, unit)
+    close(zoo.data.load_moments(written(tmp_path / "cor.csv", correlation), n=112).covariance, correlation)
+    with pytest.raises(ValueError, match="row 0 is named 'picture', column 0 'general'"):
+        zoo.data.load_moments(written(tmp_path / "other.csv", rows=(NAMES[1], NAMES[0], *NAMES[2:])), n=112)
+    with pytest.raises(ValueError, match="has 4 rows and 7 columns: a covariance or correlation matrix is square"):
+        zoo.data.load_moments(written(tmp_path / "part.csv", ABILITY[:4]), n=112)

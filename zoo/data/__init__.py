@@ -4,11 +4,13 @@ from zoo.base.moments import Moments
 from zoo.data.conversion import as_dataset
 from zoo.data.dataset import Dataset
 from zoo.data.loading import load, names
+from zoo.data.square import load_moments
 
 __all__ = [
     "Dataset",
     "Moments",
     "as_dataset",
     "load",
+    "load_moments",
     "names",
 ]

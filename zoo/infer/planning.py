@@ -48,6 +48,7 @@ class Plan:
         checkpoint: the folder of the fit so far, or None.
         captured: whether steps are recorded as a graph.
         missing: whether the rows have missing entries; None where a transform of your own may change that.
+        columns: the names of the columns, if they have any.
     """
 
     answers: tuple[decisions.Answer, ...]
@@ -71,6 +72,7 @@ class Plan:
     checkpoint: Path | None
     captured: bool
     missing: bool | None
+    columns: tuple[str, ...] = ()
 
     @property
     def full(self) -> bool:
@@ -201,4 +203,5 @@ def _decided(asked: Asked) -> Plan:
         checkpoint=options.checkpoint,
         captured=captured,
         missing=incomplete(asked.x) if options.transform in (None, torch.bernoulli) else None,
+        columns=asked.columns,
     )

@@ -27,7 +27,7 @@ from zoo.algebra.mixture_covariances import (
     scatter,
     scatter_of,
 )
-from zoo.base.checks import check_rows, check_whole, incomplete
+from zoo.base.checks import ArrayLike, check_rows, check_whole, incomplete
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
 from zoo.base.weights import check_weights
@@ -162,12 +162,13 @@ class GMM(Module):
         return (q.probs * (self.log_joint(x) - q.logits)).sum(-1)
 
     @torch.no_grad()
-    def impute(self, x: Tensor) -> Imputation:
+    def impute(self, x: ArrayLike) -> Imputation:
         r"""Conditional mean :math:`E[x_m \mid x_o]` and variance of the missing entries (NaN) of rows (n, d)."""
-        x = check_rows(x, self)
-        if not incomplete(x):
-            return Imputation(x.clone(), torch.zeros_like(x))
-        return missing_mixture.impute(x, self.weight.log(), self.mean, self._covariances())
+        rows = check_rows(x, self)
+        if not incomplete(rows):
+            return Imputation(rows.clone(), torch.zeros_like(rows)).named(x)
+        found = missing_mixture.impute(rows, self.weight.log(), self.mean, self._covariances())
+        return found.named(x)
 
     def summarize(self, x: Tensor, weights: Tensor | None = None) -> Tensor | WeightedRows | Sorted:
         """The input of :meth:`em_step` for rows (n, d): the rows, sorted by pattern if entries are missing.
