@@ -1,6 +1,7 @@
 """Bayesian PCA and Bayesian mixtures, fitted by variational Bayes, as scikit-learn estimators."""
 
 import warnings
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,13 @@ def _ascended(
     if not run.converged:
         stopped = run.settings.get("stopped", "the steps are used up")
         warnings.warn(f"the bound has not settled ({stopped}): raise max_iter", ConvergenceWarning, stacklevel=3)
-    return run, factors
+    return run, {site: _held(factor) for site, factor in factors.items()}
+
+
+def _held(factor: Any) -> Any:
+    """A factor with tensors of its own, which can be pickled: Pyro's refer to the parameters that they come from."""
+    tensors = {own.name: getattr(factor, own.name) for own in fields(factor)}
+    return replace(factor, **{name: value.detach().clone() for name, value in tensors.items()})
 
 
 class BayesianPCA(LinearTransformer):
@@ -104,8 +111,9 @@ class BayesianPCA(LinearTransformer):
         """Fits q of all parameters to rows (n, d), in which NaN marks an entry missing at random; ``y`` is ignored."""
         rows, _ = self._given(X, columns=2)
         n, d = rows.shape
-        most = max(1, min(n, d) - 1)
-        k = check_components(self.n_components, most, f"one less than the {min(n, d)} rows or columns")
+        most = min(n - 1, d)
+        usual = max(1, min(n, d) - 1) if self.n_components is None else self.n_components
+        k = check_components(usual, most, f"the number of columns, {d}, and below that of rows, {n}")
         self.run_, factors = _ascended(
             BayesianPCAModel(d, k).double(),
             self.guide,

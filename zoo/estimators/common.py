@@ -91,9 +91,7 @@ def guide_of(guide: Guide, model: Module, rows: Tensor) -> PyroCallable:
     return kind(model) if kind is guides.Exact else kind(model, rows)
 
 
-def trained(
-    model: Module, guide: Guide, rows: Tensor, weights: Tensor | None, steps: int | None, seed: int
-) -> Fit:
+def trained(model: Module, guide: Guide, rows: Tensor, weights: Tensor | None, steps: int | None, seed: int) -> Fit:
     """A fit of the model with a guide, by :func:`zoo.fit`."""
     weighing = {} if weights is None else {"weights": weights}
     return fit(model, guide_of(guide, model, rows), rows, steps=steps, seed=seed, progress=False, **weighing)

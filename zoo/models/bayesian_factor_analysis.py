@@ -6,8 +6,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from zoo.algebra.linear_gaussian import refuse_constant_columns
 from zoo.algebra.exponential_families import GaussianFactor
+from zoo.algebra.linear_gaussian import refuse_constant_columns
 from zoo.base.checks import check_whole
 from zoo.base.module import Module, like
 from zoo.base.plates import rows

@@ -19,8 +19,8 @@ from zoo.base.plates import rows
 from zoo.distributions.observed import seen
 from zoo.models.mixture_ascent import MixtureAscent, mixture_bound
 from zoo.models.mixture_factors import Covariance, MixturePriors, mixture_factors
-from zoo.models.mixture_rows import mixture_rows
 from zoo.models.mixture_predictive import broken, log_predictive
+from zoo.models.mixture_rows import mixture_rows
 from zoo.models.mixture_starts import Start, filled, hard_responsibilities
 
 Proportions = Literal["dirichlet", "sticks"]
