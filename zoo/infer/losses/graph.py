@@ -14,7 +14,7 @@ ADD, SUB, MUL, DIV = ATEN.add.Tensor, ATEN.sub.Tensor, ATEN.mul.Tensor, ATEN.div
 POWER, NEG, INVERSE = ATEN.pow.Tensor_Scalar, ATEN.neg.default, ATEN.reciprocal.default
 RSUB = ATEN.rsub.Scalar
 SUMS = (ATEN.sum.default, ATEN.sum.dim_IntList)
-LINEAR = (NEG, ADD, SUB, RSUB, MUL, DIV, POWER, *SUMS)  # at least in their factors
+LINEAR = {NEG: 1, **dict.fromkeys((ADD, SUB, RSUB, MUL, DIV, POWER), 2), **dict.fromkeys(SUMS, 3)}  # with arguments
 VIEWS = (*(getattr(ATEN, n).default for n in ("detach", "alias", "expand", "view", "cat")), operator.getitem)
 SHAPED = [getattr(ATEN, f"{n}_like").default for n in ("ones", "zeros", "full")]  # of a tensor, use its shape alone
 SHAPED += [getattr(ATEN, f"new_{n}").default for n in ("ones", "zeros", "full")]
@@ -108,22 +108,23 @@ class _Reduction:
             return None
         known = self.values
         if node.target is ATEN.lift_fresh_copy.default:  # a literal
-            return getattr(self.module, sources[0].target)
+            return getattr(self.module, str(sources[0].target))
         if node.target in SHAPED:
             known = {sources[0]: torch.empty_strided(*_form(node)[:2], dtype=result.dtype, device=result.device)}
         if not all(source in known for source in sources):
             return None
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
-        return node.target(*args, **kwargs)
+        target: Any = node.target
+        return target(*args, **kwargs)
 
     def _factored(self, node: fx.Node) -> tuple[float, fx.Node] | None:
         """A number and the operation that it multiplies; None where there is no factor to carry on."""
         target, result = node.target, node.meta.get("val")
-        if target not in LINEAR or node.kwargs or result.dtype not in (torch.float32, torch.float64):
+        if target not in LINEAR or not isinstance(result, Tensor) or node.kwargs or len(node.args) > LINEAR[target]:
             return None
         (f, x), (g, y) = (self._split(arg) for arg in (*node.args, None)[:2])
         found: tuple[float, fx.Node | None] = 1.0, None
-        if any(own.meta["val"].dtype != result.dtype for own in (x, y) if own is not None):
+        if {own.meta["val"].dtype for own in (x, y) if own is not None} not in ({torch.float32}, {torch.float64}):
             return None
         if target is NEG:
             found = -f, x
@@ -131,7 +132,7 @@ class _Reduction:
             found = f * g, x or y
         elif target is DIV and y is None:
             found = f / g if g else math.inf, x
-        elif target is DIV and x is None:
+        elif target is DIV and x is None and y is not None:
             found = f / g, self._new(y, INVERSE, y)
         elif target in (ADD, SUB, RSUB) and y is None and g == 0:
             found = -f if target is RSUB else f, x
@@ -143,12 +144,13 @@ class _Reduction:
             found = f * g, self._new(node, target, x, y)
         elif target is DIV and f != g:
             found = f / g, self._new(node, target, x, y)
-        elif target in (ADD, SUB) and x is not None and f != 1:
+        elif target in (ADD, SUB) and x is not None and f != 1 and math.isfinite(g):
             share = (g if target is ADD else -g) / f
             found = f, self._new(node, ADD, x, share) if y is None else self._new(node, ADD, x, y, alpha=share)
         factor, other = found
-        known = other is not None and math.isfinite(factor) and factor != 0 and _form(other) == _form(node)
-        return (factor, other) if known else None
+        if other is None or not math.isfinite(factor) or factor == 0 or _form(other) != _form(node):
+            return None
+        return factor, other
 
     def _split(self, value: Any) -> tuple[float, fx.Node | None]:
         """A number and the operation that it multiplies; None for a number by itself, also one that fills a tensor."""
