@@ -11,6 +11,7 @@ from weakref import ref
 
 import pyro
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
 from zoo.infer.losses.graph import NotCaptured
@@ -103,7 +104,8 @@ def _places(value: Any) -> tuple[list[Read], Iterable[Any]]:
         raise NotCaptured(f"it holds a value of type {type(value).__name__}, whose changes cannot be seen")
     if not isinstance(value, nn.Module):
         return [vars(value).values], vars(value).values()
-    own = ["training", *(name for name in vars(value) if name not in TORCHS)]
+    anew = ("plates",) if isinstance(value, AutoGuide) else ()  # at every run
+    own = ["training", *(name for name in vars(value) if name not in TORCHS and name not in anew)]
     members: list[dict[str, Any]] = [value._parameters, value._buffers, value._modules]
     reads = [partial(operator.itemgetter(*own, "_modules"), vars(value)), *(place.values for place in members)]
     plain = [vars(value)[name] for name in own]
