@@ -151,7 +151,7 @@ def fit_and_show(
     Args:
         parts: model and guide.
         rows: the data.
-        options: ``steps``, ``batch_size``, ``device`` and ``patience``; None where not given.
+        options: ``steps``, ``batch_size``, ``device``, ``patience`` and ``start``; None where not given.
         seed: of the fit.
         folder: where to write the run, or None.
         arviz: names of the groups of the ArviZ file, ``"all"``, ``"none"``, or None for the default.
@@ -180,7 +180,7 @@ def _job(parts: Parts, rows: Rows, options: dict[str, Any], seed: int, quiet: bo
     given = {**options, "progress": not quiet}
     if guide is None:
         listed = {"--hidden": parts.own["hidden"], "--guide-covariance": parts.own["covariance"]}
-        listed |= {"--batch-size": options["batch_size"], "--device": options["device"]}
+        listed |= {"--batch-size": options["batch_size"], "--device": options["device"], "--start": options["start"]}
         _refuse_with_ascent(listed | {"--patience": options["patience"], "--binarise": rows.binarise or None})
     elif given["patience"] is None and may_overfit(model, guide, table.x, layout(model, table.x)):
         given["patience"] = PATIENCE
@@ -284,7 +284,7 @@ def _fit(job: Job) -> Fit:
     if job.guide is None:
         steps = job.options["steps"]
         return cavi(job.model, job.table, seed=job.seed, **({} if steps is None else {"sweeps": steps}))
-    options = dict(job.options)
+    options = {**job.options, "start": job.options["start"] or "data"}
     if options["batch_size"] is None and not isinstance(job.guide, guides.Exact) and job.table.x.numel() > LARGE:
         options["batch_size"] = 256
         err.print(f"{len(job.table)} rows: using minibatches of 256; --batch-size sets another size")
