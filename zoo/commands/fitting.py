@@ -19,7 +19,8 @@ MOMENTS = Annotated[
 COVARIANCE = Annotated[
     str | None,
     typer.Option(
-        help="Of a mixture: full, tied, diag, spherical, tied_diag, tied_spherical; of a VAE: scalar, diag, low_rank, full."
+        help="Of a mixture: full, tied, diag, spherical, tied_diag, tied_spherical; of a VAE: scalar, diag, low_rank, "
+        "full."
     ),
 ]
 LIKELIHOOD = Annotated[str | None, typer.Option(help=f"Likelihood of a VAE: {', '.join(LIKELIHOODS)}.")]

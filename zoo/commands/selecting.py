@@ -18,7 +18,8 @@ def select_(
     covariance: Annotated[
         str | None,
         typer.Option(
-            help="Of a mixture: full, tied, diag, spherical, tied_diag, tied_spherical; or mclust's VVV, EEE, VVI, VII, EEI, EII."
+            help="Of a mixture: full, tied, diag, spherical, tied_diag, tied_spherical; or in mclust's words VVV, EEE, "
+            "VVI, VII, EEI, EII."
         ),
     ] = None,
     likelihood: Annotated[str | None, typer.Option(help="Likelihood of a VAE, e.g. gaussian or bernoulli.")] = None,
