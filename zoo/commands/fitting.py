@@ -46,16 +46,29 @@ class Precision(StrEnum):
     float64 = "float64"
 
 
+class Start(StrEnum):
+    """Where a model starts."""
+
+    data = "data"
+    random = "random"
+
+
+GUIDE = Annotated[
+    str | None,
+    typer.Option(
+        help=f"{', '.join(GUIDES[:-1])} or {GUIDES[-1]}; by default Exact where the model has a closed-form "
+        "posterior, else Amortized, and coordinate ascent for a Bayesian model."
+    ),
+]
+START = Annotated[
+    Start | None, typer.Option(help="Start at an estimate from the data where the model has one, or at random.")
+]
+
+
 def fit_(
     model: MODEL,
     source: OPTIONAL_SOURCE = None,
-    guide: Annotated[
-        str | None,
-        typer.Option(
-            help=f"{', '.join(GUIDES[:-1])} or {GUIDES[-1]}; by default Exact where the model has a closed-form "
-            "posterior, else Amortized, and coordinate ascent for a Bayesian model."
-        ),
-    ] = None,
+    guide: GUIDE = None,
     moments: MOMENTS = None,
     n: Annotated[int | None, typer.Option("--n", help="Number of rows behind --moments.")] = None,
     latent_dim: Annotated[int | None, typer.Option("--latent-dim", "-k", help="Number of factors.")] = None,
@@ -70,6 +83,7 @@ def fit_(
     columns: COLUMNS = None,
     labels: Annotated[str | None, typer.Option(help="Column with labels, for the figures.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of initial values, minibatches and draws.")] = 0,
+    start: START = None,
     steps: Annotated[int | None, typer.Option(help="Number of steps; by default until convergence.")] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Rows per step; by default all, or minibatches for large data and deep models.")
@@ -94,6 +108,7 @@ def fit_(
     kinds = {"covariance": covariance, "noise": noise, "likelihood": likelihood}
     parts = fit_job.Parts(model, guide, {**sizes, **kinds}, {"hidden": hidden, "covariance": guide_covariance})
     options = {"steps": steps, "batch_size": batch_size, "device": device, "patience": patience}
+    options["start"] = start and start.value
     try:
         if moments is None:
             rows = fit_job.Rows(_rows_of(source, n), columns, labels, dtype.value, binarise)

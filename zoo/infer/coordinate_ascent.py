@@ -14,6 +14,7 @@ from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.protocols import Checked, ConditionallyConjugate, CoordinateAscent, Placed, Rotating
 from zoo.base.random import seeded
+from zoo.base.tables import column_names
 from zoo.base.threads import on_suited_threads
 from zoo.base.weights import by_weights, weighted_rows
 from zoo.infer.convergence import SWEPT
@@ -141,7 +142,7 @@ def ascend(
     check_whole(restarts, "restarts")
     if not tol >= 0:
         raise ValueError(f"tol must not be negative, got {tol!r}: nats per row")
-    x = check_rows(x, model, least=2, exact=True)
+    columns, x = column_names(x), check_rows(x, model, least=2, exact=True)
     some, found = weighted_rows(x, weights, least=2)
     weighing = by_weights(model, found)
     size = len(some) if found is None else float(found.sum())
@@ -168,6 +169,7 @@ def ascend(
         device=str(x.device),
         seconds=time.perf_counter() - started,
         stopped="the bound has settled" if converged else f"all {sweeps} sweeps are used up",
+        columns=columns,
     )
     return VariationalBayes(model, guide, record, bound=bound, attempts=attempts, factors=factors)
 

@@ -24,6 +24,7 @@ from zoo.base.protocols import (
     Summarized,
 )
 from zoo.base.random import seeded
+from zoo.base.tables import column_names
 from zoo.base.threads import on_suited_threads
 from zoo.base.weights import by_weights, weighted_rows
 from zoo.infer.acceleration import FAILURES, Ascent
@@ -162,6 +163,7 @@ def em(
         device=str(place.device),
         seconds=time.perf_counter() - started,
         stopped=stopped,
+        columns=x.columns if isinstance(x, Moments) else column_names(x),
     )
     return MaximumLikelihood(
         model, _guide(model), record, log_likelihood=found.log_likelihood, evaluations=found.evaluations

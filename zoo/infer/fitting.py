@@ -18,7 +18,7 @@ from zoo.base.callables import PyroCallable, mode, modules, undecorated, unwrapp
 from zoo.base.checks import ArrayLike, missing_entries
 from zoo.base.protocols import Collapsing, Delaying, Estimating, Placed
 from zoo.base.random import seeded
-from zoo.base.threads import suited, work_of
+from zoo.base.threads import suited
 from zoo.infer.asked import Start
 from zoo.infer.captured import CapturedSVI
 from zoo.infer.collapse import UnboundedLikelihood
@@ -169,8 +169,7 @@ def fit(
         checkpoint=checkpoint,
     )
     held = None if store is None else {key: dict(own) for key, own in store.items()}
-    work = work_of(decided.x.shape, model, guide, rows=decided.batch_size)
-    with pyro.get_param_store().scope(held), seeded(seed), suited(work, decided.x.device):
+    with pyro.get_param_store().scope(held), seeded(seed), suited(decided.work, decided.x.device):
         first = _start(decided, model, guide)
         running = Running(decided, model, guide, _svi(decided, model, guide), started=started)
         good = LastGood(every, model, guide)

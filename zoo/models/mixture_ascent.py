@@ -80,25 +80,3 @@ class MixtureAscent:
             else CoupledFactor(mean, self.q.beta),
         }
         return {**shared, "component": CategoricalFactor(logs.log_softmax(-1))}
-
-
-def plus_plus(x: Tensor, components: int, generator: torch.Generator, weights: Tensor | None = None) -> Tensor:
-    """Responsibilities (n, k) of 0 and 1 by the nearest of k rows chosen by k-means++, with weights (n,) of the rows.
-
-    References:
-        Arthur and Vassilvitskii (2007), k-means++: the advantages of careful seeding, SODA.
-    """
-    if weights is None:
-        first = torch.randint(len(x), (1,), generator=generator).item()
-    else:
-        first = torch.multinomial(weights.cpu(), 1, generator=generator).item()
-    centres = [x[int(first)]]
-    nearest = (x - centres[0]).square().sum(-1)
-    for _ in range(components - 1):
-        odds = nearest if nearest.sum() > 0 else torch.ones_like(nearest)
-        odds = odds if weights is None else odds * weights.to(odds)
-        chosen = torch.multinomial(odds.cpu(), 1, generator=generator).item()
-        centres.append(x[int(chosen)])
-        nearest = torch.minimum(nearest, (x - centres[-1]).square().sum(-1))
-    distance = torch.cdist(x, torch.stack(centres))
-    return torch.nn.functional.one_hot(distance.argmin(1), components).double()

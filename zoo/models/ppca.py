@@ -8,7 +8,7 @@ from torch.nn.functional import linear
 
 from zoo.algebra import linear_gaussian, missing_linear
 from zoo.algebra.missing import Imputation, Incomplete, column_moments, refuse_unobserved_columns
-from zoo.base.checks import check_rows, check_whole, incomplete
+from zoo.base.checks import ArrayLike, check_rows, check_whole, incomplete
 from zoo.base.module import Module, like
 from zoo.base.moments import Moments
 from zoo.base.plates import rows
@@ -86,9 +86,10 @@ class PPCA(Module):
         return linear_gaussian.elbo(like(x, self), q, self.weight, self.mean, self.noise)
 
     @torch.no_grad()
-    def impute(self, x: Tensor) -> Imputation:
+    def impute(self, x: ArrayLike) -> Imputation:
         r"""Conditional mean :math:`E[x_m \mid x_o]` and variance of the missing entries (NaN) of rows (n, d)."""
-        return linear_gaussian.impute(check_rows(x, self), self.weight, self.mean, self.noise)
+        found = linear_gaussian.impute(check_rows(x, self), self.weight, self.mean, self.noise)
+        return found.named(x)
 
     def summarize(self, x: Tensor | Moments, weights: Tensor | None = None) -> Moments | Incomplete:
         """The input of :meth:`em_step` for rows (n, d): their sufficient statistics, if no entry is missing.

@@ -16,10 +16,10 @@ from torch import Tensor
 from zoo.algebra.mixture_covariances import KINDS, covariances
 from zoo.alignment.canonical import canonical_transform
 from zoo.alignment.symmetry import mixture_of
-from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
-from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.callables import PyroCallable, name_of, unwrapped
+from zoo.base.checks import ArrayLike, check_whole
 from zoo.base.latent_sites import layout
-from zoo.base.pairs import Trained, pair_of
+from zoo.base.pairs import Trained, known_columns, pair_of, rows_of
 from zoo.base.protocols import GaussianMixture, Pair
 from zoo.data.dataset import Dataset
 from zoo.factors.classification import classify
@@ -66,13 +66,10 @@ def latent(
             is out of range, or the model has neither factors nor a discrete ``component`` per row.
     """
     run = pair_of(run)
-    if isinstance(x, Dataset):
-        if labels is None:
-            labels, label_names = x.labels, label_names or x.label_names
-        columns = x.columns
-    else:
-        columns = ()
-    data = check_rows(x, undecorated(run.model))
+    if isinstance(x, Dataset) and labels is None:
+        labels, label_names = x.labels, label_names or x.label_names
+    columns = known_columns(run, x)
+    data = rows_of(run, x)
     marks, names = classes(labels, label_names, len(data))
     if _has_components(run, data):
         shares = classify(run, data, draws=draws, seed=seed).responsibilities.numpy()
@@ -121,7 +118,7 @@ def responsibilities(run: Trained, x: ArrayLike, *, draws: int = 200, seed: int 
         ValueError: the model has no discrete ``component`` per row.
     """
     run = pair_of(run)
-    data = check_rows(x, undecorated(run.model))
+    data = rows_of(run, x)
     if not _has_components(run, data):
         name = name_of(run.model)
         raise ValueError(f"{name} has no discrete component per row and thus no responsibilities: use zoo.plots.latent")
