@@ -89,7 +89,8 @@ def fit(
         model: a Pyro model with the signature ``(x=None, index=None, size=None)``, a module or a function, possibly
             wrapped in Pyro handlers (``config_enumerate``, ``poutine.scale``).
         guide: a Pyro guide with the same signature: one of :mod:`guides`, of Pyro's autoguides, or your own.
-        x: the data (n, d); NaN marks an entry missing at random, for a model with ``missing = True``.
+        x: the data (n, d), as a tensor, an array, a data frame or another table (:func:`zoo.base.tables.named_rows`); NaN
+            marks an entry missing at random, for a model with ``missing = True``.
         steps: the most steps. None: until the bound has settled, at most 20,000; with a Pyro optimizer of your own,
             whose schedule is unknown to the fit, all of them.
         batch_size: rows per step, drawn without replacement epoch by epoch. None uses all rows at every step, except
