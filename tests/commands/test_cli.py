@@ -1,6 +1,7 @@
 """The command ``zoo``: what it prints and writes, and what it refuses."""
 
 import json
+import re
 
 import h5py
 import numpy as np
@@ -148,6 +149,22 @@ def test_threads(zoo_command, monkeypatch):
     assert set(seen) == {3}
     assert torch.get_num_threads() == before
     refused(zoo_command(*words, 0), "threads must be a whole number of at least 1")
+    seen.clear()
+    conjugate = ("benchmark", "conjugate", "--only", "iris PPCA 1", "--guide", "Exact", "--seeds", 1, "--out", "bench")
+    assert zoo_command(*conjugate, "--threads", 2).exit_code == 0
+    assert set(seen) == {2}
+    assert torch.get_num_threads() == before
+    refused(zoo_command("benchmark", "speed", "--out", "speed", "--threads", 2), "speed measures on one thread")
+
+
+def test_a_random_start_is_farther_from_the_optimum(zoo_command):
+    steps = {}
+    for start in ("data", "random"):
+        done = zoo_command("fit", "PPCA", "iris", "-k", 2, "--quiet", "--start", start)
+        assert done.exit_code == 0, done.output
+        steps[start] = int(re.search(r"SVI: (\d+) steps", done.output)[1])
+    assert steps["data"] < steps["random"]
+    assert zoo_command("fit", "PPCA", "iris", "-k", 2, "--start", "spectral").exit_code == 2
 
 
 def test_a_first_vae_holds_out_rows(zoo_command, tmp_path):
@@ -264,6 +281,8 @@ def test_bayesian_model_is_fitted_by_coordinate_ascent(zoo_command, tmp_path):
     refused = zoo_command("fit", "BayesianPCA", "iris", "--latent-dim", 1, "--batch-size", 10)
     assert refused.exit_code != 0
     assert "--batch-size is an option of SVI" in refused.output
+    refused = zoo_command("fit", "BayesianPCA", "iris", "--latent-dim", 1, "--start", "data")
+    assert "--start is an option of SVI" in refused.output
 
 
 def test_selects_the_size_of_a_bayesian_model(zoo_command):

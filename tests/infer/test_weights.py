@@ -8,13 +8,14 @@ from helpers import close
 
 import zoo
 from zoo import GMM, PPCA, FactorAnalysis
+from zoo.algebra.mixture_covariances import KINDS
 
 pytestmark = pytest.mark.usefixtures("own_store")
 
 MODELS = {
     "PPCA": lambda: PPCA(4, 2),
     "FactorAnalysis": lambda: FactorAnalysis(4, 1),
-    **{f"GMM {kind}": lambda kind=kind: GMM(4, 2, kind) for kind in ("full", "tied", "diag", "spherical")},
+    **{f"GMM {kind}": lambda kind=kind: GMM(4, 2, kind) for kind in KINDS},
 }
 
 
@@ -84,7 +85,7 @@ def test_weights_of_many_rows_go_block_by_block(iris):
     x = iris.repeat(60, 1) + 0.01 * torch.randn(9000, 4, generator=torch.Generator().manual_seed(0)).double()
     weights = counts(len(x))
     repeated = x.repeat_interleave(weights, dim=0)
-    for kind in ("full", "tied", "diag", "spherical"):
+    for kind in KINDS:
         one = GMM(4, 3, kind).double()
         torch.manual_seed(0)
         one.initialize(x)

@@ -17,9 +17,11 @@ from torch.distributions import Distribution
 
 from zoo.algebra import missing_linear
 from zoo.algebra.missing import Imputation, Incomplete, column_moments
-from zoo.algebra.moments import Moments
 from zoo.base.checks import incomplete
 from zoo.base.independent import without_event_dims
+from zoo.base.moments import Moments
+
+CANCELLED = 1e-4  # relative size of a difference below which more than four digits are lost
 
 
 def posterior_precision(weight: Tensor, noise: Tensor) -> Tensor:
@@ -126,14 +128,14 @@ def em_update(moments: Moments, weight: Tensor, noise: Tensor) -> tuple[Tensor, 
     return weight, torch.maximum(residual, 1e-20 * variance)  # a perfect fit may be negative by rounding
 
 
-def refuse_low_rank(x: Tensor, latent_dim: int) -> None:
-    """Refuses complete rows (n, d) in a subspace of the factors' dimension, which leaves no variance for the noise.
+def refuse_low_rank(x: Tensor | Moments, latent_dim: int) -> None:
+    """Refuses complete rows (n, d), or their moments, in a subspace of the factors' dimension: no noise is left.
 
     Raises:
         ValueError: the rank of the centred rows is too low; the message states it.
     """
-    for some in (x[: 4 * x.shape[1] + 4], x):  # a few rows usually suffice
-        rank = _rank(Moments.of(some))
+    for some in (x,) if isinstance(x, Moments) else (x[: 4 * x.shape[1] + 4], x):  # a few rows usually suffice
+        rank = _rank(some if isinstance(some, Moments) else Moments.of(some))
         if rank > latent_dim:
             return
     if rank == 0:
@@ -212,15 +214,18 @@ def best_noise(moments: Moments, noise: Tensor, least: Tensor, latent_dim: int, 
     return torch.from_numpy(np.exp(found.x)).to(noise.device)
 
 
-def cloud(x: Tensor, latent_dim: int, weights: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def cloud(x: Tensor | Moments, latent_dim: int, weights: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """A random start on the scale of the data: loadings (d, k), column means (d,), noise variances (d,).
 
     Half of every column's variance is noise, the other half is explained by loadings of random direction.
     """
-    variance, mean = column_moments(x, weights)
+    if isinstance(x, Moments):
+        variance, mean = x.covariance.diagonal(), x.mean
+    else:
+        variance, mean = column_moments(x, weights)
     usual = variance[variance > 0].mean() if (variance > 0).any() else variance.new_ones(())
     half = torch.where(variance > 0, variance, usual) / 2
-    draw = torch.randn(len(mean), latent_dim, dtype=x.dtype, device=x.device)
+    draw = torch.randn(len(mean), latent_dim, dtype=mean.dtype, device=mean.device)
     return draw * (half / latent_dim).sqrt().unsqueeze(1), mean, half
 
 
@@ -231,13 +236,17 @@ def impute(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> Imputation
     return Imputation(x.clone(), torch.zeros_like(x))
 
 
-def summarize(x: Tensor, weights: Tensor | None = None) -> Moments | Incomplete:
+def summarize(x: Tensor | Moments, weights: Tensor | None = None) -> Moments | Incomplete:
     """The data that EM needs of rows (n, d): their moments, or all rows if entries are missing; weighted by (n,)."""
+    if isinstance(x, Moments):
+        return x
     return Incomplete.of(x, weights) if incomplete(x) else Moments.of(x, weights)
 
 
-def filled_moments(x: Tensor, weights: Tensor | None = None) -> Moments:
+def filled_moments(x: Tensor | Moments, weights: Tensor | None = None) -> Moments:
     """The moments of rows (n, d) with missing entries at their column's mean, for a start."""
+    if isinstance(x, Moments):
+        return x
     if not incomplete(x):
         return Moments.of(x, weights)
     _, mean = column_moments(x, weights)

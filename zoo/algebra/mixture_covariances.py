@@ -106,6 +106,22 @@ def scatter(counts: Tensor, second: Tensor, shift: Tensor, kind: str) -> Tensor:
     return found.mean(1, keepdim=True) if kind.endswith("spherical") else found
 
 
+def in_form(covariance: Tensor, kind: str) -> Tensor:
+    """One covariance matrix (d, d) in the form of :func:`scatter`: (1, d, d), (1, d) or (1, 1)."""
+    if is_matrix(kind):
+        return covariance.unsqueeze(0)
+    found = covariance.diagonal().unsqueeze(0)
+    return found.mean(1, keepdim=True) if kind.endswith("spherical") else found
+
+
+def scatter_of(scale: Tensor, kind: str) -> Tensor:
+    """The covariances of a parameter ``scale``, see :func:`covariances`, in the form of :func:`scatter`, in float64."""
+    scale = scale.double()
+    if is_matrix(kind):
+        return (scale @ scale.mT).reshape(-1, *scale.shape[-2:])
+    return scale.square().reshape(*{"spherical": (-1, 1), "diag": scale.shape}.get(kind, (1, -1)))
+
+
 def column_variances(covariance: Tensor, mean: Tensor, share: Tensor, kind: str) -> Tensor:
     """The variances of the columns under a mixture (d,), or their mean (1,) for spherical covariances.
 

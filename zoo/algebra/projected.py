@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zoo.algebra import linear_gaussian
-from zoo.algebra.moments import Moments
+from zoo.base.moments import Moments
 
 
 def mean_field_gap(precision: Tensor) -> Tensor:

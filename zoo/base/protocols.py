@@ -100,6 +100,17 @@ class AcceptsWeights(Hook, Protocol):
 
 
 @runtime_checkable
+class AcceptsMoments(Hook, Protocol):
+    """A model that declares whether it can be fitted to the mean and the covariance of rows.
+
+    With the class attribute ``from_moments = True`` the methods ``check``, ``estimate``, ``initialize``, ``summarize``
+    and ``em_step`` accept :class:`zoo.data.Moments` in place of rows, in float64.
+    """
+
+    from_moments: bool
+
+
+@runtime_checkable
 class Conjugate(Hook, Protocol):
     """A model whose posterior and marginal likelihood have closed forms.
 

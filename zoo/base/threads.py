@@ -10,7 +10,7 @@ import inspect
 import math
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -98,6 +98,18 @@ def work_of(shape: tuple[int, ...], *functions: PyroCallable, rows: int | None =
     return float(n if rows is None else rows) * max(d, sum(shared.values()))
 
 
+def suited_to(shape: tuple[int, ...], *functions: PyroCallable, passes: int = 1) -> AbstractContextManager[None]:
+    """The block of :func:`suited` for passes of model and guide over the data, on the device of their parameters.
+
+    Args:
+        shape: of the data, (n, d).
+        functions: model and guide.
+        passes: how often all rows are passed at once, such as the number of draws.
+    """
+    device = next((p.device for p in _parameters(functions)), "cpu")
+    return suited(work_of(shape, *functions) * passes, device)
+
+
 def on_suited_threads(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """A function of a model, a pair or several pairs, and their rows, that runs on as many threads as pay.
 
@@ -116,9 +128,7 @@ def on_suited_threads(function: Callable[Arguments, Result]) -> Callable[Argumen
         if len(shape) != 2:
             return function(*args, **kwargs)  # refuses it
         draws = bound.arguments.get("draws")
-        work = work_of(shape, *functions) * (draws if isinstance(draws, int) else 1)
-        device = next((p.device for p in _parameters(functions)), "cpu")
-        with suited(work, device):
+        with suited_to(shape, *functions, passes=draws if isinstance(draws, int) else 1):
             return function(*args, **kwargs)
 
     return threaded

@@ -15,6 +15,7 @@ from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.latent_sites import Layout, layout
 from zoo.base.protocols import Checked
 from zoo.base.random import seeded
+from zoo.base.tables import column_names
 from zoo.infer.deep_defaults import PATIENCE, default_batch_size, hold_out, may_overfit
 from zoo.infer.pairing import check_count
 from zoo.infer.storage.checkpoint import refuse_taken
@@ -56,6 +57,7 @@ class Asked:
     options: Options
     held_out: bool = False  # whether the held-out rows are the default of a deep model
     batched: bool = False  # whether the batch size is
+    columns: tuple[str, ...] = ()  # the names of the columns, if they have any
 
     @property
     def most(self) -> int:
@@ -78,7 +80,8 @@ def ask(
         FileExistsError: ``checkpoint`` holds files already.
     """
     rows, held_out = _rows(model, guide, x, validation, options.transform)
-    found = _eased(Asked(model, guide, rows, held_out, _layout(model, rows, options.transform), options))
+    sites = _layout(model, rows, options.transform)
+    found = _eased(Asked(model, guide, rows, held_out, sites, options, columns=column_names(x)))
     _check_options(found)
     return found
 

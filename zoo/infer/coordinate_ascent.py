@@ -14,6 +14,7 @@ from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
 from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.protocols import Checked, ConditionallyConjugate, CoordinateAscent, Placed, Rotating
 from zoo.base.random import seeded
+from zoo.base.tables import column_names
 from zoo.base.threads import on_suited_threads
 from zoo.infer.convergence import SWEPT
 from zoo.infer.run import Fit, Training
@@ -131,7 +132,7 @@ def ascend(
     check_whole(restarts, "restarts")
     if not tol >= 0:
         raise ValueError(f"tol must not be negative, got {tol!r}: nats per row")
-    x = check_rows(x, model, least=2, exact=True)
+    columns, x = column_names(x), check_rows(x, model, least=2, exact=True)
     if isinstance(inner, Checked):
         inner.check(x)
     started = time.perf_counter()
@@ -154,6 +155,7 @@ def ascend(
         device=str(x.device),
         seconds=time.perf_counter() - started,
         stopped="the bound has settled" if converged else f"all {sweeps} sweeps are used up",
+        columns=columns,
     )
     return VariationalBayes(model, guide, record, bound=bound, attempts=attempts, factors=factors)
 

@@ -19,6 +19,7 @@ from zoo.base.protocols import (
     Projection,
     linear_form,
 )
+from zoo.base.threads import PER_THREAD, enough, work_of
 from zoo.infer.asked import Asked
 from zoo.infer.captured import not_recorded
 from zoo.infer.deep_defaults import CLIP
@@ -271,6 +272,17 @@ def capture(asked: Asked, loss: ELBO, optimizer: PyroOptim) -> tuple[bool, Answe
         return False, Answer("graph", "none", why)
     why = f"it pays from {PAYS * shapes:,} steps on"
     return True, Answer("graph", "recorded at the first step, run by the later ones", why)
+
+
+def threads(asked: Asked) -> tuple[float, Answer]:
+    """The multiply-adds of a step, and the number of torch's threads that it runs on."""
+    work = work_of(asked.x.shape, asked.model, asked.guide, rows=asked.options.batch_size)
+    set_by_caller = torch.get_num_threads()
+    if torch.device(asked.options.device or asked.x.device).type != "cpu":
+        return work, Answer("threads", f"{set_by_caller}, as set", "the steps run on another device")
+    count = min(set_by_caller, enough(work))
+    why = f"{work:.1e} multiply-adds per step, of which a thread takes {PER_THREAD:.0e}, and {set_by_caller} are set"
+    return work, Answer("threads", str(count), why)
 
 
 def end(asked: Asked, optimizer: PyroOptim, settling: Settling | None) -> Answer:

@@ -18,7 +18,7 @@ from zoo.base.callables import PyroCallable, mode, modules, undecorated, unwrapp
 from zoo.base.checks import ArrayLike, missing_entries
 from zoo.base.protocols import Collapsing, Delaying, Estimating, Placed
 from zoo.base.random import seeded
-from zoo.base.threads import suited, work_of
+from zoo.base.threads import suited
 from zoo.infer.asked import Start
 from zoo.infer.captured import CapturedSVI
 from zoo.infer.collapse import UnboundedLikelihood
@@ -169,8 +169,7 @@ def fit(
         checkpoint=checkpoint,
     )
     held = None if store is None else {key: dict(own) for key, own in store.items()}
-    work = work_of(decided.x.shape, model, guide, rows=decided.batch_size)
-    with pyro.get_param_store().scope(held), seeded(seed), suited(work, decided.x.device):
+    with pyro.get_param_store().scope(held), seeded(seed), suited(decided.work, decided.x.device):
         first = _start(decided, model, guide)
         running = Running(decided, model, guide, _svi(decided, model, guide), started=started)
         good = LastGood(every, model, guide)
@@ -276,11 +275,10 @@ def _train(running: Running, watchers: list[Watcher], good: LastGood, autocast: 
     """
     decided = running.plan
     batches = _batches(decided)
-    complete = False if decided.complete else None
     checked = 0  # losses
     for step in range(decided.steps):
-        arguments = next(batches)
-        with missing_entries(complete):
+        arguments, missing = next(batches)
+        with missing_entries(missing):  # no step looks for them
             running.add(_step(running.svi, arguments, autocast, first=step == 0))
         if not running.unread or (step + 1) % READ == 0:
             checked = _check_finite(running, checked, arguments, good)
@@ -320,15 +318,24 @@ def _step(svi: SVI, arguments: tuple[Any, ...], autocast: torch.dtype | None, *,
             return math.nan
 
 
-def _batches(decided: Plan) -> Iterator[tuple[Any, ...]]:
-    """The arguments of every step: all rows, or minibatches (rows, their numbers, the full number of rows)."""
+def _batches(decided: Plan) -> Iterator[tuple[tuple[Any, ...], bool | None]]:
+    """The arguments of every step, and whether its rows have missing entries, which is looked up once an epoch.
+
+    The arguments are all rows, or minibatches (rows, their numbers, the full number of rows).
+    """
     x, n = decided.x, len(decided.x)
+    while decided.full:
+        yield (_seen(decided, x),), decided.missing
+    size = decided.batch_size
+    assert size is not None
+    gappy = x.isnan().any(1)  # (n,)
     while True:
-        if decided.full:
-            yield (_seen(decided, x),)
-            continue
-        for index in torch.randperm(n, device=x.device).split(decided.batch_size):
-            yield _seen(decided, x.index_select(0, index)), index, n
+        order = torch.randperm(n, device=x.device)
+        batches, missing = order.split(size), [decided.missing] * math.ceil(n / size)
+        if decided.missing:
+            missing = torch.stack([part.any() for part in gappy[order].split(size)]).tolist()
+        for index, gaps in zip(batches, missing, strict=True):
+            yield (_seen(decided, x.index_select(0, index)), index, n), gaps
 
 
 def _seen(decided: Plan, rows: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class Plan:
 
     Attributes:
         answers: the decisions, in the order in which they are taken: rows, start, first, modes, batches, loss, step,
-            optimizer, schedule, graph, end.
+            optimizer, schedule, graph, threads, end.
         x: the rows (n, d), of the model's dtype and device.
         validation: held-out rows (m, d), or None.
         layout: the sites of the model.
@@ -47,7 +47,9 @@ class Plan:
         transform: applied to the rows of every batch, or None.
         checkpoint: the folder of the fit so far, or None.
         captured: whether steps are recorded as a graph.
-        complete: whether no step sees a missing entry.
+        work: multiply-adds of a step, which decide on the number of threads.
+        missing: whether the rows have missing entries; None where a transform of your own may change that.
+        columns: the names of the columns, if they have any.
     """
 
     answers: tuple[decisions.Answer, ...]
@@ -70,7 +72,9 @@ class Plan:
     transform: Transform | None
     checkpoint: Path | None
     captured: bool
-    complete: bool
+    work: float
+    missing: bool | None
+    columns: tuple[str, ...] = ()
 
     @property
     def full(self) -> bool:
@@ -125,7 +129,7 @@ def plan(
     progress: bool = True,
     callbacks: Iterable[Any] = (),
 ) -> Plan:
-    """What :func:`zoo.fit` would do for a pair, and why: loss, optimizer, schedule, start, batches, modes, dtype.
+    """What :func:`zoo.fit` would do for a pair, and why: loss, optimizer, schedule, start, batches, modes, threads.
 
     Nothing is trained, initialised or moved. Faults that show only when model and guide run (a site that the guide
     leaves out, a guide of another dtype) are found by :func:`zoo.fit`, which runs both once before its first step.
@@ -163,6 +167,7 @@ def _decided(asked: Asked) -> Plan:
     held = decisions.held_steps(asked, fresh, loss, noise)
     optimizer, settling, search_rows = decisions.search(asked, noise, held)
     captured, captured_row = decisions.capture(asked, loss, optimizer)
+    work, threads_row = decisions.threads(asked)
     check_autoguide(asked.guide, asked.layout, len(asked.x), asked.subsampled)
     check_loss(loss, asked.layout, asked.subsampled)
     first = decisions.first_moves(asked, fresh, loss, optimizer, held)
@@ -177,6 +182,7 @@ def _decided(asked: Asked) -> Plan:
         decisions.moved(loss),
         *search_rows,
         captured_row,
+        threads_row,
         decisions.end(asked, optimizer, settling),
     )
     return Plan(
@@ -200,5 +206,7 @@ def _decided(asked: Asked) -> Plan:
         transform=options.transform,
         checkpoint=options.checkpoint,
         captured=captured,
-        complete=options.transform in (None, torch.bernoulli) and not incomplete(asked.x),
+        work=work,
+        missing=incomplete(asked.x) if options.transform in (None, torch.bernoulli) else None,
+        columns=asked.columns,
     )

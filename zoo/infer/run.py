@@ -42,6 +42,7 @@ class Training:
         best_step: the step with the best held-out bound, or None.
         transform: the name of the function applied to every batch, or None.
         at_floor: the share of a decoder's variances that ended at their floor, or None.
+        columns: the names of the columns of the rows, if they have any.
     """
 
     losses: Tensor
@@ -62,6 +63,7 @@ class Training:
     best_step: int | None = None
     transform: str | None = None
     at_floor: float | None = None
+    columns: tuple[str, ...] = ()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -69,7 +71,7 @@ class Training:
         held = {own.name: getattr(self, own.name) for own in fields(self)}
         curves = ("losses", "validation", "converged")
         always = ("batch_size",)
-        kept = {k: v for k, v in held.items() if k not in curves and (k in always or v not in (None, ""))}
+        kept = {k: v for k, v in held.items() if k not in curves and (k in always or v not in (None, "", ()))}
         return {"steps": len(self.losses), **kept}
 
     def __repr__(self) -> str:

@@ -108,6 +108,7 @@ class Running:
             "best_step": self.best_step,
             "transform": plan.transform_name,
             "at_floor": self.at_floor,
+            "columns": plan.columns,
         }
         converged = not self.collapsed and assess(Training(converged=False, **record)).converged
         return Fit(self.model, self.guide, Training(converged=converged, **record), current_store())

@@ -11,7 +11,7 @@ from torch.distributions import Distribution, constraints
 
 from zoo.algebra import missing_mixture, mixture
 from zoo.algebra.linear_gaussian import refuse_constant_columns
-from zoo.algebra.missing import Imputation, Incomplete, Sorted, column_moments, refuse_unobserved_columns
+from zoo.algebra.missing import Imputation, Incomplete, Sorted, refuse_unobserved_columns
 from zoo.algebra.mixture import WeightedRows
 from zoo.algebra.mixture_covariances import (
     SINGULAR,
@@ -25,14 +25,15 @@ from zoo.algebra.mixture_covariances import (
     kind_of,
     scale_shape,
     scatter,
+    scatter_of,
 )
-from zoo.base.checks import check_rows, check_whole, incomplete
+from zoo.base.checks import ArrayLike, check_rows, check_whole, incomplete
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
 from zoo.base.weights import check_weights
 from zoo.distributions.observed import seen
 from zoo.models.mixture_checks import collapsed, describe, refuse_dependent_columns, refuse_few_places, refuse_singular
-from zoo.models.mixture_starts import MOST, Start, filled, from_shares, labelled, pooled, responsibilities_of
+from zoo.models.mixture_starts import Placement, Start, drawn, given
 
 
 class GMM(Module):
@@ -161,12 +162,13 @@ class GMM(Module):
         return (q.probs * (self.log_joint(x) - q.logits)).sum(-1)
 
     @torch.no_grad()
-    def impute(self, x: Tensor) -> Imputation:
+    def impute(self, x: ArrayLike) -> Imputation:
         r"""Conditional mean :math:`E[x_m \mid x_o]` and variance of the missing entries (NaN) of rows (n, d)."""
-        x = check_rows(x, self)
-        if not incomplete(x):
-            return Imputation(x.clone(), torch.zeros_like(x))
-        return missing_mixture.impute(x, self.weight.log(), self.mean, self._covariances())
+        rows = check_rows(x, self)
+        if not incomplete(rows):
+            return Imputation(rows.clone(), torch.zeros_like(rows)).named(x)
+        found = missing_mixture.impute(rows, self.weight.log(), self.mean, self._covariances())
+        return found.named(x)
 
     def summarize(self, x: Tensor, weights: Tensor | None = None) -> Tensor | WeightedRows | Sorted:
         """The input of :meth:`em_step` for rows (n, d): the rows, sorted by pattern if entries are missing.
@@ -212,7 +214,7 @@ class GMM(Module):
         least = self.least.to(covariance)
         root, met = bounded(covariance, least)
         self.met_floor = self.floor > 0 and bool(met)
-        if self.met_floor and (low := bounded(self._scatter(), (1 - SLACK) * least)[1]):
+        if self.met_floor and (low := bounded(scatter_of(self.scale, self.covariance), (1 - SLACK) * least)[1]):
             raise FloatingPointError(f"the covariance of component {low[0]} was below its floor")
         if not least[0].item() > 0:
             spread = column_variances(covariance, mean, share, self.covariance)
@@ -223,17 +225,11 @@ class GMM(Module):
         """Factors or deviations, (c, d, d), (c, d) or (c, 1), in the shape of ``scale``."""
         return root.reshape(scale_shape(self.covariance, self.components, self.data_dim))
 
-    def _scatter(self) -> Tensor:
-        """The covariances at hand in float64, in the form of :func:`zoo.algebra.mixture_covariances.scatter`."""
-        scale, matrix = self.scale.double(), is_matrix(self.covariance)
-        count = 1 if is_tied(self.covariance) else self.components
-        return (scale @ scale.mT).reshape(count, *scale.shape[-2:]) if matrix else scale.square().reshape(count, -1)
-
     @torch.no_grad()
     def collapse(self, x: Tensor) -> str | None:
         """The first component whose covariance is at its floor, or singular, in words with its rows; None if none."""
-        covariance, mean, share = self._scatter(), self.mean.double(), self.weight.double()
-        spread = column_variances(covariance, mean, share, self.covariance)
+        covariance = scatter_of(self.scale, self.covariance)
+        spread = column_variances(covariance, self.mean.double(), self.weight.double(), self.covariance)
         least = torch.maximum(self.least.double(), SINGULAR * spread)
         found = collapsed(covariance, least, spread)
         if found is None:
@@ -248,7 +244,9 @@ class GMM(Module):
     @torch.no_grad()
     def raise_to_floor(self) -> None:
         """Raises covariances below the floor to it, in place."""
-        self.scale = self._shaped(bounded(self._scatter(), self.least.double())[0]).to(self.scale)
+        self.scale = self._shaped(bounded(scatter_of(self.scale, self.covariance), self.least.double())[0]).to(
+            self.scale
+        )
 
     def check(self, x: Tensor) -> None:
         """Refuses data under which the likelihood has no maximum.
@@ -274,15 +272,7 @@ class GMM(Module):
         Means and weights are those of the clusters of k-means, with the covariance within clusters for all components;
         or rows of the data, with equal weights and the covariance of all rows.
         """
-        x = like(x, self)
-        order = torch.randperm(len(x), device=x.device)[:MOST]  # enough for a start
-        spread, centre = column_moments(x, weights)
-        some, own = filled(x[order], centre), None if weights is None else weights[order].to(x)
-        mean, label = labelled(some, self.components, self.start, own)
-        weight = torch.ones_like(self.weight)
-        if label is not None:
-            weight = torch.bincount(label, own, self.components).to(weight)
-        self._place(weight / weight.sum(), mean, pooled(some, spread, mean, label, own), spread)
+        self._place(drawn(like(x, self), weights, self.components, self.covariance, self.start))
 
     @torch.no_grad()
     def start_from(
@@ -313,32 +303,15 @@ class GMM(Module):
         >>> round(zoo.em(model, x)[-1].item(), 5)
         -1130.26396
         """
-        if sum(given is not None for given in (means, responsibilities, labels)) != 1:
-            raise ValueError("give exactly one of means, responsibilities and labels")
         x = check_rows(x, self)
         own = None if weights is None else check_weights(weights, x)
-        spread, centre = column_moments(x, own)
-        some, equal = filled(x, centre), torch.full_like(self.weight, 1 / self.components)
-        if means is not None:
-            mean = torch.as_tensor(means, device=x.device).to(x)
-            if mean.shape != self.mean.shape or not mean.isfinite().all():
-                raise ValueError(f"means has shape {tuple(mean.shape)}: give finite ones {tuple(self.mean.shape)}")
-            self._place(equal, mean, pooled(some, spread, mean, None, own), spread)
-            return
-        share = responsibilities_of(x, self.components, responsibilities, labels, own)
-        weight, mean, covariance = from_shares(some, share, self.covariance)
-        self._place(equal, mean, pooled(some, spread, mean, None, own), spread)  # and the floor
-        self.weight = weight.to(self.weight)
-        self.scale = self._shaped(bounded(covariance, self.least.double())[0]).to(self.scale)
+        self._place(given(x, own, self.components, self.covariance, means, responsibilities, labels))
 
-    def _place(self, weight: Tensor, mean: Tensor, covariance: Tensor, spread: Tensor) -> None:
-        """Sets weights (k,), means (k, d), one covariance (d, d) for all, and the floor for column variances (d,)."""
-        spread = torch.where(spread > 0, spread, torch.ones_like(spread))
-        spherical = self.covariance.endswith("spherical")
-        self.least.copy_(self.floor * (spread.mean(0, keepdim=True) if spherical else spread))
-        if not is_matrix(self.covariance):
-            covariance = covariance.diagonal()
-            covariance = covariance.mean(0, keepdim=True) if spherical else covariance
-        root = bounded(covariance.unsqueeze(0).double(), self.least.double())[0].to(self.scale)[0]
-        self.weight, self.mean = weight.to(self.weight), mean.to(self.mean)
-        self.scale = (root.squeeze(-1) if spherical else root).expand(self.scale.shape).clone()
+    def _place(self, start: Placement) -> None:
+        """Sets parameters and floor."""
+        spread = start.spread.mean(0, keepdim=True) if self.covariance.endswith("spherical") else start.spread
+        self.least.copy_(self.floor * spread)
+        root = bounded(start.covariance, self.least.double())[0]
+        count = 1 if is_tied(self.covariance) else self.components
+        self.weight, self.mean = start.weight.to(self.weight), start.mean.to(self.mean)
+        self.scale = self._shaped(root.expand(count, *root.shape[1:]).clone()).to(self.scale)

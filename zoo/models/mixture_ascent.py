@@ -68,21 +68,3 @@ class MixtureAscent:
             else CoupledFactor(mean, self.q.beta),
         }
         return {**shared, "component": CategoricalFactor(logs.log_softmax(-1))}
-
-
-def plus_plus(x: Tensor, components: int, generator: torch.Generator) -> Tensor:
-    """Responsibilities (n, k) of 0 and 1 by the nearest of k rows chosen by k-means++.
-
-    References:
-        Arthur and Vassilvitskii (2007), k-means++: the advantages of careful seeding, SODA.
-    """
-    first = torch.randint(len(x), (1,), generator=generator).item()
-    centres = [x[int(first)]]
-    nearest = (x - centres[0]).square().sum(-1)
-    for _ in range(components - 1):
-        weights = nearest if nearest.sum() > 0 else torch.ones_like(nearest)
-        chosen = torch.multinomial(weights.cpu(), 1, generator=generator).item()
-        centres.append(x[int(chosen)])
-        nearest = torch.minimum(nearest, (x - centres[-1]).square().sum(-1))
-    distance = torch.cdist(x, torch.stack(centres))
-    return torch.nn.functional.one_hot(distance.argmin(1), components).double()

@@ -8,11 +8,10 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from zoo.base.callables import undecorated
-from zoo.base.checks import ArrayLike, check_rows
+from zoo.base.checks import ArrayLike
 from zoo.base.latent_sites import Latent
 from zoo.base.memory import rows_at_once
-from zoo.base.pairs import Trained, pair_of
+from zoo.base.pairs import Trained, pair_of, rows_of
 from zoo.base.threads import on_suited_threads
 from zoo.diagnostics.guide.moments import flat, own_moments, units_of, weighted_moments
 from zoo.diagnostics.guide.shared_moments import LIMIT, SharedMoments, of_all_rows
@@ -160,7 +159,7 @@ def importance_moments(
     """
     run = pair_of(run)
     check_draws(draws, inner)
-    x = check_rows(x, undecorated(run.model))
+    x = rows_of(run, x)
     limit = min(LIMIT, 1 - 1 / math.log10(draws))
     shared = None
     with reading(run, seed):
