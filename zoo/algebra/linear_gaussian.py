@@ -125,7 +125,7 @@ def em_update(moments: Moments, weight: Tensor, noise: Tensor) -> tuple[Tensor, 
         if not failed:  # the same as a sum of squares: S = L L', diag((I - W beta) S (I - W beta)' + W P^-1 W')
             spread = torch.linalg.solve_triangular(root, weight.T, upper=False)
             residual = (square - weight @ (beta @ square)).square().sum(1) + spread.square().sum(0)
-    return weight, torch.maximum(residual, 1e-20 * variance)  # a perfect fit may be negative by rounding
+    return weight, torch.maximum(residual, 1e-30 * variance)  # a perfect fit may be negative by rounding
 
 
 def refuse_low_rank(x: Tensor | Moments, latent_dim: int) -> None:

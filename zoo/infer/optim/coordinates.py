@@ -67,8 +67,8 @@ def _equilibrated(loss: Callable[[], Tensor], params: Sequence[Tensor], probes: 
         for _ in range(ROUNDS):
             norms = _row_norms(gradient, params, unit, signs)
             top = norms.max()
-            norms = torch.where(norms > 0, norms.clamp_min(FLOOR * top), top)
-            unit = unit * norms.rsqrt()
+            norms = torch.where(norms > 0, norms, top)
+            unit = unit * norms.clamp_min(FLOOR * top).rsqrt()
             ratio = float(top / norms.min())
             if not ALIKE < ratio < before / 2:
                 break
