@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from zoo.algebra import linear_gaussian
+from zoo.algebra.mixture_covariances import deviations
 from zoo.base.moments import Moments
 
 CANCELLED = 1e-4  # relative size of a difference below which more than four digits are lost
@@ -90,11 +91,11 @@ def common_covariance(weight: Tensor, scale: Tensor, form: str, dim: int) -> Ten
     Args:
         weight: the mixing proportions (K,).
         scale: in the form of the mixture.
-        form: ``"full"``, ``"tied"``, ``"diag"`` or ``"spherical"``.
+        form: one of :data:`zoo.algebra.mixture_covariances.KINDS`.
         dim: the number of columns d.
     """
     if form == "tied":
         return scale @ scale.mT
     if form == "full":
         return torch.einsum("j,jab,jcb->ac", weight, scale, scale)
-    return torch.diag((weight @ scale.square().reshape(len(weight), -1)).expand(dim))
+    return torch.diag(weight @ deviations(scale, form, len(weight), dim).square())
