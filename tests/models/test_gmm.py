@@ -14,8 +14,10 @@ from torch.distributions import Categorical, kl_divergence
 import zoo
 from guides import Amortized, Exact, MeanField
 from zoo import GMM
+from zoo.algebra import mixture
 from zoo.algebra.mixture_covariances import KINDS, MCLUST
 from zoo.base.protocols import Conjugate
+from zoo.base.threads import exactly
 from zoo.diagnostics.model.criteria import information_criteria
 from zoo.infer import UnboundedLikelihood
 
@@ -150,6 +152,25 @@ def test_many_rows_are_taken_in_chunks(covariance):
     close(model.weight.detach(), weight)
     close(model.mean.detach(), mean)
     close(dense(model), matrices)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("covariance", KINDS)
+def test_threads_share_the_rows(covariance, weighted, monkeypatch):
+    model = random_mixture(covariance, d=4, k=3)
+    x = 2 * torch.randn(40_000, 4, dtype=torch.float64)
+    weights = torch.rand(40_000, dtype=torch.float64) if weighted else None
+    given = model.weight, model.mean, model.scale, covariance, weights
+    counted, side_by_side = [], mixture.side_by_side
+    monkeypatch.setattr(mixture, "side_by_side", lambda f, a: (counted.append(len(a)), side_by_side(f, a))[1])
+    with torch.no_grad():
+        alone = mixture.expect(x, *given)
+        with exactly(3):
+            shared = mixture.expect(x, *given)
+            assert torch.get_num_threads() == 3
+    assert counted == [3]
+    for one, other in zip(alone, shared, strict=True):
+        close(one, other)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -91,9 +91,9 @@ class AcceptsMissing(Hook, Protocol):
 class AcceptsWeights(Hook, Protocol):
     """A model that declares whether its rows may have weights.
 
-    With the class attribute ``weighted = True`` the methods ``initialize``, ``estimate``, ``summarize`` and
-    ``coordinate_ascent``, as far as the model has them, accept the keyword ``weights``: how often every row counts
-    (n,), positive, in float64; None for once.
+    With the class attribute ``weighted = True`` the methods ``initialize``, ``estimate``, ``summarize``,
+    ``coordinate_ascent`` and ``bound``, as far as the model has them, accept the keyword ``weights``: how often every
+    row counts (n,), positive, in float64; None for once.
     """
 
     weighted: bool
