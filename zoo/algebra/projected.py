@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from zoo.algebra import linear_gaussian
+from zoo.algebra.mixture_covariances import deviations
 from zoo.base.moments import Moments
 
 
@@ -67,11 +68,11 @@ def common_covariance(weight: Tensor, scale: Tensor, form: str, dim: int) -> Ten
     Args:
         weight: the mixing proportions (K,).
         scale: in the form of the mixture.
-        form: ``"full"``, ``"tied"``, ``"diag"`` or ``"spherical"``.
+        form: one of :data:`zoo.algebra.mixture_covariances.KINDS`.
         dim: the number of columns d.
     """
     if form == "tied":
         return scale @ scale.mT
     if form == "full":
         return torch.einsum("j,jab,jcb->ac", weight, scale, scale)
-    return torch.diag((weight @ scale.square().reshape(len(weight), -1)).expand(dim))
+    return torch.diag(weight @ deviations(scale, form, len(weight), dim).square())
