@@ -199,6 +199,7 @@ def _decided(asked: Asked) -> Plan:
         loss_row,
         decisions.moved(loss),
         *search_rows,
+        *decisions.floors(asked),
         captured_row,
         threads_row,
         decisions.end(asked, optimizer, settling),
