@@ -12,7 +12,7 @@ from scipy.stats import multivariate_normal
 from torch.distributions import Categorical, kl_divergence
 
 import zoo
-from guides import Exact
+from guides import Amortized, Exact, MeanField
 from zoo import GMM
 from zoo.algebra import mixture
 from zoo.algebra.mixture_covariances import KINDS, MCLUST
@@ -233,6 +233,19 @@ def test_every_form_of_covariance_has_the_likelihood_and_bic_of_mclust(name, k, 
     found = information_criteria(model, x)
     assert found.df == df
     assert found.bic == pytest.approx(df * math.log(len(x)) - 2 * total, abs=1e-6)  # mclust's has the other sign
+
+
+@pytest.mark.parametrize("code", ["EII", "EEI"])
+def test_fits_reach_the_maximum_of_em(code, faithful):
+    best = zoo.em(GMM(2, 2, code).double(), faithful)[-1].item()
+    for guide in (lambda model: Exact(model), lambda model: MeanField(model, faithful)):
+        model = GMM(2, 2, code).double()
+        run = zoo.fit(model, guide(model), faithful, progress=False)
+        assert run.converged
+        assert model.log_marginal(faithful).sum().item() == pytest.approx(best, abs=1e-4)
+    model = GMM(2, 2, code).double()
+    learned = zoo.fit(model, Amortized(model, faithful), faithful, steps=60, progress=False)
+    assert learned.losses[-1] < learned.losses[0]
 
 
 @covariances

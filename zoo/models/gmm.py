@@ -69,7 +69,8 @@ class GMM(Module):
         covariance: the form of the covariances.
         floor: the smallest variance in any direction, as a fraction of the columns' variances; 0 for none.
         start: where a fresh model starts on the data: ``"kmeans"`` (the clusters of k-means), ``"k-means++"`` (rows
-            that are far from each other) or ``"random"`` (any rows). :meth:`start_from` takes a start of your own.
+            that are far from each other) or ``"random"`` (any rows). :meth:`start_from` takes a start of your own, and
+            :func:`zoo.best_of` the best of several: ``zoo.best_of(lambda: zoo.GMM(4, 3), x, seeds=10).best``.
 
     Raises:
         ValueError: a dimension is not a whole number of at least 1, ``floor`` is not in [0, 1), or ``covariance`` or
