@@ -96,7 +96,7 @@ def scatter(counts: Tensor, second: Tensor, shift: Tensor, kind: str) -> Tensor:
     """
     heavy = counts.unsqueeze(-1) * shift  # (k, d)
     if kind == "tied":
-        return (second.sum(0) - heavy.T @ shift).unsqueeze(0) / counts.sum()
+        return (second.sum(0, keepdim=True) - heavy.T @ shift) / counts.sum()
     if kind == "full":
         return (second - heavy.unsqueeze(-1) * shift.unsqueeze(-2)) / counts[:, None, None]
     if is_tied(kind):

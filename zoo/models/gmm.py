@@ -202,7 +202,7 @@ class GMM(Module):
             rows, weights = data if isinstance(data, WeightedRows) else (data, None)
             found = mixture.expect(rows, weight, mean, scale, self.covariance, weights)
         counts = found.counts
-        if not counts.min() >= 1e-8:
+        if not counts.min().item() >= 1e-8:
             lost = int((~(counts >= 1e-8)).nonzero()[0])
             raise FloatingPointError(f"component {lost} has lost all its rows: use fewer components or another seed")
         shift = found.first / counts.unsqueeze(-1)  # (k, d)
@@ -214,9 +214,11 @@ class GMM(Module):
     def _scale(self, covariance: Tensor, mean: Tensor, share: Tensor) -> Tensor:
         """The M-step of ``scale``, from the components' scatter (c, d, d) or (c, d), with c = 1 where tied."""
         least = self.least.to(covariance)
-        root, met = bounded(covariance, least)
-        self.met_floor = self.floor > 0 and bool(met)
-        if self.met_floor and (low := bounded(scatter_of(self.scale, self.covariance), (1 - SLACK) * least)[1]):
+        root, found = bounded(covariance, least)
+        met = self.floor > 0 and bool(found)
+        if met != self.met_floor:  # a module sets its attributes more slowly than it reads them
+            self.met_floor = met
+        if met and (low := bounded(scatter_of(self.scale, self.covariance), (1 - SLACK) * least)[1]):
             raise FloatingPointError(f"the covariance of component {low[0]} was below its floor")
         if not least[0].item() > 0:
             spread = column_variances(covariance, mean, share, self.covariance)
