@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from zoo.algebra import linear_gaussian
-from zoo.algebra.moments import Moments
 from zoo.algebra.projected import best_bound, mean_field_gap, principal_rotation
 from zoo.base.callables import PyroCallable, undecorated
 from zoo.base.checks import incomplete
+from zoo.base.moments import Moments
 from zoo.base.protocols import Conjugate, Projection, linear_form, loadings
 
 Result = TypeVar("Result")

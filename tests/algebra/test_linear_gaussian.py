@@ -15,7 +15,7 @@ import zoo
 from guides import Exact, FullRank, MeanField
 from zoo import PPCA, VAE, FactorAnalysis
 from zoo.algebra import linear_gaussian
-from zoo.algebra.moments import Moments
+from zoo.base.moments import Moments
 from zoo.base.protocols import Conjugate
 
 pytestmark = pytest.mark.usefixtures("own_store")

@@ -7,7 +7,9 @@ import torch
 
 import guides
 import zoo
+from zoo.base import threads
 from zoo.base.threads import PER_THREAD, enough, exactly, on_suited_threads, suited, work_of
+from zoo.diagnostics.guide import calibration
 
 
 @pytest.fixture
@@ -103,6 +105,31 @@ def test_reading_counts_draws():
     assert read(model, x, draws=1000) == 8
     with pytest.raises(TypeError, match="unexpected"):
         read(run, x, seeds=1)
+
+
+@pytest.mark.usefixtures("eight")
+def test_simulations_count_draws(monkeypatch, iris):
+    model, seen, rank = zoo.PPCA(4, 2).double(), [], calibration.rank
+    run = zoo.Fit(model, guides.Exact(model))
+    monkeypatch.setattr(calibration, "rank", lambda *a, **k: (seen.append(torch.get_num_threads()), rank(*a, **k))[1])
+    zoo.diagnostics.sbc(run, simulations=20, draws=10)
+    monkeypatch.setattr(threads, "PER_THREAD", 5 * work_of((20, 1), model))
+    zoo.diagnostics.sbc(run, simulations=20, draws=10)
+    assert seen == [1, 2]
+    assert torch.get_num_threads() == 8
+
+
+@pytest.mark.usefixtures("eight")
+def test_a_plan_shows_them(iris):
+    model = zoo.PPCA(4, 2).double()
+    plan = zoo.plan(model, guides.Exact(model), iris)
+    assert plan.summary()["threads"] == "1"
+    assert plan.work == work_of(iris.shape, model)
+    wide = zoo.VAE(784, 20)
+    x = torch.rand(3000, 784)
+    plan = zoo.plan(wide, guides.Amortized(wide, x), x)
+    assert plan.summary()["threads"] == str(min(8, enough(plan.work)))
+    assert plan.work == work_of(x.shape, wide, guides.Amortized(wide, x), rows=plan.batch_size)
 
 
 def in_a_thread(function):

@@ -1,6 +1,7 @@
 """The command ``zoo``: what it prints and writes, and what it refuses."""
 
 import json
+import re
 
 import h5py
 import numpy as np
@@ -148,6 +149,22 @@ def test_threads(zoo_command, monkeypatch):
     assert set(seen) == {3}
     assert torch.get_num_threads() == before
     refused(zoo_command(*words, 0), "threads must be a whole number of at least 1")
+    seen.clear()
+    conjugate = ("benchmark", "conjugate", "--only", "iris PPCA 1", "--guide", "Exact", "--seeds", 1, "--out", "bench")
+    assert zoo_command(*conjugate, "--threads", 2).exit_code == 0
+    assert set(seen) == {2}
+    assert torch.get_num_threads() == before
+    refused(zoo_command("benchmark", "speed", "--out", "speed", "--threads", 2), "speed measures on one thread")
+
+
+def test_a_random_start_is_farther_from_the_optimum(zoo_command):
+    steps = {}
+    for start in ("data", "random"):
+        done = zoo_command("fit", "PPCA", "iris", "-k", 2, "--quiet", "--start", start)
+        assert done.exit_code == 0, done.output
+        steps[start] = int(re.search(r"SVI: (\d+) steps", done.output)[1])
+    assert steps["data"] < steps["random"]
+    assert zoo_command("fit", "PPCA", "iris", "-k", 2, "--start", "spectral").exit_code == 2
 
 
 def test_a_first_vae_holds_out_rows(zoo_command, tmp_path):
@@ -166,6 +183,26 @@ def test_fit_mixture_without_folder(zoo_command, tmp_path):
     assert result.exit_code == 0, result.output
     assert "-1130.26" in result.output
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore::zoo.infer.UnboundedLikelihood")  # the collapse below
+def test_a_run_that_collapses_is_written_and_says_so(zoo_command, tmp_path):
+    rows = torch.cat([torch.randn(60, 2), torch.full((10, 2), 9.0)])
+    pl.DataFrame(rows.numpy(), schema=["a", "b"]).write_csv(tmp_path / "equal.csv")
+    result = zoo_command("fit", "GMM", "equal.csv", "--components", 2, "--out", "run", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert "has collapsed onto 10 of the rows (rows 60, 61" in result.output
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert not found["converged"]
+    assert "optimum" not in found  # there is none
+    assert zoo.load(tmp_path / "run").model.log_marginal(rows).isfinite().all()
+
+
+def test_dependent_columns_are_refused_by_name(zoo_command, tmp_path):
+    rows = torch.randn(40, 2).double()
+    pl.DataFrame(torch.cat([rows, rows.sum(1, keepdim=True)], 1).numpy()).write_csv(tmp_path / "sum.csv")
+    result = zoo_command("fit", "GMM", "sum.csv", "--components", 2, "--out", "run")
+    refused(result, "column 2 of x is a linear combination of columns 0, 1")
 
 
 def test_vae_states_its_floor_and_its_estimator(zoo_command, table):
@@ -264,6 +301,8 @@ def test_bayesian_model_is_fitted_by_coordinate_ascent(zoo_command, tmp_path):
     refused = zoo_command("fit", "BayesianPCA", "iris", "--latent-dim", 1, "--batch-size", 10)
     assert refused.exit_code != 0
     assert "--batch-size is an option of SVI" in refused.output
+    refused = zoo_command("fit", "BayesianPCA", "iris", "--latent-dim", 1, "--start", "data")
+    assert "--start is an option of SVI" in refused.output
 
 
 def test_selects_the_size_of_a_bayesian_model(zoo_command):

@@ -222,3 +222,14 @@ def test_a_large_factor_is_printed_with_few_digits():
     found = Posterior().judge(PosteriorError(zero[:, 0], zero, math.exp(-138.0) * one, zero.unsqueeze(-1)))
     assert found.level == "bad"
     assert "within a factor of 8.56e+59" in found.reason
+
+
+@pytest.mark.filterwarnings("ignore::zoo.infer.UnboundedLikelihood")  # the collapse below
+def test_a_covariance_at_its_floor_is_bad():
+    x = torch.cat([torch.randn(60, 2).double(), torch.full((10, 2), 9.0).double()])
+    model = zoo.GMM(2, 2).double()
+    found = zoo.diagnose(zoo.em(model, x), x)
+    bad = next(finding for finding in found.findings if finding.check == "collapse")
+    assert bad.level == "bad"
+    assert "component 0 has collapsed onto 10 of the rows (rows 60, 61" in bad.reason
+    assert not found.trusted

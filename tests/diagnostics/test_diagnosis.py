@@ -106,7 +106,7 @@ def prior_guide(t):
 SPOILED = {
     "stopped-Exact": lambda t: fitted(PPCA(4, 2), lambda m, x: Exact(m), t["iris"], steps=3, start="random"),
     "stopped-FullRank": lambda t: fitted(FactorAnalysis(9, 2), FullRank, t["holzinger"], steps=2, start="random"),
-    "stopped-GMM": lambda t: fitted(GMM(2, 2), lambda m, x: Exact(m), t["faithful"], steps=2),
+    "stopped-GMM": lambda t: fitted(GMM(2, 3, start="random"), lambda m, x: Exact(m), t["faithful"], steps=2),
     "narrow": scaled(1 / 3),
     "a-fifth-too-narrow": scaled(0.8),
     "wide": scaled(2.0),

@@ -253,7 +253,7 @@ def test_mixture_dims_with_as_many_components_as_columns(covariance, dims, data)
 
 
 def test_discrete_site_summed_out_of_the_guide_comes_from_the_model(data):
-    model = zoo.GMM(4, 2)
+    model = zoo.GMM(4, 2, start="random")
 
     def nothing(x=None, index=None, size=None):
         pass

@@ -22,6 +22,7 @@ from torch.distributions import constraints
 
 import zoo
 from guides import Amortized, Exact, FullRank, MeanField
+from zoo.base.checks import incomplete
 from zoo.base.plates import rows
 from zoo.infer.optim.lbfgs import LBFGS
 
@@ -279,7 +280,7 @@ def test_enumeration_sums_what_the_guide_omits(faithful):
 
 
 def test_enumeration_with_mean_field(faithful):
-    model = zoo.GMM(2, 2).double()
+    model = zoo.GMM(2, 2, start="random").double()
     guide = MeanField(model, faithful)
     run = fit(model, guide, faithful, loss=TraceEnum_ELBO(max_plate_nesting=1), steps=100, optim=adam())
     assert run.losses.diff().max() < 1e-3  # no noise: the descent is smooth
@@ -449,6 +450,29 @@ def test_validation_does_not_change_the_fit(some):
     plain = fit(one, Amortized(one, some), some, steps=10, batch_size=16)
     watched = fit(other, Amortized(other, some), some, steps=10, batch_size=16, validation=some[:9])
     assert equal(bits(plain), bits(watched))
+
+
+class Told(Trace_ELBO):
+    """Whether rows have missing entries, and what a step would be told of any others without a look at them."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def loss_and_grads(self, model, guide, x, *args, **kwargs):
+        whole = x.new_zeros(1)
+        self.found.append([bool(x.isnan().any()), incomplete(whole), incomplete(whole / whole)])
+        return super().loss_and_grads(model, guide, x, *args, **kwargs)
+
+
+@pytest.mark.parametrize("batch_size", [16, None])
+def test_no_step_looks_for_missing_entries(batch_size, some):
+    some = some.clone()
+    some[[3, 7], 1] = math.nan
+    model, told = ppca(), Told()
+    fit(model, Amortized(model, some), some, steps=12, batch_size=batch_size, loss=told, optim=adam())
+    assert all(len(set(answers)) == 1 for answers in told.found)
+    assert {answers[0] for answers in told.found} == ({True} if batch_size is None else {True, False})
 
 
 def test_a_run_is_frozen(some):

@@ -22,7 +22,7 @@ LOCAL = -1140.18676  # where other starts end: two of the three components are o
 
 
 def three():
-    model = GMM(2, 3, "tied").double()
+    model = GMM(2, 3, "tied", start="k-means++").double()
     return model, Exact(model)
 
 

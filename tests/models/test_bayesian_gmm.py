@@ -218,3 +218,17 @@ def test_refuses_data():
         zoo.cavi(zoo.BayesianGMM(2, 2), torch.stack([torch.ones(272).double(), x[:, 1]], 1))
     with pytest.raises(ValueError, match="column 1 of x has only NaN"):
         zoo.cavi(zoo.BayesianGMM(2, 2), torch.stack([x[:, 0], torch.full((272,), torch.nan).double()], 1))
+
+
+@pytest.mark.parametrize("start", ["kmeans", "k-means++", "random"])
+def test_every_start_finds_the_two_clusters(start):
+    x = zoo.data.load("faithful", dtype=torch.float64).x
+    model = zoo.BayesianGMM(2, 2, "VVV", start=start).double()
+    assert model.covariance == "full"
+    counts = zoo.cavi(model, x, restarts=2).factors["component"].mean.sum(0).sort().values
+    assert (counts - torch.tensor([97.0, 175.0])).abs().max() < 2
+
+
+def test_an_unknown_start_is_refused():
+    with pytest.raises(ValueError, match=r"start must be one of kmeans, k-means\+\+, random; got 'means'"):
+        zoo.BayesianGMM(2, 2, start="means")

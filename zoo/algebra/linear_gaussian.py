@@ -17,9 +17,11 @@ from torch.distributions import Distribution
 
 from zoo.algebra import missing_linear
 from zoo.algebra.missing import Imputation, Incomplete, column_moments
-from zoo.algebra.moments import Moments
 from zoo.base.checks import incomplete
 from zoo.base.independent import without_event_dims
+from zoo.base.moments import Moments
+
+CANCELLED = 1e-4  # relative size of a difference below which more than four digits are lost
 
 
 def posterior_precision(weight: Tensor, noise: Tensor) -> Tensor:
@@ -84,14 +86,22 @@ def gaussian_moments(q: Distribution) -> tuple[Tensor, Tensor]:
 
 
 def log_likelihood(moments: Moments, weight: Tensor, mean: Tensor, noise: Tensor) -> Tensor:
-    """The total log-likelihood of all rows, from their moments: a scalar."""
+    """The total log-likelihood of all rows, from their moments: a scalar.
+
+    Where a noise variance is small, two large numbers nearly cancel in :math:`x^T \\Sigma^{-1} x` by way of P, and the
+    covariance (d, d) is factorised instead.
+    """
     offset = moments.mean - mean
     scatter = moments.covariance + torch.outer(offset, offset)  # (d, d)
     root = torch.linalg.cholesky(posterior_precision(weight, noise))
     whitened = torch.linalg.solve_triangular(root, weight.T / noise, upper=False)  # (k, d)
-    explained = ((whitened @ scatter) * whitened).sum()
-    misfit = (scatter.diagonal() / noise).sum() - explained
+    total, explained = (scatter.diagonal() / noise).sum(), ((whitened @ scatter) * whitened).sum()
+    misfit = total - explained
     logdet = noise.log().sum() + 2 * root.diagonal().log().sum()
+    if float(misfit.detach()) <= CANCELLED * float(total.detach()):
+        dense = torch.linalg.cholesky(weight @ weight.T + torch.diag(noise))
+        misfit = torch.cholesky_solve(scatter, dense).diagonal().sum()
+        logdet = 2 * dense.diagonal().log().sum()
     return -0.5 * moments.count * (len(mean) * math.log(2 * math.pi) + logdet + misfit)
 
 
@@ -110,20 +120,22 @@ def em_update(moments: Moments, weight: Tensor, noise: Tensor) -> tuple[Tensor, 
     weight = torch.linalg.solve(second, cross).T
     variance = moments.covariance.diagonal()
     residual = variance - (weight * cross.T).sum(1)
-    return weight, torch.maximum(residual, 1e-12 * variance)  # a perfect fit may be negative by rounding
+    if bool((residual < CANCELLED * variance).any()):
+        square, failed = torch.linalg.cholesky_ex(moments.covariance)
+        if not failed:  # the same as a sum of squares: S = L L', diag((I - W beta) S (I - W beta)' + W P^-1 W')
+            spread = torch.linalg.solve_triangular(root, weight.T, upper=False)
+            residual = (square - weight @ (beta @ square)).square().sum(1) + spread.square().sum(0)
+    return weight, torch.maximum(residual, 1e-30 * variance)  # a perfect fit may be negative by rounding
 
 
-def refuse_low_rank(x: Tensor, latent_dim: int) -> None:
-    """Refuses complete rows (n, d) in a subspace of the factors' dimension, which leaves no variance for the noise.
+def refuse_low_rank(x: Tensor | Moments, latent_dim: int) -> None:
+    """Refuses complete rows (n, d), or their moments, in a subspace of the factors' dimension: no noise is left.
 
     Raises:
         ValueError: the rank of the centred rows is too low; the message states it.
     """
-    for some in (x[: 4 * x.shape[1] + 4], x):  # a few rows usually suffice
-        moments = Moments.of(some)
-        values = torch.linalg.eigvalsh(moments.covariance)
-        resolution = 1e-14 * (values.sum() + moments.mean.square().sum())
-        rank = int((values > resolution).sum())
+    for some in (x,) if isinstance(x, Moments) else (x[: 4 * x.shape[1] + 4], x):  # a few rows usually suffice
+        rank = _rank(some if isinstance(some, Moments) else Moments.of(some))
         if rank > latent_dim:
             return
     if rank == 0:
@@ -132,6 +144,19 @@ def refuse_low_rank(x: Tensor, latent_dim: int) -> None:
         f"the rows of x span {rank} dimensions, no more than latent_dim={latent_dim}: no variance is left for the "
         "noise, and the likelihood of PPCA is unbounded. Use fewer factors, or more rows"
     )
+
+
+def _rank(moments: Moments) -> int:
+    """The rank of the covariance in units of the columns, beyond the rounding of rows that are far from the origin."""
+    deviation, level = moments.covariance.diagonal().sqrt(), moments.mean.abs()
+    rounding = 4 * torch.finfo(level.dtype).eps * level
+    varies = deviation > rounding
+    if not varies.any():
+        return 0
+    unit = deviation[varies]
+    values = torch.linalg.eigvalsh(moments.covariance[varies][:, varies] / torch.outer(unit, unit))
+    resolution = 1e-14 * len(unit) + (rounding[varies] / unit).square().sum()
+    return int((values > resolution).sum())
 
 
 def best_weight(moments: Moments, noise: Tensor, latent_dim: int) -> Tensor:
@@ -189,15 +214,18 @@ def best_noise(moments: Moments, noise: Tensor, least: Tensor, latent_dim: int, 
     return torch.from_numpy(np.exp(found.x)).to(noise.device)
 
 
-def cloud(x: Tensor, latent_dim: int, weights: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def cloud(x: Tensor | Moments, latent_dim: int, weights: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """A random start on the scale of the data: loadings (d, k), column means (d,), noise variances (d,).
 
     Half of every column's variance is noise, the other half is explained by loadings of random direction.
     """
-    variance, mean = column_moments(x, weights)
+    if isinstance(x, Moments):
+        variance, mean = x.covariance.diagonal(), x.mean
+    else:
+        variance, mean = column_moments(x, weights)
     usual = variance[variance > 0].mean() if (variance > 0).any() else variance.new_ones(())
     half = torch.where(variance > 0, variance, usual) / 2
-    draw = torch.randn(len(mean), latent_dim, dtype=x.dtype, device=x.device)
+    draw = torch.randn(len(mean), latent_dim, dtype=mean.dtype, device=mean.device)
     return draw * (half / latent_dim).sqrt().unsqueeze(1), mean, half
 
 
@@ -208,13 +236,17 @@ def impute(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> Imputation
     return Imputation(x.clone(), torch.zeros_like(x))
 
 
-def summarize(x: Tensor, weights: Tensor | None = None) -> Moments | Incomplete:
+def summarize(x: Tensor | Moments, weights: Tensor | None = None) -> Moments | Incomplete:
     """The data that EM needs of rows (n, d): their moments, or all rows if entries are missing; weighted by (n,)."""
+    if isinstance(x, Moments):
+        return x
     return Incomplete.of(x, weights) if incomplete(x) else Moments.of(x, weights)
 
 
-def filled_moments(x: Tensor, weights: Tensor | None = None) -> Moments:
+def filled_moments(x: Tensor | Moments, weights: Tensor | None = None) -> Moments:
     """The moments of rows (n, d) with missing entries at their column's mean, for a start."""
+    if isinstance(x, Moments):
+        return x
     if not incomplete(x):
         return Moments.of(x, weights)
     _, mean = column_moments(x, weights)
@@ -222,8 +254,17 @@ def filled_moments(x: Tensor, weights: Tensor | None = None) -> Moments:
 
 
 def remainder(moments: Moments, latent_dim: int) -> Tensor:
-    """The noise variance of PPCA: the mean of the D - K smallest eigenvalues of the covariance, a scalar."""
-    return torch.linalg.eigvalsh(moments.covariance)[:-latent_dim].mean()
+    """The noise variance of PPCA: the mean of the D - K smallest eigenvalues of the covariance, a scalar.
+
+    It is the mean square of what the leading eigenvectors leave of a root of the covariance: eigenvalues have an error
+    relative to the largest one.
+    """
+    values, vectors = torch.linalg.eigh(moments.covariance)
+    square, failed = torch.linalg.cholesky_ex(moments.covariance)
+    if failed:
+        return values[:-latent_dim].mean()
+    top = vectors[:, -latent_dim:]
+    return (square - top @ (top.T @ square)).square().sum() / (len(values) - latent_dim)
 
 
 def uniqueness(moments: Moments, latent_dim: int) -> Tensor:

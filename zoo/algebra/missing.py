@@ -7,13 +7,15 @@ Data.
 import functools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import polars
 import torch
 from torch import Tensor
 
 from zoo.base.checks import incomplete
+from zoo.base.tables import ArrayLike, column_names, index_column, named_rows, row_names
 
 FEW = 8  # rows that share a pattern, on average, from which products pattern by pattern are faster
 
@@ -25,10 +27,27 @@ class Imputation:
     Attributes:
         mean: the rows (n, d), with :math:`E[x_m | x_o]` for missing entries and observed entries unchanged.
         variance: the conditional variance of every entry (n, d), 0 for observed ones.
+        columns: the names of the d columns; empty if unknown.
+        index: the names of the rows, numbers or text; None where they are merely counted.
     """
 
     mean: Tensor
     variance: Tensor
+    columns: tuple[str, ...] = ()
+    index: np.ndarray | None = None
+
+    def named(self, x: ArrayLike, columns: tuple[str, ...] = ()) -> "Imputation":
+        """The same with observed entries as they were given, and the names of the columns and rows.
+
+        Args:
+            x: the rows that were imputed, where they may have more precision than the model; their names, if any.
+            columns: the names of the columns, if ``x`` has none.
+        """
+        found = replace(self, columns=column_names(x) or columns, index=row_names(x))
+        given = named_rows(x).values.to(self.mean.device)
+        if not given.is_floating_point() or torch.finfo(given.dtype).eps >= torch.finfo(self.mean.dtype).eps:
+            return found
+        return replace(found, mean=torch.where(given.isnan(), self.mean.to(given.dtype), given))
 
     @property
     def missing(self) -> Tensor:
@@ -42,12 +61,23 @@ class Imputation:
         return {"rows": float(len(self.mean)), "missing": float(count), "sd": sd}
 
     def frame(self) -> polars.DataFrame:
-        """One line per missing entry: its row and column, counted from 0, its mean and its standard deviation."""
+        """One line per missing entry: its row and column, by name or counted from 0, its mean and its sd."""
         row, column = self.missing.cpu().nonzero(as_tuple=True)
         mean, variance = (value.detach().cpu().double()[row, column] for value in (self.mean, self.variance))
         return polars.DataFrame(
-            {"row": row.numpy(), "column": column.numpy(), "mean": mean.numpy(), "sd": variance.sqrt().numpy()}
+            {
+                "row": row.numpy() if self.index is None else self.index[row.numpy()],
+                "column": np.array(self.columns)[column.numpy()] if self.columns else column.numpy(),
+                "mean": mean.numpy(),
+                "sd": variance.sqrt().numpy(),
+            }
         )
+
+    def filled(self) -> polars.DataFrame:
+        """The names of the rows, if known, and all columns, with missing entries filled in by their means."""
+        names = self.columns or tuple(f"x{j}" for j in range(self.mean.shape[1]))
+        values = self.mean.detach().cpu().double().numpy()
+        return polars.DataFrame(index_column(self.index) | dict(zip(names, values.T, strict=True)))
 
     def __repr__(self) -> str:
         found = self.summary()

@@ -16,9 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-KINDS = ("full", "tied", "diag", "spherical")
+from zoo.algebra.mixture_covariances import deviations, is_matrix
+from zoo.base.threads import side_by_side
+
 CACHE = 2**18  # numbers per block of features
 ROWS = (64, 2048)  # the fewest and the most rows per block
+LEAST = 4  # blocks per thread
 SMALL = 2**14  # numbers (rows x components x columns) for which any way takes no longer than its calls
 WIDEST = 4096  # features; beyond, products component by component are as fast
 
@@ -41,8 +44,8 @@ class Sums(NamedTuple):
         counts: the sums of the responsibilities r (k,).
         centre: a point for every component, or one for all: (k, d) or (d,).
         first: the sums of r (x - centre) (k, d).
-        second: the sums of r (x - centre)(x - centre)' (k, d, d), or their diagonals (k, d); for tied covariances the
-            sum over the components as well (1, d, d).
+        second: the sums of r (x - centre)(x - centre)' (k, d, d), or their diagonals (k, d); for ``"tied"`` covariances
+            the sum over the components as well (1, d, d).
     """
 
     total: Tensor
@@ -50,21 +53,6 @@ class Sums(NamedTuple):
     centre: Tensor
     first: Tensor
     second: Tensor
-
-
-def covariances(scale: Tensor, kind: str, components: int, width: int) -> Tensor:
-    """The covariance of every component (k, d, d).
-
-    Args:
-        scale: for ``"full"`` and ``"tied"`` Cholesky factors (k, d, d) or (d, d), for ``"diag"`` and ``"spherical"``
-            standard deviations (k, d) or (k,).
-        kind: one of ``KINDS``.
-        components: the number of components k.
-        width: the number of columns d.
-    """
-    if kind in ("full", "tied"):
-        return (scale @ scale.mT).expand(components, width, width)
-    return torch.diag_embed(scale.square().reshape(components, -1).expand(components, width))
 
 
 def features(x: Tensor, matrix: bool, out: Tensor | None = None) -> Tensor:
@@ -112,12 +100,14 @@ def expect(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, kind: str, we
         x: the rows.
         weight: the proportions (k,).
         mean: the means (k, d).
-        scale: as for :func:`covariances`.
-        kind: one of ``KINDS``.
+        scale: as for :func:`~zoo.algebra.mixture_covariances.covariances`.
+        kind: one of its ``KINDS``.
         weights: of the rows (n,); None for ones.
     """
     weight, mean, scale = weight.double(), mean.double(), scale.double()
     d, matrix = x.shape[1], kind == "full"
+    if not is_matrix(kind):
+        scale = deviations(scale, kind, *mean.shape)  # (k, d)
     if kind == "tied":
         return _tied(x, weight, mean, scale, weights)
     if len(x) * mean.numel() <= SMALL or (matrix and width(d, matrix) > WIDEST):
@@ -135,7 +125,7 @@ def expect(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, kind: str, we
 
 def _coefficients(weight: Tensor, offset: Tensor, scale: Tensor, matrix: bool) -> Tensor:
     """Theta (k, p), whose products with the features are the log joint densities."""
-    k, d = offset.shape
+    d = offset.shape[1]
     if matrix:
         precision = torch.cholesky_inverse(scale)  # (k, d, d)
         linear = (precision @ offset.unsqueeze(-1)).squeeze(-1)
@@ -143,29 +133,41 @@ def _coefficients(weight: Tensor, offset: Tensor, scale: Tensor, matrix: bool) -
         pairs, factor, _ = _pairs(d, offset.device)
         second = precision.flatten(1).index_select(1, pairs) * factor
     else:
-        sd = scale.reshape(k, -1).expand(k, d)
-        precision = sd.square().reciprocal()
-        linear, logdet, second = precision * offset, sd.log().sum(-1), -0.5 * precision
+        precision = scale.square().reciprocal()
+        linear, logdet, second = precision * offset, scale.log().sum(-1), -0.5 * precision
     constant = weight.log() - logdet - 0.5 * ((offset * linear).sum(-1) + d * math.log(2 * math.pi))
     return torch.cat([constant.unsqueeze(-1), linear, second], 1)
 
 
 def _pass(x: Tensor, centre: Tensor, theta: Tensor, matrix: bool, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     """The log-likelihood, and the responsibilities' sums of the features (k, p), block by block."""
-    own, around = theta.to(x), centre.to(x)
-    total, sums = theta.new_zeros(()), torch.zeros_like(theta)
-    size = min(_rows(theta.shape[1]), len(x))
-    buffer = x.new_empty(theta.shape[1], size)
-    for part, own_weights in _blocks(x, weights, size):
-        out = buffer if len(part) == size else buffer[:, : len(part)].contiguous()
-        phi = features((part - around).T, matrix, out)
-        shares, norm = normalised(own @ phi, own_weights)
-        if sums.dtype == phi.dtype:
-            sums.addmm_(shares, phi.T)
-        else:
-            sums += shares @ phi.T
-        total += norm
+    own, around, size = theta.to(x), centre.to(x), _rows(theta.shape[1])
+
+    def share(rows: Tensor, some: Tensor | None) -> tuple[Tensor, ...]:
+        total, sums = theta.new_zeros(()), torch.zeros_like(theta)
+        buffer = x.new_empty(theta.shape[1], min(size, len(rows)))
+        for part, own_weights in _blocks(rows, some, size):
+            out = buffer if len(part) == buffer.shape[1] else buffer[:, : len(part)].contiguous()
+            phi = features((part - around).T, matrix, out)
+            shares, norm = normalised(own @ phi, own_weights)
+            if sums.dtype == phi.dtype:
+                sums.addmm_(shares, phi.T)
+            else:
+                sums += shares @ phi.T
+            total += norm
+        return total, sums
+
+    total, sums = _shared_out(share, x, weights, size)
     return total, sums
+
+
+def _shared_out(share: Block, x: Tensor, weights: Tensor | None, size: int) -> tuple[Tensor, ...]:
+    """The sums of what ``share`` returns for parts of the rows, one per thread, if they are many blocks of ``size``."""
+    threads = min(len(x) // (LEAST * size), torch.get_num_threads())
+    if threads < 2 or x.device.type != "cpu":
+        return share(x, weights)
+    parts = list(_blocks(x, weights, -(-len(x) // threads)))
+    return tuple(torch.stack(each).sum(0) for each in zip(*side_by_side(share, parts), strict=True))
 
 
 def _blocks(x: Tensor, weights: Tensor | None, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -220,11 +222,15 @@ def _tied(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, weights: Tenso
 
 def _added(block: Block, x: Tensor, weights: Tensor | None, size: int) -> tuple[Tensor, ...]:
     """The sums of what ``block`` returns for ``size`` rows at a time and their weights, in float64."""
-    total: tuple[Tensor, ...] = ()
-    for part, some in _blocks(x, weights, size):
-        found = tuple(one.double() for one in block(part, some))
-        total = tuple(map(torch.add, total, found)) if total else found
-    return total
+
+    def share(rows: Tensor, some: Tensor | None) -> tuple[Tensor, ...]:
+        total: tuple[Tensor, ...] = ()
+        for part, own in _blocks(rows, some, size):
+            found = tuple(one.double() for one in block(part, own))
+            total = tuple(map(torch.add, total, found)) if total else found
+        return total
+
+    return _shared_out(share, x, weights, size)
 
 
 def _digits_lost(second: Tensor, moments: Tensor) -> float:
@@ -243,7 +249,7 @@ def _tolerated(x: Tensor) -> float:
 def _apart(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, kind: str, weights: Tensor | None) -> Sums:
     """The E-step with the rows taken around the mean of every component: exact, and the least work for few rows."""
     k, d = mean.shape
-    matrix = kind in ("full", "tied")
+    matrix = is_matrix(kind)
     whiten, constant = _whitening(weight, scale, k, d, matrix)
     whiten, lift, centres = whiten.to(x), constant.to(x).unsqueeze(-1), mean.to(x).unsqueeze(1)
 
@@ -266,6 +272,5 @@ def _whitening(weight: Tensor, scale: Tensor, k: int, d: int, matrix: bool) -> t
         whiten = torch.linalg.solve_triangular(scale.expand(k, d, d), identity, upper=False).mT
         logdet = scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     else:
-        sd = scale.reshape(k, -1).expand(k, d)
-        whiten, logdet = sd.reciprocal().unsqueeze(1), sd.log().sum(-1)
+        whiten, logdet = scale.reciprocal().unsqueeze(1), scale.log().sum(-1)
     return whiten, weight.log() - logdet - 0.5 * d * math.log(2 * math.pi)

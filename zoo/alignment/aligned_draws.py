@@ -12,10 +12,9 @@ from zoo.alignment.loadings import Loadings, check_level, scaled
 from zoo.alignment.symmetry import Factors
 from zoo.alignment.varimax import Rotation
 from zoo.base.callables import name_of, undecorated
-from zoo.base.checks import ArrayLike, check_rows, check_whole
-from zoo.base.pairs import Trained
+from zoo.base.checks import ArrayLike, check_whole
+from zoo.base.pairs import Trained, known_columns, rows_of
 from zoo.base.protocols import ConjugateGivenShared
-from zoo.base.tables import column_names
 from zoo.base.threads import on_suited_threads
 from zoo.infer.run import Fit, run_of
 from zoo.posterior.engine import reader, reading
@@ -82,7 +81,7 @@ def posterior_loadings(
     check_level(level, draws)
     if rotation not in get_args(Rotation):
         raise ValueError(f"rotation must be one of {', '.join(get_args(Rotation))}; got {rotation!r}")
-    columns, data = column_names(x), check_rows(x, undecorated(run.model))
+    columns, data = known_columns(run, x), rows_of(run, x)
     with reading(run, seed):
         source = reader(run, data)
         _, arguments = next(source.chunks(1))  # the shared sites do not need the other rows

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from zoo.algebra.moments import Moments
 from zoo.alignment.canonical import canonical_rotation, canonical_transform, to_canonical
 from zoo.alignment.loadings import Basis, Loadings, check_level, scaled
 from zoo.alignment.matching import procrustes
@@ -17,8 +16,9 @@ from zoo.alignment.symmetry import Factors, LinearModule, model_of
 from zoo.alignment.varimax import Rotation
 from zoo.base.callables import PyroCallable, name_of
 from zoo.base.checks import ArrayLike, check_rows, incomplete
+from zoo.base.moments import Moments
+from zoo.base.pairs import known_columns
 from zoo.base.protocols import Checked, Maximized, Placed
-from zoo.base.tables import column_names
 from zoo.base.threads import on_suited_threads
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.run import Fit
@@ -102,7 +102,7 @@ def bootstrap_loadings(
     model = copy.deepcopy(model_of(run))
     if canonical_transform(model, rotation).rotation is None:
         raise TypeError(f"{name_of(model)} has components, not factors with loadings: use PPCA or FactorAnalysis")
-    columns, data = column_names(x), check_rows(x, model, least=2)
+    columns, data = known_columns(run, x), check_rows(x, model, least=2)
     model = model.double()
     reference: LinearModule = to_canonical(model, rotation)
     _refuse_far(model, data)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.algebra import linear_gaussian
-from zoo.algebra.mixture import KINDS, covariances
+from zoo.algebra.mixture_covariances import KINDS, covariances, is_tied
 from zoo.alignment.coordinates import NewCoordinates, turn
 from zoo.base.callables import PyroCallable, handlers, name_of, undecorated
 from zoo.base.latent_sites import Latent, latents
@@ -82,7 +82,7 @@ class Alignment:
             if self.rotation is not None:
                 changed.weight = turn(changed.weight, self.rotation)
             else:
-                for name in ("weight", "mean") if changed.covariance == "tied" else ("weight", "mean", "scale"):
+                for name in ("weight", "mean") if is_tied(changed.covariance) else ("weight", "mean", "scale"):
                     setattr(changed, name, getattr(changed, name)[self.order])
         for handler in reversed(found):
             changed = handler(changed)

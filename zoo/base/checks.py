@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from zoo.base.callables import PyroCallable, name_of, unwrapped
 from zoo.base.entries import NamedRows, entry_at
 from zoo.base.module import like
+from zoo.base.moments import refuse_moments
 from zoo.base.precision import FEW, check_precision
 from zoo.base.protocols import AcceptsMissing, HasWidth
 from zoo.base.tables import ArrayLike, named_rows
@@ -78,12 +79,13 @@ def check_rows(
         exact: whether to return float64 whatever the model's dtype, for closed forms.
 
     Raises:
-        TypeError: ``x`` holds something other than real numbers.
+        TypeError: ``x`` holds something other than real numbers, or is a mean and a covariance.
         ValueError: ``x`` is not two-dimensional, is empty, has fewer rows than ``least``, has another width than the
             model, varies by less than the model's dtype can hold beside its offset, or has an infinite entry or, for a
             model without support for missing entries, NaN; the message names the row and the column, both counted from
             0, and by their names if they have any.
     """
+    refuse_moments(x, name)
     table = named_rows(x, name)
     rows = table.values
     if rows.is_complex():

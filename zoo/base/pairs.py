@@ -6,9 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pyro
+from torch import Tensor
 
 from zoo.base.callables import PyroCallable, name_of, undecorated
+from zoo.base.checks import ArrayLike, check_rows
 from zoo.base.protocols import Conjugate, Pair
+from zoo.base.tables import column_names
 
 EXACT = "guides.exact"  # loaded by name, as guides are built on this wing
 
@@ -52,6 +55,33 @@ def pair_of(trained: Trained) -> Pair:
             f"{name_of(trained)} has no closed-form posterior to judge it by: pass its run, or zoo.Fit(model, guide)"
         )
     return ModelAlone(trained, own_posterior(trained))
+
+
+def known_columns(run: object, x: object = None) -> tuple[str, ...]:
+    """The names of the columns: those of ``x``, else of the rows that the run was fitted to; empty if unknown.
+
+    Raises:
+        ValueError: ``x`` has the columns of the fit in another order.
+    """
+    own, fitted = column_names(x), tuple(getattr(getattr(run, "training", None), "columns", ()))
+    if own != fitted and sorted(own) == sorted(fitted):
+        raise ValueError(f"x has the columns {_few(own)}, the rows of the fit {_few(fitted)}: put them into this order")
+    return own or fitted
+
+
+def rows_of(run: Pair, x: ArrayLike, *, least: int = 1) -> Tensor:
+    """The rows (n, d) for the model of a pair: :func:`zoo.base.checks.check_rows`, and the order of their columns.
+
+    Raises:
+        TypeError, ValueError: as there, or ``x`` has the columns of the fit in another order.
+    """
+    known_columns(run, x)
+    return check_rows(x, undecorated(run.model), least=least)
+
+
+def _few(names: tuple[str, ...]) -> str:
+    """The first names."""
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def own_posterior(model: PyroCallable) -> PyroCallable:

@@ -110,6 +110,11 @@ def row_names(x: object) -> np.ndarray | None:
     return getattr(x, "index", None) if isinstance(getattr(x, "x", None), Tensor) else None
 
 
+def index_column(index: np.ndarray | None) -> dict[str, np.ndarray]:
+    """The first column of a result's table, ``row``, with the names of the rows; nothing where they are counted."""
+    return {} if index is None else {"row": index}
+
+
 def _tensor(x: Tensor, name: str) -> Tensor:
     """A tensor, dense."""
     if x.layout is not torch.strided:

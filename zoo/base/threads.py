@@ -9,8 +9,9 @@ import functools
 import inspect
 import math
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -98,6 +99,18 @@ def work_of(shape: tuple[int, ...], *functions: PyroCallable, rows: int | None =
     return float(n if rows is None else rows) * max(d, sum(shared.values()))
 
 
+def suited_to(shape: tuple[int, ...], *functions: PyroCallable, passes: int = 1) -> AbstractContextManager[None]:
+    """The block of :func:`suited` for passes of model and guide over the data, on the device of their parameters.
+
+    Args:
+        shape: of the data, (n, d).
+        functions: model and guide.
+        passes: how often all rows are passed at once, such as the number of draws.
+    """
+    device = next((p.device for p in _parameters(functions)), "cpu")
+    return suited(work_of(shape, *functions) * passes, device)
+
+
 def on_suited_threads(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """A function of a model, a pair or several pairs, and their rows, that runs on as many threads as pay.
 
@@ -116,12 +129,28 @@ def on_suited_threads(function: Callable[Arguments, Result]) -> Callable[Argumen
         if len(shape) != 2:
             return function(*args, **kwargs)  # refuses it
         draws = bound.arguments.get("draws")
-        work = work_of(shape, *functions) * (draws if isinstance(draws, int) else 1)
-        device = next((p.device for p in _parameters(functions)), "cpu")
-        with suited(work, device):
+        with suited_to(shape, *functions, passes=draws if isinstance(draws, int) else 1):
             return function(*args, **kwargs)
 
     return threaded
+
+
+def side_by_side(function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]) -> list[Result]:
+    """The results of a function for several tuples of arguments, each on a thread of Python with one of torch's.
+
+    For work that is done block by block: these threads meet once, where torch's own meet at every operation.
+
+    >>> side_by_side(lambda a, b: (a + b, torch.get_num_threads()), [(1, 2), (3, 4)])
+    [(3, 1), (7, 1)]
+    """
+    differentiable = torch.is_grad_enabled()  # which a thread does not inherit
+
+    def alone(given: tuple[Any, ...]) -> Result:
+        with exactly(1), torch.set_grad_enabled(differentiable):
+            return function(*given)
+
+    with ThreadPoolExecutor(len(arguments)) as pool:
+        return list(pool.map(alone, arguments))
 
 
 def _parameters(functions: tuple[PyroCallable, ...]) -> Iterator[nn.Parameter]:

@@ -13,6 +13,7 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.decomposition import FactorAnalysis as ScikitFactorAnalysis
 from sklearn.mixture import GaussianMixture
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 import guides
@@ -21,6 +22,7 @@ from zoo.alignment.matching import align, posterior_difference
 from zoo.base.callables import name_of
 from zoo.base.module import Module
 from zoo.base.protocols import HasPosterior, Mixture
+from zoo.base.threads import suited_to
 from zoo.benchmark.rows import Rows
 from zoo.infer.asked import Start
 from zoo.infer.run import Fit
@@ -174,10 +176,11 @@ def _run(
         for (name, start), seed in wanted:
             head = {"case": case.name, "method": name, "start": start, "seed": seed}
             head |= {"rows": n, "columns": d, "optimum": optimum}
-            if (name, start) == SCIKIT:
-                run: dict[str, Any] | None = _scikit(case, x, seed)
-            else:
-                run = _svi(case, x, name, start, seed, reference)
+            with suited_to(x.shape, reference):
+                if (name, start) == SCIKIT:
+                    run: dict[str, Any] | None = _scikit(case, x, seed)
+                else:
+                    run = _svi(case, x, name, start, seed, reference)
             if run is not None:
                 yield {**head, **run, "distance": optimum - run["log_marginal"]}
 
@@ -229,12 +232,13 @@ def _mean_error(run: Fit, reference: Any, x: Tensor) -> float:
 
 
 def _scikit(case: Case, x: Tensor, seed: int) -> dict[str, Any]:
-    """scikit-learn's estimator on the same rows."""
+    """scikit-learn's estimator on the same rows and as many threads."""
     rows = x.numpy()
     estimator = case.scikit(seed)
-    started = time.perf_counter()
-    estimator.fit(rows)
-    seconds = time.perf_counter() - started
+    with threadpool_limits(torch.get_num_threads()):
+        started = time.perf_counter()
+        estimator.fit(rows)
+        seconds = time.perf_counter() - started
     score = float(estimator.score(rows))
     if isinstance(estimator, PCA):  # its covariance divides by n - 1, the maximum-likelihood estimate by n
         score = _pca_likelihood(estimator, len(x), score)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo.commands.console import err, fail, out
+from zoo.commands.console import THREADS, err, fail, out
 
 
 def benchmark_(
@@ -23,38 +23,63 @@ def benchmark_(
     device: Annotated[str | None, typer.Option(help="Device to train on (deep), e.g. cpu or cuda.")] = None,
     rows: Annotated[str | None, typer.Option(help="Measure only rows (speed) with this text or pattern (*).")] = None,
     repeats: Annotated[int, typer.Option(help="Measurements per row (speed), of which the median counts.")] = 5,
+    threads: THREADS = None,
 ) -> None:
     """Compare with scikit-learn, published results or hand-written loops; write CSV, Markdown, netCDF."""
     try:
         if suite not in ("conjugate", "deep", "speed"):
             raise ValueError(f"unknown benchmark {suite!r}: choose 'conjugate', 'deep' or 'speed'")
-        if suite == "speed":
-            from zoo.benchmark.speed.suite import benchmark_speed
-            from zoo.benchmark.speed.suite import markdown as of_speed
+        if suite == "speed" and threads not in (None, 1):
+            raise ValueError("--threads is an option of conjugate and deep: speed measures on one thread")
+        from zoo.base.threads import exactly
 
-            measured = benchmark_speed(folder, pattern=rows, repeats=repeats, report=_measured, left_out=_left_out)
-            out.print(of_speed(measured), highlight=False, soft_wrap=True, markup=False)
-            return
-        from zoo.benchmark import conjugate, deep
-
-        count = {"conjugate": 5, "deep": 1}[suite] if seeds is None else seeds
-        if count < 1:
-            raise ValueError(f"seeds must be at least 1, got {count}")
-        if suite == "conjugate":
-            names = tuple(guide or conjugate.GUIDES)
-            starts: Any = tuple(start or conjugate.BOTH)
-            table = conjugate.benchmark_conjugate(
-                folder, seeds=range(count), only=only, guide_names=names, starts=starts, report=_report
-            )
-            text = conjugate.markdown(table)
-        else:
-            table = deep.benchmark_deep(
-                folder, seeds=range(count), budget=budget, only=only, device=device, progress=True, report=_report
-            )
-            text = deep.markdown(table)
+        with exactly(threads):
+            if suite == "speed":
+                text = _speed(folder, rows, repeats)
+            elif suite == "conjugate":
+                text = _conjugate(folder, _seeds(seeds, 5), only, guide, start)
+            else:
+                text = _deep(folder, _seeds(seeds, 1), only, budget, device)
         out.print(text, highlight=False, soft_wrap=True, markup=False)
     except (ValueError, FloatingPointError, OSError) as error:
         fail(error)
+
+
+def _seeds(given: int | None, default: int) -> range:
+    count = default if given is None else given
+    if count < 1:
+        raise ValueError(f"seeds must be at least 1, got {count}")
+    return range(count)
+
+
+def _speed(folder: Path, rows: str | None, repeats: int) -> str:
+    from zoo.benchmark.speed.suite import benchmark_speed, markdown
+
+    return markdown(benchmark_speed(folder, pattern=rows, repeats=repeats, report=_measured, left_out=_left_out))
+
+
+def _conjugate(folder: Path, seeds: range, only: str | None, guide: list[str] | None, start: list[str] | None) -> str:
+    from zoo.benchmark import conjugate
+
+    names, starts = tuple(guide or conjugate.GUIDES), tuple(start or conjugate.BOTH)
+    table = conjugate.benchmark_conjugate(
+        folder,
+        seeds=seeds,
+        only=only,
+        guide_names=names,
+        starts=starts,  # type: ignore[arg-type]  # which refuses other words
+        report=_report,
+    )
+    return conjugate.markdown(table)
+
+
+def _deep(folder: Path, seeds: range, only: str | None, budget: str, device: str | None) -> str:
+    from zoo.benchmark import deep
+
+    table = deep.benchmark_deep(
+        folder, seeds=seeds, budget=budget, only=only, device=device, progress=True, report=_report
+    )
+    return deep.markdown(table)
 
 
 def _report(row: dict[str, Any]) -> None:

@@ -1,10 +1,13 @@
 """Output, errors, and what the commands have in common: shared arguments and lists as text."""
 
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+
+if TYPE_CHECKING:  # it loads torch
+    from zoo.data.dataset import Dataset
 
 out = Console()
 err = Console(stderr=True)
@@ -22,6 +25,12 @@ def fail(error: Exception) -> NoReturn:
     """Print an error on one line and exit with status 2."""
     err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
     raise typer.Exit(2)
+
+
+def tell(table: "Dataset") -> None:
+    """Print on one line how the file of a table was read, where that was found from its content."""
+    if table.notes:
+        out.print(escape(f"{table.source}: {'; '.join(table.notes)}"), highlight=False, soft_wrap=True)
 
 
 def words(text: str | None) -> list[str] | None:

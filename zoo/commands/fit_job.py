@@ -3,9 +3,11 @@
 import copy
 import dataclasses
 import json
+import math
 import shlex
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,11 @@ from zoo.base.module import Module
 from zoo.base.protocols import ConditionallyConjugate, Conjugate, Floored, Mixture
 from zoo.base.threads import exactly
 from zoo.commands import registry
-from zoo.commands.console import err, out, words
+from zoo.commands.console import err, out, tell, words
 from zoo.diagnostics.guide.relevance import effective_size
 from zoo.export.contents import GROUPS, SMALL, check_groups, numbers_per_draw
 from zoo.export.write import write_arviz
+from zoo.infer.collapse import UnboundedLikelihood, collapse_of
 from zoo.infer.coordinate_ascent import VariationalBayes
 from zoo.infer.deep_defaults import HELD_OUT, MOST_HELD_OUT, PATIENCE, may_overfit
 from zoo.infer.expectation_maximisation import em
@@ -148,7 +151,7 @@ def fit_and_show(
     Args:
         parts: model and guide.
         rows: the data.
-        options: ``steps``, ``batch_size``, ``device`` and ``patience``; None where not given.
+        options: ``steps``, ``batch_size``, ``device``, ``patience`` and ``start``; None where not given.
         seed: of the fit.
         folder: where to write the run, or None.
         arviz: names of the groups of the ArviZ file, ``"all"``, ``"none"``, or None for the default.
@@ -172,11 +175,12 @@ def fit_and_show(
 def _job(parts: Parts, rows: Rows, options: dict[str, Any], seed: int, quiet: bool) -> Job:
     """The input of the fit, with the defaults of deep models filled in."""
     table = rows.load()
+    tell(table)
     model, guide = parts.build(table.x, seed)
     given = {**options, "progress": not quiet}
     if guide is None:
         listed = {"--hidden": parts.own["hidden"], "--guide-covariance": parts.own["covariance"]}
-        listed |= {"--batch-size": options["batch_size"], "--device": options["device"]}
+        listed |= {"--batch-size": options["batch_size"], "--device": options["device"], "--start": options["start"]}
         _refuse_with_ascent(listed | {"--patience": options["patience"], "--binarise": rows.binarise or None})
     elif given["patience"] is None and may_overfit(model, guide, table.x, layout(model, table.x)):
         given["patience"] = PATIENCE
@@ -245,7 +249,7 @@ def _run(job: Job) -> Done:
         generator = torch.Generator().manual_seed(job.seed)
         table = dataclasses.replace(table, x=torch.bernoulli(table.x, generator=generator))
     n, d = table.x.shape
-    evaluation = evaluate(run, table.x, draws=int(min(500, max(LEAST_DRAWS, 2e9 // (n * d)))), seed=job.seed)
+    evaluation = evaluate(run, table, draws=int(min(500, max(LEAST_DRAWS, 2e9 // (n * d)))), seed=job.seed)
     results: dict[str, Any] = {
         "data": table.name,
         "rows": n,
@@ -268,9 +272,10 @@ def _run(job: Job) -> Done:
     if isinstance(reference, Conjugate):
         started = time.perf_counter()
         starts = 5 if isinstance(reference, Mixture) else 1
-        results["optimum"] = max(_em(reference, table.x, seed) for seed in range(starts))
-        results["distance"] = results["optimum"] - results["log_marginal"]
-        results["optimum_seconds"] = time.perf_counter() - started
+        best = max(_em(reference, table.x, seed) for seed in range(starts))
+        if best > -math.inf:
+            results["optimum"], results["distance"] = best, best - results["log_marginal"]
+            results["optimum_seconds"] = time.perf_counter() - started
     return Done(run, results, table)
 
 
@@ -278,8 +283,8 @@ def _fit(job: Job) -> Fit:
     """The fit itself; large data are fitted by minibatches unless a batch size is given."""
     if job.guide is None:
         steps = job.options["steps"]
-        return cavi(job.model, job.table.x, seed=job.seed, **({} if steps is None else {"sweeps": steps}))
-    options = dict(job.options)
+        return cavi(job.model, job.table, seed=job.seed, **({} if steps is None else {"sweeps": steps}))
+    options = {**job.options, "start": job.options["start"] or "data"}
     if options["batch_size"] is None and not isinstance(job.guide, guides.Exact) and job.table.x.numel() > LARGE:
         options["batch_size"] = 256
         err.print(f"{len(job.table)} rows: using minibatches of 256; --batch-size sets another size")
@@ -288,15 +293,19 @@ def _fit(job: Job) -> Fit:
         options["transform"] = torch.bernoulli
     if job.held_out is not None:
         options["validation"] = job.held_out
-    return fit(job.model, job.guide, job.table.x, seed=job.seed, **options)
+    return fit(job.model, job.guide, job.table, seed=job.seed, **options)
 
 
 def _em(model: Module, x: torch.Tensor, seed: int) -> float:
     """The log-likelihood per row that EM reaches from a random start; -inf if a component collapses."""
+    model = copy.deepcopy(model)
     try:
-        return float(em(copy.deepcopy(model), x, seed=seed)[-1]) / len(x)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnboundedLikelihood)
+            found = float(em(model, x, seed=seed)[-1]) / len(x)
     except FloatingPointError:
-        return float("-inf")
+        return -math.inf
+    return -math.inf if collapse_of(model, x) else found
 
 
 def _show(done: Done) -> None:
@@ -363,7 +372,7 @@ def _write(job: Job, done: Done, place: Path, groups: tuple[str, ...], most: flo
     write(run, place)
     (place / "results.json").write_text(json.dumps(record, indent=2) + "\n")
     plots.save(plots.loss(run, optimum=results.get("optimum")), place / "loss.png")
-    plots.save(plots.latent(run, table.x, labels=table.labels, label_names=table.label_names), place / "latent.png")
+    plots.save(plots.latent(run, table), place / "latent.png")
     if not groups:
         return
     n, d = table.x.shape

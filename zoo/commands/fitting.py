@@ -7,14 +7,26 @@ from typing import Annotated
 import typer
 
 from zoo.commands.catalogue import GUIDES, LIKELIHOODS
-from zoo.commands.console import COLUMNS, FAILURES, MODEL, SOURCE, THREADS, fail
+from zoo.commands.console import COLUMNS, FAILURES, MODEL, THREADS, fail
 
+OPTIONAL_SOURCE = Annotated[
+    str | None, typer.Argument(metavar="DATA", help="Name of a data set, or path of a file; none with --moments.")
+]
+MOMENTS = Annotated[
+    Path | None,
+    typer.Option(help="In place of DATA for PPCA and FactorAnalysis: a covariance or correlation matrix, with --n."),
+]
 COVARIANCE = Annotated[
     str | None,
-    typer.Option(help="Of a mixture: full, tied, diag, spherical; of a VAE: scalar, diag, low_rank, full."),
+    typer.Option(
+        help="Of a mixture: full, tied, diag, spherical, tied_diag, tied_spherical; of a VAE: scalar, diag, low_rank, "
+        "full."
+    ),
 ]
 LIKELIHOOD = Annotated[str | None, typer.Option(help=f"Likelihood of a VAE: {', '.join(LIKELIHOODS)}.")]
-FLOOR = Annotated[float | None, typer.Option(help="Lower limit of a VAE's variances, as a fraction of the data's.")]
+FLOOR = Annotated[
+    float | None, typer.Option(help="Lower limit of a VAE's or a mixture's variances, as a fraction of the data's.")
+]
 PATIENCE = Annotated[
     int | None,
     typer.Option(
@@ -39,16 +51,31 @@ class Precision(StrEnum):
     float64 = "float64"
 
 
+class Start(StrEnum):
+    """Where a model starts."""
+
+    data = "data"
+    random = "random"
+
+
+GUIDE = Annotated[
+    str | None,
+    typer.Option(
+        help=f"{', '.join(GUIDES[:-1])} or {GUIDES[-1]}; by default Exact where the model has a closed-form "
+        "posterior, else Amortized, and coordinate ascent for a Bayesian model."
+    ),
+]
+START = Annotated[
+    Start | None, typer.Option(help="Start at an estimate from the data where the model has one, or at random.")
+]
+
+
 def fit_(
     model: MODEL,
-    source: SOURCE,
-    guide: Annotated[
-        str | None,
-        typer.Option(
-            help=f"{', '.join(GUIDES[:-1])} or {GUIDES[-1]}; by default Exact where the model has a closed-form "
-            "posterior, else Amortized, and coordinate ascent for a Bayesian model."
-        ),
-    ] = None,
+    source: OPTIONAL_SOURCE = None,
+    guide: GUIDE = None,
+    moments: MOMENTS = None,
+    n: Annotated[int | None, typer.Option("--n", help="Number of rows behind --moments.")] = None,
     latent_dim: Annotated[int | None, typer.Option("--latent-dim", "-k", help="Number of factors.")] = None,
     components: Annotated[int | None, typer.Option(help="Number of mixture components.")] = None,
     covariance: COVARIANCE = None,
@@ -61,6 +88,7 @@ def fit_(
     columns: COLUMNS = None,
     labels: Annotated[str | None, typer.Option(help="Column with labels, for the figures.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of initial values, minibatches and draws.")] = 0,
+    start: START = None,
     steps: Annotated[int | None, typer.Option(help="Number of steps; by default until convergence.")] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Rows per step; by default all, or minibatches for large data and deep models.")
@@ -79,14 +107,38 @@ def fit_(
     With --out, writes parameters (safetensors), settings (JSON), draws for ArviZ (netCDF), results (JSON), and figures
     of the loss and the latent space. zoo.load(DIR) loads the run.
     """
-    from zoo.commands import fit_job
+    from zoo.commands import fit_job, moments_job
 
     sizes = {"latent_dim": latent_dim, "components": components, "hidden": model_hidden, "floor": floor}
     kinds = {"covariance": covariance, "noise": noise, "likelihood": likelihood}
-    rows = fit_job.Rows(source, columns, labels, dtype.value, binarise)
     parts = fit_job.Parts(model, guide, {**sizes, **kinds}, {"hidden": hidden, "covariance": guide_covariance})
     options = {"steps": steps, "batch_size": batch_size, "device": device, "patience": patience}
+    options["start"] = start and start.value
     try:
-        fit_job.fit_and_show(parts, rows, options, seed=seed, folder=folder, arviz=arviz, threads=threads, quiet=quiet)
+        if moments is None:
+            rows = fit_job.Rows(_rows_of(source, n), columns, labels, dtype.value, binarise)
+            fit_job.fit_and_show(
+                parts, rows, options, seed=seed, folder=folder, arviz=arviz, threads=threads, quiet=quiet
+            )
+        else:
+            unfit: dict[str, object] = {"DATA": source, "guide": guide, "columns": columns, "labels": labels}
+            unfit |= {"hidden": hidden, "guide_covariance": guide_covariance, "arviz": arviz}
+            unfit |= {"binarise": binarise or None, **options, "steps": None}
+            moments_job.fit_moments_and_show(
+                model, parts.settings, moments, n, unfit=unfit, steps=steps, seed=seed, folder=folder, threads=threads
+            )
     except FAILURES as error:
         fail(error)
+
+
+def _rows_of(source: str | None, n: int | None) -> str:
+    """The source of the rows.
+
+    Raises:
+        ValueError: there is none, or ``--n`` is given as well.
+    """
+    if source is None:
+        raise ValueError("DATA is missing: give the name of a data set or the path of a file, or --moments")
+    if n is not None:
+        raise ValueError("--n is the number of rows behind --moments: DATA has its own")
+    return source

@@ -13,7 +13,7 @@ from zoo.base.atomic import new_file
 from zoo.base.protocols import ConditionallyConjugate, Conjugate
 from zoo.base.threads import exactly
 from zoo.commands import registry
-from zoo.commands.console import err, out, words
+from zoo.commands.console import err, out, tell, words
 from zoo.diagnostics.model.selection import Candidate, Selection, select_size
 
 WORDS = {"bic": "BIC", "bound": "bound on log p(X)", "aic": "AIC", "held_out": "held-out log p(x)"}
@@ -50,6 +50,7 @@ def select_and_show(
     model_class = registry.find(asked.model, registry.models(), "model")
     guide_class = None if asked.guide is None else registry.find(asked.guide, registry.guide_classes(), "guide")
     table = data.load(asked.source, columns=words(asked.columns), dtype=torch.float64)
+    tell(table)
     size = "components" if "components" in registry.options(model_class) else "latent_dim"
 
     def build(value: int, rows: torch.Tensor) -> Any:

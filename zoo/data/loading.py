@@ -1,16 +1,18 @@
 """Loading a data set by its name or from a file."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from zoo.data.catalogue import CATALOGUE, Entry
 from zoo.data.dataset import Dataset
 from zoo.data.files import read_file
-from zoo.data.table import nearest, pick
+from zoo.data.table import FrameTable, RowNames, Table, nearest, pick
+from zoo.data.text import Format
 
 
 def names() -> tuple[str, ...]:
@@ -27,7 +29,11 @@ def load(
     *,
     columns: Sequence[str | int] | None = None,
     labels: str | int | None = None,
+    index: str | int | None = None,
     dtype: torch.dtype | None = None,
+    separator: str | None = None,
+    decimal: str | None = None,
+    encoding: str | None = None,
 ) -> Dataset:
     """Loads a data set by name, or a table from a CSV, Parquet or NPY file.
 
@@ -40,17 +46,25 @@ def load(
       downloaded once, unless the environment variable LATENT_ZOO_DATA names a folder with the four .gz files,
       directly or under mnist/. Their checksums are verified in both cases.
 
-    Files: a CSV file has a header line, commas and UTF-8 text. An NPY array is (n, d), with columns named by position;
-    a large one (2**26 numbers or more) of type ``dtype`` stays on disk, memory-mapped with copy on write. Missing
-    entries (blank, NA, N/A, null) become NaN, infinite entries are kept, and booleans become 0 and 1.
+    Files: a CSV file has a header line. Its fields are separated by commas, semicolons, tabs or bars, with decimal
+    points or commas, in UTF-8, UTF-16 with a byte order mark, or Windows-1252; a first column that has no name, or is
+    unique text, names the rows. All this is found from the content, stated in ``notes``, and refused where two readings
+    are possible. An NPY array is (n, d), with columns named by position; a large one (2**26 numbers or more) of type
+    ``dtype`` stays on disk, memory-mapped with copy on write. Missing entries (blank, NA, N/A, null, None, ?, -, and
+    the other marks of pandas) become NaN, infinite entries are kept, and booleans become 0 and 1.
 
     Args:
-        source: one of :func:`names`, or the path of a .csv, .parquet or .npy file.
-        columns: the columns of ``x``, in this order: names, or positions for NPY. By default all but the labels
-            (`holzinger`: only the tests).
+        source: one of :func:`names`, or the path of a .csv, .tsv, .parquet or .npy file.
+        columns: the columns of ``x``, in this order: names, or positions for NPY. By default all but the labels and the
+            index (`holzinger`: only the tests).
         labels: the column of labels, text or integers, encoded in sorted order. By default the data set's own; none for
             a file.
+        index: the column of the names of the rows; None for the first column of a CSV file if it has no name or is
+            unique text, and for the index that pandas writes into Parquet files.
         dtype: floating-point type of ``x``; by default torch's default type.
+        separator: between the fields of a CSV file; None finds it.
+        decimal: the decimal mark of a CSV file, ``"."`` or ``","``; None finds it.
+        encoding: of a CSV file, a name that Python knows; None finds it.
 
     Returns:
         A :class:`Dataset` with ``x`` (n, d) and ``labels`` (n,), on the CPU.
@@ -59,7 +73,8 @@ def load(
         FileNotFoundError: the file does not exist.
         ConnectionError: MNIST cannot be downloaded.
         ValueError: the name, the suffix or a column is unknown, the file is damaged or empty, or a column does not
-            contain numbers, or labels.
+            contain numbers, or labels; a CSV file can be read in two ways; or ``dtype`` cannot hold the variation of a
+            column beside its offset.
 
     >>> load("iris")
     Dataset(iris: 150 rows x 4 columns, 3 labels; Fisher (1936), Annals of Eugenics 7; from scikit-learn)
@@ -70,15 +85,17 @@ def load(
     dtype = dtype or torch.get_default_dtype()
     if not dtype.is_floating_point:
         raise ValueError(f"dtype={dtype} cannot represent missing values: choose a floating-point type")
-    name, entry = find(source)
+    name, entry = find(source, Format(separator, decimal, encoding))
     table = entry.read()
 
     label = entry.labels if labels is None else pick(labels, table.columns, name)
+    names = _row_names(table, None if index is None else pick(index, table.columns, name), label)
     if isinstance(columns, str):
         raise ValueError(f"columns={columns!r} is one string: pass a list, columns=[{columns!r}]")
     if columns is None:
         default = table.columns if entry.columns is None else entry.columns
-        chosen = tuple(column for column in default if column not in (label, entry.labels))
+        taken = (label, entry.labels, None if names is None else names.column)
+        chosen = tuple(column for column in default if column not in taken)
     else:
         chosen = tuple(pick(column, table.columns, name) for column in columns)
     if not chosen:
@@ -87,16 +104,37 @@ def load(
     if repeated:
         raise ValueError(f"{name}: columns repeats {min(repeated)!r}")
 
-    x = table.numbers(chosen, dtype)
+    read = table.settled(chosen) if isinstance(table, FrameTable) and table.decimal is None else table
+    x = read.numbers(chosen, dtype)
     codes, label_names = (None, ()) if label is None else table.labels(label)
-    return Dataset(x, codes, label_names, chosen, name, entry.source, entry.licence)
+    own = None if names is None else names.names
+    notes = (*read.notes, *_notes(names, x)) if isinstance(read, FrameTable) else ()
+    return Dataset(x, codes, label_names, chosen, name, entry.source, entry.licence, own, notes)
 
 
-def find(source: str | os.PathLike[str]) -> tuple[str, Entry]:
-    """Name and entry of a data set in the catalogue, or of a file."""
+def _row_names(table: Table, index: str | None, label: str | None) -> RowNames | None:
+    """The names of the rows: the column ``index``, or what the reader found, unless that has the labels."""
+    if index is not None:
+        return RowNames(index, table.text(index))
+    return None if table.index is None or table.index.column == label else table.index
+
+
+def _notes(names: RowNames | None, x: Tensor) -> Iterator[str]:
+    """What was found about rows and entries, in words."""
+    if names is not None:
+        title = f"column {names.column!r}" if names.column else "the first column"
+        yield f"rows named by {title}" if names.names is not None else f"{title} counts the rows and is left out"
+    if missing := int(x.isnan().sum()):
+        yield f"{missing} of {x.numel()} entries missing"
+
+
+def find(source: str | os.PathLike[str], how: Format | None = None) -> tuple[str, Entry]:
+    """Name and entry of a data set in the catalogue, or of a file, which is written as ``how`` says."""
     if isinstance(source, str) and source in CATALOGUE:
+        if how not in (None, Format()):
+            raise ValueError(f"{source} is no CSV file: separator, decimal and encoding are of CSV files")
         return source, CATALOGUE[source]
     path = Path(source).expanduser()
     if isinstance(source, str) and Path(source).name == source and not path.suffix and not path.is_file():
         raise ValueError(f"unknown data set {source!r}: {nearest(source, names())}")
-    return path.stem, Entry(partial(read_file, path), path.name, "not stated")
+    return path.stem, Entry(partial(read_file, path, how), path.name, "not stated")

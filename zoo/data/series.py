@@ -6,11 +6,16 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-MISSING = ("", "NA", "N/A", "null", "NULL")
+from zoo.data.text import LABELS_MISSING, MISSING_NUMBERS
 
 
-def floats(series: pl.Series, origin: str) -> pl.Series:
+def floats(series: pl.Series, origin: str, decimal: str = ".") -> pl.Series:
     """The column as float64, with NaN for missing entries; text is parsed, booleans become 0 and 1.
+
+    Args:
+        series: the column.
+        origin: the name of the file, for error messages.
+        decimal: the decimal mark in text.
 
     Raises:
         ValueError: the column contains text that is not a number, or neither numbers nor text.
@@ -19,16 +24,16 @@ def floats(series: pl.Series, origin: str) -> pl.Series:
     if kind.is_numeric() or kind in (pl.Boolean, pl.Null):
         return series.cast(pl.Float64).fill_null(float("nan"))
     if kind in (pl.String, pl.Categorical, pl.Enum):
-        return parse(tidy(series), origin).fill_null(float("nan"))
+        return parse(tidy(series, MISSING_NUMBERS), origin, decimal).fill_null(float("nan"))
     raise ValueError(f"{origin}: column {series.name!r} has type {kind}, not numbers: exclude it by columns=...")
 
 
-def parse(text: pl.Series, origin: str) -> pl.Series:
+def parse(text: pl.Series, origin: str, decimal: str = ".") -> pl.Series:
     """Text parsed as numbers; a column of true and false becomes 1 and 0."""
     lower = text.str.to_lowercase()
     if lower.is_in(["true", "false"]).all():  # null entries are ignored
         return (lower == "true").cast(pl.Float64)
-    numbers = text.cast(pl.Float64, strict=False)
+    numbers = _pointed(text, decimal).cast(pl.Float64, strict=False)
     bad = (numbers.is_null() & text.is_not_null()).arg_true()
     if len(bad):
         row = bad[0]
@@ -37,6 +42,13 @@ def parse(text: pl.Series, origin: str) -> pl.Series:
             f"exclude it by columns=..., or use it as labels={text.name!r}"
         )
     return numbers
+
+
+def _pointed(text: pl.Series, decimal: str) -> pl.Series:
+    """Text with a point for the decimal mark; null where it has a point already."""
+    if decimal == ".":
+        return text
+    return text.str.replace(",", ".", literal=True).set(text.str.contains(".", literal=True).fill_null(False), None)
 
 
 def codes(series: pl.Series, origin: str) -> tuple[npt.NDArray[Any], tuple[str, ...]]:
@@ -76,10 +88,10 @@ def codes(series: pl.Series, origin: str) -> tuple[npt.NDArray[Any], tuple[str, 
     return code, tuple(str(value) for value in values)
 
 
-def tidy(series: pl.Series) -> pl.Series:
+def tidy(series: pl.Series, missing: tuple[str, ...] = LABELS_MISSING) -> pl.Series:
     """Text without surrounding blanks, with null for the marks of missing values."""
     text = series.cast(pl.String).str.strip_chars()
-    return text.set(text.is_in(MISSING), None)
+    return text.set(text.is_in(missing), None)
 
 
 def whole_numbers(text: pl.Series) -> pl.Series:

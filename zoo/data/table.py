@@ -1,7 +1,7 @@
 """Tables from polars frames and from numpy arrays, and the conversion of their columns to tensors."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Protocol
 
@@ -11,12 +11,22 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from zoo.data.series import codes, floats
+from zoo.base.precision import Spread
+from zoo.data.series import codes, floats, tidy
+from zoo.data.text import find_decimal
 
 BLOCK = 2**22  # numbers converted at a time: 32 MiB of float64
 MAPPED = 2**26  # numbers: an array on disk of at least this size is not read if it needs no conversion
 
 Labels = tuple[Tensor, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class RowNames:
+    """A column that names the rows; ``names`` (n,) is None where it merely counts them."""
+
+    column: str
+    names: npt.NDArray[Any] | None
 
 
 class Table(Protocol):
@@ -26,11 +36,22 @@ class Table(Protocol):
     def columns(self) -> tuple[str, ...]:
         """The names of all columns."""
 
+    @property
+    def index(self) -> RowNames | None:
+        """The column that names the rows."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the reader found out about the file, in words."""
+
     def numbers(self, names: Sequence[str], dtype: torch.dtype) -> Tensor:
         """The columns ``names`` in this order, as a tensor (n, len(names)) with its own memory."""
 
     def labels(self, name: str) -> Labels:
         """The column ``name`` as codes (n,), int64, and the names of the codes."""
+
+    def text(self, name: str) -> npt.NDArray[Any]:
+        """The column ``name`` as names of rows (n,): whole numbers or text."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +62,34 @@ class FrameTable:
     columns: tuple[str, ...]
     origin: str
     rows: int | None = None  # if counted by the reader
+    decimal: str | None = "."  # in text; None for what the numbers tell
+    index: RowNames | None = None
+    notes: tuple[str, ...] = ()
+
+    def settled(self, names: Sequence[str]) -> "FrameTable":
+        """The columns ``names`` alone, in memory, with the decimal mark that their numbers have."""
+        frame = self._read(names)
+        decimal = find_decimal([tidy(frame[name]) for name in names if frame[name].dtype == pl.String], self.origin)
+        notes = (*self.notes, "decimal commas") if decimal == "," else self.notes
+        return replace(self, frame=frame.lazy(), columns=tuple(names), decimal=decimal, notes=notes)
 
     def numbers(self, names: Sequence[str], dtype: torch.dtype) -> Tensor:
+        if self.decimal is None:
+            return self.settled(names).numbers(names, dtype)
         frame = self._read(names)
         x = torch.empty(frame.height, len(names), dtype=dtype)  # (n, d)
         for j, name in enumerate(names):
-            values = floats(frame[name], self.origin).to_numpy(writable=True)
+            values = floats(frame[name], self.origin, self.decimal).to_numpy(writable=True)
+            _refuse_lost(Spread().add(torch.from_numpy(values).unsqueeze(1)), dtype, self.origin, names, j)
             x[:, j] = narrow(values, dtype, f"{self.origin}: column {name!r}")
         return x
 
     def labels(self, name: str) -> Labels:
         return as_labels(self._read([name])[name], self.origin)
+
+    def text(self, name: str) -> npt.NDArray[Any]:
+        column = self._read([name])[name]
+        return column.to_numpy() if column.dtype.is_integer() else np.array(column.cast(pl.String).to_list(), dtype=str)
 
     def _read(self, names: Sequence[str]) -> pl.DataFrame:
         try:
@@ -73,6 +111,8 @@ class ArrayTable:
     columns: tuple[str, ...]
     origin: str
     divisor: npt.NDArray[Any] | None = None
+    index: RowNames | None = None
+    notes: tuple[str, ...] = ()
 
     def numbers(self, names: Sequence[str], dtype: torch.dtype) -> Tensor:
         position = {name: j for j, name in enumerate(self.columns)}
@@ -83,12 +123,17 @@ class ArrayTable:
             return torch.from_numpy(np.asarray(self.array))
         x = torch.empty(rows, len(chosen), dtype=dtype)  # (n, d)
         step = max(1, BLOCK // width)
+        spread = Spread()
         for start in range(0, rows, step):
             block = self.array[start : start + step]
             values = (block if whole else block[:, chosen]).astype(np.float64)
             if self.divisor is not None:
                 values /= self.divisor[chosen]
             x[start : start + step] = narrow(values, dtype, self.origin)
+            if dtype != torch.float64 and self.array.dtype.itemsize > 2:
+                spread.add(torch.from_numpy(values))
+        if spread.count.ndim:
+            _refuse_lost(spread, dtype, self.origin, names)
         return x
 
     def _as_it_is(self, dtype: torch.dtype) -> bool:
@@ -98,10 +143,20 @@ class ArrayTable:
         wanted = np.dtype(str(dtype).removeprefix("torch.")) if dtype in (torch.float32, torch.float64) else None
         return mapped and array.size >= MAPPED and array.dtype == wanted
 
+    def text(self, name: str) -> npt.NDArray[Any]:
+        column = np.asarray(self.array[:, self.columns.index(name)])
+        return column if column.dtype.kind in "iu" else column.astype(str)
+
     def labels(self, name: str) -> Labels:
         column = self.array[:, self.columns.index(name)]
         native = np.dtype(np.float64) if column.dtype.kind == "f" else column.dtype.newbyteorder("=")
         return as_labels(pl.Series(name, column.astype(native)), self.origin)
+
+
+def _refuse_lost(spread: Spread, dtype: torch.dtype, origin: str, names: Sequence[str], first: int = 0) -> None:
+    """Refuse columns, counted from ``first``, whose variation ``dtype`` cannot hold beside their offset."""
+    if dtype != torch.float64:
+        spread.refuse_lost(dtype, origin, names, "pass dtype=torch.float64, or subtract the mean", first=first)
 
 
 def as_labels(series: pl.Series, origin: str) -> Labels:

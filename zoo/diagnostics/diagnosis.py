@@ -8,10 +8,10 @@ from typing import Any
 
 import polars as pl
 
-from zoo.base.callables import undecorated, unwrapped
-from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.callables import unwrapped
+from zoo.base.checks import ArrayLike, check_whole
 from zoo.base.module import Module
-from zoo.base.pairs import Trained
+from zoo.base.pairs import Trained, rows_of
 from zoo.base.threads import on_suited_threads
 from zoo.diagnostics.checks.check import Case, Check, Finding, Level, Picture
 from zoo.diagnostics.checks.every import CHECKS
@@ -144,7 +144,7 @@ def diagnose(
     check_draws(draws)
     if simulations is not None:
         check_whole(simulations, "simulations", LEAST)
-    case = Case(run, check_rows(x, undecorated(run.model)), draws, simulations, seed)
+    case = Case(run, rows_of(run, x), draws, simulations, seed)
     own = all(isinstance(unwrapped(function), Module) for function in (run.model, run.guide))
     expected = (ValueError, NotImplementedError) if own else (Exception,)  # a user's own model may raise anything
     findings: list[Finding] = []

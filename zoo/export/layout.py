@@ -11,10 +11,11 @@ import pyro
 import torch
 from torch import Tensor
 
-from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
-from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.callables import PyroCallable, name_of, unwrapped
+from zoo.base.checks import ArrayLike, check_whole
 from zoo.base.module import Module
-from zoo.base.pairs import Trained
+from zoo.base.pairs import Trained, known_columns, rows_of
+from zoo.base.tables import row_names
 from zoo.data.dataset import Dataset
 from zoo.export.chains import INDEPENDENT, SEEDS, Transform, alignment, check, unchanged
 from zoo.export.contents import Contents, check_groups
@@ -149,10 +150,10 @@ def prepare(
     if rows_at_once is not None:
         check_whole(rows_at_once, "rows_at_once")
     fits = [run_of(run) for run in (runs if isinstance(runs, Sequence) else [runs])]
-    data = [check_rows(x, undecorated(run.model)) for run in fits]
+    data = [rows_of(run, x) for run in fits]
     check(fits, data)
     n, several = len(data[0]), len(fits) > 1
-    coords = _coordinates(x, len(fits), draws, data[0].shape, rows, columns)
+    coords = _coordinates(fits[0], x, len(fits), draws, data[0].shape, rows, columns)
     models: Sequence[PyroCallable] = [run.model for run in fits]
     transforms: Sequence[Transform] = [unchanged]
     words = ""
@@ -184,6 +185,7 @@ def prepare(
 
 
 def _coordinates(
+    run: Fit,
     x: ArrayLike,
     chains: int,
     draws: int,
@@ -194,12 +196,13 @@ def _coordinates(
     """The coordinates of the dimensions that every export has."""
     n, d = shape
     if columns is None:
-        columns = x.columns if isinstance(x, Dataset) else [f"x{j}" for j in range(d)]
+        columns = known_columns(run, x) or [f"x{j}" for j in range(d)]
     column = names(columns, d, "columns")
+    given = row_names(x) if rows is None else rows
     return {
         "chain": np.arange(chains),
         "draw": np.arange(draws),
-        "row": names(rows, n, "rows") if rows is not None else np.arange(n),
+        "row": np.arange(n) if given is None else names(given, n, "rows"),
         "column": column,
         "column_other": column,
     }

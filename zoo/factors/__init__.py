@@ -5,6 +5,7 @@ leave the caller's random stream unaffected.
 """
 
 from zoo.algebra.missing import Imputation
+from zoo.factors.classification import Classification, classify
 from zoo.factors.decoding import decode, encode
 from zoo.factors.generation import Generated, Reconstruction, generate, reconstruct
 from zoo.factors.imputation import impute
@@ -13,6 +14,7 @@ from zoo.factors.probing import Probe, probe
 from zoo.factors.traversal import Decoded, Traversal, interpolate, traverse
 
 __all__ = [
+    "Classification",
     "Decoded",
     "Generated",
     "Imputation",
@@ -20,6 +22,7 @@ __all__ = [
     "Probe",
     "Reconstruction",
     "Traversal",
+    "classify",
     "decode",
     "encode",
     "generate",

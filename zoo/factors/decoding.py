@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from zoo.base.callables import name_of, undecorated, unwrapped
-from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_whole
 from zoo.base.covariates import check_row_buffers, row_buffers
 from zoo.base.latent_sites import Latent, layout
 from zoo.base.memory import rows_at_once
 from zoo.base.module import like
-from zoo.base.pairs import Trained, pair_of
+from zoo.base.pairs import Trained, pair_of, rows_of
 from zoo.base.protocols import Decoding, HasPosterior, HasWidth, Pair
 from zoo.factors.drawing import likelihoods, shared_draws, stand_in
 from zoo.posterior.engine import reader, reading
@@ -220,7 +220,7 @@ def encode(run: Trained, x: ArrayLike, *, draws: int = 200, seed: int = 0) -> Te
     """
     run = pair_of(run)
     latent = factor_site(run, "encode", decoding=False)
-    data = check_rows(x, undecorated(run.model))
+    data = rows_of(run, x)
     check_whole(draws, "draws")
     with reading(run, seed):
         source = reader(run, data)

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from zoo.base.callables import name_of, undecorated
-from zoo.base.checks import ArrayLike, check_rows
+from zoo.base.checks import ArrayLike
 from zoo.base.latent_sites import data_sites, layout
+from zoo.base.pairs import rows_of
 from zoo.base.protocols import HoldsRows, Pair
 from zoo.infer.run import Fit
 from zoo.posterior.engine import Arguments, Reader, Values
@@ -25,7 +26,7 @@ def stand_in(run: Pair, x: ArrayLike | None = None) -> Reader:
         ValueError: the model generates no rows that can be distinguished from its latent sites.
     """
     if x is not None:
-        data = check_rows(x, undecorated(run.model))
+        data = rows_of(run, x)
         return Reader(run, data, layout(run.model, data))
     found = layout(run.model)
     index = torch.zeros(1, dtype=torch.long)

@@ -1,17 +1,18 @@
 """Generation of new rows, and reconstruction of given ones."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import polars
 import torch
 from torch import Tensor
 
-from zoo.base.callables import undecorated
-from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_whole
 from zoo.base.covariates import check_row_buffers
 from zoo.base.memory import rows_at_once
-from zoo.base.pairs import Trained, pair_of
-from zoo.base.tables import column_names
+from zoo.base.pairs import Trained, known_columns, pair_of, rows_of
+from zoo.base.tables import index_column, row_names
 from zoo.factors.drawing import closed_moments, likelihoods, moments, shared_draws, stand_in
 from zoo.factors.tables import columns_of, frame_of, only_site
 from zoo.posterior.engine import Arguments, Reader, reader, reading
@@ -27,11 +28,13 @@ class Reconstruction:
         means: :math:`E\, \tilde x` of every data site (n, d), by name.
         variances: the variance of every entry (n, d), from latents and noise, by the site's name.
         columns: the names of the d columns; empty if unknown.
+        index: the names of the rows, numbers or text; None where they are merely counted.
     """
 
     means: dict[str, Tensor]
     variances: dict[str, Tensor]
     columns: tuple[str, ...] = ()
+    index: np.ndarray | None = None
 
     @property
     def mean(self) -> Tensor:
@@ -58,7 +61,7 @@ class Reconstruction:
 
     def frame(self) -> polars.DataFrame:
         """One line per row of the data: mean and standard deviation of every entry."""
-        columns: dict[str, list[float]] = {}
+        columns: dict[str, Any] = index_column(self.index)
         for name, mean in self.means.items():
             found = columns_of(name, mean, self.columns)
             sds = columns_of(name, self.variances[name].sqrt(), self.columns)
@@ -81,12 +84,14 @@ class Generated:
             sites whose mean has no closed form are omitted.
         latents: the latent sites of the rows (n, ...), by name.
         shared: the latent sites that all rows share (...), by name.
+        columns: the names of the d columns; empty if unknown.
     """
 
     data: dict[str, Tensor]
     means: dict[str, Tensor]
     latents: dict[str, Tensor]
     shared: dict[str, Tensor] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
 
     @property
     def x(self) -> Tensor:
@@ -118,7 +123,9 @@ class Generated:
     def frame(self) -> polars.DataFrame:
         """One line per row: its data and its local latents."""
         columns: dict[str, list[float]] = {}
-        for name, value in (*self.data.items(), *self.latents.items()):
+        for name, value in self.data.items():
+            columns |= columns_of(name, value, self.columns)
+        for name, value in self.latents.items():
             columns |= columns_of(name, value)
         return frame_of(columns)
 
@@ -169,7 +176,7 @@ def generate(run: Trained, size: int, *, prior: bool = False, x: ArrayLike | Non
     local, shared = (
         {own.name: sites[own.name][0] for own in kind} for kind in (source.layout.local, source.layout.shared)
     )
-    return Generated(data, means, local, shared)
+    return Generated(data, means, local, shared, known_columns(run, x))
 
 
 def reconstruct(run: Trained, x: ArrayLike, *, draws: int = 200, seed: int = 0) -> Reconstruction:
@@ -192,7 +199,7 @@ def reconstruct(run: Trained, x: ArrayLike, *, draws: int = 200, seed: int = 0) 
     """
     run = pair_of(run)
     check_whole(draws, "draws", 2)
-    names, data = column_names(x), check_rows(x, undecorated(run.model))
+    names, index, data = known_columns(run, x), row_names(x), rows_of(run, x)
     parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
     with reading(run, seed):
         source = reader(run, data)
@@ -204,7 +211,7 @@ def reconstruct(run: Trained, x: ArrayLike, *, draws: int = 200, seed: int = 0) 
                 parts.setdefault(name, []).append(total(*moments(found, sites[name])))
     means = {name: torch.cat([mean for mean, _ in found]) for name, found in parts.items()}
     variances = {name: torch.cat([variance for _, variance in found]) for name, found in parts.items()}
-    return Reconstruction(means, variances, names)
+    return Reconstruction(means, variances, names, index)
 
 
 def guide_draws(source: Reader, arguments: Arguments, draws: int, held: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from zoo.algebra.missing import Imputation, marginal_root
-from zoo.base.callables import name_of, undecorated
-from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.callables import name_of
+from zoo.base.checks import ArrayLike, check_whole
 from zoo.base.memory import rows_at_once
-from zoo.base.pairs import Trained, pair_of
+from zoo.base.pairs import Trained, known_columns, pair_of, rows_of
 from zoo.base.threads import on_suited_threads
 from zoo.factors.drawing import likelihoods
 from zoo.factors.generation import guide_draws, total
@@ -51,16 +51,16 @@ def impute(run: Trained, x: ArrayLike, *, draws: int = 1000, seed: int = 0, weig
     """
     run = pair_of(run)
     check_whole(draws, "draws", 2)
-    data = check_rows(x, undecorated(run.model))
+    names, data = known_columns(run, x), rows_of(run, x)
     mean, variance, missing = data.clone(), torch.zeros_like(data), data.isnan()
     needed = missing.any(1).nonzero().squeeze(1)
     if not len(needed):
-        return Imputation(mean, variance)
+        return Imputation(mean, variance).named(x, names)
     with reading(run, seed):
         source = reader(run, data)
         if len(source.layout.data) != 1:
-            names = ", ".join(f"'{name}'" for name in source.layout.data)
-            raise ValueError(f"impute needs a model with one data site, {name_of(run.model)} has {names}")
+            sites = ", ".join(f"'{name}'" for name in source.layout.data)
+            raise ValueError(f"impute needs a model with one data site, {name_of(run.model)} has {sites}")
         held: dict[str, Tensor] = {}
         for index, arguments in source.chunks(rows_at_once(draws * data.shape[1]), needed):
             if weighted:
@@ -74,7 +74,7 @@ def impute(run: Trained, x: ArrayLike, *, draws: int = 1000, seed: int = 0, weig
             found = total(means, variances, weights)
             mean[index] = torch.where(missing[index], found[0], data[index])
             variance[index] = torch.where(missing[index], found[1], 0.0)
-    return Imputation(mean, variance)
+    return Imputation(mean, variance).named(x, names)
 
 
 def _moments(density: Any, x: Tensor) -> tuple[Tensor, Tensor]:

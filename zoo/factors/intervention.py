@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from zoo.base.checks import ArrayLike
-from zoo.base.pairs import Trained, pair_of
-from zoo.base.tables import column_names
+from zoo.base.pairs import Trained, known_columns, pair_of
 from zoo.factors.decoding import Numbers, decoded_mean, factor_site
 from zoo.factors.tables import columns_of, frame_of
 from zoo.factors.traversal import check_factor, places
@@ -104,4 +103,4 @@ def intervene(
             )
         z[:, factor] = value
     before, after = decoded_mean(run, torch.stack([held, z]), chosen, x, draws, seed)
-    return Intervention({int(each): z[:, each] for each in factors}, z, before, after, chosen, column_names(x))
+    return Intervention({int(each): z[:, each] for each in factors}, z, before, after, chosen, known_columns(run, x))

@@ -9,9 +9,8 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from zoo.base.callables import undecorated
-from zoo.base.checks import ArrayLike, check_rows, check_whole
-from zoo.base.pairs import Trained, pair_of
+from zoo.base.checks import ArrayLike, check_whole
+from zoo.base.pairs import Trained, pair_of, rows_of
 from zoo.data.dataset import Dataset
 from zoo.factors.decoding import encode, factor_site
 
@@ -100,7 +99,7 @@ def probe(
         labels = x.labels
     if labels is None:
         raise ValueError("labels is None, and x has none: pass one label per row")
-    rows = check_rows(x, undecorated(run.model))
+    rows = rows_of(run, x)
     classes, codes = _classes(labels, len(rows))
     check_whole(repeats, "repeats", 2)
     count = round(held_out * len(rows)) if 0 < held_out < 1 else 0

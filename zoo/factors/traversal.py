@@ -9,11 +9,9 @@ import polars
 import torch
 from torch import Tensor
 
-from zoo.base.callables import undecorated
-from zoo.base.checks import ArrayLike, check_rows, check_whole
-from zoo.base.pairs import Trained, pair_of
+from zoo.base.checks import ArrayLike, check_whole
+from zoo.base.pairs import Trained, known_columns, pair_of, rows_of
 from zoo.base.protocols import Pair
-from zoo.base.tables import column_names
 from zoo.factors.decoding import Numbers, decoded_mean, encode, factor_site, placed
 from zoo.factors.tables import columns_of, frame_of
 
@@ -150,7 +148,7 @@ def traverse(
     z = held.unsqueeze(1).repeat(1, len(path), 1)  # (m, s, k)
     z[..., factor] = path
     mean = decoded_mean(run, z.transpose(0, 1), chosen, x, draws, seed).transpose(0, 1)
-    return Traversal(factor, path, z, mean, chosen, column_names(x))
+    return Traversal(factor, path, z, mean, chosen, known_columns(run, x))
 
 
 @torch.no_grad()
@@ -201,7 +199,7 @@ def interpolate(
     t = torch.linspace(0, 1, steps, dtype=torch.float64).to(start).unsqueeze(1)  # (s, 1)
     z = start.lerp(end, t) if kind == "linear" else _great_circle(start, end, t)
     mean = decoded_mean(run, z.unsqueeze(1), None, x, draws, seed).squeeze(1)  # one row at every point
-    return Decoded(z, mean, column_names(x))
+    return Decoded(z, mean, known_columns(run, x))
 
 
 def check_factor(factor: int, k: int, name: str) -> int:
@@ -234,7 +232,7 @@ def _point(run: Pair, given: int | Numbers, name: str, k: int, x: ArrayLike | No
     if isinstance(given, int):
         if x is None:
             raise ValueError(f"{name}={given} is the number of a row: pass the rows as x, or factors ({k},) as {name}")
-        n = len(check_rows(x, undecorated(run.model)))
+        n = len(rows_of(run, x))
         if not 0 <= given < n:
             raise ValueError(f"{name}={given} is out of range, as x has {n} rows, counted from 0")
         return places(run, x, [given], draws, seed)[1][0]

@@ -2,11 +2,12 @@
 
 from zoo.base.schedules import cosine
 from zoo.infer.captured import CapturedSVI
+from zoo.infer.collapse import UnboundedLikelihood
 from zoo.infer.convergence import Convergence, assess
 from zoo.infer.coordinate_ascent import Ascent, VariationalBayes
 from zoo.infer.expectation_maximisation import MaximumLikelihood, em
 from zoo.infer.fitting import fit
-from zoo.infer.guard import Diverged, UnboundedLikelihood
+from zoo.infer.guard import Diverged
 from zoo.infer.line_search import LineSearchSVI
 from zoo.infer.loading import load
 from zoo.infer.losses.annealed import AnnealedELBO, linear_warmup

@@ -10,6 +10,7 @@ from pyro.optim import PyroOptim
 from zoo.base.callables import undecorated, unwrapped
 from zoo.base.checks import check_whole
 from zoo.base.protocols import (
+    Collapsing,
     Conjugate,
     Delaying,
     Estimating,
@@ -19,6 +20,7 @@ from zoo.base.protocols import (
     Projection,
     linear_form,
 )
+from zoo.base.threads import PER_THREAD, enough, work_of
 from zoo.infer.asked import Asked
 from zoo.infer.captured import not_recorded
 from zoo.infer.deep_defaults import CLIP
@@ -201,7 +203,7 @@ def objective(asked: Asked) -> tuple[ELBO, Answer]:
 def _projection(asked: Asked) -> Projection | None:
     """The best q in closed form, for a default fit whose steps all see the same rows."""
     options = asked.options
-    if options.optim is not None or asked.subsampled or options.transform is not None:
+    if options.optim is not None or asked.subsampled or options.transform is not None or options.weights is not None:
         return None
     if random_layers(asked.model, asked.guide) or batch_norms(asked.model, asked.guide):
         return None
@@ -248,6 +250,17 @@ def noise_of(asked: Asked, loss: ELBO) -> str:
     return "" if noiseless(asked.model, asked.guide, loss) else f"{type(loss).__name__} draws at every step"
 
 
+def floors(asked: Asked) -> tuple[Answer, ...]:
+    """The floor under the covariances of a mixture."""
+    inner = undecorated(asked.model)
+    if not isinstance(inner, Collapsing):
+        return ()
+    if not inner.floor:
+        return (Answer("floor", "none under the covariances", "the model's floor is 0: the likelihood is unbounded"),)
+    why = "the model's floor; below it the likelihood is unbounded, and a fit that gets there ends and says so"
+    return (Answer("floor", f"{inner.floor:g} of the columns' variances, in any direction", why),)
+
+
 def capture(asked: Asked, loss: ELBO, optimizer: PyroOptim) -> tuple[bool, Answer]:
     """Whether steps are recorded as a graph.
 
@@ -271,6 +284,17 @@ def capture(asked: Asked, loss: ELBO, optimizer: PyroOptim) -> tuple[bool, Answe
         return False, Answer("graph", "none", why)
     why = f"it pays from {PAYS * shapes:,} steps on"
     return True, Answer("graph", "recorded at the first step, run by the later ones", why)
+
+
+def threads(asked: Asked) -> tuple[float, Answer]:
+    """The multiply-adds of a step, and the number of torch's threads that it runs on."""
+    work = work_of(asked.x.shape, asked.model, asked.guide, rows=asked.options.batch_size)
+    set_by_caller = torch.get_num_threads()
+    if torch.device(asked.options.device or asked.x.device).type != "cpu":
+        return work, Answer("threads", f"{set_by_caller}, as set", "the steps run on another device")
+    count = min(set_by_caller, enough(work))
+    why = f"{work:.1e} multiply-adds per step, of which a thread takes {PER_THREAD:.0e}, and {set_by_caller} are set"
+    return work, Answer("threads", str(count), why)
 
 
 def end(asked: Asked, optimizer: PyroOptim, settling: Settling | None) -> Answer:

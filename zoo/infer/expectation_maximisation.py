@@ -11,12 +11,24 @@ from torch import Tensor, nn
 
 from zoo.base.callables import PyroCallable, name_of
 from zoo.base.checks import ArrayLike, check_rows, check_whole, incomplete
+from zoo.base.moments import Moments
 from zoo.base.pairs import own_posterior
-from zoo.base.protocols import Checked, Conjugate, Maximized, Placed, Summarized
+from zoo.base.protocols import (
+    AcceptsMoments,
+    Checked,
+    Collapsing,
+    Conjugate,
+    HasWidth,
+    Maximized,
+    Placed,
+    Summarized,
+)
 from zoo.base.random import seeded
+from zoo.base.tables import column_names
 from zoo.base.threads import on_suited_threads
 from zoo.base.weights import by_weights, weighted_rows
 from zoo.infer.acceleration import FAILURES, Ascent
+from zoo.infer.collapse import collapse_of
 from zoo.infer.convergence import MAXIMISED
 from zoo.infer.run import Fit, Training
 
@@ -24,6 +36,7 @@ STILL = 1e-9  # the relative move of a step of EM below which the parameters are
 WINDOW = 5  # steps whose gains together must be small to end an accelerated climb
 SHARE = 0.1  # of the tolerance, as extrapolated gains come in fits and starts
 ROUNDING = 1e-14  # of the log-likelihood
+FLOORED = 1e-8  # of the log-likelihood: its rounding where a covariance is at its floor
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +85,7 @@ class MaximumLikelihood(Fit):
 @on_suited_threads
 def em(
     model: PyroCallable,
-    x: ArrayLike,
+    x: ArrayLike | Moments,
     *,
     weights: ArrayLike | None = None,
     steps: int = 100_000,
@@ -96,7 +109,8 @@ def em(
     Args:
         model: a :class:`~zoo.base.Conjugate` module: PPCA, FactorAnalysis, GMM or one of your own, whose ``em_step``
             depends on its parameters and the data alone.
-        x: the data (n, d); NaN marks an entry missing at random, for a model with ``missing = True``.
+        x: the data (n, d); NaN marks an entry missing at random, for a model with ``missing = True``. For PPCA and
+            FactorAnalysis also a mean and a covariance with the number of rows, :class:`zoo.data.Moments`.
         weights: how often every row counts (n,), at least 0: whole numbers are the same as repeating rows, 0 the same
             as leaving a row out. None for once. PPCA, FactorAnalysis and GMM accept them; so does a model of your own
             that declares ``weighted = True`` (:class:`~zoo.base.protocols.AcceptsWeights`).
@@ -110,6 +124,10 @@ def em(
         the model with its own posterior as the guide, to be evaluated, saved and reported like any run; with the total
         log-likelihood after every step, the number of evaluations, and why it stopped.
 
+    Warns:
+        UnboundedLikelihood: a component of a mixture has collapsed and is held by its floor; the message names it, its
+            rows and columns. The result is not converged, as its likelihood depends on the floor.
+
     Raises:
         TypeError: the model has no closed forms, or accepts no weights.
         ValueError: the data do not suit the model, see :func:`zoo.base.check_rows` and ``model.check``; or the weights
@@ -121,27 +139,31 @@ def em(
         Institute of Statistical Mathematics 46.
     """
     started = time.perf_counter()
-    x, weighing, work = _prepared(model, x, weights, steps, tol, seed)
-    assert isinstance(work, Conjugate)
-    data = work.summarize(x, **weighing) if isinstance(work, Summarized) else x
-    count = float(weighing["weights"].sum()) if weighing else len(x)
+    task = _prepared(model, x, weights, steps, tol, seed)
     if accelerate:
-        maximize = isinstance(work, Maximized) and not incomplete(x)
-        found = _accelerated(work, data, steps, tol * count, maximize=maximize)
+        maximize = isinstance(task.work, Maximized) and task.complete
+        found = _accelerated(task.work, task.data, steps, tol * task.size, maximize=maximize)
     else:
-        found = _plain(work, data, steps, tol * count)
-    model.load_state_dict(work.state_dict())  # type: ignore[attr-defined]  # in place, in the model's own dtype
+        found = _plain(task.work, task.data, steps, tol * task.size)
+    stopped = "the log-likelihood has settled" if found.converged else f"all {steps} steps are used up"
+    if not isinstance(x, Moments) and collapse_of(task.work, task.given) is not None:
+        numbered = check_rows(x, model, exact=True)  # with those of weight 0
+        stopped = collapse_of(task.work, numbered, warn=True) or stopped
+        found = found._replace(converged=False)
+    model.load_state_dict(task.work.state_dict())  # type: ignore[attr-defined]  # in place, in the model's own dtype
+    place = task.given.mean if isinstance(task.given, Moments) else task.given
     record = Training(
-        losses=-found.log_likelihood / count,
+        losses=-found.log_likelihood / task.size,
         converged=found.converged,
         loss="log marginal likelihood",
         optimizer=MAXIMISED,
-        rows=len(x),
+        rows=task.rows,
         seed=seed,
-        dtype=str(x.dtype).removeprefix("torch."),
-        device=str(x.device),
+        dtype=str(place.dtype).removeprefix("torch."),
+        device=str(place.device),
         seconds=time.perf_counter() - started,
-        stopped="the log-likelihood has settled" if found.converged else f"all {steps} steps are used up",
+        stopped=stopped,
+        columns=x.columns if isinstance(x, Moments) else column_names(x),
     )
     return MaximumLikelihood(
         model, _guide(model), record, log_likelihood=found.log_likelihood, evaluations=found.evaluations
@@ -169,10 +191,30 @@ def _guide(model: PyroCallable) -> PyroCallable:
     return refuse
 
 
+class _Task(NamedTuple):
+    """What EM works on.
+
+    Attributes:
+        work: a copy of the model in float64, at its start.
+        data: the input of its ``em_step``.
+        complete: whether no entry is missing.
+        rows: the number of rows.
+        size: the sum of their weights.
+        given: the rows that count, or the moments.
+    """
+
+    work: Any
+    data: Any
+    complete: bool
+    rows: int
+    size: float
+    given: Any
+
+
 def _prepared(
-    model: PyroCallable, x: ArrayLike, weights: ArrayLike | None, steps: int, tol: float, seed: int
-) -> tuple[Tensor, dict[str, Any], nn.Module]:
-    """The rows that count, their weights as a keyword, and a copy of the model in float64 at its start."""
+    model: PyroCallable, x: ArrayLike | Moments, weights: ArrayLike | None, steps: int, tol: float, seed: int
+) -> _Task:
+    """The model at its start and the data, after all checks."""
     if not (isinstance(model, Conjugate) and isinstance(model, nn.Module)):
         raise TypeError(
             f"{name_of(model)} has no closed-form EM (it lacks posterior, log_marginal or em_step): use zoo.fit"
@@ -180,17 +222,50 @@ def _prepared(
     check_whole(steps, "steps")
     if not tol >= 0:
         raise ValueError(f"tol must not be negative, got {tol!r}: nats per row")
-    x, weights = weighted_rows(check_rows(x, model, least=2, exact=True), weights, least=2)
-    weighing = by_weights(model, weights)
-    if weighing and not isinstance(model, Summarized):
-        raise TypeError(f"{name_of(model)} has no method summarize, which takes the weights: repeat the rows")
+    given: Any  # rows, or moments where the model takes them
+    given, weighing = _checked(model, x, weights)
     if isinstance(model, Checked):
-        model.check(x)
+        model.check(given)
     work = copy.deepcopy(model).double()
     if isinstance(work, Placed) and isinstance(model, Placed) and model.fresh:
         with seeded(seed):
-            work.initialize(x, **weighing)
-    return x, weighing, work
+            work.initialize(given, **weighing)
+    data = work.summarize(given, **weighing) if isinstance(work, Summarized) else given
+    if isinstance(given, Moments):
+        return _Task(work, data, True, int(given.count), given.count, given)
+    size = float(weighing["weights"].sum()) if weighing else len(given)
+    return _Task(work, data, not incomplete(given), len(given), size, given)
+
+
+def _checked(
+    model: nn.Module, x: ArrayLike | Moments, weights: ArrayLike | None
+) -> tuple[Tensor | Moments, dict[str, Any]]:
+    """The rows that count, in float64, and their weights as a keyword; or the moments.
+
+    Raises:
+        TypeError: the model does not accept weights, or moments.
+        ValueError: the rows or weights are wrong, or the moments have another number of columns than the model.
+    """
+    if isinstance(x, Moments):
+        return _checked_moments(model, x, weights), {}
+    rows, found = weighted_rows(check_rows(x, model, least=2, exact=True), weights, least=2)
+    weighing = by_weights(model, found)
+    if weighing and not isinstance(model, Summarized):
+        raise TypeError(f"{name_of(model)} has no method summarize, which takes the weights: repeat the rows")
+    return rows, weighing
+
+
+def _checked_moments(model: nn.Module, x: Moments, weights: ArrayLike | None) -> Moments:
+    """Moments in float64 on the model's device."""
+    if not (isinstance(model, AcceptsMoments) and model.from_moments):
+        raise TypeError(f"{name_of(model)} needs the rows: a mean and a covariance suffice for PPCA and FactorAnalysis")
+    if weights is not None:
+        raise ValueError("weights are of rows, and x is their moments: weight the rows by Moments.of(x, weights)")
+    if isinstance(model, HasWidth) and len(x.mean) != model.data_dim:
+        raise ValueError(
+            f"x has {len(x.mean)} columns, the model {name_of(model)} was built for data_dim={model.data_dim}"
+        )
+    return x.to(next(model.parameters()).detach().double())
 
 
 def _plain(work: Conjugate, data: Any, steps: int, tol: float) -> _Climb:
@@ -199,11 +274,11 @@ def _plain(work: Conjugate, data: Any, steps: int, tol: float) -> _Climb:
     converged = False
     for _ in range(steps - 1):
         climb.append(float(work.em_step(data)))
-        _refuse_descent(climb)
+        _refuse_descent(climb, work)
         if converged := _settled(climb, tol):
             break
     climb.append(float(copy.deepcopy(work).em_step(data)))  # the log-likelihood after the last step
-    _refuse_descent(climb)
+    _refuse_descent(climb, work)
     return _Climb(torch.tensor(climb[1:], dtype=torch.float64), len(climb), converged)
 
 
@@ -223,11 +298,11 @@ def _accelerated(work: Any, data: Any, steps: int, tol: float, *, maximize: bool
     if maximize and (top := _maximum(work, data, start, parameters)) is not None:
         spent, ascent = 1, Ascent(evaluate, top)
         climb.append(ascent.value)
-        _refuse_descent(climb)
+        _refuse_descent(climb, work)
     converged = maximize and _still(ascent)
     while len(climb) <= steps and not converged:
         climb.append(ascent.step())
-        _refuse_descent(climb)
+        _refuse_descent(climb, work)
         converged = _small(climb, tol)
     _place(parameters, ascent.point)
     return _Climb(torch.tensor(climb[1:], dtype=torch.float64), spent + ascent.evaluations, converged)
@@ -254,9 +329,10 @@ def _place(parameters: list[nn.Parameter], point: Tensor) -> None:
         parameter.data = part.view_as(parameter).clone()
 
 
-def _refuse_descent(climb: list[float]) -> None:
+def _refuse_descent(climb: list[float], work: Any) -> None:
     before, after = climb[-2], climb[-1]
-    if not after >= before - 1e-11 * max(1.0, abs(before)):
+    floored = isinstance(work, Collapsing) and work.met_floor
+    if not after >= before - (FLOORED if floored else 1e-11) * max(1.0, abs(before)):
         raise FloatingPointError(
             f"EM's likelihood fell from {before:.12g} to {after:.12g} at step {len(climb) - 1}: the model's em_step is "
             "not a maximisation, or it has lost numerical precision"

@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
@@ -13,16 +14,19 @@ from pyro.infer import ELBO, SVI, TraceEnum_ELBO, config_enumerate
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from zoo.base.callables import PyroCallable, mode, modules, unwrapped
+from zoo.base.callables import PyroCallable, mode, modules, undecorated, unwrapped
 from zoo.base.checks import ArrayLike, missing_entries
-from zoo.base.protocols import Delaying, Estimating, Placed
+from zoo.base.protocols import AcceptsWeights, Collapsing, Delaying, Estimating, HoldsRows, Placed
 from zoo.base.random import seeded
-from zoo.base.threads import suited, work_of
+from zoo.base.threads import suited
+from zoo.base.weights import by_weights, weighted_rows
 from zoo.infer.asked import Start
 from zoo.infer.captured import CapturedSVI
+from zoo.infer.collapse import UnboundedLikelihood
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.guard import diverged, floored
 from zoo.infer.line_search import LineSearchSVI, ProjectedSVI
+from zoo.infer.losses.closed_form import ClosedFormELBO
 from zoo.infer.losses.projected import ProjectedELBO
 from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.optim.lbfgs import LBFGS
@@ -35,6 +39,7 @@ from zoo.infer.watchers import (
     Callback,
     Callbacks,
     Checkpoint,
+    Collapse,
     EarlyStopping,
     Hold,
     LastGood,
@@ -44,6 +49,7 @@ from zoo.infer.watchers import (
     Validation,
     Watcher,
 )
+from zoo.infer.weighting import weighted
 
 READ = 50  # steps between two readings of the losses on a GPU
 
@@ -53,6 +59,7 @@ def fit(
     guide: PyroCallable,
     x: ArrayLike,
     *,
+    weights: ArrayLike | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
     loss: ELBO | None = None,
@@ -86,7 +93,11 @@ def fit(
         model: a Pyro model with the signature ``(x=None, index=None, size=None)``, a module or a function, possibly
             wrapped in Pyro handlers (``config_enumerate``, ``poutine.scale``).
         guide: a Pyro guide with the same signature: one of :mod:`guides`, of Pyro's autoguides, or your own.
-        x: the data (n, d); NaN marks an entry missing at random, for a model with ``missing = True``.
+        x: the data (n, d): a tensor, an array, a data frame or another table, see
+            :func:`zoo.base.tables.named_rows`; NaN marks an entry missing at random, for a model with
+            ``missing = True``.
+        weights: how often every row counts (n,), at least 0: the terms of a row in the bound are multiplied by its
+            weight, under the losses of ``zoo.infer.weighting.WEIGHTED``. None for once. Held-out rows count once.
         steps: the most steps. None: until the bound has settled, at most 20,000; with a Pyro optimizer of your own,
             whose schedule is unknown to the fit, all of them.
         batch_size: rows per step, drawn without replacement epoch by epoch. None uses all rows at every step, except
@@ -103,8 +114,8 @@ def fit(
             the rate falls to zero along half a cosine instead, which flattens any curve, so that such a fit is not
             reported as converged.
         start: where a fresh model starts: ``"data"``, its estimate from the data (by the eigenvectors of their moments
-            for PPCA, factor analysis and a linear VAE; at random if it has none), or ``"random"``. A mixture starts at
-            centres drawn by k-means++, followed by ten steps of EM, in either case.
+            for PPCA, factor analysis and a linear VAE; at random if it has none), or ``"random"``. A mixture starts as
+            its ``start`` says, followed by ten steps of EM, in either case.
         seed: of the start, the batches and the draws. Numbers that a model of your own draws in its constructor, and
             not again in ``initialize``, are not covered: call ``torch.manual_seed(seed)`` on the line before
             ``model = Model(...)``, or build the pair inside :func:`zoo.best_of`, which seeds the constructor too.
@@ -135,7 +146,8 @@ def fit(
         a :class:`Fit`; in its ``training``, ``converged`` is whether it has converged and ``stopped`` why it ended.
 
     Warns:
-        UnboundedLikelihood: more than a twentieth of a decoder's variances ended at their floor.
+        UnboundedLikelihood: more than a twentieth of a decoder's variances ended at their floor, or a component of a
+            mixture collapsed.
 
     Raises:
         ValueError: data, batch size, model, guide and loss are incompatible; the message names the argument.
@@ -150,6 +162,7 @@ def fit(
         model,
         guide,
         x,
+        weights=weights,
         steps=steps,
         batch_size=batch_size,
         loss=loss,
@@ -165,8 +178,7 @@ def fit(
         checkpoint=checkpoint,
     )
     held = None if store is None else {key: dict(own) for key, own in store.items()}
-    work = work_of(decided.x.shape, model, guide, rows=decided.batch_size)
-    with pyro.get_param_store().scope(held), seeded(seed), suited(work, decided.x.device):
+    with pyro.get_param_store().scope(held), seeded(seed), suited(decided.work, decided.x.device):
         first = _start(decided, model, guide)
         running = Running(decided, model, guide, _svi(decided, model, guide), started=started)
         good = LastGood(every, model, guide)
@@ -181,13 +193,19 @@ def _start(decided: Plan, model: PyroCallable, guide: PyroCallable) -> tuple[Any
     parts = {"model": unwrapped(model), "guide": unwrapped(guide)}
     if "model" in decided.start:
         _place_model(decided, parts["model"])
-    if decided.em_steps:
-        with suppress(FloatingPointError, torch.linalg.LinAlgError):  # a component collapsed: the model is unchanged
-            em(parts["model"], decided.x, steps=decided.em_steps, accelerate=False)
+    counted, own = weighted_rows(decided.x, decided.weights)
+    if decided.em_steps and (own is None or _accepts(parts["model"])):
+        # A component that loses its rows leaves the model unchanged; one that collapses is reported by the fit itself.
+        with suppress(FloatingPointError, torch.linalg.LinAlgError), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnboundedLikelihood)
+            em(parts["model"], counted, weights=own, steps=decided.em_steps, accelerate=False)
     if "guide" in decided.start:
         guided = parts["guide"]
         assert isinstance(guided, Placed)
-        guided.initialize(decided.x)
+        if isinstance(guided, HoldsRows):
+            guided.initialize(decided.x)
+        else:
+            guided.initialize(counted, **(by_weights(guided, own) if _accepts(guided) else {}))
     x, n = decided.x, len(decided.x)
     index = torch.arange(n, device=x.device)[: decided.batch_size]
     arguments: tuple[Any, ...] = (x,) if decided.full else (x[index], index, n)
@@ -204,16 +222,27 @@ def _start(decided: Plan, model: PyroCallable, guide: PyroCallable) -> tuple[Any
 
 def _place_model(decided: Plan, model: PyroCallable) -> None:
     """Set a fresh model to its estimate from the data, or to a random start on them."""
+    counted, own = weighted_rows(decided.x, decided.weights)
+    weighing = by_weights(model, own) if _accepts(model) else {}
     if decided.estimate:
         assert isinstance(model, Estimating)
-        model.estimate(decided.x)
+        model.estimate(counted, **weighing)
     else:
         assert isinstance(model, Placed)
-        model.initialize(decided.x)
+        model.initialize(counted, **weighing)
+
+
+def _accepts(part: object) -> bool:
+    """Whether the starts of a part accept weights of the rows; those of other parts see every row that counts once."""
+    return isinstance(part, AcceptsWeights) and part.weighted
 
 
 def _svi(decided: Plan, model: PyroCallable, guide: PyroCallable) -> SVI:
     """The SVI that takes the steps."""
+    own = None if decided.weights is None else decided.weights.to(decided.x)
+    late = [p for module in modules(model) for p in module.parameters()] if decided.e_step else []
+    if own is not None and not isinstance(decided.loss, ClosedFormELBO):
+        model, guide = weighted(model, guide, own, decided.layout.plate)
     if isinstance(decided.loss, TraceEnum_ELBO):
         guide = config_enumerate(guide, "parallel")
     if isinstance(decided.optim, NaturalGradient) and not decided.full:
@@ -225,7 +254,6 @@ def _svi(decided: Plan, model: PyroCallable, guide: PyroCallable) -> SVI:
         return SVI(model, guide, decided.optim, decided.loss)
     if isinstance(decided.loss, ProjectedELBO):
         return ProjectedSVI(model, guide, decided.optim, decided.loss)
-    late = [p for module in modules(model) for p in module.parameters()] if decided.e_step else []
     return LineSearchSVI(model, guide, decided.optim, decided.loss, late=late, since=decided.e_step)
 
 
@@ -240,6 +268,8 @@ def _watchers(
     inner = unwrapped(running.model)
     if decided.held_steps and isinstance(inner, Delaying):
         watchers.append(stack.enter_context(Hold(inner, decided.held_steps)))
+    if isinstance(collapsing := undecorated(running.model), Collapsing):
+        watchers.append(Collapse(collapsing))
     validation = None
     if decided.validation is not None:
         validation = Validation(
@@ -268,11 +298,10 @@ def _train(running: Running, watchers: list[Watcher], good: LastGood, autocast: 
     """
     decided = running.plan
     batches = _batches(decided)
-    complete = False if decided.complete else None
     checked = 0  # losses
     for step in range(decided.steps):
-        arguments = next(batches)
-        with missing_entries(complete):
+        arguments, missing = next(batches)
+        with missing_entries(missing):  # no step looks for them
             running.add(_step(running.svi, arguments, autocast, first=step == 0))
         if not running.unread or (step + 1) % READ == 0:
             checked = _check_finite(running, checked, arguments, good)
@@ -312,15 +341,24 @@ def _step(svi: SVI, arguments: tuple[Any, ...], autocast: torch.dtype | None, *,
             return math.nan
 
 
-def _batches(decided: Plan) -> Iterator[tuple[Any, ...]]:
-    """The arguments of every step: all rows, or minibatches (rows, their numbers, the full number of rows)."""
+def _batches(decided: Plan) -> Iterator[tuple[tuple[Any, ...], bool | None]]:
+    """The arguments of every step, and whether its rows have missing entries, which is looked up once an epoch.
+
+    The arguments are all rows, or minibatches (rows, their numbers, the full number of rows).
+    """
     x, n = decided.x, len(decided.x)
+    while decided.full:
+        yield (_seen(decided, x),), decided.missing
+    size = decided.batch_size
+    assert size is not None
+    gappy = x.isnan().any(1)  # (n,)
     while True:
-        if decided.full:
-            yield (_seen(decided, x),)
-            continue
-        for index in torch.randperm(n, device=x.device).split(decided.batch_size):
-            yield _seen(decided, x.index_select(0, index)), index, n
+        order = torch.randperm(n, device=x.device)
+        batches, missing = order.split(size), [decided.missing] * math.ceil(n / size)
+        if decided.missing:
+            missing = torch.stack([part.any() for part in gappy[order].split(size)]).tolist()
+        for index, gaps in zip(batches, missing, strict=True):
+            yield (_seen(decided, x.index_select(0, index)), index, n), gaps
 
 
 def _seen(decided: Plan, rows: Tensor) -> Tensor:
@@ -333,6 +371,9 @@ def _end(running: Running, watchers: list[Watcher], first: tuple[Any, ...]) -> F
     for watcher in watchers:
         if isinstance(watcher, Validation) and decided.patience is not None:
             watcher.restore()
+    for watcher in watchers:
+        if isinstance(watcher, Collapse):
+            watcher.look(running)
     running.at_floor = floored(running.model, running.svi.guide, first, decided.seed)
     run = running.run()
     for watcher in watchers:

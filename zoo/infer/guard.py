@@ -14,6 +14,7 @@ from torch import Tensor
 from zoo.base.callables import PyroCallable, mode, modules, name_of, undecorated
 from zoo.base.protocols import Floored
 from zoo.base.random import seeded
+from zoo.infer.collapse import UnboundedLikelihood
 from zoo.infer.run import Fit
 from zoo.infer.running import Running, copied, put_back
 
@@ -30,10 +31,6 @@ class Diverged(FloatingPointError):  # noqa: N818 - it reads as what it says
     def __init__(self, message: str, step: int, site: str | None, run: Fit) -> None:
         super().__init__(message)
         self.step, self.site, self.run = step, site, run
-
-
-class UnboundedLikelihood(UserWarning):
-    """A decoder's variances are at their floor, without which the likelihood would be unbounded."""
 
 
 def floored(

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,78 +16,35 @@ from torch import Tensor
 from zoo.base.callables import PyroCallable, modules
 from zoo.base.random import seeded
 from zoo.infer.losses.projected import ProjectedELBO
+from zoo.infer.optim.coordinates import Coordinates, joined, place, units
 from zoo.infer.optim.fused import ordered
 from zoo.infer.optim.lbfgs import LBFGS
-from zoo.infer.running import Copy, put_back
 
-FLOOR = 1e-6  # lower bound on row norms of the Hessian, relative to the largest
 WALL = 10.0  # relative height of the value that replaces a loss which is not finite
+LASTING = 25  # steps for which units are used again after a search that gained nothing
 
 
 @dataclass(frozen=True)
 class Point:
-    """The loss and its gradients at one value of the parameters.
+    """The loss at one value of the parameters.
 
     Attributes:
         loss: the negative bound.
-        values: copies of the parameters there, by parameter.
-        gradients: those of the loss, by parameter; zero where the loss does not depend on it.
+        value: a copy of all parameters there (p,).
+        gradient: of the loss (p,); zero where the loss does not depend on a parameter.
     """
 
     loss: float
-    values: dict[Tensor, Tensor]
-    gradients: dict[Tensor, Tensor]
-
-    @property
-    def here(self) -> bool:
-        """Whether the parameters still have these values."""
-        return all(torch.equal(p, value) for p, value in self.values.items())
-
-
-class Coordinates:
-    """The coordinates u = p / unit of the search over parameters p, and torch's L-BFGS on them.
-
-    Args:
-        params: the parameters that are optimised; all others are fixed.
-        units: one positive tensor per parameter, of its shape.
-        options: of ``torch.optim.LBFGS``.
-    """
-
-    def __init__(self, params: list[Tensor], units: list[Tensor], options: dict[str, Any]) -> None:
-        self.params, self.units = params, units
-        self.scaled = [(p / unit).detach().contiguous().requires_grad_() for p, unit in zip(params, units, strict=True)]
-        self.optimizer = torch.optim.LBFGS(self.scaled, **options)
-
-    @torch.no_grad()
-    def read(self) -> None:
-        """Set the coordinates from the parameters."""
-        for u, p, unit in zip(self.scaled, self.params, self.units, strict=True):
-            u.copy_(p / unit)
-
-    @torch.no_grad()
-    def write(self) -> None:
-        """Set the parameters from the coordinates."""
-        for u, p, unit in zip(self.scaled, self.params, self.units, strict=True):
-            p.copy_(u * unit)
-
-    def pull(self, gradients: dict[Tensor, Tensor]) -> None:
-        """Set the coordinates' gradients from those of the parameters."""
-        for u, p, unit in zip(self.scaled, self.params, self.units, strict=True):
-            u.grad = (gradients[p] * unit).contiguous()
-
-    @property
-    def finite(self) -> bool:
-        """Whether all parameters are finite."""
-        return all(bool(torch.isfinite(p).all()) for p in self.params)
+    value: Tensor
+    gradient: Tensor
 
 
 class LineSearchSVI(SVI):
     r"""Stochastic variational inference without noise: every step is one iteration of L-BFGS on the same draws.
 
     ``step`` passes torch's L-BFGS a closure over ``loss_and_grads``. Parameters have different units: loadings have
-    those of their columns, log scales have none. The search therefore uses equilibrated coordinates
-    :math:`u_i = p_i \sqrt{D_i}`, with :math:`D_i` the norm of row i of the Hessian, estimated from a few Hessian-vector
-    products at the steps ``optim.refresh``.
+    those of their columns, log scales have none. The search therefore uses coordinates in which the rows of the Hessian
+    have about the same norm (:func:`~zoo.infer.optim.coordinates.units`), estimated at the steps ``optim.refresh``.
 
     Args:
         model: a Pyro model.
@@ -112,8 +70,7 @@ class LineSearchSVI(SVI):
         True
 
     References:
-        Nocedal and Wright (2006), Numerical Optimization, ch. 3 and 7; Dauphin, de Vries and Bengio (2015),
-        Equilibrated adaptive learning rates for non-convex optimization, NIPS, for the row norms.
+        Nocedal and Wright (2006), Numerical Optimization, ch. 3 and 7.
     """
 
     def __init__(
@@ -133,11 +90,14 @@ class LineSearchSVI(SVI):
         self.evaluations = 0
         self._late = {id(p) for p in late}
         self._params: list[Tensor] = []  # all parameters, including those fixed at first
+        self._unit: Tensor | None = None
+        self._measured = 0  # the step before which the units were estimated
         self._coordinates: Coordinates | None = None
         self._last: Point | None = None
-        self._given: tuple[tuple[Any, Any], ...] = ()
+        self._given: list[tuple[int, Any]] = []  # the arguments of the last step and their versions
+        self._held: Any = None  # the arguments themselves, so that no other object takes their place in memory
         self._before = math.inf
-        self._exhausted = False  # whether the last search from new coordinates gained nothing
+        self._exhausted = False  # whether a search from new coordinates, in new units, gained nothing
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """One iteration. Returns the loss before it."""
@@ -146,16 +106,16 @@ class LineSearchSVI(SVI):
         if not moving or (self._exhausted and start is self._last):
             self.steps += 1
             return start.loss
-        new = self._coordinates is None or self.steps in self.optim.refresh or self.steps == self.since
-        if new:
-            units = self._units(moving, args, kwargs)
-            self._coordinates = Coordinates(moving, units, self.optim.pt_optim_args)
+        coordinates = self._chosen(moving, args, kwargs)
+        measured = self._measured == self.steps
         self.steps += 1
-        assert self._coordinates is not None
         self._exhausted = False
-        if not self._search(self._coordinates, start, args, kwargs):
-            self._exhausted, self._last = new and self.steps > self.since, start
-            self._coordinates = None  # forget the curvature
+        if self._search(coordinates, start, args, kwargs):
+            coordinates.curved = True
+        else:
+            self._exhausted, self._last = measured and self.steps > self.since, start
+            self._coordinates = None  # forget the curvature, and without one, the units
+            self._unit = self._unit if coordinates.curved else None
         self._forget_gradients()
         return start.loss
 
@@ -166,33 +126,29 @@ class LineSearchSVI(SVI):
 
     def _start(self, args: Any, kwargs: Any) -> Point:
         """The current point, which is not evaluated again if the last search ended there."""
-        given = tuple((a, getattr(a, "_version", None)) for a in (*args, *kwargs.values()))
-        same = len(given) == len(self._given) and all(
-            a is b and v == w for (a, v), (b, w) in zip(given, self._given, strict=True)
-        )
-        self._given = given
-        if same and self._last is not None and self._last.here:
+        given = [(id(one), getattr(one, "_version", None)) for one in (*args, *kwargs.values())]
+        same, self._given, self._held = given == self._given, given, (args, kwargs)
+        if same and self._last is not None and torch.equal(self._last.value, joined(self._params)):
             return self._last
         return self._evaluate(args, kwargs)
 
     def _evaluate(self, args: Any, kwargs: Any) -> Point:
-        """The loss and its gradients at the current parameters, on the draws of the search."""
+        """The loss and its gradient at the current parameters, on the draws of the search."""
         self._forget_gradients()
         self.evaluations += 1
         with seeded(self.optim.seed), poutine.trace(param_only=True) as capture:
             loss = float(self.loss_and_grads(self.model, self.guide, *args, **kwargs))
         found = {site["value"].unconstrained() for site in capture.trace.nodes.values()}
-        if not found <= set(self._params):
-            self._params = ordered({*self._params, *found})
+        self._params += ordered(found.difference(self._params))
         return self._point(loss)
 
     def _point(self, loss: float) -> Point:
-        values = {p: p.detach().clone() for p in self._params}
-        gradients = {p: torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self._params}
-        return Point(loss, values, gradients)
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._params]
+        return Point(loss, joined(self._params), joined(gradients))
 
     def _search(self, coordinates: Coordinates, start: Point, args: Any, kwargs: Any) -> bool:
         """One iteration from ``start``. Returns whether it changed the parameters; if not, they are as before."""
+        params, unit, u = coordinates.params, coordinates.unit, coordinates.u
         wall = start.loss + WALL * (1.0 + abs(start.loss))
         known: Point | None = start
 
@@ -200,28 +156,25 @@ class LineSearchSVI(SVI):
             nonlocal known
             point, known = known, None
             if point is None:
-                coordinates.write()
-                point = self._guarded(coordinates, wall, args, kwargs)
-            coordinates.pull(point.gradients)
+                place(params, start.value + unit * u.detach())
+                point = self._guarded(wall, args, kwargs)
+            u.grad = unit * point.gradient[: len(unit)]  # parameters that have just appeared wait for the next step
             self._last = point
             return point.loss
 
-        coordinates.read()
-        coordinates.optimizer.step(closure)
-        coordinates.write()
-        moved = any(not torch.equal(p, start.values[p]) for p in coordinates.params)
-        if coordinates.finite and moved:
-            return True
-        with torch.no_grad():  # the search failed, or divided zero by zero
-            for p in coordinates.params:
-                p.copy_(start.values[p])
-        return False
+        with torch.no_grad(), warnings.catch_warnings():
+            u.zero_()
+            warnings.filterwarnings("ignore", "Encountered (NaN|[-+]?inf)")  # Pyro's, of a trial that is rejected
+            coordinates.optimizer.step(closure)
+        end = start.value + unit * u.detach()
+        moved = bool(end.isfinite().all()) and not torch.equal(end, start.value)
+        place(params, end if moved else start.value)  # a search may fail, or divide zero by zero
+        return moved
 
-    def _guarded(self, coordinates: Coordinates, wall: float, args: Any, kwargs: Any) -> Point:
+    def _guarded(self, wall: float, args: Any, kwargs: Any) -> Point:
         """The current point; if its loss is too large or undefined, with a finite one, as the search interpolates."""
-        if coordinates.finite:
-            with suppress(torch.linalg.LinAlgError, ValueError), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Encountered (NaN|[-+]?inf)")  # Pyro's, of a trial that is rejected
+        if joined(self._params).isfinite().all():
+            with suppress(torch.linalg.LinAlgError, ValueError):
                 point = self._evaluate(args, kwargs)
                 if -math.inf < point.loss < wall:
                     return point
@@ -238,35 +191,20 @@ class LineSearchSVI(SVI):
             self.since = self.steps
         return self._params
 
-    def _units(self, params: list[Tensor], args: Any, kwargs: Any) -> list[Tensor]:
-        """The inverse square roots of the Hessian's row norms; 1 where the loss has no second derivative."""
-        norms = self._row_norms(params, args, kwargs) if self.optim.probes else None
-        if norms is None:
-            return [torch.ones_like(p) for p in params]
-        top = max(float(norm.max()) for norm in norms)
-        return [norm.clamp_min(FLOOR * top).rsqrt() for norm in norms]
-
-    def _row_norms(self, params: list[Tensor], args: Any, kwargs: Any) -> list[Tensor] | None:
-        """The norms of the Hessian's rows, from Rademacher probes; None where the loss has no second derivative."""
-        probes = self.optim.probes
-        totals = [torch.zeros_like(p) for p in params]
-        try:
+    def _chosen(self, moving: list[Tensor], args: Any, kwargs: Any) -> Coordinates:
+        """The coordinates of the last step, unless new ones are due; their units, unless they are of old."""
+        due = self.steps in self.optim.refresh or self.steps == self.since
+        size = sum(p.numel() for p in self._params)
+        old, unit = self._coordinates, self._unit
+        if old is not None and not due and len(old.unit) == size:
+            return old
+        if unit is None or due or len(unit) != size or self.steps >= self._measured + LASTING:
             with seeded(self.optim.seed):
-                loss = self.objective.differentiable_loss(self.model, self.guide, *args, **kwargs)
-                gradients = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
-                for _ in range(probes):
-                    signs = [torch.randint(0, 2, p.shape, device=p.device).to(p) * 2 - 1 for p in params]
-                    pairs = zip(gradients, signs, strict=True)
-                    slope = torch.stack([(g * s).sum() for g, s in pairs if g is not None]).sum()
-                    products = torch.autograd.grad(slope, params, retain_graph=True, allow_unused=True)
-                    for total, product in zip(totals, products, strict=True):
-                        if product is not None:
-                            total += product.square() / probes
-        except (RuntimeError, NotImplementedError, AttributeError):
-            return None
-        if not all(torch.isfinite(total).all() for total in totals):
-            return None
-        return [total.sqrt() for total in totals]
+                differentiable = partial(self.objective.differentiable_loss, self.model, self.guide, *args, **kwargs)
+                unit = units(differentiable, self._params, moving, self.optim.probes)
+            self._measured = self.steps
+        self._unit, self._coordinates = unit, Coordinates(self._params, unit, self.optim.pt_optim_args)
+        return self._coordinates
 
     def _forget_gradients(self) -> None:
         for p in self._params:
@@ -288,26 +226,25 @@ class ProjectedSVI(LineSearchSVI):
     def __init__(self, model: PyroCallable, guide: PyroCallable, optim: LBFGS, loss: ProjectedELBO) -> None:
         super().__init__(model, guide, optim, loss)
         self.projection = loss.projection
-        self._searched: Copy = []  # the model's parameters as the search left them
-        self._left: Copy = []  # and as the solution left them, which may rotate them
         self._params = [p for module in modules(model) for p in module.parameters() if p.requires_grad]
+        self._found: tuple[Tensor, Tensor] | None = None  # the parameters after search and solution, which may rotate
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """One iteration. Returns the loss before it."""
-        solved = bool(self._left) and all(torch.equal(p, left) for p, left in self._left)
-        if solved:  # undo the rotation of the last solution, which the search's curvature does not know
-            put_back(self._searched)
+        found = self._found
+        if found is not None and torch.equal(joined(self._params), found[1]):
+            place(self._params, found[0])  # undo the rotation, which the search's curvature does not know
         loss = super().step(*args, **kwargs)
-        if solved and all(torch.equal(p, value) for p, value in self._searched):
-            put_back(self._left)
-            return loss
-        self._searched = [(p, p.detach().clone()) for p in self._params]
-        self.projection.solve()
-        self._left = [(p, p.detach().clone()) for p in self._params]
+        searched = joined(self._params)
+        if found is not None and torch.equal(searched, found[0]):
+            place(self._params, found[1])
+        else:
+            self.projection.solve()
+            self._found = searched, joined(self._params)
         return loss
 
     def _evaluate(self, args: Any, kwargs: Any) -> Point:
-        """The bound at the best q and its gradients, which runs neither model nor guide."""
+        """The bound at the best q and its gradient, which runs neither model nor guide."""
         self._forget_gradients()
         self.evaluations += 1
         return self._point(float(self.loss_and_grads(self.model, self.guide, *args, **kwargs)))

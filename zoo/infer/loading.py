@@ -40,5 +40,6 @@ def load(path: str | Path, *, model: PyroCallable | None = None, guide: PyroCall
     training = None
     if saved.training is not None:
         known = {own.name for own in fields(Training)}
-        training = Training(**{name: value for name, value in saved.training.items() if name in known})
+        given = {name: value for name, value in saved.training.items() if name in known}
+        training = Training(**given | {"columns": tuple(given.get("columns", ()))})
     return Fit(saved.model, saved.guide, training, saved.store)

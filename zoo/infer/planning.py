@@ -11,14 +11,17 @@ from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from zoo.base.callables import PyroCallable, name_of
-from zoo.base.checks import ArrayLike, incomplete
+from zoo.base.callables import PyroCallable, name_of, unwrapped
+from zoo.base.checks import ArrayLike, check_rows, incomplete
 from zoo.base.latent_sites import Layout
+from zoo.base.weights import check_weights
 from zoo.infer import decisions
 from zoo.infer.asked import Asked, Options, Start, Transform, ask
+from zoo.infer.losses.closed_form import ClosedFormELBO
 from zoo.infer.pairing import check_autoguide, check_loss, check_types
 from zoo.infer.run import Store
 from zoo.infer.settling import Settling
+from zoo.infer.weighting import WeightedClosedForm, check_weighted
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +30,7 @@ class Plan:
 
     Attributes:
         answers: the decisions, in the order in which they are taken: rows, start, first, modes, batches, loss, step,
-            optimizer, schedule, graph, end.
+            optimizer, schedule, graph, threads, end.
         x: the rows (n, d), of the model's dtype and device.
         validation: held-out rows (m, d), or None.
         layout: the sites of the model.
@@ -47,7 +50,10 @@ class Plan:
         transform: applied to the rows of every batch, or None.
         checkpoint: the folder of the fit so far, or None.
         captured: whether steps are recorded as a graph.
-        complete: whether no step sees a missing entry.
+        work: multiply-adds of a step, which decide on the number of threads.
+        missing: whether the rows have missing entries; None where a transform of your own may change that.
+        columns: the names of the columns, if they have any.
+        weights: how often every row counts (n,), in float64; None for once.
     """
 
     answers: tuple[decisions.Answer, ...]
@@ -70,7 +76,15 @@ class Plan:
     transform: Transform | None
     checkpoint: Path | None
     captured: bool
-    complete: bool
+    work: float
+    missing: bool | None
+    columns: tuple[str, ...] = ()
+    weights: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def size(self) -> float:
+        """The number of rows, or the sum of their weights."""
+        return len(self.x) if self.weights is None else float(self.weights.sum())
 
     @property
     def full(self) -> bool:
@@ -107,6 +121,7 @@ def plan(
     guide: PyroCallable,
     x: ArrayLike,
     *,
+    weights: ArrayLike | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
     loss: ELBO | None = None,
@@ -125,7 +140,7 @@ def plan(
     progress: bool = True,
     callbacks: Iterable[Any] = (),
 ) -> Plan:
-    """What :func:`zoo.fit` would do for a pair, and why: loss, optimizer, schedule, start, batches, modes, dtype.
+    """What :func:`zoo.fit` would do for a pair, and why: loss, optimizer, schedule, start, batches, modes, threads.
 
     Nothing is trained, initialised or moved. Faults that show only when model and guide run (a site that the guide
     leaves out, a guide of another dtype) are found by :func:`zoo.fit`, which runs both once before its first step.
@@ -149,7 +164,10 @@ def plan(
     """
     check_types(model, guide)
     folder = None if checkpoint is None else Path(checkpoint)
-    options = Options(steps, batch_size, loss, optim, start, seed, device, patience, every, transform, capture, folder)
+    own = None if weights is None else check_weights(weights, check_rows(x, unwrapped(model)))
+    options = Options(
+        steps, batch_size, loss, optim, start, seed, device, patience, every, transform, capture, folder, own
+    )
     return _decided(ask(model, guide, x, validation, options))
 
 
@@ -158,13 +176,18 @@ def _decided(asked: Asked) -> Plan:
     options = asked.options
     batched = decisions.batches(asked)
     loss, loss_row = decisions.objective(asked)
+    if options.weights is not None and type(loss) is ClosedFormELBO:
+        loss = WeightedClosedForm(options.weights)
     fresh, start_row = decisions.start_of(asked)
     noise = decisions.noise_of(asked, loss)
     held = decisions.held_steps(asked, fresh, loss, noise)
     optimizer, settling, search_rows = decisions.search(asked, noise, held)
     captured, captured_row = decisions.capture(asked, loss, optimizer)
+    work, threads_row = decisions.threads(asked)
     check_autoguide(asked.guide, asked.layout, len(asked.x), asked.subsampled)
     check_loss(loss, asked.layout, asked.subsampled)
+    if options.weights is not None:
+        check_weighted(loss, optimizer)
     first = decisions.first_moves(asked, fresh, loss, optimizer, held)
     answers = (
         decisions.described(asked),
@@ -176,7 +199,9 @@ def _decided(asked: Asked) -> Plan:
         loss_row,
         decisions.moved(loss),
         *search_rows,
+        *decisions.floors(asked),
         captured_row,
+        threads_row,
         decisions.end(asked, optimizer, settling),
     )
     return Plan(
@@ -200,5 +225,8 @@ def _decided(asked: Asked) -> Plan:
         transform=options.transform,
         checkpoint=options.checkpoint,
         captured=captured,
-        complete=options.transform in (None, torch.bernoulli) and not incomplete(asked.x),
+        work=work,
+        missing=incomplete(asked.x) if options.transform in (None, torch.bernoulli) else None,
+        columns=asked.columns,
+        weights=options.weights,
     )

@@ -9,10 +9,10 @@ from typing import Any
 import pyro
 from torch import Tensor
 
-from zoo.base.callables import PyroCallable, name_of, undecorated
-from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.callables import PyroCallable, name_of
+from zoo.base.checks import ArrayLike, check_whole
 from zoo.base.covariates import check_buffers, holding, with_buffers
-from zoo.base.pairs import Trained, pair_of
+from zoo.base.pairs import Trained, pair_of, rows_of
 from zoo.posterior.engine import reader, reading
 
 Store = Mapping[str, Mapping[str, Any]]  # Pyro's parameters and their constraints, by name
@@ -42,6 +42,7 @@ class Training:
         best_step: the step with the best held-out bound, or None.
         transform: the name of the function applied to every batch, or None.
         at_floor: the share of a decoder's variances that ended at their floor, or None.
+        columns: the names of the columns of the rows, if they have any.
     """
 
     losses: Tensor
@@ -62,6 +63,7 @@ class Training:
     best_step: int | None = None
     transform: str | None = None
     at_floor: float | None = None
+    columns: tuple[str, ...] = ()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -69,7 +71,7 @@ class Training:
         held = {own.name: getattr(self, own.name) for own in fields(self)}
         curves = ("losses", "validation", "converged")
         always = ("batch_size",)
-        kept = {k: v for k, v in held.items() if k not in curves and (k in always or v not in (None, ""))}
+        kept = {k: v for k, v in held.items() if k not in curves and (k in always or v not in (None, "", ()))}
         return {"steps": len(self.losses), **kept}
 
     def __repr__(self) -> str:
@@ -166,7 +168,7 @@ class Fit:
             ValueError: ``draws`` < 1, rows that do not suit model or guide, or a site that the guide leaves out.
         """
         check_whole(draws, "draws")
-        x = check_rows(x, undecorated(self.model))
+        x = rows_of(self, x)
         with reading(self, seed):
             source = reader(self, x)
             drawn = source.draw((x,), draws, points=True)

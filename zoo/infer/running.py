@@ -45,6 +45,7 @@ class Running:
         curve: steps and negative bounds per row of the held-out rows.
         best_step: the step with the best held-out bound, or None.
         at_floor: the share of a decoder's variances at their floor, or None.
+        collapsed: whether a component of the model has collapsed.
         started: the time at its beginning, by ``time.perf_counter``.
     """
 
@@ -57,6 +58,7 @@ class Running:
     curve: list[tuple[int, float]] = field(default_factory=list)
     best_step: int | None = None
     at_floor: float | None = None
+    collapsed: bool = False
     started: float = field(default_factory=time.perf_counter)
     _read: list[float] = field(default_factory=list)
 
@@ -64,7 +66,7 @@ class Running:
     def losses(self) -> list[float]:
         """Negative ELBO per row, in nats, of every step so far; on a GPU this waits for the last step."""
         if self.unread:
-            self._read += torch.stack(self.unread).double().div(len(self.plan.x)).tolist()
+            self._read += torch.stack(self.unread).double().div(self.plan.size).tolist()
             self.unread.clear()
         return self._read
 
@@ -73,7 +75,7 @@ class Running:
         if isinstance(loss, Tensor) and loss.is_cuda:
             self.unread.append(loss)
         else:
-            self.losses.append(float(loss) / len(self.plan.x))
+            self.losses.append(float(loss) / self.plan.size)
 
     @property
     def step(self) -> int:
@@ -106,6 +108,7 @@ class Running:
             "best_step": self.best_step,
             "transform": plan.transform_name,
             "at_floor": self.at_floor,
+            "columns": plan.columns,
         }
-        converged = assess(Training(converged=False, **record)).converged
+        converged = not self.collapsed and assess(Training(converged=False, **record)).converged
         return Fit(self.model, self.guide, Training(converged=converged, **record), current_store())

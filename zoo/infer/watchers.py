@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,14 +17,16 @@ from torch import Tensor
 
 from zoo.base.callables import PyroCallable, mode
 from zoo.base.memory import rows_at_once
-from zoo.base.protocols import Delaying
+from zoo.base.protocols import Collapsing, Delaying
 from zoo.base.random import seeded
+from zoo.infer.collapse import UnboundedLikelihood
 from zoo.infer.convergence import LEARNED, descended
 from zoo.infer.guard import Diverged
 from zoo.infer.optim.lbfgs import LBFGS
 from zoo.infer.run import Fit
 from zoo.infer.running import Copy, Running, copied, put_back
 from zoo.infer.storage.checkpoint import replace
+from zoo.infer.weighting import each_once
 
 Callback = Callable[[int, float], bool | None]
 Transform = Callable[[Tensor], Tensor]
@@ -54,6 +57,31 @@ class Callbacks:
             return None
         answers = [function(fit.step, fit.loss) for function in self.functions]
         return "a callback ended training" if any(answers) else None
+
+
+class Collapse:
+    """Ends training where a component of the model has collapsed, at its floor.
+
+    Args:
+        model: the model.
+        every: steps between two looks.
+    """
+
+    def __init__(self, model: Collapsing, every: int = 10) -> None:
+        self.model, self.every = model, every
+
+    def see(self, fit: Running) -> str | None:
+        """Look from time to time."""
+        return self.look(fit) if fit.step % self.every == 0 else None
+
+    def look(self, fit: Running) -> str | None:
+        """What has collapsed, in words; None if nothing has."""
+        if fit.collapsed or (reason := self.model.collapse(fit.plan.x)) is None:
+            return None
+        self.model.raise_to_floor()
+        fit.collapsed, fit.stopped = True, reason
+        warnings.warn(reason, UnboundedLikelihood, stacklevel=6)
+        return reason
 
 
 class Hold(AbstractContextManager["Hold"]):
@@ -146,7 +174,7 @@ class Validation:
         """The negative bound per row, in chunks."""
         m, d = self.x.shape
         total = 0.0
-        with seeded(self.seed):
+        with seeded(self.seed), each_once():
             for index in torch.arange(m, device=self.x.device).split(rows_at_once(d)):
                 rows = self.x if len(index) == m else self.x[index]
                 rows = rows if self.transform is None else self.transform(rows)

@@ -9,15 +9,17 @@ from torch import Tensor
 
 from zoo.algebra.linear_gaussian import refuse_constant_columns
 from zoo.algebra.missing import column_moments, refuse_unobserved_columns
+from zoo.algebra.mixture_covariances import MCLUST
 from zoo.algebra.parameter_draws import mixture_log_marginal
 from zoo.algebra.wishart import Wishart
 from zoo.base.checks import check_whole
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
 from zoo.distributions.observed import seen
-from zoo.models.mixture_ascent import MixtureAscent, mixture_bound, plus_plus
+from zoo.models.mixture_ascent import MixtureAscent, mixture_bound
 from zoo.models.mixture_factors import Covariance, MixturePriors, mixture_factors
 from zoo.models.mixture_predictive import broken, log_predictive
+from zoo.models.mixture_starts import Start, filled, hard_responsibilities
 
 Proportions = Literal["dirichlet", "sticks"]
 Means = Literal["independent", "coupled"]
@@ -57,7 +59,7 @@ class BayesianGMM(Module):
     Args:
         data_dim: number of columns D of the data.
         components: the most components K that can be used.
-        covariance: ``"full"``, ``"tied"``, ``"diag"`` or ``"spherical"``.
+        covariance: ``"full"``, ``"tied"``, ``"diag"`` or ``"spherical"``; or by mclust's names VVV, EEE, VVI, VII.
         concentration: a, of the prior on the proportions; small values let superfluous components empty.
         proportions: ``"dirichlet"`` or ``"sticks"``.
         means: ``"independent"`` of the precisions, or ``"coupled"`` to them (normal-Wishart).
@@ -67,6 +69,8 @@ class BayesianGMM(Module):
         spread: variances of independent means, the diagonal of S, one number or one per column; None places them.
         inverse_scale: V^-1 as one number (times the identity), a number per column (its diagonal) or a matrix; v of
             diagonal precisions, one number or one per column; v of spherical ones, one number. None places it.
+        start: where coordinate ascent starts: every row in the component of the nearest of K rows that are far from
+            each other (``"k-means++"``), of K rows at random (``"random"``), or of the means of k-means (``"kmeans"``).
 
     Raises:
         ValueError: a dimension is no whole number of at least 1, an option is none of those above, or a hyperparameter
@@ -83,12 +87,13 @@ class BayesianGMM(Module):
     inverse_scale: Tensor
 
     missing = True  # NaN is an entry missing at random
+    weighted = True  # initialize, coordinate_ascent and bound accept weights of the rows
 
     def __init__(
         self,
         data_dim: int,
         components: int,
-        covariance: Covariance = "full",
+        covariance: Covariance | str = "full",
         *,
         concentration: float = 1.0,
         proportions: Proportions = "dirichlet",
@@ -98,14 +103,17 @@ class BayesianGMM(Module):
         location: float | Sequence[float] | None = None,
         spread: float | Sequence[float] | None = None,
         inverse_scale: Values | None = None,
+        start: Start = "k-means++",
     ) -> None:
         super().__init__()
         self.data_dim = d = check_whole(data_dim, "data_dim")
         self.components = check_whole(components, "components")
+        kind: Any = MCLUST.get(covariance, covariance)
         known = (
-            ("covariance", covariance, Covariance),
+            ("covariance", kind, Covariance),
             ("proportions", proportions, Proportions),
             ("means", means, Means),
+            ("start", start, Start),
         )
         for name, value, options in known:
             if value not in get_args(options):
@@ -115,12 +123,12 @@ class BayesianGMM(Module):
                 raise ValueError(f"{name} must be positive, got {number!r}: an improper prior has no evidence")
         if spread is not None and means == "coupled":
             raise ValueError("spread is that of independent means: give strength for coupled ones")
-        self.matrix = covariance in ("full", "tied")
+        self.matrix = kind in ("full", "tied")
         least = d - 1 if self.matrix else 0
         self.df = float(df if df is not None else d if self.matrix else 1)
         if not least < self.df < math.inf:
             raise ValueError(f"df must be above {least}, got {df!r}: the prior of the precisions is improper there")
-        self.covariance, self.proportions, self.means = covariance, proportions, means
+        self.covariance, self.proportions, self.means, self.start = kind, proportions, means, start
         self.concentration, self.strength = float(concentration), float(strength)
         given = {"location": location, "spread": spread, "inverse_scale": inverse_scale}
         self.given = tuple(name for name, value in given.items() if value is not None)
@@ -129,7 +137,7 @@ class BayesianGMM(Module):
         if self.matrix:
             scale = _matrix(inverse_scale, d, self.df)  # V^-1 (d, d)
         else:
-            scale = _columns(inverse_scale, "inverse_scale", d if covariance == "diag" else 1, self.df)  # v (d,), (1,)
+            scale = _columns(inverse_scale, "inverse_scale", d if kind == "diag" else 1, self.df)  # v (d,), (1,)
         self.register_buffer("inverse_scale", scale)
         listed = {name: torch.as_tensor(value).tolist() for name, value in given.items() if value is not None}
         self.__dict__["_resolved"] = listed  # of any sequence: JSON-able settings
@@ -203,9 +211,9 @@ class BayesianGMM(Module):
             raise ValueError(f"components={self.components} must be below the {len(x)} rows of x: take fewer")
 
     @torch.no_grad()
-    def initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Tensor, weights: Tensor | None = None) -> None:
         """Place the priors on the columns of ``x`` (n, d), but for hyperparameters that were given."""
-        variance, mean = column_moments(like(x, self))
+        variance, mean = column_moments(like(x, self), weights)
         variance = torch.where(variance > 0, variance, torch.ones_like(variance)).to(self.spread)
         if "location" not in self.given:
             self.location = mean.to(self.location)
@@ -234,17 +242,17 @@ class BayesianGMM(Module):
             self.concentration, sticks, location, self.strength, spread, self.df, inverse, self.covariance
         )
 
-    def coordinate_ascent(self, x: Tensor, generator: torch.Generator) -> MixtureAscent:
-        """The factors of q, started by k-means++, and their sweeps: what :func:`zoo.cavi` takes."""
+    def coordinate_ascent(self, x: Tensor, generator: torch.Generator, weights: Tensor | None = None) -> MixtureAscent:
+        """The factors of q, started as ``start`` says, and their sweeps: what :func:`zoo.cavi` takes."""
         x = like(x, self).double()
-        variance, mean = column_moments(x)
-        whole = torch.where(x.isnan(), mean, x) / torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
-        return MixtureAscent(x, plus_plus(whole, self.components, generator), self._priors())
+        whole = filled(x, column_moments(x, weights)[1])
+        share = hard_responsibilities(whole, self.components, self.start, generator, weights)
+        return MixtureAscent(x, share, self._priors(), weights)
 
-    def bound(self, x: Tensor, factors: Mapping[str, Any], scale: float = 1.0) -> Tensor:
+    def bound(self, x: Tensor, factors: Mapping[str, Any], scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
         """The evidence lower bound of factors by site; the rows' terms count ``scale`` times."""
         q = mixture_factors(factors)
-        return mixture_bound(x.double(), factors["component"], q, self._priors(), scale)
+        return mixture_bound(x.double(), factors["component"], q, self._priors(), scale, weights)
 
     def log_marginal_given(self, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         r""":math:`\log p(x_n \mid \theta)`, the components summed out, (draws, n).

@@ -8,9 +8,9 @@ from torch.nn.functional import linear
 
 from zoo.algebra import linear_gaussian, missing_linear
 from zoo.algebra.missing import Imputation, Incomplete, refuse_unobserved_columns
-from zoo.algebra.moments import Moments
-from zoo.base.checks import check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.module import Module, like
+from zoo.base.moments import Moments
 from zoo.base.plates import rows
 from zoo.distributions.diagonal import DiagonalNormal
 from zoo.distributions.observed import seen
@@ -43,6 +43,7 @@ class FactorAnalysis(Module):
 
     missing = True  # accepts NaN, as entries missing at random
     weighted = True  # initialize, estimate and summarize accept weights of the rows
+    from_moments = True  # and, like check and em_step, the moments of rows in their place
     quadratic = True  # log p(x, z) is quadratic in z: QuadratureELBO is exact
 
     def __init__(self, data_dim: int, latent_dim: int, floor: float = 0.005) -> None:
@@ -87,11 +88,12 @@ class FactorAnalysis(Module):
         return linear_gaussian.elbo(like(x, self), q, self.weight, self.mean, self.noise)
 
     @torch.no_grad()
-    def impute(self, x: Tensor) -> Imputation:
+    def impute(self, x: ArrayLike) -> Imputation:
         r"""Conditional mean :math:`E[x_m \mid x_o]` and variance of the missing entries (NaN) of rows (n, d)."""
-        return linear_gaussian.impute(check_rows(x, self), self.weight, self.mean, self.noise)
+        found = linear_gaussian.impute(check_rows(x, self), self.weight, self.mean, self.noise)
+        return found.named(x)
 
-    def summarize(self, x: Tensor, weights: Tensor | None = None) -> Moments | Incomplete:
+    def summarize(self, x: Tensor | Moments, weights: Tensor | None = None) -> Moments | Incomplete:
         """The input of :meth:`em_step` for rows (n, d): their sufficient statistics, if no entry is missing.
 
         Weights (n,), positive, say how often every row counts.
@@ -140,23 +142,24 @@ class FactorAnalysis(Module):
         self.weight, self.mean = linear_gaussian.best_weight(moments, noise, self.latent_dim), moments.mean
         self.scale = torch.maximum(noise - self.least, 1e-12 * noise).sqrt()  # not 0, whose logarithm is infinite
 
-    def check(self, x: Tensor) -> None:
+    def check(self, x: Tensor | Moments) -> None:
         """Refuses data under which the likelihood has no maximum.
 
         Raises:
             ValueError: columns are constant, or one has fewer than two observed values; the message names them.
         """
-        refuse_unobserved_columns(x, "factor analysis")
+        if not isinstance(x, Moments):
+            refuse_unobserved_columns(x, "factor analysis")
         linear_gaussian.refuse_constant_columns(x, "factor analysis")
 
     @torch.no_grad()
-    def estimate(self, x: Tensor, weights: Tensor | None = None) -> None:
+    def estimate(self, x: Tensor | Moments, weights: Tensor | None = None) -> None:
         r"""Sets the parameters to an estimate from the moments of the rows ``x`` (n, d), by eigenvectors.
 
         The uniquenesses are :math:`\psi_j = (1 - K / 2D) / (S^{-1})_{jj}` (Joereskog 1963; R's factanal starts there),
         the loadings the best for them. Missing entries count as their column's mean.
         """
-        moments = linear_gaussian.filled_moments(like(x, self), weights)
+        moments = linear_gaussian.filled_moments(x.to(self.mean), weights)
         noise = linear_gaussian.uniqueness(moments, self.latent_dim)
         self.least.copy_(self.floor * moments.covariance.diagonal())
         above = torch.maximum(noise - self.least, 1e-3 * moments.covariance.diagonal())
@@ -164,9 +167,9 @@ class FactorAnalysis(Module):
         self.mean, self.scale = moments.mean.to(self.mean), above.sqrt().to(self.scale)
 
     @torch.no_grad()
-    def initialize(self, x: Tensor, weights: Tensor | None = None) -> None:
+    def initialize(self, x: Tensor | Moments, weights: Tensor | None = None) -> None:
         """Draws a random start on the scale of the data ``x`` (n, d), with torch's global generator."""
-        weight, mean, variance = linear_gaussian.cloud(like(x, self), self.latent_dim, weights)
+        weight, mean, variance = linear_gaussian.cloud(x.to(self.mean), self.latent_dim, weights)
         self.least.copy_(self.floor * 2 * variance)
         self.weight, self.mean, self.scale = (
             weight,

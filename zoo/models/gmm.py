@@ -1,5 +1,6 @@
-import math
-from typing import Literal, get_args
+import copy
+from collections.abc import Mapping
+from typing import Any, ClassVar, get_args
 
 import pyro
 import pyro.distributions as dist
@@ -10,14 +11,30 @@ from torch.distributions import Distribution, constraints
 
 from zoo.algebra import missing_mixture, mixture
 from zoo.algebra.linear_gaussian import refuse_constant_columns
-from zoo.algebra.missing import Imputation, Incomplete, Sorted, column_moments, refuse_unobserved_columns
+from zoo.algebra.missing import Imputation, Incomplete, Sorted, refuse_unobserved_columns
 from zoo.algebra.mixture import WeightedRows
-from zoo.base.checks import check_rows, check_whole, incomplete
+from zoo.algebra.mixture_covariances import (
+    SINGULAR,
+    SLACK,
+    Covariance,
+    bounded,
+    column_variances,
+    deviations,
+    is_matrix,
+    is_tied,
+    kind_of,
+    scale_shape,
+    scatter,
+    scatter_of,
+    vanished,
+)
+from zoo.base.checks import ArrayLike, check_rows, check_whole, incomplete
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
+from zoo.base.weights import check_weights
 from zoo.distributions.observed import seen
-
-Covariance = Literal["full", "tied", "diag", "spherical"]
+from zoo.models.mixture_checks import collapsed, describe, refuse_dependent_columns, refuse_few_places, refuse_singular
+from zoo.models.mixture_starts import Placement, Start, drawn, given
 
 
 class GMM(Module):
@@ -25,38 +42,78 @@ class GMM(Module):
 
     .. math:: c_n \sim \mathrm{Cat}(\pi), \quad x_n \mid c_n = j \sim N(\mu_j, \Sigma_j)
 
+    The covariances have one of six forms, named as here or as in R's mclust:
+
+    =====================  ========  =====================================================  =====================
+    ``covariance``         mclust    :math:`\Sigma_j`                                       shape of ``scale``
+    =====================  ========  =====================================================  =====================
+    ``"full"``             ``VVV``   a matrix per component                                 (K, D, D), Cholesky
+    ``"tied"``             ``EEE``   one matrix for all                                     (D, D), Cholesky
+    ``"diag"``             ``VVI``   a variance per component and column                    (K, D), sd
+    ``"tied_diag"``        ``EEI``   a variance per column                                  (D,), sd
+    ``"spherical"``        ``VII``   a variance per component                               (K,), sd
+    ``"tied_spherical"``   ``EII``   one variance                                           (), sd
+    =====================  ========  =====================================================  =====================
+
+    The likelihood is unbounded where a component may shrink onto equal rows. It is therefore maximised under a floor:
+    no component's covariance is below ``floor`` times the diagonal matrix of the columns' variances (spherical ones:
+    their mean) in any direction, so that the columns' units do not matter. Elsewhere the floor has no effect. A
+    component that ends there has collapsed: :func:`zoo.em` and :func:`zoo.fit` name it, its rows and columns, and do
+    not report convergence. The columns' variances are those of the data on which the model was started
+    (:meth:`initialize`, :meth:`start_from`); before, there is no floor.
+
+    Missing entries (NaN) are assumed missing at random: every row contributes the density of its observed entries.
+
     Args:
         data_dim: number of columns D of the data.
         components: number of components K.
-        covariance: ``"full"`` (a matrix per component), ``"tied"`` (one matrix for all), ``"diag"`` (a variance per
-            component and column) or ``"spherical"`` (a variance per component).
-
-    The parameter ``scale`` is a Cholesky factor (K, D, D) for ``"full"``, (D, D) for ``"tied"``, and standard
-    deviations (K, D) for ``"diag"``, (K,) for ``"spherical"``. Missing entries (NaN) are assumed missing at random:
-    every row contributes the density of its observed entries.
+        covariance: the form of the covariances.
+        floor: the smallest variance in any direction, as a fraction of the columns' variances; 0 for none.
+        start: where a fresh model starts on the data: ``"kmeans"`` (the clusters of k-means), ``"k-means++"`` (rows
+            that are far from each other) or ``"random"`` (any rows). :meth:`start_from` takes a start of your own, and
+            :func:`zoo.best_of` the best of several: ``zoo.best_of(lambda: zoo.GMM(4, 3), x, seeds=10).best``.
 
     Raises:
-        ValueError: a dimension is not a whole number of at least 1, or ``covariance`` is not one of the four.
+        ValueError: a dimension is not a whole number of at least 1, ``floor`` is not in [0, 1), or ``covariance`` or
+            ``start`` is not one of those above.
 
     References:
         McLachlan and Peel (2000), Finite Mixture Models; Bishop (2006), Pattern Recognition and Machine Learning, 9.2;
-        with missing entries Ghahramani and Jordan (1994), Supervised learning from incomplete data via an EM approach.
+        Hathaway (1985), Annals of Statistics 13, for the floor; Scrucca, Fop, Murphy and Raftery (2016), mclust 5, The
+        R Journal 8, for the forms of covariances; with missing entries Ghahramani and Jordan (1994), Supervised
+        learning from incomplete data via an EM approach.
     """
+
+    least: Tensor
+    absent: ClassVar[Mapping[str, Any]] = {"floor": 0.0, "start": "k-means++"}
 
     missing = True  # accepts NaN, as entries missing at random
     weighted = True  # initialize and summarize accept weights of the rows
     quadratic = True  # no continuous latent variable: QuadratureELBO is exact
 
-    def __init__(self, data_dim: int, components: int, covariance: Covariance = "full") -> None:
+    def __init__(
+        self,
+        data_dim: int,
+        components: int,
+        covariance: Covariance | str = "full",
+        *,
+        floor: float = 1e-6,
+        start: Start = "kmeans",
+    ) -> None:
         super().__init__()
         self.data_dim = d = check_whole(data_dim, "data_dim")
         self.components = k = check_whole(components, "components")
-        if covariance not in get_args(Covariance):
-            raise ValueError(f"covariance must be one of {', '.join(get_args(Covariance))}; got {covariance!r}")
-        self.covariance = covariance
-        shape = {"full": (k, d, d), "tied": (d, d), "diag": (k, d), "spherical": (k,)}[covariance]
-        matrix = covariance in ("full", "tied")
+        self.covariance = kind = kind_of(covariance)
+        if not 0 <= floor < 1:
+            raise ValueError(f"floor must be a fraction of the variance in [0, 1), got {floor!r}")
+        if start not in get_args(Start):
+            raise ValueError(f"start must be one of {', '.join(get_args(Start))}; got {start!r}")
+        self.floor, self.start = float(floor), start
+        self.met_floor = False  # in the last step of EM
+        matrix, shape = is_matrix(kind), scale_shape(kind, k, d)
         scale = torch.eye(d).expand(shape).clone() if matrix else torch.ones(shape)
+        least = torch.zeros(1 if kind.endswith("spherical") else d)  # the floor of variances (d,) or (1,)
+        self.register_buffer("least", least, persistent=floor > 0)
         self.weight = PyroParam(torch.full((k,), 1 / k), constraints.simplex)  # pi (k,)
         self.mean = PyroParam(torch.randn(k, d))  # mu (k, d)
         self.scale = PyroParam(scale, constraints.lower_cholesky if matrix else constraints.positive)
@@ -68,19 +125,19 @@ class GMM(Module):
             component = pyro.sample(
                 "component", dist.Categorical(weight), infer={"enumerate": "parallel"}
             )  # (..., n); Trace_ELBO ignores the mark, TraceEnum_ELBO sums over the components
-            chosen = scale if self.covariance == "tied" else scale[component]
+            chosen = scale if is_tied(self.covariance) else scale[component]
             return pyro.sample("x", seen(self._density(mean[component], chosen), x), obs=x)  # (..., n, d)
 
     def _density(self, mean: Tensor, scale: Tensor) -> dist.TorchDistribution:
         """N(mean, Sigma) for means (..., d) and scales in the form of ``covariance``."""
-        if self.covariance in ("full", "tied"):
+        if is_matrix(self.covariance):
             return dist.MultivariateNormal(mean, scale_tril=scale)
-        return dist.Normal(mean, scale if self.covariance == "diag" else scale.unsqueeze(-1)).to_event(1)
+        return dist.Normal(mean, scale.unsqueeze(-1) if self.covariance == "spherical" else scale).to_event(1)
 
     def log_joint(self, x: Tensor) -> Tensor:
         r""":math:`\log p(x, c = j)` for every row and component (n, k)."""
         x = like(x, self)
-        if incomplete(x) and self.covariance in ("full", "tied"):
+        if incomplete(x) and is_matrix(self.covariance):
             return missing_mixture.joint(x, self.weight.log(), self.mean, self._covariances())
         x = x.unsqueeze(-2)  # (n, 1, d)
         return self.weight.log() + seen(self._density(self.mean, self.scale), x).log_prob(x)
@@ -88,9 +145,9 @@ class GMM(Module):
     def _covariances(self) -> Tensor:
         """Sigma of every component: matrices (k, d, d), or variances (k, d)."""
         scale, (k, d) = self.scale, self.mean.shape
-        if self.covariance in ("full", "tied"):
+        if is_matrix(self.covariance):
             return (scale @ scale.mT).expand(k, d, d)
-        return scale.square().reshape(k, -1).expand(k, d)
+        return deviations(scale, self.covariance, k, d).square()
 
     def posterior(self, x: Tensor) -> Distribution:
         """The responsibilities p(c | x): a Categorical with batch (n,)."""
@@ -107,12 +164,13 @@ class GMM(Module):
         return (q.probs * (self.log_joint(x) - q.logits)).sum(-1)
 
     @torch.no_grad()
-    def impute(self, x: Tensor) -> Imputation:
+    def impute(self, x: ArrayLike) -> Imputation:
         r"""Conditional mean :math:`E[x_m \mid x_o]` and variance of the missing entries (NaN) of rows (n, d)."""
-        x = check_rows(x, self)
-        if not incomplete(x):
-            return Imputation(x.clone(), torch.zeros_like(x))
-        return missing_mixture.impute(x, self.weight.log(), self.mean, self._covariances())
+        rows = check_rows(x, self)
+        if not incomplete(rows):
+            return Imputation(rows.clone(), torch.zeros_like(rows)).named(x)
+        found = missing_mixture.impute(rows, self.weight.log(), self.mean, self._covariances())
+        return found.named(x)
 
     def summarize(self, x: Tensor, weights: Tensor | None = None) -> Tensor | WeightedRows | Sorted:
         """The input of :meth:`em_step` for rows (n, d): the rows, sorted by pattern if entries are missing.
@@ -132,8 +190,9 @@ class GMM(Module):
             the total log-likelihood of the parameters before the step, in float64.
 
         Raises:
-            FloatingPointError: a component has lost all its rows, or has collapsed onto so few that its covariance is
-                singular and the likelihood unbounded.
+            FloatingPointError: a component has lost all its rows; without a floor, one has collapsed onto so few that
+                its covariance is singular and the likelihood unbounded; or the covariances before the step are below
+                the floor.
         """
         data = self.summarize(x) if isinstance(x, Tensor) else x
         weight, mean, scale = self.weight, self.mean, self.scale
@@ -143,89 +202,118 @@ class GMM(Module):
             rows, weights = data if isinstance(data, WeightedRows) else (data, None)
             found = mixture.expect(rows, weight, mean, scale, self.covariance, weights)
         counts = found.counts
-        if not counts.min() >= 1e-8:
+        if not counts.min().item() >= 1e-8:
             lost = int((~(counts >= 1e-8)).nonzero()[0])
             raise FloatingPointError(f"component {lost} has lost all its rows: use fewer components or another seed")
         shift = found.first / counts.unsqueeze(-1)  # (k, d)
         new, share = found.centre + shift, counts / counts.sum()
-        self.scale = self._scale(found, shift, new, share).to(scale)
+        self.scale = self._scale(scatter(counts, found.second, shift, self.covariance), new, share).to(scale)
         self.mean, self.weight = new.to(mean), share.to(weight)
         return found.total
 
-    def _scale(self, found: mixture.Sums, shift: Tensor, mean: Tensor, share: Tensor) -> Tensor:
-        """The M-step of ``scale``, with the components' shifts from the centre of the sums to the new means (k, d)."""
-        counts, second = found.counts, found.second
-        matrix, tied = second.ndim == 3, self.covariance == "tied"
-        heavy = counts.unsqueeze(-1) * shift  # (k, d)
-        if tied:  # the scatter around the new means, over the rows
-            covariance = (second.sum(0, keepdim=True) - heavy.T @ shift) / counts.sum()
-        elif matrix:
-            covariance = (second - heavy.unsqueeze(-1) * shift.unsqueeze(-2)) / counts[:, None, None]
-        else:
-            covariance = (second - heavy * shift) / counts.unsqueeze(-1)
-        own = covariance.diagonal(dim1=-2, dim2=-1) if matrix else covariance  # (k, d), (1, d) if tied
-        spread = share @ (mean - share @ mean).square() + (own[0] if tied else share @ own)  # of the columns (d,)
-        if matrix:
-            scale, failed = torch.linalg.cholesky_ex(covariance)
-            pivots = scale.diagonal(dim1=-2, dim2=-1).square()
-        else:
-            pivots, failed = covariance, counts.new_zeros(len(covariance))
-            if self.covariance == "spherical":
-                pivots, spread = covariance.mean(1, keepdim=True), spread.mean()
-            scale = pivots.sqrt()
-        if failed.any() or not (pivots > 1e-10 * spread).all():
-            bad = (failed > 0) | ~(pivots > 1e-10 * spread).all(-1)
-            where = "the common covariance" if tied else f"component {bad.nonzero()[0].item()}"
-            raise FloatingPointError(
-                f"{where} has collapsed, its covariance is singular and the likelihood unbounded: use another seed, "
-                "fewer components, or a simpler covariance ('tied', 'diag', 'spherical')"
-            )
-        return scale.squeeze(0) if tied else scale.squeeze(-1) if self.covariance == "spherical" else scale
+    def _scale(self, covariance: Tensor, mean: Tensor, share: Tensor) -> Tensor:
+        """The M-step of ``scale``, from the components' scatter (c, d, d) or (c, d), with c = 1 where tied."""
+        least = self.least.to(covariance)
+        root, found = bounded(covariance, least)
+        met = self.floor > 0 and bool(found)
+        if met != self.met_floor:  # a module sets its attributes more slowly than it reads them
+            self.met_floor = met
+        if met and (low := bounded(scatter_of(self.scale, self.covariance), (1 - SLACK) * least)[1]):
+            raise FloatingPointError(f"the covariance of component {low[0]} was below its floor")
+        if not least[0].item() > 0:
+            spread = column_variances(covariance, mean, share, self.covariance)
+            refuse_singular(root, spread, tied=is_tied(self.covariance))
+        return self._shaped(root)
+
+    def _shaped(self, root: Tensor) -> Tensor:
+        """Factors or deviations, (c, d, d), (c, d) or (c, 1), in the shape of ``scale``."""
+        return root.reshape(scale_shape(self.covariance, self.components, self.data_dim))
+
+    @torch.no_grad()
+    def collapse(self, x: Tensor) -> str | None:
+        """The first component whose covariance is at its floor, or singular, in words with its rows; None if none."""
+        covariance = scatter_of(self.scale, self.covariance)
+        spread = column_variances(covariance, self.mean.double(), self.weight.double(), self.covariance)
+        least = torch.maximum(self.least.double(), SINGULAR * spread)
+        if (j := collapsed(covariance, least)) is None:
+            return None
+        rows = None
+        if not is_tied(self.covariance):
+            exact = copy.deepcopy(self).double()
+            rows = (exact.log_joint(x.double()).argmax(1) == j).nonzero().flatten().tolist()
+        return describe(j, vanished(covariance[j], least), rows, self.floor if self.least.any() else 0.0, self.data_dim)
+
+    @torch.no_grad()
+    def raise_to_floor(self) -> None:
+        """Raises covariances below the floor to it, in place."""
+        self.scale = self._shaped(bounded(scatter_of(self.scale, self.covariance), self.least.double())[0]).to(
+            self.scale
+        )
 
     def check(self, x: Tensor) -> None:
         """Refuses data under which the likelihood has no maximum.
 
         Raises:
-            ValueError: there are more components than rows or constant columns, or a column has fewer than two observed
-                values.
+            ValueError: there are more components than distinct rows, constant columns, a column with fewer than two
+                observed values or, for matrices, one that is a linear combination of others.
         """
+        model = f"GMM(covariance={self.covariance!r})"
         if self.components > len(x):
             raise ValueError(f"components={self.components} exceeds the {len(x)} rows of x: use far fewer")
-        refuse_unobserved_columns(x, f"GMM(covariance={self.covariance!r})")
-        if self.covariance != "spherical":
-            refuse_constant_columns(x, f"GMM(covariance={self.covariance!r})")
+        refuse_unobserved_columns(x, model)
+        if not self.covariance.endswith("spherical"):
+            refuse_constant_columns(x, model)
+        refuse_few_places(x, self.components)
+        if is_matrix(self.covariance):
+            refuse_dependent_columns(x, model)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, weights: Tensor | None = None) -> None:
-        """Draws a random start on the data ``x`` (n, d): k-means++ centres, equal weights, the covariance of all rows.
+        """Draws a random start on the data ``x`` (n, d): means as ``start`` says, with torch's global generator.
 
-        Arthur and Vassilvitskii (2007), k-means++: the advantages of careful seeding, SODA.
+        Means and weights are those of the clusters of k-means, with the covariance within clusters for all components;
+        or rows of the data, with equal weights and the covariance of all rows.
         """
-        x = like(x, self)
-        order = torch.randperm(len(x), device=x.device)[:10_000]  # enough for seeding
-        some, own = x[order], None if weights is None else weights[order].cpu().numpy()
-        unit = some.std(0, correction=0)
-        if incomplete(x) or weights is not None:
-            variance, mean = column_moments(x, weights)
-            unit = variance.sqrt()
-        if incomplete(x):  # missing entries are set to the column's mean, and the scale is corrected
-            some = torch.where(some.isnan(), mean, some)
-        unit = torch.where(unit > 0, unit, torch.ones_like(unit))
-        from sklearn.cluster import kmeans_plusplus  # imported here, as it takes half a second
+        self._place(drawn(like(x, self), weights, self.components, self.covariance, self.start))
 
-        seed = int(torch.randint(2**31 - 1, ()))
-        chosen = kmeans_plusplus((some / unit).cpu().numpy(), self.components, sample_weight=own, random_state=seed)[1]
-        variance = unit.square()
-        self.mean = some[torch.as_tensor(chosen, device=x.device)]
-        self.weight = torch.full_like(self.weight, 1 / self.components)
-        if self.covariance in ("full", "tied"):
-            centred = some - (some.mean(0) if weights is None else mean)
-            if incomplete(x) or weights is not None:
-                narrow = centred.square().mean(0).sqrt()
-                centred = centred * torch.where(narrow > 0, unit / narrow, 1.0)
-            covariance = centred.T @ centred / len(some)
-            ridge = torch.diag(1e-6 * variance)
-            self.scale = torch.linalg.cholesky(covariance + ridge).expand(self.scale.shape).clone()
-        else:
-            level = variance.sqrt() if self.covariance == "diag" else math.sqrt(variance.mean())
-            self.scale = torch.ones_like(self.scale) * level
+    @torch.no_grad()
+    def start_from(
+        self,
+        x: Tensor,
+        *,
+        means: Tensor | None = None,
+        responsibilities: Tensor | None = None,
+        labels: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> None:
+        """Sets a start of your own, from which :func:`zoo.em` and :func:`zoo.fit` continue.
+
+        Args:
+            x: the rows (n, d); missing entries count as the mean of their column.
+            means: of the components (k, d), with equal weights and the covariance of all rows.
+            responsibilities: of the components for every row (n, k): one M-step from these.
+            labels: the component of every row (n,), 0 to k - 1, as responsibilities of 0 and 1.
+            weights: how often every row counts (n,); None for once.
+
+        Raises:
+            ValueError: not exactly one of the three is given; or its shape or range is wrong.
+
+        >>> import torch, zoo
+        >>> x = zoo.data.load("faithful", dtype=torch.float64).x
+        >>> model = zoo.GMM(2, 2).double()
+        >>> model.start_from(x, labels=(x[:, 0] > 3).long())
+        >>> round(zoo.em(model, x)[-1].item(), 5)
+        -1130.26396
+        """
+        x = check_rows(x, self)
+        own = None if weights is None else check_weights(weights, x)
+        self._place(given(x, own, self.components, self.covariance, means, responsibilities, labels))
+
+    def _place(self, start: Placement) -> None:
+        """Sets parameters and floor."""
+        spread = start.spread.mean(0, keepdim=True) if self.covariance.endswith("spherical") else start.spread
+        self.least.copy_(self.floor * spread)
+        root = bounded(start.covariance, self.least.double())[0]
+        count = 1 if is_tied(self.covariance) else self.components
+        self.weight, self.mean = start.weight.to(self.weight), start.mean.to(self.mean)
+        self.scale = self._shaped(root.expand(count, *root.shape[1:]).clone()).to(self.scale)

@@ -8,9 +8,9 @@ from torch.nn.functional import linear
 
 from zoo.algebra import linear_gaussian, missing_linear
 from zoo.algebra.missing import Imputation, Incomplete, column_moments, refuse_unobserved_columns
-from zoo.algebra.moments import Moments
-from zoo.base.checks import check_rows, check_whole, incomplete
+from zoo.base.checks import ArrayLike, check_rows, check_whole, incomplete
 from zoo.base.module import Module, like
+from zoo.base.moments import Moments
 from zoo.base.plates import rows
 from zoo.distributions.diagonal import DiagonalNormal
 from zoo.distributions.observed import seen
@@ -40,6 +40,7 @@ class PPCA(Module):
 
     missing = True  # accepts NaN, as entries missing at random
     weighted = True  # initialize, estimate and summarize accept weights of the rows
+    from_moments = True  # and, like check and em_step, the moments of rows in their place
     quadratic = True  # log p(x, z) is quadratic in z: QuadratureELBO is exact
 
     def __init__(self, data_dim: int, latent_dim: int) -> None:
@@ -85,11 +86,12 @@ class PPCA(Module):
         return linear_gaussian.elbo(like(x, self), q, self.weight, self.mean, self.noise)
 
     @torch.no_grad()
-    def impute(self, x: Tensor) -> Imputation:
+    def impute(self, x: ArrayLike) -> Imputation:
         r"""Conditional mean :math:`E[x_m \mid x_o]` and variance of the missing entries (NaN) of rows (n, d)."""
-        return linear_gaussian.impute(check_rows(x, self), self.weight, self.mean, self.noise)
+        found = linear_gaussian.impute(check_rows(x, self), self.weight, self.mean, self.noise)
+        return found.named(x)
 
-    def summarize(self, x: Tensor, weights: Tensor | None = None) -> Moments | Incomplete:
+    def summarize(self, x: Tensor | Moments, weights: Tensor | None = None) -> Moments | Incomplete:
         """The input of :meth:`em_step` for rows (n, d): their sufficient statistics, if no entry is missing.
 
         Weights (n,), positive, say how often every row counts.
@@ -103,6 +105,7 @@ class PPCA(Module):
         if isinstance(moments, Moments):
             variance, mean = moments.covariance.diagonal(), moments.mean
         else:
+            assert isinstance(x, Tensor)
             variance, mean = column_moments(x, weights)
         if variance.sum() <= 1e-20 * mean.square().sum():
             raise ValueError("all rows of x are equal: the likelihood of PPCA is unbounded")
@@ -134,27 +137,28 @@ class PPCA(Module):
         self.weight, self.mean = linear_gaussian.best_weight(moments, noise, self.latent_dim), moments.mean
         self.scale = noise[0].sqrt()
 
-    def check(self, x: Tensor) -> None:
+    def check(self, x: Tensor | Moments) -> None:
         """Refuses data under which the likelihood has no maximum.
 
         Raises:
             ValueError: a column has fewer than two observed values (the message names it), or complete rows are all
                 equal or span no more dimensions than there are factors.
         """
-        refuse_unobserved_columns(x, "PPCA")
-        if not incomplete(x):
+        if not isinstance(x, Moments):
+            refuse_unobserved_columns(x, "PPCA")
+        if isinstance(x, Moments) or not incomplete(x):
             linear_gaussian.refuse_low_rank(x, self.latent_dim)
 
     @torch.no_grad()
-    def estimate(self, x: Tensor, weights: Tensor | None = None) -> None:
+    def estimate(self, x: Tensor | Moments, weights: Tensor | None = None) -> None:
         """Sets the parameters to the maximum of the likelihood of complete rows ``x`` (n, d), by their eigenvectors.
 
         Missing entries count as their column's mean, which is a start for EM or SVI and not the maximum.
         """
-        self.maximize(linear_gaussian.filled_moments(like(x, self), weights))
+        self.maximize(linear_gaussian.filled_moments(x.to(self.mean), weights))
 
     @torch.no_grad()
-    def initialize(self, x: Tensor, weights: Tensor | None = None) -> None:
+    def initialize(self, x: Tensor | Moments, weights: Tensor | None = None) -> None:
         """Draws a random start on the scale of the data ``x`` (n, d), with torch's global generator."""
-        weight, mean, variance = linear_gaussian.cloud(like(x, self), self.latent_dim, weights)
+        weight, mean, variance = linear_gaussian.cloud(x.to(self.mean), self.latent_dim, weights)
         self.weight, self.mean, self.scale = weight, mean, variance.mean().sqrt()

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -12,7 +11,7 @@ from matplotlib.colors import Normalize, to_rgba
 from torch import Tensor
 
 from zoo.base.checks import ArrayLike, check_whole
-from zoo.data.dataset import Dataset
+from zoo.base.tables import named_rows
 from zoo.plots.style import PALETTE, SIZE, TEXT, new_axes
 
 Image = tuple[int, int] | bool | None
@@ -21,7 +20,7 @@ MANY = 12  # largest number of columns whose names fit under an axis
 
 def array(values: ArrayLike) -> np.ndarray:
     """Numbers, or the rows of a data set, as a float64 array."""
-    return torch.as_tensor(values.x if isinstance(values, Dataset) else values).detach().cpu().double().numpy()
+    return named_rows(values).values.detach().cpu().double().numpy()
 
 
 def check_image(image: Image, d: int) -> tuple[int, int] | None:

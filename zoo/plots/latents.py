@@ -11,23 +11,22 @@ from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse
 from matplotlib.patheffects import withStroke
-from torch import Tensor, nn
-from torch.distributions import Categorical
+from torch import Tensor
 
-from zoo.algebra.mixture import KINDS, covariances
-from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
-from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.algebra.mixture_covariances import KINDS, covariances
+from zoo.alignment.canonical import canonical_transform
+from zoo.alignment.symmetry import mixture_of
+from zoo.base.callables import PyroCallable, name_of, unwrapped
+from zoo.base.checks import ArrayLike, check_whole
 from zoo.base.latent_sites import layout
-from zoo.base.memory import rows_at_once
-from zoo.base.pairs import Trained, pair_of
-from zoo.base.protocols import Conjugate, GaussianMixture, Pair
+from zoo.base.pairs import Trained, known_columns, pair_of, rows_of
+from zoo.base.protocols import GaussianMixture, Pair
 from zoo.data.dataset import Dataset
-from zoo.factors.decoding import closed_posterior, encode, factor_site
-from zoo.factors.generation import guide_draws
+from zoo.factors.classification import classify
+from zoo.factors.decoding import encode, factor_site
 from zoo.plots.images import array
 from zoo.plots.maps import points, sample
 from zoo.plots.style import GREY, MARKERS, PALETTE, SIZE, TEXT, classes, colour, groups, legend_above, new_axes
-from zoo.posterior.engine import reader, reading
 
 MAP = (3.5, 3.2)  # inches: room for a plane in equal units, and for a legend above it
 HATCHES = ("", "////", "....", "xxxx", "----", "oooo", "||||", "++++")
@@ -67,16 +66,13 @@ def latent(
             is out of range, or the model has neither factors nor a discrete ``component`` per row.
     """
     run = pair_of(run)
-    if isinstance(x, Dataset):
-        if labels is None:
-            labels, label_names = x.labels, label_names or x.label_names
-        columns = x.columns
-    else:
-        columns = ()
-    data = check_rows(x, undecorated(run.model))
+    if isinstance(x, Dataset) and labels is None:
+        labels, label_names = x.labels, label_names or x.label_names
+    columns = known_columns(run, x)
+    data = rows_of(run, x)
     marks, names = classes(labels, label_names, len(data))
-    if (components := _components(run, data)) is not None:
-        shares = _responsibilities(run, data, components, draws, seed)
+    if _has_components(run, data):
+        shares = classify(run, data, draws=draws, seed=seed).responsibilities.numpy()
         return _mixture(unwrapped(run.model), data, shares, marks, names, columns, new_axes(ax))
     factor_site(run, "latent", decoding=False)
     mean = encode(run, data, draws=draws, seed=seed).cpu().numpy()  # (n, k)
@@ -122,12 +118,11 @@ def responsibilities(run: Trained, x: ArrayLike, *, draws: int = 200, seed: int 
         ValueError: the model has no discrete ``component`` per row.
     """
     run = pair_of(run)
-    data = check_rows(x, undecorated(run.model))
-    components = _components(run, data)
-    if components is None:
+    data = rows_of(run, x)
+    if not _has_components(run, data):
         name = name_of(run.model)
         raise ValueError(f"{name} has no discrete component per row and thus no responsibilities: use zoo.plots.latent")
-    shares = _responsibilities(run, data, components, draws, seed)  # (n, k)
+    shares = classify(run, data, draws=draws, seed=seed).responsibilities.numpy()  # (n, k)
     n, k = shares.shape
     own = shares.argmax(1)
     order = np.lexsort((-shares[np.arange(n), own], own))
@@ -170,8 +165,10 @@ def _check_factors(factors: tuple[int, int] | int, k: int) -> list[int]:
 def ellipses(model: PyroCallable, ax: Axes, *, dims: tuple[int, int] = (0, 1), sds: Sequence[float] = (1, 2)) -> Axes:
     """The components of a Gaussian mixture as ellipses in the plane of two columns, with their numbers at the means.
 
+    Components are numbered as by :func:`zoo.factors.classify`.
+
     Args:
-        model: a :class:`zoo.GMM`, with any of its four kinds of covariance.
+        model: a :class:`zoo.GMM`, with any of its kinds of covariance.
         ax: the axes to draw on.
         dims: the two columns, counted from 0.
         sds: radii in standard deviations; the inner ellipses are drawn with thicker lines.
@@ -208,39 +205,23 @@ def ellipses(model: PyroCallable, ax: Axes, *, dims: tuple[int, int] = (0, 1), s
     return ax
 
 
-def _components(run: Pair, x: Tensor) -> int | None:
-    """The number of components of a mixture; None for a model without a discrete site ``component`` per row."""
+def _has_components(run: Pair, x: Tensor) -> bool:
+    """Whether the model has a discrete site ``component`` per row."""
     with run.scope():
-        found = {site.name: site for site in layout(run.model, x).local}
-    return found["component"].cardinality if "component" in found else None
-
-
-def _responsibilities(run: Pair, x: Tensor, components: int, draws: int, seed: int) -> np.ndarray:
-    """q(component) (n, k)."""
-    with reading(run, seed):
-        source = reader(run, x)
-        q = closed_posterior(run, x)
-        model = undecorated(run.model)
-        if not isinstance(q, Categorical) and isinstance(model, Conjugate):
-            drawn = source.draw((x,), 1, points=True).values
-            q = model.posterior(x) if "component" not in drawn else q  # the guide leaves it out
-        if isinstance(q, Categorical):
-            return q.probs.cpu().numpy()
-        held: dict[str, Tensor] = {}
-        parts = []
-        for _, arguments in source.chunks(rows_at_once(draws * max(components, x.shape[1]))):
-            chosen = guide_draws(source, arguments, check_whole(draws, "draws"), held)["component"].long()
-            parts.append(nn.functional.one_hot(chosen, components).double().mean(0))
-    return torch.cat(parts).cpu().numpy()
+        return any(site.name == "component" and site.cardinality for site in layout(run.model, x).local)
 
 
 @torch.no_grad()
 def _moments(model: PyroCallable) -> tuple[np.ndarray, np.ndarray]:
-    """Means (k, d) and covariances (k, d, d) of a Gaussian mixture."""
+    """Means (k, d) and covariances (k, d, d) of a Gaussian mixture, components in canonical order."""
     if not isinstance(model, GaussianMixture) or model.covariance not in KINDS:
         name = name_of(model)
         raise ValueError(f"{name} is not a Gaussian mixture with mean, scale and covariance: pass a zoo.GMM")
-    return array(model.mean), array(covariances(model.scale.double(), model.covariance, *model.mean.shape))
+    known = mixture_of(model)
+    if known is None:
+        return array(model.mean), array(covariances(model.scale.double(), model.covariance, *model.mean.shape))
+    order = canonical_transform(model).order
+    return array(known.mean[order]), array(known.covariance[order])
 
 
 def _mixture(

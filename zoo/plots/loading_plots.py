@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
-from zoo.algebra.moments import Moments
 from zoo.alignment.canonical import canonical_transform, to_canonical
 from zoo.alignment.loadings import Loadings
 from zoo.alignment.symmetry import model_of
 from zoo.base.callables import PyroCallable, name_of
 from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.moments import Moments
 from zoo.infer.run import Fit
 from zoo.plots.images import array
 from zoo.plots.style import GREY, PALETTE, SIZE, TEXT, colour, legend_above, marker, new_axes

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zoo.algebra.missing import Imputation
 from zoo.base.checks import ArrayLike, check_rows, check_whole
-from zoo.base.tables import column_names
+from zoo.base.tables import column_names, row_names
 from zoo.factors.generation import Generated, Reconstruction
 from zoo.plots.images import (
     Image,
@@ -90,15 +90,13 @@ def reconstruction(
     Raises:
         ValueError: the result is of other rows, a row does not exist, or ``image`` has the wrong size.
     """
-    names, data = column_names(x) or result.columns, _rows(x)
+    names, index, data = column_names(x) or result.columns, _index(x, result), _rows(x)
     mean, deviation = same_shape(data, result.mean, "result"), np.sqrt(array(result.variance))
     size = check_image(image, data.shape[1])
     chosen = pick(rows, len(data), 8 if size is not None else 3)
     if size is not None:
         grid = np.stack([array(data)[chosen], mean[chosen]])
-        ax = mosaic(
-            grid, size, left=["data", "mean"], below=[str(row) for row in chosen], unit=unit, limits=limits, ax=ax
-        )
+        ax = mosaic(grid, size, left=["data", "mean"], below=_labels(chosen, index), unit=unit, limits=limits, ax=ax)
         ax.set_xlabel("row", fontsize=TEXT)
         return ax
     d = data.shape[1]
@@ -112,7 +110,7 @@ def reconstruction(
         ax.plot(standardised(array(data)[row], standard), **style)
     column_axis(ax, d, names, standard, unit)
     keys = [_key(GREY, "data", marker="o"), _key(GREY, "mean, sd", linestyle="-")]
-    _row_legend(ax, chosen, keys)
+    _row_legend(ax, chosen, index, keys)
     return ax
 
 
@@ -145,7 +143,7 @@ def imputation(
     Raises:
         ValueError: nothing is missing, the result is of other rows, or ``image`` has the wrong size.
     """
-    names, data = column_names(x), _rows(x)
+    names, index, data = column_names(x) or result.columns, _index(x, result), _rows(x)
     values = array(data)
     mean, deviation = same_shape(data, result.mean, "result"), np.sqrt(array(result.variance))
     true = None if truth is None else same_shape(data, truth, "truth")
@@ -159,7 +157,7 @@ def imputation(
     if size is not None:
         shown = {"observed": values, "mean": mean, "sd": deviation} | ({} if true is None else {"truth": true})
         grid = np.stack([each[chosen] for each in shown.values()])
-        ax = mosaic(grid, size, left=list(shown), below=[str(row) for row in chosen], unit=unit, limits=limits, ax=ax)
+        ax = mosaic(grid, size, left=list(shown), below=_labels(chosen, index), unit=unit, limits=limits, ax=ax)
         ax.set_xlabel("row (missing pixels in colour)", fontsize=TEXT)
         return ax
     d = data.shape[1]
@@ -179,7 +177,7 @@ def imputation(
     open_key = _key(GREY, "imputed, sd", marker="o")
     open_key.set_markerfacecolor("white")
     keys = [_key(GREY, "observed", marker="o"), open_key]
-    _row_legend(ax, chosen, keys)
+    _row_legend(ax, chosen, index, keys)
     return ax
 
 
@@ -193,9 +191,21 @@ def _key(shade: str, label: str, *, marker: str = "", linestyle: Literal["", "-"
     return Line2D([], [], color=shade, marker=marker, linestyle=linestyle, markersize=4, linewidth=1.2, label=label)
 
 
-def _row_legend(ax: Axes, rows: Sequence[int], keys: list[Line2D]) -> None:
+def _index(x: ArrayLike, result: Reconstruction | Imputation) -> np.ndarray | None:
+    """The names of the rows, if known."""
+    own = row_names(x)
+    return result.index if own is None else own
+
+
+def _labels(rows: Sequence[int], index: np.ndarray | None, word: str = "") -> list[str]:
+    """The rows by name, else by number after a word."""
+    return [f"{word}{row}" if index is None else str(index[row]) for row in rows]
+
+
+def _row_legend(ax: Axes, rows: Sequence[int], index: np.ndarray | None, keys: list[Line2D]) -> None:
     """The legend of profiles: an entry for every row, then the keys."""
-    legend_above(ax, [*(_key(colour(i), f"row {row}", marker=marker(i)) for i, row in enumerate(rows)), *keys])
+    labels = _labels(rows, index, "row ")
+    legend_above(ax, [*(_key(colour(i), label, marker=marker(i)) for i, label in enumerate(labels)), *keys])
 
 
 def _against_truth(

@@ -1,17 +1,20 @@
 """How tight is the bound: ELBO, log marginal likelihood and their gap, for every row and for the shared sites."""
 
-from dataclasses import dataclass, field
+import copy
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import polars
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Categorical
 
 from zoo.base.callables import undecorated
-from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_whole
 from zoo.base.memory import rows_at_once
-from zoo.base.pairs import Trained, pair_of
-from zoo.base.protocols import ClosedBound, Conjugate, ConjugateGivenShared, HasPosterior
+from zoo.base.pairs import Trained, pair_of, rows_of
+from zoo.base.protocols import ClosedBound, Conjugate, ConjugateGivenShared, HasPosterior, Pair
+from zoo.base.tables import index_column, named_rows, row_names
 from zoo.base.threads import on_suited_threads
 from zoo.posterior.engine import Arguments, Reader, reader, reading
 from zoo.posterior.psis import LEAST, psis_khat
@@ -78,6 +81,7 @@ class Evaluation:
             JMLR 25). NaN for a model without local sites, or where the guide draws all rows jointly.
         draws: the number of draws per row.
         shared: the shared part; None for a model without shared sites whose guide is independent between rows.
+        index: the names of the rows, numbers or text; None where they are merely counted.
     """
 
     elbo: Tensor
@@ -88,6 +92,7 @@ class Evaluation:
     khat: Tensor
     draws: int
     shared: SharedTerm | None = None
+    index: np.ndarray | None = None
 
     @property
     def rows(self) -> Tensor:
@@ -145,9 +150,10 @@ class Evaluation:
         return {**bounds, "khat_above_0.7": float((self.khat > 0.7).double().mean())}
 
     def frame(self) -> polars.DataFrame:
-        """A row per row of the data: its term of the bound, log p(x) and k-hat."""
+        """A row per row of the data: its name if it has one, its term of the bound, log p(x) and k-hat."""
         names = ("elbo", "elbo_se", "log_marginal", "log_marginal_se", "khat")
-        return polars.DataFrame({name: getattr(self, name).detach().cpu().double().numpy() for name in names})
+        values = {name: getattr(self, name).detach().cpu().double().numpy() for name in names}
+        return polars.DataFrame(index_column(self.index) | values)
 
     def __repr__(self) -> str:
         s, n = self.summary(), len(self.elbo)
@@ -197,14 +203,29 @@ def evaluate(run: Trained, x: ArrayLike, *, draws: int = 500, inner: int | None 
     """
     run = pair_of(run)
     check_draws(draws, inner)
-    x = check_rows(x, undecorated(run.model))
+    index, rows = row_names(x), rows_of(run, x)
     with reading(run, seed):
-        source = reader(run, x)
-        _, first = next(source.chunks(rows_at_once(draws * x.shape[1])))
+        source = reader(run, rows)
+        _, first = next(source.chunks(rows_at_once(draws * rows.shape[1])))
         joint = source.draw(first, 2).joint
         if source.layout.shared or joint is not None:
-            return _of_all_rows(source, draws, inner)
-        return _of_rows(source, draws)
+            return replace(_of_all_rows(source, draws, inner), index=index)
+        return replace(_unrounded(_of_rows(source, draws), run, x, rows), index=index)
+
+
+def _unrounded(found: Evaluation, run: Pair, x: ArrayLike, rows: Tensor) -> Evaluation:
+    """The evaluation on float64 rows as they were given, where the model has another dtype and an exact log p(x).
+
+    The bound moves with log p(x), and the gap stays that of the rows in the model's dtype: rounding changes both alike.
+    """
+    model = undecorated(run.model)
+    if rows.dtype == torch.float64 or not (isinstance(model, Conjugate) and isinstance(model, nn.Module)):
+        return found
+    given = named_rows(x).values
+    if given.dtype != torch.float64:
+        return found
+    exact = copy.deepcopy(model).double().log_marginal(given.to(rows.device))
+    return replace(found, log_marginal=exact, elbo=found.elbo + (exact - found.log_marginal))
 
 
 def check_draws(draws: int, inner: int | None = None) -> None:

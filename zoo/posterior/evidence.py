@@ -5,17 +5,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import polars
 import torch
 from torch import Tensor
 
 from zoo.base.callables import undecorated
-from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_whole
 from zoo.base.latent_sites import Latent
 from zoo.base.memory import rows_at_once
-from zoo.base.pairs import Trained, pair_of
+from zoo.base.pairs import Trained, pair_of, rows_of
 from zoo.base.protocols import Conjugate
 from zoo.base.random import seeded
+from zoo.base.tables import index_column, row_names
 from zoo.base.threads import on_suited_threads
 from zoo.posterior.annealing import AIS, anneal
 from zoo.posterior.engine import Arguments, Reader, reader, reading
@@ -81,6 +83,7 @@ class Bounds:
         shared: the sites shared by all rows, or drawn for all rows jointly by the guide; empty where log p(x) is a
             sum over rows.
         count: the number of rows n.
+        index: the names of the rows, numbers or text; None where they are merely counted.
     """
 
     rungs: tuple[Bound, ...]
@@ -89,6 +92,7 @@ class Bounds:
     acceptance: Tensor | None = None
     shared: tuple[str, ...] = ()
     count: int = 0
+    index: np.ndarray | None = None
 
     def __getitem__(self, name: str) -> Bound:
         for rung in self.rungs:
@@ -107,7 +111,8 @@ class Bounds:
         for rung in self.rungs:
             table |= {rung.name: rung.values, f"{rung.name}_se": rung.se}
         table |= {"effective": self.effective}
-        return polars.DataFrame({name: value.detach().cpu().double().numpy() for name, value in table.items()})
+        values = {name: value.detach().cpu().double().numpy() for name, value in table.items()}
+        return polars.DataFrame(({} if self.shared else index_column(self.index)) | values)
 
     def summary(self) -> dict[str, float]:
         """Means per row, with Monte Carlo standard errors (``_se``) and standard errors for the population
@@ -194,7 +199,7 @@ def log_evidence_bounds(
     run = pair_of(run)
     sizes = _check_draws(draws)
     check_draws(sizes[-1], inner)
-    x = check_rows(x, undecorated(run.model))
+    index, x = row_names(x), rows_of(run, x)
     with reading(run, seed):
         source = reader(run, x)
         latent = None if ais is None else real_site(source, "AIS")
@@ -219,7 +224,7 @@ def log_evidence_bounds(
         if isinstance(model, Conjugate):
             exact = torch.cat([model.log_marginal(part) for part in x.split(rows_at_once(4 * x.shape[1]))])
             rungs.append(Bound("exact", exact, torch.zeros_like(exact)))
-    return Bounds(tuple(rungs), torch.cat(effective), sizes[-1], acceptance, count=len(x))
+    return Bounds(tuple(rungs), torch.cat(effective), sizes[-1], acceptance, count=len(x), index=index)
 
 
 def _columns(chunks: Sequence[Sequence[Tensor]]) -> list[Tensor]:

@@ -4,18 +4,20 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import polars
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from zoo.base.callables import name_of, undecorated
-from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_whole
 from zoo.base.latent_sites import Latent
 from zoo.base.memory import rows_at_once
-from zoo.base.pairs import Trained, pair_of
+from zoo.base.pairs import Trained, pair_of, rows_of
 from zoo.base.protocols import ClosedConjugate, Conjugate
 from zoo.base.schedules import cosine
+from zoo.base.tables import index_column, row_names
 from zoo.base.threads import on_suited_threads
 from zoo.posterior.annealing import AIS, Place, anneal
 from zoo.posterior.engine import Arguments, Reader, reader, reading
@@ -60,6 +62,7 @@ class Gaps:
         family: ``"diag"`` or ``"full"``.
         estimator: of log p(x): ``"exact"``, ``"IWAE-K"`` from draws of q*, or ``"AIS"`` started from q*.
         closed: whether the bounds are in closed form.
+        index: the names of the rows, numbers or text; None where they are merely counted.
     """
 
     log_marginal: Tensor
@@ -75,6 +78,7 @@ class Gaps:
     family: str
     estimator: str
     closed: bool
+    index: np.ndarray | None = None
 
     @property
     def total(self) -> Tensor:
@@ -92,7 +96,8 @@ class Gaps:
 
     def frame(self) -> polars.DataFrame:
         """A row per row of the data: log p(x), the bounds, the gaps and their standard errors."""
-        return polars.DataFrame({name: getattr(self, name).detach().cpu().double().numpy() for name in COLUMNS})
+        values = {name: getattr(self, name).detach().cpu().double().numpy() for name in COLUMNS}
+        return polars.DataFrame(index_column(self.index) | values)
 
     def __repr__(self) -> str:
         s = self.summary()
@@ -150,7 +155,7 @@ def gaps(
     if check_whole(draws, "draws") < LEAST:
         raise ValueError(f"draws must be at least {LEAST} to judge a bound, got {draws}")
     model = undecorated(run.model)
-    x = check_rows(x, model)
+    index, x = row_names(x), rows_of(run, x)
     d = x.shape[1]
     exact = isinstance(model, Conjugate)
     closed = model if isinstance(model, ClosedConjugate) else None
@@ -176,7 +181,7 @@ def gaps(
                 parts.append(_judge(source, latent, arguments, start, found, draws, ais))
     columns = {name: torch.cat(column) for name, column in zip(COLUMNS, zip(*parts, strict=True), strict=True)}
     estimator = "exact" if exact else f"IWAE-{draws}" if ais is None else "AIS"
-    return Gaps(**columns, family=family, estimator=estimator, closed=closed is not None)
+    return Gaps(**columns, family=family, estimator=estimator, closed=closed is not None, index=index)
 
 
 def _in_closed_form(model: ClosedConjugate, x: Tensor, start: Place) -> tuple[Tensor, ...]:

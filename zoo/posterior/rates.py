@@ -12,12 +12,11 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.kl import kl_divergence
 
-from zoo.base.callables import undecorated
-from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_whole
 from zoo.base.independent import without_event_dims
 from zoo.base.latent_sites import Latent
 from zoo.base.memory import rows_at_once
-from zoo.base.pairs import Trained, pair_of
+from zoo.base.pairs import Trained, pair_of, rows_of
 from zoo.base.threads import on_suited_threads
 from zoo.posterior.engine import Arguments, Reader, reader, reading
 from zoo.posterior.rowwise import conditional, gaussian, log_joint, real_site
@@ -141,7 +140,7 @@ def rate_distortion(
     check_whole(draws, "draws", 2)
     if not threshold >= 0:
         raise ValueError(f"threshold must be a variance of at least 0, got {threshold!r}")
-    x = check_rows(x, undecorated(run.model), least=2)
+    x = rows_of(run, x, least=2)
     n = len(x)
     with reading(run, seed):
         source = reader(run, x)

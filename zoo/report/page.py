@@ -17,10 +17,12 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from zoo.base.atomic import new_file
-from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
-from zoo.base.checks import ArrayLike, check_rows
+from zoo.base.callables import PyroCallable, name_of, unwrapped
+from zoo.base.checks import ArrayLike
 from zoo.base.module import Module
-from zoo.base.pairs import Trained
+from zoo.base.pairs import Trained, rows_of
+from zoo.base.tables import column_names
+from zoo.data.conversion import as_dataset
 from zoo.data.dataset import Dataset
 from zoo.diagnostics.checks.check import Picture
 from zoo.diagnostics.diagnosis import Diagnosis, diagnose, tables
@@ -94,8 +96,8 @@ def report(
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"'{path.name}' is not the name of an HTML file: use a path that ends in .html")
-    rows = check_rows(x, undecorated(run.model))
-    table = x if isinstance(x, Dataset) else None
+    rows = rows_of(run, x)
+    table = x if isinstance(x, Dataset) else as_dataset(x) if column_names(x) else None
     if table is not None and labels is None:
         labels, label_names = table.labels, table.label_names
     if labels is not None and len(labels) != len(rows):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from zoo.base.callables import name_of, undecorated
-from zoo.base.protocols import Conjugate, Mixture
+from zoo.base.protocols import Collapsing, Conjugate, Mixture
 from zoo.diagnostics.checks.check import Case, Check, Finding, Level
 from zoo.diagnostics.guide.relevance import EffectiveSize, effective_size, has_effective_size
 from zoo.posterior.engine import reader, reading
@@ -23,16 +23,22 @@ class Collapse(Check):
 
     name = "collapse"
 
-    def measure(self, case: Case) -> RateDistortion | Tensor | EffectiveSize:
+    def measure(self, case: Case) -> RateDistortion | Tensor | EffectiveSize | str:
         """Rate and distortion by unit; for a mixture the expected number of rows of every component (k,).
 
-        For a model whose priors decide how many factors or components are in use, their number.
+        For a model whose priors decide how many factors or components are in use, their number. For one with a
+        covariance at its floor, that in words.
         """
         model = undecorated(case.run.model)
         with reading(case.run, case.seed):
             sized = has_effective_size(reader(case.run, case.x).layout)
         if sized:
             return effective_size(case.run, case.x, seed=case.seed)
+        if isinstance(model, Collapsing):
+            with reading(case.run, case.seed):
+                reason = model.collapse(case.x)
+            if reason is not None:
+                return reason
         if not isinstance(model, Mixture):
             return rate_distortion(case.run, case.x, seed=case.seed)
         if not isinstance(model, Conjugate):
@@ -41,8 +47,11 @@ class Collapse(Check):
             posterior: Any = model.posterior(case.x)
             return torch.as_tensor(posterior.probs).sum(0)
 
-    def judge(self, measured: RateDistortion | Tensor | EffectiveSize) -> Finding:
-        """Careful if one has collapsed, bad if all have; where priors decide, bad if none is in use."""
+    def judge(self, measured: RateDistortion | Tensor | EffectiveSize | str) -> Finding:
+        """Careful if one has collapsed, bad if all have or a covariance has; with priors, bad if none is in use."""
+        if isinstance(measured, str):
+            reason, advice = measured.split(". ", 1)
+            return Finding(self.name, "bad", 1.0, 1.0, reason, advice)
         if isinstance(measured, EffectiveSize):
             return self._sized(measured)
         if isinstance(measured, Tensor):
@@ -67,13 +76,13 @@ class Collapse(Check):
         advice = "" if kept else "The model explains nothing: look at the units of the columns, and at other starts"
         return Finding(self.name, "good" if kept else "bad", 1 - kept / k, 1.0, reason, advice)
 
-    def tables(self, measured: RateDistortion | Tensor | EffectiveSize) -> Iterator[tuple[str, pl.DataFrame]]:
+    def tables(self, measured: RateDistortion | Tensor | EffectiveSize | str) -> Iterator[tuple[str, pl.DataFrame]]:
         """A row per unit."""
         if isinstance(measured, EffectiveSize):
             words = pl.when(pl.col("in_use")).then(pl.lit("yes")).otherwise(pl.lit("no"))
             yield f"{measured.unit.capitalize()} in use", measured.frame().with_columns(words.alias("in_use"))
             return
-        if isinstance(measured, Tensor):
+        if isinstance(measured, Tensor | str):
             return
         k = len(measured.variance)
         kl = [None] * k if measured.unit_kl is None else measured.unit_kl.tolist()

@@ -10,6 +10,7 @@ from zoo.base.callables import name_of, undecorated
 from zoo.base.checks import check_whole
 from zoo.base.pairs import Trained
 from zoo.base.protocols import HoldsRows
+from zoo.base.threads import suited_to
 from zoo.diagnostics.guide.ranking import Ranks, rank
 from zoo.diagnostics.guide.simulation import Builder, refit, simulate
 from zoo.diagnostics.guide.uniform import corrected, score_test, smooth_test, symmetry_test
@@ -202,13 +203,15 @@ def sbc(
     if simulations is not None:
         check_whole(simulations, "simulations", LEAST)
     check_whole(draws, "draws")
-    found = simulate(run, simulations, SIMULATIONS, rows, seed)
-    anew = bool(found.shared) or build is not None or isinstance(undecorated(run.guide), HoldsRows)
-    parts = []
-    for number, table in enumerate(found.tables):
-        pair = refit(run, table.x, build, steps, (seed + 2 + number) % 2**32) if anew else run
-        parts.append(rank(pair, found, table, draws, (seed + 1 + number) % 2**32, fresh=anew))
-    return _tested(Ranks.joined(parts), found.simulations, draws, anew, name_of(run.guide))
+    n = max(simulations or SIMULATIONS[0], rows or run.settings.get("rows") or 0)  # about the rows of a data set
+    with suited_to((n, 1), run.model, passes=draws):
+        found = simulate(run, simulations, SIMULATIONS, rows, seed)
+        anew = bool(found.shared) or build is not None or isinstance(undecorated(run.guide), HoldsRows)
+        parts = []
+        for number, table in enumerate(found.tables):
+            pair = refit(run, table.x, build, steps, (seed + 2 + number) % 2**32) if anew else run
+            parts.append(rank(pair, found, table, draws, (seed + 1 + number) % 2**32, fresh=anew))
+        return _tested(Ranks.joined(parts), found.simulations, draws, anew, name_of(run.guide))
 
 
 def _tested(ranks: Ranks, simulations: int, draws: int, refitted: bool, guide: str) -> Calibration:

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from zoo.algebra.curvature import Curvature
 from zoo.base.callables import modules, name_of, undecorated
-from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_whole
 from zoo.base.latent_sites import Latent
-from zoo.base.pairs import Trained, pair_of
+from zoo.base.pairs import Trained, pair_of, rows_of
 from zoo.base.protocols import HoldsFactors, Pair
 from zoo.base.random import seeded
 from zoo.base.threads import on_suited_threads
@@ -147,7 +147,7 @@ def linear_response(
     run = pair_of(run)
     check_whole(draws, "draws", 2)
     check_whole(dense, "dense", 0)
-    x = check_rows(x, undecorated(run.model), least=1)
+    x = rows_of(run, x, least=1)
     bound = loss if loss is not None else ClosedFormELBO() if closed_form(run.model, run.guide) else FixedDraws()
     if not noiseless(run.model, run.guide, bound):
         raise ValueError(

@@ -9,10 +9,10 @@ import torch
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
-from zoo.base.callables import mode, name_of, undecorated
-from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.callables import mode, name_of
+from zoo.base.checks import ArrayLike, check_whole
 from zoo.base.latent_sites import Latent, Layout, layout
-from zoo.base.pairs import Trained, pair_of
+from zoo.base.pairs import Trained, pair_of, rows_of
 from zoo.base.protocols import Pair
 from zoo.base.random import seeded
 from zoo.base.threads import on_suited_threads
@@ -215,7 +215,7 @@ def nuts(
     check_whole(chains, "chains", 2)
     check_whole(draws, "draws", LEAST)
     check_whole(warmup, "warmup", LEAST)
-    x = check_rows(x, undecorated(run.model))
+    x = rows_of(run, x)
     with run.scope():
         plan = layout(run.model, x)
     found = _continuous(plan, x, name_of(run.model))
@@ -323,7 +323,7 @@ def _closed(latent: Latent, moments: tuple[Tensor, Tensor]) -> dict[str, Moments
 def _drawn(run: Pair, x: Tensor, samples: dict[str, Tensor], draws: int, seed: int) -> dict[str, Moments]:
     """Moments of every site from draws of the guide, also of a point mass, with standard deviation 0."""
     with reading(run, seed):
-        source = reader(run, check_rows(x, undecorated(run.model)))
+        source = reader(run, rows_of(run, x))
         given = source.draw((source.x,), draws, points=True).values
     found = {}
     for name in samples:

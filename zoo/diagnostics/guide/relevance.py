@@ -9,10 +9,10 @@ from torch import Tensor
 
 from zoo.algebra.missing import column_moments
 from zoo.base.callables import name_of, undecorated
-from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_whole
 from zoo.base.latent_sites import Layout
 from zoo.base.memory import rows_at_once
-from zoo.base.pairs import Trained, pair_of
+from zoo.base.pairs import Trained, pair_of, rows_of
 from zoo.base.protocols import HoldsFactors, Pair, declares
 from zoo.infer.pairing import check_count
 from zoo.posterior.engine import Reader, reader, reading
@@ -94,7 +94,7 @@ def effective_size(
     """
     run = pair_of(run)
     check_whole(draws, "draws", 2)
-    x = check_rows(x, undecorated(run.model))
+    x = rows_of(run, x)
     with reading(run, seed):
         source = reader(run, x)
         component = _component(source.layout)

@@ -18,8 +18,8 @@ from zoo.base.latent_sites import Latent, Layout, layout
 from zoo.base.module import Module
 from zoo.base.protocols import HoldsRows
 from zoo.base.random import seeded
+from zoo.infer.collapse import UnboundedLikelihood
 from zoo.infer.fitting import fit
-from zoo.infer.guard import UnboundedLikelihood
 from zoo.infer.run import Fit
 from zoo.posterior.engine import Reader, reading
 

@@ -11,12 +11,15 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
+from zoo.algebra.linear_gaussian import log_likelihood
 from zoo.alignment.canonical import canonical_transform
 from zoo.alignment.symmetry import Alignment
 from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
 from zoo.base.checks import ArrayLike, check_rows
 from zoo.base.memory import rows_at_once
-from zoo.base.protocols import ClosedLikelihood, Placed
+from zoo.base.moments import Moments
+from zoo.base.protocols import ClosedLikelihood, Placed, linear_form
+from zoo.base.weights import weighted_rows
 
 MATRICES = (constraints.lower_cholesky, constraints.lower_triangular, constraints.positive_definite)
 
@@ -33,12 +36,12 @@ class InformationCriteria:
         log_likelihood: log L, the sum of log p(x) over the rows in nats; for rows with missing entries, of the observed
             entries.
         df: the number of free parameters; see :func:`free_parameters`.
-        n: the number of rows with an observed entry.
+        n: the number of rows with an observed entry, or the sum of their weights.
     """
 
     log_likelihood: float
     df: int
-    n: int
+    n: float
 
     @property
     def aic(self) -> float:
@@ -61,12 +64,14 @@ class InformationCriteria:
 
     def __repr__(self) -> str:
         return (
-            f"InformationCriteria of {self.n} rows, in nats: log-likelihood {self.log_likelihood:.4f} with {self.df} "
+            f"InformationCriteria of {self.n:g} rows, in nats: log-likelihood {self.log_likelihood:.4f} with {self.df} "
             f"free parameters; AIC {self.aic:.4f}, BIC {self.bic:.4f} (smaller is better)"
         )
 
 
-def information_criteria(model: PyroCallable, x: ArrayLike) -> InformationCriteria:
+def information_criteria(
+    model: PyroCallable, x: ArrayLike | Moments, *, weights: ArrayLike | None = None
+) -> InformationCriteria:
     """AIC and BIC of a model with a closed-form likelihood at its current parameters.
 
     Both are defined at the maximum of the likelihood: fit the model to the same rows first, by :func:`zoo.em` (a
@@ -80,11 +85,12 @@ def information_criteria(model: PyroCallable, x: ArrayLike) -> InformationCriter
 
     Args:
         model: PPCA, FactorAnalysis, GMM, or a module of your own with a method ``log_marginal``.
-        x: the rows (n, d) that it was fitted to.
+        x: the rows (n, d) that it was fitted to, or for PPCA and FactorAnalysis their moments.
+        weights: how often every row counts (n,); None for once. Their sum is n.
 
     Raises:
-        TypeError: the model has no ``log_marginal``, such as a VAE.
-        ValueError: the model has not been fitted, or has no free parameter.
+        TypeError: the model has no ``log_marginal``, such as a VAE; or it needs rows and is given moments.
+        ValueError: the model has not been fitted, or has no free parameter; or the weights are wrong.
 
     References:
         Akaike (1974), A new look at the statistical model identification, IEEE Trans. Automatic Control 19; Schwarz
@@ -104,10 +110,33 @@ def information_criteria(model: PyroCallable, x: ArrayLike) -> InformationCriter
             f"this {name_of(model)} has its initial parameters, and AIC and BIC require those of maximum "
             "likelihood: fit it first by zoo.em or zoo.fit"
         )
-    x = check_rows(x, model)
-    return InformationCriteria(
-        float(log_density(model, x).sum()), free_parameters(model), int((~x.isnan()).any(1).sum())
-    )
+    if isinstance(x, Moments):
+        return InformationCriteria(_of_moments(model, x, weights), free_parameters(model), x.count)
+    x, own = weighted_rows(check_rows(x, model, exact=True), weights)
+    seen, densities = (~x.isnan()).any(1), log_density(model, x)
+    if own is None:
+        return InformationCriteria(float(densities.sum()), free_parameters(model), int(seen.sum()))
+    own = own.cpu()
+    return InformationCriteria(float(own @ densities), free_parameters(model), float(own[seen.cpu()].sum()))
+
+
+@torch.no_grad()
+def _of_moments(model: PyroCallable, moments: Moments, weights: ArrayLike | None) -> float:
+    """The log-likelihood of rows with these moments.
+
+    Raises:
+        TypeError: the model is not linear-Gaussian.
+        ValueError: there are weights, or another number of columns.
+    """
+    found = linear_form(model)
+    if found is None:
+        raise TypeError(f"the log-likelihood of {name_of(model)} needs the rows: moments suffice for linear models")
+    if weights is not None:
+        raise ValueError("weights are of rows, and x is their moments: weight the rows by Moments.of(x, weights)")
+    weight, mean, noise = (value.detach().double() for value in found)
+    if len(mean) != len(moments.mean):
+        raise ValueError(f"x has {len(moments.mean)} columns, the model {name_of(model)} has {len(mean)}")
+    return float(log_likelihood(moments.to(mean), weight, mean, noise))
 
 
 def free_parameters(model: PyroCallable) -> int:
@@ -120,8 +149,8 @@ def free_parameters(model: PyroCallable) -> int:
 
     - PPCA: D K - K (K - 1) / 2 + D + 1.
     - FactorAnalysis: D K - K (K - 1) / 2 + 2 D.
-    - GMM: K - 1 + K D, and K D (D + 1) / 2 (full), D (D + 1) / 2 (tied), K D (diag) or K (spherical), as in mclust
-      (VVV, EEE, VVI, VII).
+    - GMM: K - 1 + K D, and K D (D + 1) / 2 (full), D (D + 1) / 2 (tied), K D (diag), D (tied_diag), K (spherical) or 1
+      (tied_spherical), as in mclust (VVV, EEE, VVI, EEI, VII, EII).
 
     A parameter at the boundary of its range (a uniqueness at its floor) counts as any other.
 

@@ -1,17 +1,19 @@
 """Leave-one-out cross-validation of models with a posterior over parameters."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
 
 from zoo.base.callables import name_of, undecorated
-from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_whole
 from zoo.base.memory import rows_at_once
-from zoo.base.pairs import Trained, pair_of
+from zoo.base.pairs import Trained, pair_of, rows_of
 from zoo.base.protocols import ConjugateGivenShared, Pair
+from zoo.base.tables import index_column, row_names
 from zoo.base.threads import on_suited_threads
 from zoo.diagnostics.model.proposals import Proposal, moments_of_draws
 from zoo.posterior.engine import Arguments, Reader, reader, reading
@@ -32,6 +34,7 @@ class Loo:
         limit: the largest reliable k-hat for S draws.
         draws: the number of draws S.
         corrected: whether the weights also correct the guide towards the posterior.
+        index: the names of the rows, numbers or text; None where they are merely counted.
     """
 
     pointwise: Tensor
@@ -40,6 +43,7 @@ class Loo:
     limit: float
     draws: int
     corrected: bool
+    index: np.ndarray | None = None
 
     @property
     def elpd(self) -> float:
@@ -78,7 +82,8 @@ class Loo:
 
     def frame(self) -> pl.DataFrame:
         """One row per row of x: its terms in nats, and k-hat."""
-        return pl.DataFrame({name: getattr(self, name).tolist() for name in ("pointwise", "log_p", "khat")})
+        values = {name: getattr(self, name).numpy() for name in ("pointwise", "log_p", "khat")}
+        return pl.DataFrame(index_column(self.index) | values)
 
     def __repr__(self) -> str:
         n = len(self.pointwise)
@@ -132,13 +137,13 @@ def loo(run: Trained, x: ArrayLike, *, draws: int = 1000, inner: int = 100, corr
     run = pair_of(run)
     check_draws(draws)
     check_whole(inner, "inner", 2)
-    x = check_rows(x, undecorated(run.model), least=2)
+    index, x = row_names(x), rows_of(run, x, least=2)
     with reading(run, seed):
         source = reader(run, x)
         if not source.layout.shared:
             raise _point_estimates(run)
         density, whole = _densities(source, draws, inner)
-    return _leave_out(density, whole if correct else None)
+    return replace(_leave_out(density, whole if correct else None), index=index)
 
 
 def _point_estimates(run: Pair) -> ValueError:

@@ -10,11 +10,10 @@ import scipy  # type: ignore[import-untyped]  # loads its subpackages on first u
 import torch
 from torch import Tensor
 
-from zoo.base.callables import name_of, undecorated
-from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.callables import name_of
+from zoo.base.checks import ArrayLike, check_whole
 from zoo.base.memory import rows_at_once
-from zoo.base.pairs import Trained, pair_of
-from zoo.base.tables import column_names
+from zoo.base.pairs import Trained, known_columns, pair_of, rows_of
 from zoo.base.threads import on_suited_threads
 from zoo.diagnostics.model.statistics import STATISTICS, column_quantiles, correlation, nan_quantile
 from zoo.posterior.engine import Reader, reader, reading
@@ -229,7 +228,7 @@ def predictive_check(
         raise ValueError(f"given must be one of {', '.join(get_args(Given))}; got {given!r}")
     if not 0 < level < 1:
         raise ValueError(f"level must be in (0, 1), got {level!r}")
-    names, x = column_names(x), check_rows(x, undecorated(run.model))
+    names, x = known_columns(run, x), rows_of(run, x)
     columns = names or tuple(f"x{j}" for j in range(x.shape[1]))
     chosen = _all_statistics(statistics or {}, x.shape[1])
     measured = [_value(name, statistic, x) for name, statistic in chosen.items()]

@@ -2,15 +2,17 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
 
 from zoo.base.callables import name_of, undecorated, unwrapped
-from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_whole
 from zoo.base.memory import rows_at_once
-from zoo.base.pairs import Trained, pair_of
+from zoo.base.pairs import Trained, pair_of, rows_of
 from zoo.base.protocols import ClosedPredictive, ConjugateGivenShared, HoldsRows
+from zoo.base.tables import index_column, row_names
 from zoo.diagnostics.guide.relevance import conjugate_factors
 from zoo.posterior.engine import Arguments, Reader, reader, reading
 from zoo.posterior.rowwise import log_mean
@@ -24,11 +26,13 @@ class PredictiveDensity:
         log_density: of every row (n,).
         se: its Monte Carlo standard error (n,), 0 in closed form.
         draws: the number of draws of theta; 0 in closed form.
+        index: the names of the rows, numbers or text; None where they are merely counted.
     """
 
     log_density: Tensor
     se: Tensor
     draws: int
+    index: np.ndarray | None = None
 
     def summary(self) -> dict[str, float]:
         """The mean over the rows in nats, the root mean square of the rows' Monte Carlo errors, and their number."""
@@ -38,7 +42,8 @@ class PredictiveDensity:
     def frame(self) -> pl.DataFrame:
         """A row per row of the data: log density and standard error, in nats."""
         numbers = {"log_density": self.log_density, "se": self.se}
-        return pl.DataFrame({name: value.detach().cpu().double().numpy() for name, value in numbers.items()})
+        values = {name: value.detach().cpu().double().numpy() for name, value in numbers.items()}
+        return pl.DataFrame(index_column(self.index) | values)
 
     def __repr__(self) -> str:
         found = self.summary()
@@ -74,7 +79,7 @@ def predictive_density(run: Trained, x: ArrayLike, *, draws: int = 1000, seed: i
     run = pair_of(run)
     check_whole(draws, "draws", 2)
     model = undecorated(run.model)
-    x = check_rows(x, model)
+    index, x = row_names(x), rows_of(run, x)
     with reading(run, seed):
         source = reader(run, x)
         if not source.layout.shared:
@@ -86,14 +91,14 @@ def predictive_density(run: Trained, x: ArrayLike, *, draws: int = 1000, seed: i
         if factors is not None and isinstance(model, ClosedPredictive):
             closed = model.log_predictive(x, factors)
             if closed is not None:
-                return PredictiveDensity(closed, torch.zeros_like(closed), 0)
+                return PredictiveDensity(closed, torch.zeros_like(closed), 0, index)
         if source.layout.local and not isinstance(model, ConjugateGivenShared):
             raise TypeError(
                 f"{name_of(run.model)} has sites per row ({', '.join(own.name for own in source.layout.local)}) and no "
                 "method log_marginal_given that integrates them out: add one, or estimate log p by zoo.evaluate"
             )
         given = _given(source, shared_draws(source, draws), draws)
-        return PredictiveDensity(*log_mean(given), draws)
+        return PredictiveDensity(*log_mean(given), draws, index)
 
 
 def shared_draws(source: Reader, draws: int) -> dict[str, Tensor]:
