@@ -33,6 +33,17 @@ def test_em_computes_in_float64_whatever_the_models_dtype(make, rows):
         assert torch.allclose(noise.abs(), known.abs(), rtol=1e-5)
 
 
+def test_evaluate_computes_log_p_from_float64_rows(rows):
+    model = zoo.FactorAnalysis(3, 1)
+    best = float(zoo.em(model, rows + 3e4)[-1])
+    found = zoo.evaluate(zoo.Fit(model, guides.Exact(model)), rows + 3e4, draws=30)
+    rounding = (3e4 * 2**-24 / 0.3) ** 2 / 2  # nats per row and column, of the means, by a conditional deviation of 0.3
+    assert float(found.log_marginal.sum()) == pytest.approx(best, abs=rows.size * rounding)
+    assert float(found.gap.abs().max()) < 1e-4
+    single = float(model.log_marginal(torch.tensor(rows + 3e4)).detach().double().sum())
+    assert abs(single - best) > rows.size * rounding  # as the rows would give in float32
+
+
 @pytest.mark.parametrize("offset", [1e7, 1e8, -1e8])
 def test_what_a_dtype_cannot_hold_is_refused(offset, rows, untouched):
     shifted = rows + offset * np.array([0, 1, 0])
@@ -49,6 +60,15 @@ def test_what_a_dtype_cannot_hold_is_refused(offset, rows, untouched):
             job()
     best = float(zoo.em(zoo.FactorAnalysis(3, 1).double(), rows)[-1])
     assert float(zoo.em(zoo.FactorAnalysis(3, 1).double(), shifted)[-1]) == pytest.approx(best, abs=1e-5)
+
+
+def test_imputation_leaves_observed_entries_as_they_were_given(rows):
+    given = np.where(np.arange(300).reshape(100, 3) % 50 == 0, np.nan, rows)
+    model = zoo.FactorAnalysis(3, 1)
+    zoo.em(model, given)
+    for found in (model.impute(given), zoo.impute(zoo.Fit(model, guides.Exact(model)), given, draws=10)):
+        assert np.array_equal(found.mean.numpy()[~np.isnan(given)], given[~np.isnan(given)])
+        assert found.mean.isfinite().all()
 
 
 def test_the_threshold_is_where_rounding_reaches_a_128th_of_a_deviation():

@@ -104,10 +104,11 @@ def load(
     if repeated:
         raise ValueError(f"{name}: columns repeats {min(repeated)!r}")
 
-    x = table.numbers(chosen, dtype)
+    read = table.settled(chosen) if isinstance(table, FrameTable) and table.decimal is None else table
+    x = read.numbers(chosen, dtype)
     codes, label_names = (None, ()) if label is None else table.labels(label)
     own = None if names is None else names.names
-    notes = (*table.notes, *_notes(names, x)) if isinstance(table, FrameTable) else ()
+    notes = (*read.notes, *_notes(names, x)) if isinstance(read, FrameTable) else ()
     return Dataset(x, codes, label_names, chosen, name, entry.source, entry.licence, own, notes)
 
 

@@ -1,7 +1,7 @@
 """Tables from polars frames and from numpy arrays, and the conversion of their columns to tensors."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Protocol
 
@@ -66,15 +66,20 @@ class FrameTable:
     index: RowNames | None = None
     notes: tuple[str, ...] = ()
 
-    def numbers(self, names: Sequence[str], dtype: torch.dtype) -> Tensor:
+    def settled(self, names: Sequence[str]) -> "FrameTable":
+        """The columns ``names`` alone, in memory, with the decimal mark that their numbers have."""
         frame = self._read(names)
-        decimal = self.decimal
-        if decimal is None:
-            texts = [tidy(frame[name]) for name in names if frame[name].dtype == pl.String]
-            decimal = find_decimal(texts, self.origin)
+        decimal = find_decimal([tidy(frame[name]) for name in names if frame[name].dtype == pl.String], self.origin)
+        notes = (*self.notes, "decimal commas") if decimal == "," else self.notes
+        return replace(self, frame=frame.lazy(), columns=tuple(names), decimal=decimal, notes=notes)
+
+    def numbers(self, names: Sequence[str], dtype: torch.dtype) -> Tensor:
+        if self.decimal is None:
+            return self.settled(names).numbers(names, dtype)
+        frame = self._read(names)
         x = torch.empty(frame.height, len(names), dtype=dtype)  # (n, d)
         for j, name in enumerate(names):
-            values = floats(frame[name], self.origin, decimal).to_numpy(writable=True)
+            values = floats(frame[name], self.origin, self.decimal).to_numpy(writable=True)
             _refuse_lost(Spread().add(torch.from_numpy(values).unsqueeze(1)), dtype, self.origin, names, j)
             x[:, j] = narrow(values, dtype, f"{self.origin}: column {name!r}")
         return x

@@ -1,19 +1,20 @@
 """How tight is the bound: ELBO, log marginal likelihood and their gap, for every row and for the shared sites."""
 
+import copy
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import polars
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Categorical
 
 from zoo.base.callables import undecorated
 from zoo.base.checks import ArrayLike, check_whole
 from zoo.base.memory import rows_at_once
 from zoo.base.pairs import Trained, pair_of, rows_of
-from zoo.base.protocols import ClosedBound, Conjugate, ConjugateGivenShared, HasPosterior
-from zoo.base.tables import index_column, row_names
+from zoo.base.protocols import ClosedBound, Conjugate, ConjugateGivenShared, HasPosterior, Pair
+from zoo.base.tables import index_column, named_rows, row_names
 from zoo.base.threads import on_suited_threads
 from zoo.posterior.engine import Arguments, Reader, reader, reading
 from zoo.posterior.psis import LEAST, psis_khat
@@ -202,14 +203,29 @@ def evaluate(run: Trained, x: ArrayLike, *, draws: int = 500, inner: int | None 
     """
     run = pair_of(run)
     check_draws(draws, inner)
-    index, x = row_names(x), rows_of(run, x)
+    index, rows = row_names(x), rows_of(run, x)
     with reading(run, seed):
-        source = reader(run, x)
-        _, first = next(source.chunks(rows_at_once(draws * x.shape[1])))
+        source = reader(run, rows)
+        _, first = next(source.chunks(rows_at_once(draws * rows.shape[1])))
         joint = source.draw(first, 2).joint
         if source.layout.shared or joint is not None:
             return replace(_of_all_rows(source, draws, inner), index=index)
-        return replace(_of_rows(source, draws), index=index)
+        return replace(_unrounded(_of_rows(source, draws), run, x, rows), index=index)
+
+
+def _unrounded(found: Evaluation, run: Pair, x: ArrayLike, rows: Tensor) -> Evaluation:
+    """The evaluation on float64 rows as they were given, where the model has another dtype and an exact log p(x).
+
+    The bound moves with log p(x), and the gap stays that of the rows in the model's dtype: rounding changes both alike.
+    """
+    model = undecorated(run.model)
+    if rows.dtype == torch.float64 or not (isinstance(model, Conjugate) and isinstance(model, nn.Module)):
+        return found
+    given = named_rows(x).values
+    if given.dtype != torch.float64:
+        return found
+    exact = copy.deepcopy(model).double().log_marginal(given.to(rows.device))
+    return replace(found, log_marginal=exact, elbo=found.elbo + (exact - found.log_marginal))
 
 
 def check_draws(draws: int, inner: int | None = None) -> None:
