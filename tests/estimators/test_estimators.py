@@ -132,6 +132,26 @@ def test_unknown_names_are_refused():
         estimators.BayesianGaussianMixture(2, weight_concentration_prior_type="other").fit(X)
 
 
+def test_mixture_starts_where_it_is_told():
+    faithful = zoo.data.load("faithful", dtype=torch.float64).x.numpy()
+    end = estimators.GaussianMixture(2, random_state=0).fit(faithful)
+    given = {"weights_init": end.weights_, "means_init": end.means_, "precisions_init": end.precisions_}
+    again = estimators.GaussianMixture(2, **given).fit(faithful)
+    assert again.lower_bounds_[0] == pytest.approx(end.lower_bound_, abs=1e-9)
+    warm = estimators.GaussianMixture(2, warm_start=True, max_iter=1, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        heights = [warm.fit(faithful).lower_bound_ for _ in range(5)]
+    assert (np.diff(heights) >= 0).all()
+    assert heights[4] > heights[0]
+    with pytest.raises(ValueError, match="weights_init must be 2 numbers"):
+        estimators.GaussianMixture(2, weights_init=[0.5, 0.6]).fit(faithful)
+    with pytest.raises(ValueError, match=r"precisions_init has shape \(2, 2\)"):
+        estimators.GaussianMixture(2, precisions_init=np.eye(2)).fit(faithful)
+    with pytest.raises(ValueError, match="positive definite"):
+        estimators.GaussianMixture(2, precisions_init=-np.stack([np.eye(2)] * 2)).fit(faithful)
+
+
 def test_too_few_steps_are_said():
     with pytest.warns(ConvergenceWarning, match="did not converge"):
         found = estimators.GaussianMixture(3, max_iter=2, random_state=0).fit(X)

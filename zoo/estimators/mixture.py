@@ -1,5 +1,6 @@
 """Gaussian mixtures as a scikit-learn estimator."""
 
+import copy
 import warnings
 from typing import Any
 
@@ -11,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from zoo.base.checks import check_whole
+from zoo.base.random import seeded
 from zoo.diagnostics.model.criteria import free_parameters
 from zoo.estimators.common import Estimator, Guide, array, trained
 from zoo.factors.generation import generate
@@ -18,6 +20,8 @@ from zoo.infer.expectation_maximisation import em
 from zoo.infer.guard import UnboundedLikelihood
 from zoo.infer.run import Fit
 from zoo.models.gmm import GMM
+
+STARTS = {"random_from_data": "random"}  # scikit-learn's names of our starts
 
 
 class Clusters(DensityMixin, Estimator):
@@ -65,9 +69,11 @@ class GaussianMixture(Clusters):
         floor: the smallest variance in any direction, as a fraction of the columns' variances, below which no component
             shrinks; 0 for none. It takes the place of ``reg_covar``, which depends on the columns' units.
         n_init: number of starts, of which the best is kept.
-        init_params: ``"kmeans"``, ``"k-means++"`` or ``"random"``.
-        means_init: means (k, d) to start from, in place of ``init_params``.
+        init_params: ``"kmeans"``, ``"k-means++"`` or ``"random_from_data"`` (any rows).
+        weights_init, means_init, precisions_init: proportions (k,), means (k, d) and precisions, in the shape of
+            ``precisions_``, to start from; those that are None come from ``init_params``.
         labels_init: the component of every row (n,) to start from.
+        warm_start: whether another call of ``fit`` goes on from the parameters of the last one.
         guide: None fits by EM; the name of a guide in :mod:`guides`, or a function of model and rows, by SVI.
         tol: of EM, in nats per row.
         max_iter: the most steps.
@@ -77,6 +83,7 @@ class GaussianMixture(Clusters):
         weights_: proportions (k,).
         means_: (k, d).
         covariances_, precisions_: in the shape of ``covariance_type``: (k, d, d), (d, d), (k, d), (k,), (d,) or ().
+        precisions_cholesky_: upper triangular factors U, with U U' the precisions, or their square roots.
         converged_: whether the log-likelihood had settled, with no component at its floor.
         n_iter_: steps of the best start.
         lower_bound_: its log-likelihood, in nats per row.
@@ -103,8 +110,11 @@ class GaussianMixture(Clusters):
         floor: float = 1e-6,
         n_init: int = 1,
         init_params: str = "kmeans",
+        weights_init: Any = None,
         means_init: Any = None,
+        precisions_init: Any = None,
         labels_init: Any = None,
+        warm_start: bool = False,
         guide: Guide | None = None,
         tol: float = 1e-9,
         max_iter: int = 10_000,
@@ -115,8 +125,11 @@ class GaussianMixture(Clusters):
         self.floor = floor
         self.n_init = n_init
         self.init_params = init_params
+        self.weights_init = weights_init
         self.means_init = means_init
+        self.precisions_init = precisions_init
         self.labels_init = labels_init
+        self.warm_start = warm_start
         self.guide = guide
         self.tol = tol
         self.max_iter = max_iter
@@ -161,17 +174,49 @@ class GaussianMixture(Clusters):
         components = check_whole(self.n_components, "n_components")
         if components > len(rows):
             raise ValueError(f"n_components={components} exceeds n_samples = {len(rows)}: use far fewer")
-        kind: Any = self.covariance_type
-        start: Any = self.init_params
-        model = GMM(rows.shape[1], components, kind, floor=self.floor, start=start).double()
-        given = {"means": self.means_init, "labels": self.labels_init}
-        if own := {name: torch.as_tensor(value) for name, value in given.items() if value is not None}:
-            model.start_from(rows, weights=weights, **own)
+        if self.warm_start and hasattr(self, "run_"):
+            model: Any = copy.deepcopy(self.run_.model)
+        else:
+            model = self._started(rows, weights, components, seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnboundedLikelihood)  # said by converged_ and its warning
             if self.guide is not None:
                 return trained(model, self.guide, rows, weights, self.max_iter, seed)
             return em(model, rows, weights=weights, steps=self.max_iter, tol=self.tol, seed=seed)
+
+    def _started(self, rows: Tensor, weights: Tensor | None, components: int, seed: int) -> GMM:
+        """The model at its start, or fresh where none was given."""
+        kind: Any = self.covariance_type
+        start: Any = STARTS.get(self.init_params, self.init_params)
+        model = GMM(rows.shape[1], components, kind, floor=self.floor, start=start).double()
+        given = {"means": self.means_init, "labels": self.labels_init}
+        if own := {name: torch.as_tensor(value) for name, value in given.items() if value is not None}:
+            model.start_from(rows, weights=weights, **own)
+        elif self.weights_init is not None or self.precisions_init is not None:
+            with seeded(seed):
+                model.initialize(rows, weights)
+        if self.weights_init is not None:
+            share = torch.as_tensor(np.asarray(self.weights_init, dtype=np.float64))
+            if share.shape != (components,) or not (share >= 0).all() or abs(float(share.sum()) - 1) > 1e-8:
+                raise ValueError(f"weights_init must be {components} numbers of at least 0 whose sum is 1")
+            model.weight = share
+        if self.precisions_init is not None:
+            model.scale = self._scale(model)
+        return model
+
+    def _scale(self, model: GMM) -> Tensor:
+        """The scale of the mixture from ``precisions_init``."""
+        precision = torch.as_tensor(np.asarray(self.precisions_init, dtype=np.float64))
+        if precision.shape != model.scale.shape:
+            raise ValueError(
+                f"precisions_init has shape {tuple(precision.shape)}: covariance_type={self.covariance_type!r} takes "
+                f"{tuple(model.scale.shape)}"
+            )
+        matrix = model.covariance in ("full", "tied")
+        definite = torch.linalg.eigvalsh(precision) > 0 if matrix else precision > 0
+        if not definite.all() or (matrix and not torch.allclose(precision, precision.mT)):
+            raise ValueError("precisions_init must be symmetric and positive definite, or positive")
+        return torch.linalg.cholesky(torch.linalg.inv(precision)) if matrix else precision.rsqrt()
 
     def _keep(self, run: Fit) -> None:
         """Sets the attributes."""
@@ -183,6 +228,10 @@ class GaussianMixture(Clusters):
         matrix = model.covariance in ("full", "tied")
         self.covariances_ = array(scale @ scale.mT if matrix else scale.square())
         self.precisions_ = array(torch.cholesky_inverse(scale)) if matrix else 1 / self.covariances_
+        if matrix:
+            self.precisions_cholesky_ = array(torch.linalg.inv(scale).mT)  # upper triangular U with U U' = precision
+        else:
+            self.precisions_cholesky_ = np.sqrt(self.precisions_)
         self.converged_, self.n_iter_ = run.converged, len(curve)
         self.lower_bound_, self.lower_bounds_ = float(curve[-1]), curve.tolist()
 
