@@ -2,7 +2,9 @@
 
 import math
 import random
+import types
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -315,4 +317,36 @@ def test_attributes_that_change_at_every_step_end_the_recording(some):
 def test_a_latent_site_that_the_guide_leaves_out_is_refused(some):
     svi = CapturedSVI(pair(some)[0], lambda *args: None, Fused(), Trace_ELBO())
     with pytest.raises(ValueError, match="no site 'z'"):
+        svi.step(some)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda own: own["deep"][0].update(scale=2.0),
+        lambda own: own["deep"].append(1.0),
+        lambda own: own.update(more=torch.ones(())),
+        lambda own: setattr(own["object"], "scale", 2.0),
+        lambda own: setattr(own["object"], "scale", torch.ones(())),
+    ],
+)
+def test_state_deep_inside_a_model_is_watched(some, change):
+    model = Plain(lambda self, z: self.own["deep"][0]["scale"] + self.own["object"].scale)
+    model.own = {"deep": [{"scale": 1.0}], "object": types.SimpleNamespace(scale=0.5)}
+    guide = pair(some, model)[1]
+    svi = captured_svi(model, guide, some)
+    assert_same(svi, some)
+    graph = next(iter(svi._graphs.values()))
+    change(model.own)
+    svi.step(some)
+    assert next(iter(svi._graphs.values())) is not graph, "recorded anew"
+    assert_same(svi, some)
+
+
+def test_state_that_cannot_be_watched_is_refused(some):
+    model = Plain(lambda self, z: 1.0 + float(self.own["scale"][0]))
+    model.own = {"scale": np.ones(1)}
+    guide = pair(some, model)[1]
+    svi = CapturedSVI(model, guide, Fused(), Trace_ELBO())
+    with pytest.warns(UserWarning, match="holds a value of type ndarray"):
         svi.step(some)

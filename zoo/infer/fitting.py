@@ -93,7 +93,9 @@ def fit(
         model: a Pyro model with the signature ``(x=None, index=None, size=None)``, a module or a function, possibly
             wrapped in Pyro handlers (``config_enumerate``, ``poutine.scale``).
         guide: a Pyro guide with the same signature: one of :mod:`guides`, of Pyro's autoguides, or your own.
-        x: the data (n, d); NaN marks an entry missing at random, for a model with ``missing = True``.
+        x: the data (n, d): a tensor, an array, a data frame or another table, see
+            :func:`zoo.base.tables.named_rows`; NaN marks an entry missing at random, for a model with
+            ``missing = True``.
         weights: how often every row counts (n,), at least 0: the terms of a row in the bound are multiplied by its
             weight, under the losses of ``zoo.infer.weighting.WEIGHTED``. None for once. Held-out rows count once.
         steps: the most steps. None: until the bound has settled, at most 20,000; with a Pyro optimizer of your own,

@@ -26,6 +26,7 @@ from zoo.algebra.mixture_covariances import (
     scale_shape,
     scatter,
     scatter_of,
+    vanished,
 )
 from zoo.base.checks import ArrayLike, check_rows, check_whole, incomplete
 from zoo.base.module import Module, like
@@ -234,15 +235,13 @@ class GMM(Module):
         covariance = scatter_of(self.scale, self.covariance)
         spread = column_variances(covariance, self.mean.double(), self.weight.double(), self.covariance)
         least = torch.maximum(self.least.double(), SINGULAR * spread)
-        found = collapsed(covariance, least, spread)
-        if found is None:
+        if (j := collapsed(covariance, least)) is None:
             return None
-        j, columns = found
         rows = None
         if not is_tied(self.covariance):
             exact = copy.deepcopy(self).double()
             rows = (exact.log_joint(x.double()).argmax(1) == j).nonzero().flatten().tolist()
-        return describe(j, columns, rows, self.floor if self.least.any() else 0.0, self.data_dim)
+        return describe(j, vanished(covariance[j], least), rows, self.floor if self.least.any() else 0.0, self.data_dim)
 
     @torch.no_grad()
     def raise_to_floor(self) -> None:
