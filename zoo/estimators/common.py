@@ -60,7 +60,7 @@ class Estimator(BaseEstimator):
         return torch.from_numpy(rows)
 
     def _seed(self) -> int:
-        return int(check_random_state(self.random_state).randint(SEEDS))  # type: ignore[attr-defined]
+        return int(check_random_state(self.random_state).randint(SEEDS))
 
 
 def check_components(n_components: Any, most: int, why: str) -> int:
@@ -84,7 +84,7 @@ def guide_of(guide: Guide, model: Module, rows: Tensor) -> PyroCallable:
     """
     if not isinstance(guide, str):
         return guide(model, rows)
-    kind = getattr(guides, guide, None) if guide in guides.__all__ else None
+    kind: Any = getattr(guides, guide, None) if guide in guides.__all__ else None
     if not isinstance(kind, type) or not issubclass(kind, Module):
         known = [name for name in guides.__all__ if isinstance(getattr(guides, name), type) and name != "CannotServe"]
         raise ValueError(f"there is no guide {guide!r}: known are {', '.join(known)}; or pass a function (model, x)")
@@ -93,7 +93,7 @@ def guide_of(guide: Guide, model: Module, rows: Tensor) -> PyroCallable:
 
 def trained(model: Module, guide: Guide, rows: Tensor, weights: Tensor | None, steps: int | None, seed: int) -> Fit:
     """A fit of the model with a guide, by :func:`zoo.fit`."""
-    weighing = {} if weights is None else {"weights": weights}
+    weighing: Any = {} if weights is None else {"weights": weights}
     return fit(model, guide_of(guide, model, rows), rows, steps=steps, seed=seed, progress=False, **weighing)
 
 

@@ -60,7 +60,7 @@ class LinearTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estim
 
     def _noise(self) -> np.ndarray:
         """Noise variances (d,)."""
-        return np.broadcast_to(self.noise_variance_, self.mean_.shape)  # type: ignore[attr-defined]
+        return np.broadcast_to(self.noise_variance_, self.mean_.shape)
 
     def score_samples(self, X: Any) -> np.ndarray:
         """The log density of every row (m,), in nats; that of its observed entries where some are missing."""
