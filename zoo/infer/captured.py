@@ -183,6 +183,8 @@ class _Graph:
         svi, length = self.svi, max((len(t) for t in _tensors(args) if t.ndim), default=0)
         args = tuple(a.roll(1, 0) if isinstance(a, Tensor) and a.ndim and len(a) == length else a for a in args)
         kept, step = [p.detach().clone() for p in self.params], getattr(svi.objective, "step", 0)
+        right: list[Tensor | None]
+        ours: list[Tensor | None]
         try:
             with torch.no_grad(), seeded(1):
                 for p in self.params:
@@ -195,7 +197,10 @@ class _Graph:
                 loss = svi.loss_and_grads(svi.model, svi.guide, *args)
                 right = [torch.tensor(loss, dtype=torch.float64), *self._taken()]
             with seeded(1), torch.no_grad():
-                ours = [self._gradients(_tensors(args)), *self._taken()]
+                own = float(self._gradients(_tensors(args)))
+                ours = [torch.tensor(own, dtype=torch.float64), *self._taken()]
+        except RuntimeError as error:  # such as a covariance that is not positive definite
+            raise NotCaptured(f"it fails at other parameters ({type(error).__name__})") from error
         finally:
             with torch.no_grad():
                 for p, old in zip(self.params, kept, strict=True):
@@ -203,15 +208,17 @@ class _Graph:
             if isinstance(svi.objective, AnnealedELBO):
                 svi.objective.step = step
         norms = [0.0 if one is None else float(one.norm()) for one in right]
-        close = max(torch.finfo(p.dtype).eps for p in self.params) ** 0.5
-        same = all((one is None) == (other is None) for one, other in zip(right, ours, strict=True))
-        for one, other, norm in zip(right, ours, norms, strict=True):
-            if same and one is not None and other is not None:
-                same = float((one - other).norm()) <= close * max(norm, 1e-3 * max(norms[1:]))
-        if math.isfinite(sum(norms)) and not same:
+        close, least = max(torch.finfo(p.dtype).eps for p in self.params) ** 0.5, 1e-3 * max(norms[1:])
+
+        def same(one: Tensor | None, other: Tensor | None) -> bool:
+            if one is None or other is None:
+                return one is other
+            return float((one - other).norm()) <= close * max(float(one.norm()), least)
+
+        if math.isfinite(sum(norms)) and not all(map(same, right, ours)):
             raise NotCaptured(
-                f"at other values its graph gives the loss {float(ours[0] or 0):.9g}, and not {right[0]:.9g}, or other "
-                "gradients (look for randomness outside torch, values read through numpy, and state that changes)"
+                f"at other values its graph gives the loss {own:.9g}, and not {loss:.9g}, or other gradients "
+                "(look for randomness outside torch, values read through numpy, and state that changes)"
             )
 
     def _taken(self) -> list[Tensor | None]:
