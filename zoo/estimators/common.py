@@ -1,5 +1,6 @@
 """What all estimators share: the door for rows, weights and seeds, and the training of a model."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -85,7 +86,7 @@ def guide_of(guide: Guide, model: Module, rows: Tensor) -> PyroCallable:
     if not isinstance(guide, str):
         return guide(model, rows)
     kind: Any = getattr(guides, guide, None) if guide in guides.__all__ else None
-    if not isinstance(kind, type) or not issubclass(kind, Module):
+    if not inspect.isclass(kind):
         known = [name for name in guides.__all__ if isinstance(getattr(guides, name), type) and name != "CannotServe"]
         raise ValueError(f"there is no guide {guide!r}: known are {', '.join(known)}; or pass a function (model, x)")
     return kind(model) if kind is guides.Exact else kind(model, rows)
