@@ -1,6 +1,5 @@
 """What all estimators share: the door for rows, weights and seeds, and the training of a model."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -85,11 +84,11 @@ def guide_of(guide: Guide, model: Module, rows: Tensor) -> PyroCallable:
     """
     if not isinstance(guide, str):
         return guide(model, rows)
-    kind: Any = getattr(guides, guide, None) if guide in guides.__all__ else None
-    if not inspect.isclass(kind):
-        known = [name for name in guides.__all__ if isinstance(getattr(guides, name), type) and name != "CannotServe"]
+    kinds: dict[str, Any] = {name: getattr(guides, name) for name in guides.__all__ if name != "CannotServe"}
+    known = {name: kind for name, kind in kinds.items() if isinstance(kind, type)}
+    if guide not in known:
         raise ValueError(f"there is no guide {guide!r}: known are {', '.join(known)}; or pass a function (model, x)")
-    return kind(model) if kind is guides.Exact else kind(model, rows)
+    return kinds[guide](model) if guide == "Exact" else kinds[guide](model, rows)
 
 
 def trained(model: Module, guide: Guide, rows: Tensor, weights: Tensor | None, steps: int | None, seed: int) -> Fit:
