@@ -107,7 +107,7 @@ def test_rotations_are_those_of_r(run, rotation, options, pattern, correlations)
     tolerance = 5e-6 if rotation in ("quartimax", "geomin") else R  # R's search ends earlier there
     close(found.pattern, numbers(pattern), tolerance)
     if correlations is not None:
-        close(found.correlations[[0, 0, 1], [1, 2, 2]], torch.tensor(correlations).double(), R)
+        close(found.correlations[[0, 0, 1], [1, 2, 2]], torch.tensor(correlations).double(), tolerance)
     assert found.converged
     assert found.near >= min(found.starts, 2)
 
