@@ -12,6 +12,7 @@ def cavi(
     model: PyroCallable,
     x: ArrayLike,
     *,
+    weights: ArrayLike | None = None,
     sweeps: int = 5000,
     tol: float = 1e-9,
     restarts: int = 10,
@@ -31,7 +32,9 @@ def cavi(
             BayesianGMM, or one of your own. A fresh model first places its priors on the data, as in :func:`zoo.fit`;
             one that was placed by an earlier call, changed or loaded keeps its priors, so that bounds are comparable.
             For other data build a new one, or call ``model.initialize(x)``.
-        x: the data (n, d).
+        x: the data (n, d), as a tensor, an array, a data frame or another table.
+        weights: how often every row counts (n,), at least 0: whole numbers are the same as repeating rows, 0 the same
+            as leaving a row out of the fit. None for once.
         sweeps: the most sweeps of each start.
         tol: stop when the limit of the bound, extrapolated by Aitken's rule, is nearer than ``tol`` nats per row.
         restarts: the number of starts.
@@ -42,8 +45,8 @@ def cavi(
         saved, and trained further by :func:`zoo.fit`.
 
     Raises:
-        TypeError: the model is not conditionally conjugate.
-        ValueError: data unfit for the model, or a number out of range.
+        TypeError: the model is not conditionally conjugate, or accepts no weights.
+        ValueError: data unfit for the model, or a number or weight out of range.
         FloatingPointError: every start failed; the message lists why. A bound that falls, which coordinate ascent
             never does, is such a failure.
 
@@ -59,4 +62,4 @@ def cavi(
     (-456.328, True)
     """
     hold = partial(MeanField, family="conjugate")
-    return ascend(model, x, hold, sweeps=sweeps, tol=tol, restarts=restarts, seed=seed)
+    return ascend(model, x, hold, weights=weights, sweeps=sweeps, tol=tol, restarts=restarts, seed=seed)

@@ -10,6 +10,7 @@ import guides
 import zoo
 from tests.helpers import fit
 from zoo.data import as_dataset
+from zoo.diagnostics.guide.exact import posterior_error
 from zoo.factors import encode, reconstruct
 
 NAMES = ("height", "weight", "age", "pulse")
@@ -131,12 +132,15 @@ def test_names_come_back_with_the_results(container):
         zoo.evaluate(run, x, draws=30),
         reconstruct(run, x, draws=5),
         zoo.log_evidence_bounds(run, x, draws=(30,)),
+        posterior_error(run, x),
     )
     for result in results:
         table = result.frame()
         assert (table.columns[0] == "row") == (container in INDEXED)
         if container in INDEXED:
             assert table["row"].to_list() == ROWS
+    moments = zoo.importance_moments(run, x, draws=30).frame()  # a line per row and factor, of which there is one
+    assert moments["row"].to_list() == (ROWS if container in INDEXED else list(range(40)))
     posterior = zoo.to_arviz(run, x, draws=2, groups=["posterior", "observed_data"])
     assert posterior.posterior["row"].values.tolist() == (ROWS if container in INDEXED else list(range(40)))
     assert tuple(posterior.observed_data["column"].values) == (columns or tuple(f"x{j}" for j in range(4)))

@@ -11,6 +11,7 @@ from torch.distributions import constraints
 import zoo
 from guides import Exact
 from zoo import GMM, PPCA, VAE, FactorAnalysis
+from zoo.algebra.mixture_covariances import KINDS
 from zoo.alignment.canonical import canonical_transform, to_canonical
 from zoo.alignment.matching import align, match_components, posterior_difference, principal_angles, procrustes
 from zoo.alignment.symmetry import Alignment, covariance
@@ -23,7 +24,7 @@ rotations = pytest.mark.parametrize("rotation", ROTATIONS)
 linear = pytest.mark.parametrize(
     ("cls", "d", "k"), [(PPCA, 5, 2), (PPCA, 2, 1), (FactorAnalysis, 9, 4), (FactorAnalysis, 3, 5)]
 )
-covariances = pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
+covariances = pytest.mark.parametrize("kind", KINDS)
 
 
 def random_linear(cls, d, k):

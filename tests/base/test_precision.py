@@ -62,6 +62,15 @@ def test_what_a_dtype_cannot_hold_is_refused(offset, rows, untouched):
     assert float(zoo.em(zoo.FactorAnalysis(3, 1).double(), shifted)[-1]) == pytest.approx(best, abs=1e-5)
 
 
+def test_imputation_leaves_observed_entries_as_they_were_given(rows):
+    given = np.where(np.arange(300).reshape(100, 3) % 50 == 0, np.nan, rows)
+    model = zoo.FactorAnalysis(3, 1)
+    zoo.em(model, given)
+    for found in (model.impute(given), zoo.impute(zoo.Fit(model, guides.Exact(model)), given, draws=10)):
+        assert np.array_equal(found.mean.numpy()[~np.isnan(given)], given[~np.isnan(given)])
+        assert found.mean.isfinite().all()
+
+
 def test_the_threshold_is_where_rounding_reaches_a_128th_of_a_deviation():
     model = zoo.GMM(1, 1)
     alternating = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(10).unsqueeze(1)  # standard deviation 1

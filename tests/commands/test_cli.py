@@ -185,6 +185,26 @@ def test_fit_mixture_without_folder(zoo_command, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.filterwarnings("ignore::zoo.infer.UnboundedLikelihood")  # the collapse below
+def test_a_run_that_collapses_is_written_and_says_so(zoo_command, tmp_path):
+    rows = torch.cat([torch.randn(60, 2), torch.full((10, 2), 9.0)])
+    pl.DataFrame(rows.numpy(), schema=["a", "b"]).write_csv(tmp_path / "equal.csv")
+    result = zoo_command("fit", "GMM", "equal.csv", "--components", 2, "--out", "run", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert "has collapsed onto 10 of the rows (rows 60, 61" in result.output
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert not found["converged"]
+    assert "optimum" not in found  # there is none
+    assert zoo.load(tmp_path / "run").model.log_marginal(rows).isfinite().all()
+
+
+def test_dependent_columns_are_refused_by_name(zoo_command, tmp_path):
+    rows = torch.randn(40, 2).double()
+    pl.DataFrame(torch.cat([rows, rows.sum(1, keepdim=True)], 1).numpy()).write_csv(tmp_path / "sum.csv")
+    result = zoo_command("fit", "GMM", "sum.csv", "--components", 2, "--out", "run")
+    refused(result, "column 2 of x is a linear combination of columns 0, 1")
+
+
 def test_vae_states_its_floor_and_its_estimator(zoo_command, table):
     result = zoo_command("fit", "VAE", "table.csv", "--columns", "a,b,c", "-k", 1, "--steps", 30, "--quiet")
     assert result.exit_code == 0, result.output

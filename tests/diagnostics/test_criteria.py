@@ -12,10 +12,9 @@ from torch import nn
 from torch.distributions import constraints
 
 import zoo
+from zoo.algebra.mixture_covariances import KINDS
 from zoo.base.module import Module
 from zoo.diagnostics.model.criteria import free_parameters, information_criteria
-
-KINDS = ("full", "tied", "diag", "spherical")
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +23,15 @@ def holzinger():
 
 
 def test_counts_of_mclust():
-    """mclust's nMclustParams for 5 columns: VVV, EEE, VVI and VII with 1, 2 and 3 components."""
-    known = {"full": [20, 41, 62], "tied": [20, 26, 32], "diag": [10, 21, 32], "spherical": [6, 13, 20]}
+    """mclust's nMclustParams for 5 columns: with 1, 2 and 3 components."""
+    known = {
+        "full": [20, 41, 62],
+        "tied": [20, 26, 32],
+        "diag": [10, 21, 32],
+        "tied_diag": [10, 16, 22],
+        "spherical": [6, 13, 20],
+        "tied_spherical": [6, 12, 18],
+    }
     for kind in KINDS:
         assert [free_parameters(zoo.GMM(5, k, kind)) for k in (1, 2, 3)] == known[kind]
     assert free_parameters(zoo.GMM(2, 2)) == 11

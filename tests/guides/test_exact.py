@@ -7,15 +7,16 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 
 from guides import Exact
 from zoo import GMM, PPCA, FactorAnalysis
+from zoo.algebra.mixture_covariances import KINDS
 
 pytestmark = pytest.mark.usefixtures("own_store")
 
 ALGEBRA = 1e-8  # float64: the draws cancel up to rounding
-COVARIANCES = ["full", "tied", "diag", "spherical"]
+COVARIANCES = KINDS
 MODELS = {
     "PPCA": lambda: PPCA(4, 2),
     "FactorAnalysis": lambda: FactorAnalysis(4, 2),
-    **{f"GMM-{c}": lambda c=c: GMM(4, 3, c) for c in COVARIANCES},
+    **{f"GMM-{c}": lambda c=c: GMM(4, 3, c, start="random") for c in COVARIANCES},
 }
 
 

@@ -254,3 +254,14 @@ def test_full_noise_is_held_at_first_and_released_in_any_case(ends, some):
         assert not torch.equal(seen[1][1], seen[2][1])
     assert not model.likelihood.held
     assert zoo.plan(model, guide, some, steps=8).held_steps == 0  # it has been fitted
+
+
+def test_the_floor_of_a_mixture_is_printed(iris):
+    for floor, text in (
+        (1e-6, "1e-06 of the columns' variances, in any direction"),
+        (0.0, "none under the covariances"),
+    ):
+        model = zoo.GMM(4, 2, floor=floor).double()
+        assert zoo.plan(model, Exact(model), iris).summary()["floor"] == text
+    model = zoo.PPCA(4, 2).double()
+    assert "floor" not in zoo.plan(model, Exact(model), iris).summary()

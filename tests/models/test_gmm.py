@@ -12,10 +12,12 @@ from scipy.stats import multivariate_normal
 from torch.distributions import Categorical, kl_divergence
 
 import zoo
-from guides import Exact
+from guides import Amortized, Exact, MeanField
 from zoo import GMM
+from zoo.algebra import mixture
 from zoo.algebra.mixture_covariances import KINDS, MCLUST
 from zoo.base.protocols import Conjugate
+from zoo.base.threads import exactly
 from zoo.diagnostics.model.criteria import information_criteria
 from zoo.infer import UnboundedLikelihood
 
@@ -152,6 +154,25 @@ def test_many_rows_are_taken_in_chunks(covariance):
     close(dense(model), matrices)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("covariance", KINDS)
+def test_threads_share_the_rows(covariance, weighted, monkeypatch):
+    model = random_mixture(covariance, d=4, k=3)
+    x = 2 * torch.randn(40_000, 4, dtype=torch.float64)
+    weights = torch.rand(40_000, dtype=torch.float64) if weighted else None
+    given = model.weight, model.mean, model.scale, covariance, weights
+    counted, side_by_side = [], mixture.side_by_side
+    monkeypatch.setattr(mixture, "side_by_side", lambda f, a: (counted.append(len(a)), side_by_side(f, a))[1])
+    with torch.no_grad():
+        alone = mixture.expect(x, *given)
+        with exactly(3):
+            shared = mixture.expect(x, *given)
+            assert torch.get_num_threads() == 3
+    assert counted == [3]
+    for one, other in zip(alone, shared, strict=True):
+        close(one, other)
+
+
 @pytest.mark.parametrize("seed", range(3))
 @covariances
 def test_em_never_descends(covariance, seed, iris):
@@ -212,6 +233,19 @@ def test_every_form_of_covariance_has_the_likelihood_and_bic_of_mclust(name, k, 
     found = information_criteria(model, x)
     assert found.df == df
     assert found.bic == pytest.approx(df * math.log(len(x)) - 2 * total, abs=1e-6)  # mclust's has the other sign
+
+
+@pytest.mark.parametrize("code", ["EII", "EEI"])
+def test_fits_reach_the_maximum_of_em(code, faithful):
+    best = zoo.em(GMM(2, 2, code).double(), faithful)[-1].item()
+    for guide in (lambda model: Exact(model), lambda model: MeanField(model, faithful)):
+        model = GMM(2, 2, code).double()
+        run = zoo.fit(model, guide(model), faithful, progress=False)
+        assert run.converged
+        assert model.log_marginal(faithful).sum().item() == pytest.approx(best, abs=1e-4)
+    model = GMM(2, 2, code).double()
+    learned = zoo.fit(model, Amortized(model, faithful), faithful, steps=60, progress=False)
+    assert learned.losses[-1] < learned.losses[0]
 
 
 @covariances
@@ -326,6 +360,20 @@ def test_the_step_at_the_floor_is_the_best_above_it(covariance):
     for weight in (0.01, 0.1, 0.5):  # on every segment to a point above the floor
         for other in (matrices + least, least.expand(2, 2, 2), found + 0.1 * least):
             assert expected((1 - weight) * found + weight * other) < expected(found) + 1e-9
+
+
+@pytest.mark.parametrize("covariance", ["full", "diag"])
+def test_the_floor_holds_with_missing_entries(covariance):
+    x = torch.cat([torch.full((20, 3), 9.0).double(), torch.randn(60, 3).double()])
+    x[torch.rand(x.shape) < 0.15] = math.nan
+    x[0] = 9.0
+    model = GMM(3, 2, covariance).double()
+    with pytest.warns(UnboundedLikelihood, match=r"component \d has collapsed onto 20 of the rows \(rows 0, 1, 2"):
+        found = zoo.em(model, x)
+    assert not found.converged
+    assert (found.log_likelihood.diff() > -1e-5).all()
+    unit = model.least.sqrt()
+    assert torch.linalg.eigvalsh(dense(model) / torch.outer(unit, unit)).min() > 1 - 1e-6
 
 
 def test_the_floor_follows_the_units_of_the_columns():

@@ -15,6 +15,7 @@ import guides
 import zoo
 import zoo.infer.run
 from zoo import plots
+from zoo.algebra.mixture_covariances import KINDS
 from zoo.data import Dataset
 
 
@@ -149,7 +150,7 @@ def test_latent_of_an_autoguide_takes_draws(data):
     assert words(ax) == ["low", "high"]
 
 
-@pytest.mark.parametrize("covariance", ["full", "tied", "diag", "spherical"])
+@pytest.mark.parametrize("covariance", KINDS)
 def test_mixture_has_its_ellipses(covariance, data):
     run = mixture(data, covariance)
     ax = plots.latent(run, data)
@@ -163,6 +164,8 @@ def test_mixture_has_its_ellipses(covariance, data):
         "tied": lambda: (scale @ scale.T).expand(2, 3, 3),
         "diag": lambda: torch.diag_embed(scale**2),
         "spherical": lambda: scale[:, None, None] ** 2 * torch.eye(3),
+        "tied_diag": lambda: torch.diag(scale**2).expand(2, 3, 3),
+        "tied_spherical": lambda: (scale**2 * torch.eye(3)).expand(2, 3, 3),
     }[covariance]()
     for j in range(2):
         inner = drawn[2 * j]

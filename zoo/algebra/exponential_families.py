@@ -80,12 +80,13 @@ class GaussianFactor:
         """E[z z'] (..., k, k)."""
         return self.covariance + self.mean.unsqueeze(-1) * self.mean.unsqueeze(-2)
 
-    def entropy(self) -> Tensor:
-        """The entropy of all members together, in nats."""
+    def entropy(self, weights: Tensor | None = None) -> Tensor:
+        """The entropy of all members together, in nats; each times its weight (n, 1)."""
         k = self.mean.shape[-1]
-        count = self.mean.numel() // k
+        count = self.mean.numel() // k if weights is None else weights.sum()
         log_det = torch.linalg.slogdet(self.covariance)[1]
-        total = log_det.sum() if self.covariance.ndim > 2 else count * log_det
+        each = log_det if weights is None else log_det * weights.flatten()
+        total = each.sum() if self.covariance.ndim > 2 else count * log_det
         return 0.5 * (count * k * (1 + LOG_TWO_PI) + total)
 
     def distribution(self) -> dist.TorchDistribution:
@@ -268,10 +269,11 @@ class CategoricalFactor:
         """The probabilities (n, k)."""
         return self.logits.exp()
 
-    def entropy(self) -> Tensor:
-        """The entropy of all members together, in nats."""
+    def entropy(self, weights: Tensor | None = None) -> Tensor:
+        """The entropy of all members together, in nats; each times its weight (n, 1)."""
         finite = self.logits.clamp_min(torch.finfo(self.logits.dtype).min)  # 0 log 0 = 0, and its gradient too
-        return -(self.mean * finite).sum()
+        share = self.mean if weights is None else self.mean * weights
+        return -(share * finite).sum()
 
     def distribution(self) -> dist.TorchDistribution:
         """One categorical per batch index."""

@@ -21,6 +21,8 @@ from zoo.base.checks import incomplete
 from zoo.base.independent import without_event_dims
 from zoo.base.moments import Moments
 
+CANCELLED = 1e-4  # relative size of a difference below which more than four digits are lost
+
 
 def posterior_precision(weight: Tensor, noise: Tensor) -> Tensor:
     r""":math:`P = I + W^T \Psi^{-1} W` (k, k), the precision of z given x, the same for every row."""
@@ -84,14 +86,22 @@ def gaussian_moments(q: Distribution) -> tuple[Tensor, Tensor]:
 
 
 def log_likelihood(moments: Moments, weight: Tensor, mean: Tensor, noise: Tensor) -> Tensor:
-    """The total log-likelihood of all rows, from their moments: a scalar."""
+    """The total log-likelihood of all rows, from their moments: a scalar.
+
+    Where a noise variance is small, two large numbers nearly cancel in :math:`x^T \\Sigma^{-1} x` by way of P, and the
+    covariance (d, d) is factorised instead.
+    """
     offset = moments.mean - mean
     scatter = moments.covariance + torch.outer(offset, offset)  # (d, d)
     root = torch.linalg.cholesky(posterior_precision(weight, noise))
     whitened = torch.linalg.solve_triangular(root, weight.T / noise, upper=False)  # (k, d)
-    explained = ((whitened @ scatter) * whitened).sum()
-    misfit = (scatter.diagonal() / noise).sum() - explained
+    total, explained = (scatter.diagonal() / noise).sum(), ((whitened @ scatter) * whitened).sum()
+    misfit = total - explained
     logdet = noise.log().sum() + 2 * root.diagonal().log().sum()
+    if float(misfit.detach()) <= CANCELLED * float(total.detach()):
+        dense = torch.linalg.cholesky(weight @ weight.T + torch.diag(noise))
+        misfit = torch.cholesky_solve(scatter, dense).diagonal().sum()
+        logdet = 2 * dense.diagonal().log().sum()
     return -0.5 * moments.count * (len(mean) * math.log(2 * math.pi) + logdet + misfit)
 
 
@@ -110,7 +120,12 @@ def em_update(moments: Moments, weight: Tensor, noise: Tensor) -> tuple[Tensor, 
     weight = torch.linalg.solve(second, cross).T
     variance = moments.covariance.diagonal()
     residual = variance - (weight * cross.T).sum(1)
-    return weight, torch.maximum(residual, 1e-12 * variance)  # a perfect fit may be negative by rounding
+    if bool((residual < CANCELLED * variance).any()):
+        square, failed = torch.linalg.cholesky_ex(moments.covariance)
+        if not failed:  # the same as a sum of squares: S = L L', diag((I - W beta) S (I - W beta)' + W P^-1 W')
+            spread = torch.linalg.solve_triangular(root, weight.T, upper=False)
+            residual = (square - weight @ (beta @ square)).square().sum(1) + spread.square().sum(0)
+    return weight, torch.maximum(residual, 1e-30 * variance)  # a perfect fit may be negative by rounding
 
 
 def refuse_low_rank(x: Tensor | Moments, latent_dim: int) -> None:
@@ -119,12 +134,8 @@ def refuse_low_rank(x: Tensor | Moments, latent_dim: int) -> None:
     Raises:
         ValueError: the rank of the centred rows is too low; the message states it.
     """
-    few = (x,) if isinstance(x, Moments) else (x[: 4 * x.shape[1] + 4], x)  # a few rows usually suffice
-    for some in few:
-        moments = some if isinstance(some, Moments) else Moments.of(some)
-        values = torch.linalg.eigvalsh(moments.covariance)
-        resolution = 1e-14 * (values.sum() + moments.mean.square().sum())
-        rank = int((values > resolution).sum())
+    for some in (x,) if isinstance(x, Moments) else (x[: 4 * x.shape[1] + 4], x):  # a few rows usually suffice
+        rank = _rank(some if isinstance(some, Moments) else Moments.of(some))
         if rank > latent_dim:
             return
     if rank == 0:
@@ -133,6 +144,19 @@ def refuse_low_rank(x: Tensor | Moments, latent_dim: int) -> None:
         f"the rows of x span {rank} dimensions, no more than latent_dim={latent_dim}: no variance is left for the "
         "noise, and the likelihood of PPCA is unbounded. Use fewer factors, or more rows"
     )
+
+
+def _rank(moments: Moments) -> int:
+    """The rank of the covariance in units of the columns, beyond the rounding of rows that are far from the origin."""
+    deviation, level = moments.covariance.diagonal().sqrt(), moments.mean.abs()
+    rounding = 4 * torch.finfo(level.dtype).eps * level
+    varies = deviation > rounding
+    if not varies.any():
+        return 0
+    unit = deviation[varies]
+    values = torch.linalg.eigvalsh(moments.covariance[varies][:, varies] / torch.outer(unit, unit))
+    resolution = 1e-14 * len(unit) + (rounding[varies] / unit).square().sum()
+    return int((values > resolution).sum())
 
 
 def best_weight(moments: Moments, noise: Tensor, latent_dim: int) -> Tensor:
@@ -230,8 +254,17 @@ def filled_moments(x: Tensor | Moments, weights: Tensor | None = None) -> Moment
 
 
 def remainder(moments: Moments, latent_dim: int) -> Tensor:
-    """The noise variance of PPCA: the mean of the D - K smallest eigenvalues of the covariance, a scalar."""
-    return torch.linalg.eigvalsh(moments.covariance)[:-latent_dim].mean()
+    """The noise variance of PPCA: the mean of the D - K smallest eigenvalues of the covariance, a scalar.
+
+    It is the mean square of what the leading eigenvectors leave of a root of the covariance: eigenvalues have an error
+    relative to the largest one.
+    """
+    values, vectors = torch.linalg.eigh(moments.covariance)
+    square, failed = torch.linalg.cholesky_ex(moments.covariance)
+    if failed:
+        return values[:-latent_dim].mean()
+    top = vectors[:, -latent_dim:]
+    return (square - top @ (top.T @ square)).square().sum() / (len(values) - latent_dim)
 
 
 def uniqueness(moments: Moments, latent_dim: int) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from zoo.base.checks import incomplete
-from zoo.base.tables import column_names, index_column, row_names
+from zoo.base.tables import ArrayLike, column_names, index_column, named_rows, row_names
 
 FEW = 8  # rows that share a pattern, on average, from which products pattern by pattern are faster
 
@@ -36,9 +36,18 @@ class Imputation:
     columns: tuple[str, ...] = ()
     index: np.ndarray | None = None
 
-    def named(self, x: object, columns: tuple[str, ...] = ()) -> "Imputation":
-        """The same with the names of the columns and rows of ``x``, a data frame or a data set; else ``columns``."""
-        return replace(self, columns=column_names(x) or columns, index=row_names(x))
+    def named(self, x: ArrayLike, columns: tuple[str, ...] = ()) -> "Imputation":
+        """The same with observed entries as they were given, and the names of the columns and rows.
+
+        Args:
+            x: the rows that were imputed, where they may have more precision than the model; their names, if any.
+            columns: the names of the columns, if ``x`` has none.
+        """
+        found = replace(self, columns=column_names(x) or columns, index=row_names(x))
+        given = named_rows(x).values.to(self.mean.device)
+        if not given.is_floating_point() or torch.finfo(given.dtype).eps >= torch.finfo(self.mean.dtype).eps:
+            return found
+        return replace(found, mean=torch.where(given.isnan(), self.mean.to(given.dtype), given))
 
     @property
     def missing(self) -> Tensor:

@@ -17,9 +17,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from zoo.algebra.mixture_covariances import deviations, is_matrix
+from zoo.base.threads import side_by_side
 
 CACHE = 2**18  # numbers per block of features
 ROWS = (64, 2048)  # the fewest and the most rows per block
+LEAST = 4  # blocks per thread
 SMALL = 2**14  # numbers (rows x components x columns) for which any way takes no longer than its calls
 WIDEST = 4096  # features; beyond, products component by component are as fast
 
@@ -139,20 +141,33 @@ def _coefficients(weight: Tensor, offset: Tensor, scale: Tensor, matrix: bool) -
 
 def _pass(x: Tensor, centre: Tensor, theta: Tensor, matrix: bool, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     """The log-likelihood, and the responsibilities' sums of the features (k, p), block by block."""
-    own, around = theta.to(x), centre.to(x)
-    total, sums = theta.new_zeros(()), torch.zeros_like(theta)
-    size = min(_rows(theta.shape[1]), len(x))
-    buffer = x.new_empty(theta.shape[1], size)
-    for part, own_weights in _blocks(x, weights, size):
-        out = buffer if len(part) == size else buffer[:, : len(part)].contiguous()
-        phi = features((part - around).T, matrix, out)
-        shares, norm = normalised(own @ phi, own_weights)
-        if sums.dtype == phi.dtype:
-            sums.addmm_(shares, phi.T)
-        else:
-            sums += shares @ phi.T
-        total += norm
+    own, around, size = theta.to(x), centre.to(x), _rows(theta.shape[1])
+
+    def share(rows: Tensor, some: Tensor | None) -> tuple[Tensor, ...]:
+        total, sums = theta.new_zeros(()), torch.zeros_like(theta)
+        buffer = x.new_empty(theta.shape[1], min(size, len(rows)))
+        for part, own_weights in _blocks(rows, some, size):
+            out = buffer if len(part) == buffer.shape[1] else buffer[:, : len(part)].contiguous()
+            phi = features((part - around).T, matrix, out)
+            shares, norm = normalised(own @ phi, own_weights)
+            if sums.dtype == phi.dtype:
+                sums.addmm_(shares, phi.T)
+            else:
+                sums += shares @ phi.T
+            total += norm
+        return total, sums
+
+    total, sums = _shared_out(share, x, weights, size)
     return total, sums
+
+
+def _shared_out(share: Block, x: Tensor, weights: Tensor | None, size: int) -> tuple[Tensor, ...]:
+    """The sums of what ``share`` returns for parts of the rows, one per thread, if they are many blocks of ``size``."""
+    threads = min(len(x) // (LEAST * size), torch.get_num_threads())
+    if threads < 2 or x.device.type != "cpu":
+        return share(x, weights)
+    parts = list(_blocks(x, weights, -(-len(x) // threads)))
+    return tuple(torch.stack(each).sum(0) for each in zip(*side_by_side(share, parts), strict=True))
 
 
 def _blocks(x: Tensor, weights: Tensor | None, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -207,11 +222,15 @@ def _tied(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, weights: Tenso
 
 def _added(block: Block, x: Tensor, weights: Tensor | None, size: int) -> tuple[Tensor, ...]:
     """The sums of what ``block`` returns for ``size`` rows at a time and their weights, in float64."""
-    total: tuple[Tensor, ...] = ()
-    for part, some in _blocks(x, weights, size):
-        found = tuple(one.double() for one in block(part, some))
-        total = tuple(map(torch.add, total, found)) if total else found
-    return total
+
+    def share(rows: Tensor, some: Tensor | None) -> tuple[Tensor, ...]:
+        total: tuple[Tensor, ...] = ()
+        for part, own in _blocks(rows, some, size):
+            found = tuple(one.double() for one in block(part, own))
+            total = tuple(map(torch.add, total, found)) if total else found
+        return total
+
+    return _shared_out(share, x, weights, size)
 
 
 def _digits_lost(second: Tensor, moments: Tensor) -> float:

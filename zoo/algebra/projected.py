@@ -5,15 +5,12 @@ With :math:`P = I + W^T \Psi^{-1} W` the best Gaussian q(z) has the posterior's 
 :math:`\mathrm{diag}(1 / P_{jj})` in that of the factorised ones.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
 from zoo.algebra import linear_gaussian
+from zoo.algebra.mixture_covariances import deviations
 from zoo.base.moments import Moments
-
-CANCELLED = 1e-4  # relative size of a difference below which more than four digits are lost
 
 
 def mean_field_gap(precision: Tensor) -> Tensor:
@@ -31,29 +28,10 @@ def best_bound(moments: Moments, weight: Tensor, mean: Tensor, noise: Tensor, *,
     Its cost does not depend on the number of rows. In float64, as are the moments.
     """
     weight, mean, noise = weight.to(moments.mean), mean.to(moments.mean), noise.to(moments.mean)
-    precision = linear_gaussian.posterior_precision(weight, noise)
-    bound = _log_likelihood(moments, weight, mean, noise, torch.linalg.cholesky(precision))
-    return bound - moments.count * mean_field_gap(precision) if factorised else bound
-
-
-def _log_likelihood(moments: Moments, weight: Tensor, mean: Tensor, noise: Tensor, root: Tensor) -> Tensor:
-    """The log-likelihood of all rows, given the root of the posterior's precision.
-
-    It is that of :func:`zoo.algebra.linear_gaussian.log_likelihood`, without the loss of digits where a noise variance
-    is small: there two large numbers nearly cancel, and the covariance (d, d) is factorised instead.
-    """
-    offset = moments.mean - mean
-    scatter = moments.covariance + torch.outer(offset, offset)  # (d, d)
-    whitened = torch.linalg.solve_triangular(root, weight.T / noise, upper=False)  # (k, d)
-    total, explained = (scatter.diagonal() / noise).sum(), ((whitened @ scatter) * whitened).sum()
-    if float((total - explained).detach()) > CANCELLED * float(total.detach()):
-        misfit = total - explained
-        logdet = noise.log().sum() + 2 * root.diagonal().log().sum()
-    else:
-        dense = torch.linalg.cholesky(weight @ weight.T + torch.diag(noise))
-        misfit = torch.cholesky_solve(scatter, dense).diagonal().sum()
-        logdet = 2 * dense.diagonal().log().sum()
-    return -0.5 * moments.count * (len(mean) * math.log(2 * math.pi) + logdet + misfit)
+    bound = linear_gaussian.log_likelihood(moments, weight, mean, noise)
+    if not factorised:
+        return bound
+    return bound - moments.count * mean_field_gap(linear_gaussian.posterior_precision(weight, noise))
 
 
 def posterior_map(weight: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,11 +68,11 @@ def common_covariance(weight: Tensor, scale: Tensor, form: str, dim: int) -> Ten
     Args:
         weight: the mixing proportions (K,).
         scale: in the form of the mixture.
-        form: ``"full"``, ``"tied"``, ``"diag"`` or ``"spherical"``.
+        form: one of :data:`zoo.algebra.mixture_covariances.KINDS`.
         dim: the number of columns d.
     """
     if form == "tied":
         return scale @ scale.mT
     if form == "full":
         return torch.einsum("j,jab,jcb->ac", weight, scale, scale)
-    return torch.diag((weight @ scale.square().reshape(len(weight), -1)).expand(dim))
+    return torch.diag(weight @ deviations(scale, form, len(weight), dim).square())

@@ -91,9 +91,9 @@ class AcceptsMissing(Hook, Protocol):
 class AcceptsWeights(Hook, Protocol):
     """A model that declares whether its rows may have weights.
 
-    With the class attribute ``weighted = True`` the methods ``initialize``, ``estimate``, ``summarize`` and
-    ``coordinate_ascent``, as far as the model has them, accept the keyword ``weights``: how often every row counts
-    (n,), positive, in float64; None for once.
+    With the class attribute ``weighted = True`` the methods ``initialize``, ``estimate``, ``summarize``,
+    ``coordinate_ascent`` and ``bound``, as far as the model has them, accept the keyword ``weights``: how often every
+    row counts (n,), positive, in float64; None for once.
     """
 
     weighted: bool
@@ -251,6 +251,7 @@ class Checked(Hook, Protocol):
 class Collapsing(Hook, Protocol):
     """A model with a floor under its variances, where a component may end that has collapsed."""
 
+    floor: float  # as a fraction of the columns' variances; 0 for none
     met_floor: bool  # whether the last step of EM met it
 
     def collapse(self, x: Tensor) -> str | None:
@@ -367,10 +368,10 @@ class Mixture(Hook, Protocol):
 class GaussianMixture(Mixture, Protocol):
     """A Gaussian mixture."""
 
-    covariance: str  # "full", "tied", "diag" or "spherical": the form of scale
+    covariance: str  # one of zoo.algebra.mixture_covariances.KINDS: the form of scale
     weight: Tensor  # (k,)
     mean: Tensor  # (k, d)
-    scale: Tensor  # Cholesky factors (k, d, d) or (d, d), or standard deviations (k, d) or (k,)
+    scale: Tensor  # Cholesky factors (k, d, d) or (d, d), or standard deviations (k, d), (d,), (k,) or ()
 
 
 @runtime_checkable

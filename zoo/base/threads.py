@@ -9,7 +9,8 @@ import functools
 import inspect
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ParamSpec, TypeVar
 
@@ -132,6 +133,24 @@ def on_suited_threads(function: Callable[Arguments, Result]) -> Callable[Argumen
             return function(*args, **kwargs)
 
     return threaded
+
+
+def side_by_side(function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]) -> list[Result]:
+    """The results of a function for several tuples of arguments, each on a thread of Python with one of torch's.
+
+    For work that is done block by block: these threads meet once, where torch's own meet at every operation.
+
+    >>> side_by_side(lambda a, b: (a + b, torch.get_num_threads()), [(1, 2), (3, 4)])
+    [(3, 1), (7, 1)]
+    """
+    differentiable = torch.is_grad_enabled()  # which a thread does not inherit
+
+    def alone(given: tuple[Any, ...]) -> Result:
+        with exactly(1), torch.set_grad_enabled(differentiable):
+            return function(*given)
+
+    with ThreadPoolExecutor(len(arguments)) as pool:
+        return list(pool.map(alone, arguments))
 
 
 def _parameters(functions: tuple[PyroCallable, ...]) -> Iterator[nn.Parameter]:

@@ -3,9 +3,11 @@
 import copy
 import dataclasses
 import json
+import math
 import shlex
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from zoo.commands.console import err, out, tell, words
 from zoo.diagnostics.guide.relevance import effective_size
 from zoo.export.contents import GROUPS, SMALL, check_groups, numbers_per_draw
 from zoo.export.write import write_arviz
+from zoo.infer.collapse import UnboundedLikelihood, collapse_of
 from zoo.infer.coordinate_ascent import VariationalBayes
 from zoo.infer.deep_defaults import HELD_OUT, MOST_HELD_OUT, PATIENCE, may_overfit
 from zoo.infer.expectation_maximisation import em
@@ -269,9 +272,10 @@ def _run(job: Job) -> Done:
     if isinstance(reference, Conjugate):
         started = time.perf_counter()
         starts = 5 if isinstance(reference, Mixture) else 1
-        results["optimum"] = max(_em(reference, table.x, seed) for seed in range(starts))
-        results["distance"] = results["optimum"] - results["log_marginal"]
-        results["optimum_seconds"] = time.perf_counter() - started
+        best = max(_em(reference, table.x, seed) for seed in range(starts))
+        if best > -math.inf:
+            results["optimum"], results["distance"] = best, best - results["log_marginal"]
+            results["optimum_seconds"] = time.perf_counter() - started
     return Done(run, results, table)
 
 
@@ -294,10 +298,14 @@ def _fit(job: Job) -> Fit:
 
 def _em(model: Module, x: torch.Tensor, seed: int) -> float:
     """The log-likelihood per row that EM reaches from a random start; -inf if a component collapses."""
+    model = copy.deepcopy(model)
     try:
-        return float(em(copy.deepcopy(model), x, seed=seed)[-1]) / len(x)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnboundedLikelihood)
+            found = float(em(model, x, seed=seed)[-1]) / len(x)
     except FloatingPointError:
-        return float("-inf")
+        return -math.inf
+    return -math.inf if collapse_of(model, x) else found
 
 
 def _show(done: Done) -> None:

@@ -18,10 +18,15 @@ MOMENTS = Annotated[
 ]
 COVARIANCE = Annotated[
     str | None,
-    typer.Option(help="Of a mixture: full, tied, diag, spherical; of a VAE: scalar, diag, low_rank, full."),
+    typer.Option(
+        help="Of a mixture: full, tied, diag, spherical, tied_diag, tied_spherical; of a VAE: scalar, diag, low_rank, "
+        "full."
+    ),
 ]
 LIKELIHOOD = Annotated[str | None, typer.Option(help=f"Likelihood of a VAE: {', '.join(LIKELIHOODS)}.")]
-FLOOR = Annotated[float | None, typer.Option(help="Lower limit of a VAE's variances, as a fraction of the data's.")]
+FLOOR = Annotated[
+    float | None, typer.Option(help="Lower limit of a VAE's or a mixture's variances, as a fraction of the data's.")
+]
 PATIENCE = Annotated[
     int | None,
     typer.Option(

@@ -15,7 +15,13 @@ def select_(
     guide: Annotated[
         str | None, typer.Option(help="Fit by SVI with this guide; by default by EM or coordinate ascent.")
     ] = None,
-    covariance: Annotated[str | None, typer.Option(help="Of a mixture: full, tied, diag, spherical.")] = None,
+    covariance: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a mixture: full, tied, diag, spherical, tied_diag, tied_spherical; or in mclust's words VVV, EEE, "
+            "VVI, VII, EEI, EII."
+        ),
+    ] = None,
     likelihood: Annotated[str | None, typer.Option(help="Likelihood of a VAE, e.g. gaussian or bernoulli.")] = None,
     columns: COLUMNS = None,
     seeds: Annotated[int, typer.Option(help="Random starts per number; the best one is kept.")] = 5,

@@ -16,6 +16,7 @@ from zoo.base.protocols import Checked, ConditionallyConjugate, CoordinateAscent
 from zoo.base.random import seeded
 from zoo.base.tables import column_names
 from zoo.base.threads import on_suited_threads
+from zoo.base.weights import by_weights, weighted_rows
 from zoo.infer.convergence import SWEPT
 from zoo.infer.run import Fit, Training
 
@@ -109,7 +110,15 @@ class VariationalBayes(Fit):
 
 @on_suited_threads
 def ascend(
-    model: PyroCallable, x: ArrayLike, hold: Holder, *, sweeps: int, tol: float, restarts: int, seed: int
+    model: PyroCallable,
+    x: ArrayLike,
+    hold: Holder,
+    *,
+    weights: ArrayLike | None,
+    sweeps: int,
+    tol: float,
+    restarts: int,
+    seed: int,
 ) -> VariationalBayes:
     """Coordinate ascent from several starts, with the best factors in a guide; see :func:`zoo.cavi`.
 
@@ -117,14 +126,15 @@ def ascend(
         model: a :class:`~zoo.base.protocols.ConditionallyConjugate` model.
         x: the data (n, d).
         hold: a function of model and rows that returns a guide for the factors, with a method ``place``.
+        weights: how often every row counts (n,); None for once.
         sweeps: the maximum number of sweeps of each start.
         tol: nats per row.
         restarts: the number of starts.
         seed: of the first start.
 
     Raises:
-        TypeError: the model is not conditionally conjugate.
-        ValueError: data unfit for the model, or a number out of range.
+        TypeError: the model is not conditionally conjugate, or accepts no weights.
+        ValueError: data unfit for the model, or a number or weight out of range.
         FloatingPointError: every start failed.
     """
     inner = _conditionally_conjugate(model)
@@ -133,19 +143,23 @@ def ascend(
     if not tol >= 0:
         raise ValueError(f"tol must not be negative, got {tol!r}: nats per row")
     columns, x = column_names(x), check_rows(x, model, least=2, exact=True)
+    some, found = weighted_rows(x, weights, least=2)
+    weighing = by_weights(model, found)
+    size = len(some) if found is None else float(found.sum())
     if isinstance(inner, Checked):
-        inner.check(x)
+        inner.check(some)
     started = time.perf_counter()
     with torch.no_grad():
         if isinstance(inner, Placed) and inner.fresh:
             with seeded(seed):
-                inner.initialize(x)
-        attempts, (bound, converged, ascent) = _starts(inner, x, range(seed, seed + restarts), sweeps, tol * len(x))
-        factors = dict(ascent.factors(x))
+                inner.initialize(some, **weighing)
+        seeds = range(seed, seed + restarts)
+        attempts, (bound, converged, ascent) = _starts(inner, some, weighing, seeds, sweeps, tol * size)
+        factors = dict(ascent.factors(x))  # those of weight 0 too
         guide = hold(model, x)
         guide.place(factors)
     record = Training(
-        losses=-bound / len(x),
+        losses=-bound / size,
         converged=converged,
         loss="evidence lower bound",
         optimizer=SWEPT,
@@ -186,7 +200,7 @@ Climb = tuple[Tensor, bool, CoordinateAscent]
 
 
 def _starts(
-    model: ConditionallyConjugate, x: Tensor, seeds: range, sweeps: int, tol: float
+    model: ConditionallyConjugate, x: Tensor, weighing: dict[str, Any], seeds: range, sweeps: int, tol: float
 ) -> tuple[tuple[Ascent, ...], Climb]:
     """Every start, and the best: its bounds, whether they settled, and its factors.
 
@@ -198,7 +212,7 @@ def _starts(
     for seed in seeds:
         started = time.perf_counter()
         try:
-            ascent = model.coordinate_ascent(x, torch.Generator().manual_seed(seed))
+            ascent = model.coordinate_ascent(x, torch.Generator().manual_seed(seed), **weighing)
             bound, converged = _climb(ascent, sweeps, tol)
         except (FloatingPointError, torch.linalg.LinAlgError) as error:
             attempts.append(Ascent(seed, seconds=time.perf_counter() - started, error=str(error)))

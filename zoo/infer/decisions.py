@@ -10,6 +10,7 @@ from pyro.optim import PyroOptim
 from zoo.base.callables import undecorated, unwrapped
 from zoo.base.checks import check_whole
 from zoo.base.protocols import (
+    Collapsing,
     Conjugate,
     Delaying,
     Estimating,
@@ -202,7 +203,7 @@ def objective(asked: Asked) -> tuple[ELBO, Answer]:
 def _projection(asked: Asked) -> Projection | None:
     """The best q in closed form, for a default fit whose steps all see the same rows."""
     options = asked.options
-    if options.optim is not None or asked.subsampled or options.transform is not None:
+    if options.optim is not None or asked.subsampled or options.transform is not None or options.weights is not None:
         return None
     if random_layers(asked.model, asked.guide) or batch_norms(asked.model, asked.guide):
         return None
@@ -247,6 +248,17 @@ def noise_of(asked: Asked, loss: ELBO) -> str:
     if layers := random_layers(asked.model, asked.guide):
         return f"{type(layers[0]).__name__} draws at every step"
     return "" if noiseless(asked.model, asked.guide, loss) else f"{type(loss).__name__} draws at every step"
+
+
+def floors(asked: Asked) -> tuple[Answer, ...]:
+    """The floor under the covariances of a mixture."""
+    inner = undecorated(asked.model)
+    if not isinstance(inner, Collapsing):
+        return ()
+    if not inner.floor:
+        return (Answer("floor", "none under the covariances", "the model's floor is 0: the likelihood is unbounded"),)
+    why = "the model's floor; below it the likelihood is unbounded, and a fit that gets there ends and says so"
+    return (Answer("floor", f"{inner.floor:g} of the columns' variances, in any direction", why),)
 
 
 def capture(asked: Asked, loss: ELBO, optimizer: PyroOptim) -> tuple[bool, Answer]:

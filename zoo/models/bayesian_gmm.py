@@ -87,6 +87,7 @@ class BayesianGMM(Module):
     inverse_scale: Tensor
 
     missing = True  # NaN is an entry missing at random
+    weighted = True  # initialize, coordinate_ascent and bound accept weights of the rows
 
     def __init__(
         self,
@@ -210,9 +211,9 @@ class BayesianGMM(Module):
             raise ValueError(f"components={self.components} must be below the {len(x)} rows of x: take fewer")
 
     @torch.no_grad()
-    def initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Tensor, weights: Tensor | None = None) -> None:
         """Place the priors on the columns of ``x`` (n, d), but for hyperparameters that were given."""
-        variance, mean = column_moments(like(x, self))
+        variance, mean = column_moments(like(x, self), weights)
         variance = torch.where(variance > 0, variance, torch.ones_like(variance)).to(self.spread)
         if "location" not in self.given:
             self.location = mean.to(self.location)
@@ -241,16 +242,17 @@ class BayesianGMM(Module):
             self.concentration, sticks, location, self.strength, spread, self.df, inverse, self.covariance
         )
 
-    def coordinate_ascent(self, x: Tensor, generator: torch.Generator) -> MixtureAscent:
+    def coordinate_ascent(self, x: Tensor, generator: torch.Generator, weights: Tensor | None = None) -> MixtureAscent:
         """The factors of q, started as ``start`` says, and their sweeps: what :func:`zoo.cavi` takes."""
         x = like(x, self).double()
-        share = hard_responsibilities(filled(x, column_moments(x)[1]), self.components, self.start, generator)
-        return MixtureAscent(x, share, self._priors())
+        whole = filled(x, column_moments(x, weights)[1])
+        share = hard_responsibilities(whole, self.components, self.start, generator, weights)
+        return MixtureAscent(x, share, self._priors(), weights)
 
-    def bound(self, x: Tensor, factors: Mapping[str, Any], scale: float = 1.0) -> Tensor:
+    def bound(self, x: Tensor, factors: Mapping[str, Any], scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
         """The evidence lower bound of factors by site; the rows' terms count ``scale`` times."""
         q = mixture_factors(factors)
-        return mixture_bound(x.double(), factors["component"], q, self._priors(), scale)
+        return mixture_bound(x.double(), factors["component"], q, self._priors(), scale, weights)
 
     def log_marginal_given(self, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         r""":math:`\log p(x_n \mid \theta)`, the components summed out, (draws, n).

@@ -60,6 +60,7 @@ class BayesianPCA(Module):
     spread: Tensor
 
     missing = True  # NaN is an entry missing at random
+    weighted = True  # initialize, coordinate_ascent and bound accept weights of the rows
 
     def __init__(
         self,
@@ -105,9 +106,9 @@ class BayesianPCA(Module):
         check_rows_of(x, self.latent_dim, "BayesianPCA")
 
     @torch.no_grad()
-    def initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Tensor, weights: Tensor | None = None) -> None:
         """Place the prior of the mean on the columns of ``x`` (n, d)."""
-        self.location, self.spread = place_mean(like(x, self))
+        self.location, self.spread = place_mean(like(x, self), weights)
 
     @property
     def families(self) -> dict[str, str]:
@@ -118,13 +119,13 @@ class BayesianPCA(Module):
         mean = None if self.centred else (self.location.double(), 1 / self.spread.double())
         return LinearPriors(self.relevance, self.precision, mean, columns=False)
 
-    def coordinate_ascent(self, x: Tensor, generator: torch.Generator) -> LinearAscent:
+    def coordinate_ascent(self, x: Tensor, generator: torch.Generator, weights: Tensor | None = None) -> LinearAscent:
         """The factors of q, at a random start, and their sweeps: what :func:`zoo.cavi` takes."""
-        return LinearAscent(like(x, self), self.latent_dim, self._priors(), generator)
+        return LinearAscent(like(x, self), self.latent_dim, self._priors(), generator, weights)
 
-    def bound(self, x: Tensor, factors: Mapping[str, Any], scale: float = 1.0) -> Tensor:
+    def bound(self, x: Tensor, factors: Mapping[str, Any], scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
         """The evidence lower bound of factors by site; the rows' terms count ``scale`` times."""
-        return linear_bound(Rows.of(x), linear_factors(factors), self._priors(), scale)
+        return linear_bound(Rows.of(x, weights), linear_factors(factors), self._priors(), scale)
 
     def log_marginal_given(self, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         """log p(x | theta) of every row (draws, n); see :func:`zoo.models.linear_priors.linear_log_marginal_given`."""

@@ -30,6 +30,7 @@ class Rows:
         mean: their mean (d,).
         scatter: sum of (x - mean)(x - mean)' (d, d), where nothing is missing.
         n: the number of rows.
+        weights: how often every row counts in ``count``, ``mean``, ``scatter`` and ``n``, (n, 1); None for once.
     """
 
     filled: Tensor
@@ -37,22 +38,33 @@ class Rows:
     count: Tensor
     mean: Tensor
     scatter: Tensor | None
-    n: int
+    n: float
+    weights: Tensor | None = None
 
     @classmethod
-    def of(cls, x: Tensor) -> "Rows":
-        """The rows ``x`` (n, d), NaN where missing."""
+    def of(cls, x: Tensor, weights: Tensor | None = None) -> "Rows":
+        """The rows ``x`` (n, d), NaN where missing, with weights (n,)."""
         x = x.double()
         missing = x.isnan()
-        n = len(x)
+        n: float = len(x)
+        if weights is not None:
+            weights, n = weights.to(x).unsqueeze(1), float(weights.sum())
         if not missing.any():
-            mean = x.mean(0)
+            mean = _heavy(x, weights).sum(0) / n
             centred = x - mean
-            return cls(x, None, mean.new_full(mean.shape, n), mean, centred.mT @ centred, n)
+            return cls(x, None, mean.new_full(mean.shape, n), mean, _heavy(centred, weights).mT @ centred, n, weights)
         observed = (~missing).double()
         filled = x.nan_to_num(0.0)
-        count = observed.sum(0)
-        return cls(filled, observed, count, filled.sum(0) / count, None, n)
+        count = _heavy(observed, weights).sum(0)
+        return cls(filled, observed, count, _heavy(filled, weights).sum(0) / count, None, n, weights)
+
+    def heavy(self, values: Tensor) -> Tensor:
+        """Values of the rows (n, p) times their weights."""
+        return _heavy(values, self.weights)
+
+
+def _heavy(values: Tensor, weights: Tensor | None) -> Tensor:
+    return values if weights is None else values * weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,14 +221,17 @@ def inner_of(rows: Rows, q: LinearFactors) -> Inner:
         entropy = 0.5 * rows.n * (k * (1 + LOG_TWO_PI) + torch.linalg.slogdet(z.covariance)[1])
         first = (rows.n * z.pull.mT @ shift).expand(len(shift), k)
         return Inner(first, whole, cross, whole, entropy)
-    second = z.covariance + z.mean.unsqueeze(-1) * z.mean.unsqueeze(-2)
-    whole = second.sum(0)
+    second = z.covariance + z.mean.unsqueeze(-1) * z.mean.unsqueeze(-2)  # (n, k, k)
+    mean = rows.heavy(z.mean)
+    weighted = rows.heavy(second.flatten(1))
+    whole = weighted.sum(0).unflatten(0, second.shape[1:])
+    entropy = z.entropy(rows.weights)
     if rows.observed is None:
-        first = z.mean.sum(0).expand(len(centre), z.mean.shape[1])
-        return Inner(first, whole, (rows.filled - centre).mT @ z.mean, whole, z.entropy())
-    each = (rows.observed.mT @ second.flatten(1)).unflatten(1, second.shape[1:])
-    cross = (rows.observed * (rows.filled - centre)).mT @ z.mean
-    return Inner(rows.observed.mT @ z.mean, each, cross, whole, z.entropy())
+        first = mean.sum(0).expand(len(centre), mean.shape[1])
+        return Inner(first, whole, (rows.filled - centre).mT @ mean, whole, entropy)
+    each = (rows.observed.mT @ weighted).unflatten(1, second.shape[1:])
+    cross = (rows.observed * (rows.filled - centre)).mT @ mean
+    return Inner(rows.observed.mT @ mean, each, cross, whole, entropy)
 
 
 def squares(rows: Rows, centre: Tensor) -> Tensor:
@@ -224,7 +239,7 @@ def squares(rows: Rows, centre: Tensor) -> Tensor:
     if rows.scatter is not None:
         return rows.scatter.diagonal() + rows.n * (rows.mean - centre).square()
     assert rows.observed is not None
-    return (rows.observed * (rows.filled - centre).square()).sum(0)
+    return (rows.heavy(rows.observed) * (rows.filled - centre).square()).sum(0)
 
 
 def residuals(rows: Rows, inner: Inner, q: LinearFactors) -> Tensor:
@@ -263,10 +278,18 @@ class LinearAscent:
         priors: of the model.
         generator: of the random start of W. q(Z) is updated first, so it needs no start: updating W first, with z at
             the prior's mean, would set W to 0, where it stays.
+        weights: how often every row counts (n,); None for once.
     """
 
-    def __init__(self, x: Tensor, latent_dim: int, priors: LinearPriors, generator: torch.Generator) -> None:
-        self.rows = Rows.of(x)
+    def __init__(
+        self,
+        x: Tensor,
+        latent_dim: int,
+        priors: LinearPriors,
+        generator: torch.Generator,
+        weights: Tensor | None = None,
+    ) -> None:
+        self.rows = Rows.of(x, weights)
         self.priors = priors
         like = self.rows.mean
         d, k = len(like), latent_dim
@@ -319,14 +342,15 @@ class LinearAscent:
         self.q = replace(q, relevance=best_relevance(q, self.priors))
 
     def factors(self, x: Tensor) -> dict[str, Factor]:
-        """q of every site by name, of z for the rows ``x`` (n, d) that the sweeps saw."""
+        """q of every site by name, of z for the rows ``x`` (n, d): those of the sweeps, or others, at their optimum."""
         q = self.q
-        z = q.z.factor(x.double()) if isinstance(q.z, LinearMap) else q.z
+        z = q.z if len(x) == len(self.rows.filled) or isinstance(q.z, LinearMap) else best_z(Rows.of(x), q)
+        z = z.factor(x.double()) if isinstance(z, LinearMap) else z
         found: dict[str, Factor] = {"z": z, "weight": q.weight, "relevance": q.relevance, "precision": q.precision}
         return found if q.mean is None else {**found, "mean": q.mean}
 
 
-def best_rotation(whole: Tensor, energy: Tensor, degrees: int, d: int, prior: tuple[float, float]) -> Tensor:
+def best_rotation(whole: Tensor, energy: Tensor, degrees: float, d: int, prior: tuple[float, float]) -> Tensor:
     r"""R (k, k) at which the bound is highest, in closed form; see :meth:`LinearAscent.rotate`.
 
     With :math:`V = R^{-T} E[W^T W] R^{-1}` and :math:`c_k = (2a + D) / (2b + V_{kk})` the stationary points have

@@ -66,9 +66,9 @@ def linear_mean(z: Tensor, weight: Tensor, mean: Tensor) -> Tensor:
     return z @ weight.mT + mean
 
 
-def place_mean(x: Tensor) -> tuple[Tensor, Tensor]:
+def place_mean(x: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Location and variance (d,) of a broad prior of the columns' means: a hundred times the columns' variances."""
-    variance, mean = column_moments(x)
+    variance, mean = column_moments(x, weights)
     return mean.to(x), WIDTH * torch.where(variance > 0, variance, torch.ones_like(variance)).to(x)
 
 

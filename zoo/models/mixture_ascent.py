@@ -13,18 +13,26 @@ from zoo.models.mixture_rows import mixture_rows
 
 
 def mixture_bound(
-    x: Tensor, component: CategoricalFactor, q: MixtureFactors, priors: MixturePriors, scale: float = 1.0
+    x: Tensor,
+    component: CategoricalFactor,
+    q: MixtureFactors,
+    priors: MixturePriors,
+    scale: float = 1.0,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """The evidence lower bound, every constant kept; the rows' terms count ``scale`` times, as those of a minibatch.
 
     Missing entries of ``x`` (NaN) are left out where columns are independent, and latent given the component, with a
-    factor at its optimum, otherwise (:class:`zoo.models.mixture_rows.Latent`).
+    factor at its optimum, otherwise (:class:`zoo.models.mixture_rows.Latent`). Every row counts as often as its weight
+    (n,).
     """
-    centre = column_moments(x)[1]
+    centre = column_moments(x, weights)[1]
     priors = replace(priors, location=priors.location - centre)
     q = replace(q, mean=replace(q.mean, mean=q.mean.mean - centre))
-    expected = (component.mean * mixture_rows(x - centre, priors).logs(q, priors)).sum()
-    return scale * (expected + component.entropy()) + gain(q, priors)
+    own = None if weights is None else weights.to(x).unsqueeze(1)
+    share = component.mean if own is None else component.mean * own
+    expected = (share * mixture_rows(x - centre, priors).logs(q, priors)).sum()
+    return scale * (expected + component.entropy(own)) + gain(q, priors)
 
 
 class MixtureAscent:
@@ -34,15 +42,19 @@ class MixtureAscent:
         x: rows (n, d); NaN where an entry is missing at random.
         responsibilities: to start from (n, k).
         priors: of the model.
+        weights: how often every row counts (n,); None for once.
     """
 
-    def __init__(self, x: Tensor, responsibilities: Tensor, priors: MixturePriors) -> None:
+    def __init__(
+        self, x: Tensor, responsibilities: Tensor, priors: MixturePriors, weights: Tensor | None = None
+    ) -> None:
         x = x.double()
-        self.centre = column_moments(x)[1]
+        self.centre = column_moments(x, weights)[1]
         self.priors = replace(priors, location=priors.location - self.centre)
-        self.rows = mixture_rows(x - self.centre, self.priors)
-        self.sums = self.rows.start(responsibilities)
-        self.entropy = -torch.xlogy(responsibilities, responsibilities).sum()
+        self.rows = mixture_rows(x - self.centre, self.priors, weights)
+        heavy = responsibilities if weights is None else responsibilities * weights.to(x).unsqueeze(1)
+        self.sums = self.rows.start(heavy)
+        self.entropy = -torch.xlogy(heavy, responsibilities).sum()
         self.q = best_parameters(self.rows.statistics(self.sums), None, self.priors)
 
     def sweep(self) -> None:

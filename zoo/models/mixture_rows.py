@@ -45,14 +45,17 @@ class MixtureRows(Protocol):
         ...
 
 
-def mixture_rows(x: Tensor, priors: MixturePriors) -> MixtureRows:
-    """The rows ``x`` (n, d), NaN where missing: left out where columns are independent, latent otherwise."""
+def mixture_rows(x: Tensor, priors: MixturePriors, weights: Tensor | None = None) -> MixtureRows:
+    """The rows ``x`` (n, d), NaN where missing: left out where columns are independent, latent otherwise.
+
+    Every row counts as often as its weight (n,) in the sums of :meth:`MixtureRows.expect`.
+    """
     matrix = priors.covariance in ("full", "tied")
     if not incomplete(x):
-        return Whole(x, matrix)
+        return Whole(x, matrix, weights)
     if matrix or priors.spread is None:
-        return Latent(x, matrix)
-    return Dropped(x)
+        return Latent(x, matrix, weights)
+    return Dropped(x, weights)
 
 
 def statistics(sums: Tensor, d: int, matrix: bool) -> Statistics:
@@ -95,10 +98,11 @@ class Whole:
     Args:
         x: the rows.
         matrix: whether precisions are matrices.
+        weights: of the rows (n,); None for ones.
     """
 
-    def __init__(self, x: Tensor, matrix: bool) -> None:
-        self.columns, self.matrix = x.mT.contiguous(), matrix
+    def __init__(self, x: Tensor, matrix: bool, weights: Tensor | None = None) -> None:
+        self.columns, self.matrix, self.weights = x.mT.contiguous(), matrix, weights
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Blocks of rows and their features (p, b)."""
@@ -115,8 +119,8 @@ class Whole:
         """The sums of the best responsibilities (k, p) and their entropy."""
         theta = self.coefficients(q, priors)
         sums, total = torch.zeros_like(theta), theta.new_zeros(())
-        for _, own in self.blocks():
-            shares, norm = normalised(theta @ own)
+        for part, own in self.blocks():
+            shares, norm = normalised(theta @ own, None if self.weights is None else self.weights[part])
             sums.addmm_(shares, own.mT)
             total += norm
         return sums, total - (sums * theta).sum()
@@ -143,11 +147,12 @@ class Dropped(Whole):
 
     Args:
         x: the rows (n, d), NaN where missing.
+        weights: of the rows (n,); None for ones.
     """
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, x: Tensor, weights: Tensor | None = None) -> None:
         observed = (~x.isnan()).to(x)
-        super().__init__(x.nan_to_num(0.0), matrix=False)
+        super().__init__(x.nan_to_num(0.0), False, weights)
         self.observed = observed.mT.contiguous()
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
@@ -183,11 +188,12 @@ class Latent:
     Args:
         x: the rows (n, d), NaN where missing.
         matrix: whether precisions are matrices.
+        weights: of the rows (n,); None for ones.
     """
 
-    def __init__(self, x: Tensor, matrix: bool) -> None:
+    def __init__(self, x: Tensor, matrix: bool, weights: Tensor | None = None) -> None:
         self.x, self.matrix = x, matrix
-        self.data = Incomplete.of(x).sorted()
+        self.data = Incomplete.of(x, weights).sorted()
 
     def _components(self, q: MixtureFactors, priors: MixturePriors) -> tuple[Tensor, Tensor]:
         """The constant (k,), and the covariances (k, d, d)."""

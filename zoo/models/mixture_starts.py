@@ -137,7 +137,9 @@ def pooled(x: Tensor, spread: Tensor, mean: Tensor, label: Tensor | None, weight
     return (share * centred).T @ centred + torch.diag(1e-6 * spread)
 
 
-def hard_responsibilities(x: Tensor, components: int, start: str, generator: torch.Generator) -> Tensor:
+def hard_responsibilities(
+    x: Tensor, components: int, start: str, generator: torch.Generator, weights: Tensor | None = None
+) -> Tensor:
     """Responsibilities (n, k) of 0 and 1 by the nearest mean of a start; see :func:`labelled`.
 
     Args:
@@ -145,11 +147,13 @@ def hard_responsibilities(x: Tensor, components: int, start: str, generator: tor
         components: their number k, at most n.
         start: ``"kmeans"``, ``"k-means++"`` or ``"random"``.
         generator: on the CPU.
+        weights: of the rows (n,); None for ones.
     """
-    unit = x.std(0, correction=0)
+    unit = x.std(0, correction=0) if weights is None else column_moments(x, weights)[0].sqrt()
     scaled = x / torch.where(unit > 0, unit, torch.ones_like(unit))
-    some = scaled[torch.randperm(len(x), generator=generator)[:MOST].to(x.device)]
-    mean, _ = labelled(some, components, start, generator=generator)
+    order = torch.randperm(len(x), generator=generator)[:MOST].to(x.device)
+    own = None if weights is None else weights[order]
+    mean, _ = labelled(scaled[order], components, start, own, generator)
     return torch.nn.functional.one_hot(torch.cdist(scaled, mean).argmin(1), components).double()
 
 

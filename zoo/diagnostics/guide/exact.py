@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
@@ -10,10 +11,11 @@ from torch.distributions.kl import kl_divergence
 
 from zoo.algebra.linear_gaussian import gaussian_moments
 from zoo.base.callables import name_of, undecorated
-from zoo.base.checks import ArrayLike, check_rows
+from zoo.base.checks import ArrayLike
 from zoo.base.memory import rows_at_once
-from zoo.base.pairs import Trained, pair_of
+from zoo.base.pairs import Trained, pair_of, rows_of
 from zoo.base.protocols import Conjugate
+from zoo.base.tables import index_column, row_names
 from zoo.base.threads import on_suited_threads
 from zoo.posterior.engine import reader, reading
 from zoo.posterior.rowwise import conditional, real_site
@@ -30,12 +32,14 @@ class PosteriorError:
         shift: q's mean minus the posterior's, in posterior standard deviations of the unit (n, k).
         deviation: q's standard deviation divided by the posterior's (n, k): below 1 the guide is too narrow.
         correlation: q's correlations minus the posterior's (n, k, k), 0 on the diagonal.
+        index: the names of the rows, numbers or text; None where they are merely counted.
     """
 
     kl: Tensor
     shift: Tensor
     deviation: Tensor
     correlation: Tensor
+    index: np.ndarray | None = None
 
     @property
     def mean(self) -> Tensor:
@@ -60,7 +64,7 @@ class PosteriorError:
             "log_deviation": self.deviation.log().abs().amax(-1),
             "correlation": self.correlation.abs().flatten(1).amax(-1),
         }
-        return pl.DataFrame({name: value.tolist() for name, value in columns.items()})
+        return pl.DataFrame(index_column(self.index) | {name: value.cpu().numpy() for name, value in columns.items()})
 
     def __repr__(self) -> str:
         s = self.summary()
@@ -85,7 +89,7 @@ def posterior_error(run: Trained, x: ArrayLike) -> PosteriorError:
     """
     run = pair_of(run)
     model, name = undecorated(run.model), name_of(run.model)
-    x = check_rows(x, model)
+    index, x = row_names(x), rows_of(run, x)
     if not isinstance(model, Conjugate):
         raise ValueError(
             f"{name} has no closed-form posterior: zoo.importance_moments corrects the guide's moments, "
@@ -98,7 +102,8 @@ def posterior_error(run: Trained, x: ArrayLike) -> PosteriorError:
         for _, arguments in source.chunks(rows_at_once(max(x.shape[1], latent.width**2))):
             q, p = conditional(source, latent, arguments), model.posterior(arguments[0])
             parts.append(_errors(_gaussian(q, f"the guide {name_of(run.guide)}"), _gaussian(p, f"the model {name}")))
-    return PosteriorError(*(torch.cat(column).to(x) for column in zip(*parts, strict=True)))
+    kl, shift, deviation, correlation = (torch.cat(column).to(x) for column in zip(*parts, strict=True))
+    return PosteriorError(kl, shift, deviation, correlation, index)
 
 
 def _gaussian(q: Distribution, whose: str) -> MultivariateNormal:

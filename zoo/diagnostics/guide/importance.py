@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from zoo.base.checks import ArrayLike
 from zoo.base.latent_sites import Latent
 from zoo.base.memory import rows_at_once
 from zoo.base.pairs import Trained, pair_of, rows_of
+from zoo.base.tables import row_names
 from zoo.base.threads import on_suited_threads
 from zoo.diagnostics.guide.moments import flat, own_moments, units_of, weighted_moments
 from zoo.diagnostics.guide.shared_moments import LIMIT, SharedMoments, of_all_rows
@@ -47,6 +49,7 @@ class ImportanceMoments:
         draws: draws per row S.
         units: the names of the k coordinates, as ``"z[0]"``.
         shared: the moments of the shared sites; None if there are none and the guide factorises over rows.
+        index: the names of the rows, numbers or text; None where they are merely counted.
     """
 
     khat: Tensor
@@ -60,6 +63,7 @@ class ImportanceMoments:
     draws: int
     units: tuple[str, ...]
     shared: SharedMoments | None = None
+    index: np.ndarray | None = None
 
     @property
     def refused(self) -> list[int]:
@@ -99,7 +103,7 @@ class ImportanceMoments:
         """One row per row of x and unit: k-hat, and the guide's and the corrected means and standard deviations."""
         n, k = self.mean.shape
         columns: dict[str, Any] = {
-            "row": [i for i in range(n) for _ in range(k)],
+            "row": (np.arange(n) if self.index is None else self.index).repeat(k),
             "unit": list(self.units) * n,
             "khat": self.khat.repeat_interleave(k).tolist(),
         }
@@ -159,7 +163,7 @@ def importance_moments(
     """
     run = pair_of(run)
     check_draws(draws, inner)
-    x = rows_of(run, x)
+    index, x = row_names(x), rows_of(run, x)
     limit = min(LIMIT, 1 - 1 / math.log10(draws))
     shared = None
     with reading(run, seed):
@@ -173,7 +177,7 @@ def importance_moments(
             parts = [_of_rows(source, local, index, arguments, draws, limit) for index, arguments in chunks]
             columns = tuple(torch.cat(column) for column in zip(*parts, strict=True))
     named = {name: column.to(x) for name, column in zip(COLUMNS, columns, strict=True)}
-    return ImportanceMoments(**named, limit=limit, draws=draws, units=units_of(local), shared=shared)
+    return ImportanceMoments(**named, limit=limit, draws=draws, units=units_of(local), shared=shared, index=index)
 
 
 def _of_rows(

@@ -1,5 +1,6 @@
 """Coordinates in which a line search finds every parameter of about the same scale."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,6 +8,8 @@ import torch
 from torch import Tensor
 
 FLOOR = 1e-6  # lower bound on row norms of the Hessian, relative to the largest
+ALIKE = 4.0  # the ratio of the largest to the smallest norm at which units have been found
+ROUNDS = 12  # of their search, at most: each takes the square root of the ratio
 
 
 class Coordinates:
@@ -31,9 +34,12 @@ class Coordinates:
 
 
 def units(loss: Callable[[], Tensor], params: Sequence[Tensor], moving: Sequence[Tensor], probes: int) -> Tensor:
-    r"""The units :math:`1 / \sqrt{D_i}` of parameters (p,), with :math:`D_i` the norm of row i of the loss's Hessian.
+    r"""The units u of parameters (p,) in which all rows of the loss's Hessian, :math:`u_i H_{ij} u_j`, have norm 1.
 
-    Where the loss has no second derivative, and without probes, all units are 1.
+    The norms depend on the units of all parameters, so both are found in turn, with the norms :math:`D_i` in the units
+    so far and :math:`u_i \leftarrow u_i / \sqrt{D_i}`, until they are alike. If a column of the data is rescaled, so
+    are the units of its parameters, and the search takes the same steps. Where the loss has no second derivative, and
+    without probes, all units are 1.
 
     Args:
         loss: returns the loss at the current parameters.
@@ -42,28 +48,42 @@ def units(loss: Callable[[], Tensor], params: Sequence[Tensor], moving: Sequence
         probes: the number of Hessian-vector products, with Rademacher vectors, from which the norms are estimated.
 
     References:
+        Ruiz (2001), A scaling algorithm to equilibrate both rows and columns norms in matrices, RAL-TR-2001-034;
         Dauphin, de Vries and Bengio (2015), Equilibrated adaptive learning rates for non-convex optimization, NIPS.
     """
-    norms = _row_norms(loss, moving, probes) if probes else None
-    if norms is None or not norms.isfinite().all():
+    found = _equilibrated(loss, moving, probes) if probes else None
+    if found is None:
         found = torch.ones_like(joined(moving))
-    else:
-        found = norms.clamp_min(FLOOR * norms.max()).rsqrt()
     own = dict(zip(map(id, moving), found.split([p.numel() for p in moving]), strict=True))
     return torch.cat([own.get(id(p), found.new_zeros(p.numel())) for p in params])
 
 
-def _row_norms(loss: Callable[[], Tensor], params: Sequence[Tensor], probes: int) -> Tensor | None:
-    """The norms of the Hessian's rows; None where the loss has no second derivative."""
+def _equilibrated(loss: Callable[[], Tensor], params: Sequence[Tensor], probes: int) -> Tensor | None:
+    """The units (p,) of parameters that move; None where the loss has no second derivative."""
     try:
         gradient = _gradient(loss(), params, create_graph=True)
-        total = torch.zeros_like(gradient)
-        for _ in range(probes):
-            signs = torch.randint(0, 2, gradient.shape, device=gradient.device).to(gradient) * 2 - 1
-            total += _gradient(gradient @ signs, params).square()
+        signs = torch.randint(0, 2, (probes, len(gradient)), device=gradient.device).to(gradient) * 2 - 1
+        unit, before = torch.ones_like(gradient).detach(), math.inf
+        for _ in range(ROUNDS):
+            norms = _row_norms(gradient, params, unit, signs)
+            top = norms.max()
+            norms = torch.where(norms > 0, norms, top)
+            unit = unit * norms.clamp_min(FLOOR * top).rsqrt()
+            ratio = float(top / norms.min())
+            if not ALIKE < ratio < before / 2:
+                break
+            before = ratio
     except (RuntimeError, NotImplementedError, AttributeError):
         return None
-    return (total / probes).sqrt()
+    return unit if unit.isfinite().all() else None
+
+
+def _row_norms(gradient: Tensor, params: Sequence[Tensor], unit: Tensor, signs: Tensor) -> Tensor:
+    """The norms of the rows (p,) of the Hessian in these units, by its products with vectors of signs (probes, p)."""
+    total = torch.zeros_like(unit)
+    for sign in signs:
+        total += (unit * _gradient(gradient @ (unit * sign), params)).square()
+    return (total / len(signs)).sqrt()
 
 
 def _gradient(value: Tensor, params: Sequence[Tensor], *, create_graph: bool = False) -> Tensor:
