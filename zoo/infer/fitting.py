@@ -122,7 +122,8 @@ def fit(
         device: moves model, guide and data to this device first; None uses that of the model.
         validation: held-out rows (m, d) whose bound is evaluated every ``every`` steps, with the same draws each time.
             None holds out a tenth of 200 rows or more, at most 1,000, for a deep model with a guide for new rows and
-            default loss, optimizer and patience: networks that are trained for long fit the noise of their own rows.
+            default loss, optimizer and patience and no weights: networks that are trained for long fit the noise of
+            their own rows.
         patience: stop after this many evaluations of ``validation`` without a better bound. Model and guide then have
             the parameters of the best evaluation, also if the steps end first. None does not stop, except for rows held
             out by default: there 20. 0 holds out nothing by default, and keeps the last parameters.
