@@ -57,13 +57,17 @@ def figures_of(
         )
     yield from _images(run, x, diagnosis, seed)
     yield from _loadings(run, x, diagnosis, seed)
+    found = diagnosis.measured.get("collapse")
+    k = len(found.variance) if isinstance(found, RateDistortion) else 0
+    first, second = sorted(_relevant(diagnosis, k)[:2]) if k > 1 else (0, 1)
     try:
-        axes = plots.latent(run, x, labels=labels, label_names=label_names, seed=seed)
+        axes = plots.latent(run, x, labels=labels, label_names=label_names, factors=(first, second), seed=seed)
     except ValueError:  # no latent site with a point per row
         return
     yield Picture(
         "Latent space",
-        "The posterior mean of the factors of every row; for a mixture the rows coloured by component.",
+        "The posterior means of two factors of every row, those that tell the rows apart most; for a mixture the rows "
+        "coloured by component.",
         axes,
     )
 
