@@ -21,8 +21,6 @@ from zoo.base.checks import incomplete
 from zoo.base.independent import without_event_dims
 from zoo.base.moments import Moments
 
-CANCELLED = 1e-4  # relative size of a difference below which more than four digits are lost
-
 
 def posterior_precision(weight: Tensor, noise: Tensor) -> Tensor:
     r""":math:`P = I + W^T \Psi^{-1} W` (k, k), the precision of z given x, the same for every row."""
@@ -98,7 +96,7 @@ def log_likelihood(moments: Moments, weight: Tensor, mean: Tensor, noise: Tensor
     total, explained = (scatter.diagonal() / noise).sum(), ((whitened @ scatter) * whitened).sum()
     misfit = total - explained
     logdet = noise.log().sum() + 2 * root.diagonal().log().sum()
-    if float(misfit.detach()) <= CANCELLED * float(total.detach()):
+    if float(misfit.detach()) <= missing_linear.CANCELLED * float(total.detach()):
         dense = torch.linalg.cholesky(weight @ weight.T + torch.diag(noise))
         misfit = torch.cholesky_solve(scatter, dense).diagonal().sum()
         logdet = 2 * dense.diagonal().log().sum()
@@ -120,7 +118,7 @@ def em_update(moments: Moments, weight: Tensor, noise: Tensor) -> tuple[Tensor, 
     weight = torch.linalg.solve(second, cross).T
     variance = moments.covariance.diagonal()
     residual = variance - (weight * cross.T).sum(1)
-    if bool((residual < CANCELLED * variance).any()):
+    if bool((residual < missing_linear.CANCELLED * variance).any()):
         square, failed = torch.linalg.cholesky_ex(moments.covariance)
         if not failed:  # the same as a sum of squares: S = L L', diag((I - W beta) S (I - W beta)' + W P^-1 W')
             spread = torch.linalg.solve_triangular(root, weight.T, upper=False)
