@@ -127,15 +127,24 @@ def em_update(moments: Moments, weight: Tensor, noise: Tensor) -> tuple[Tensor, 
 
 
 def refuse_low_rank(x: Tensor | Moments, latent_dim: int) -> None:
-    """Refuses complete rows (n, d), or their moments, in a subspace of the factors' dimension: no noise is left.
+    """Refuses rows (n, d), or their moments, in a subspace of the factors' dimension: no noise is left.
+
+    Rows with missing entries are in it if their observed entries agree with the subspace of the complete rows.
 
     Raises:
         ValueError: the rank of the centred rows is too low; the message states it.
     """
-    for some in (x,) if isinstance(x, Moments) else (x[: 4 * x.shape[1] + 4], x):  # a few rows usually suffice
+    whole = x
+    if not isinstance(x, Moments) and incomplete(x):
+        whole = x[~x.isnan().any(1)]
+        if len(whole) <= latent_dim + 1:
+            return  # any so few rows are in such a subspace
+    for some in (whole,) if isinstance(whole, Moments) else (whole[: 4 * whole.shape[1] + 4], whole):  # few suffice
         rank = _rank(some if isinstance(some, Moments) else Moments.of(some))
         if rank > latent_dim:
             return
+    if not isinstance(x, Moments) and len(whole) < len(x) and not _agree(x, Moments.of(whole), rank):
+        return
     if rank == 0:
         raise ValueError("all rows of x are equal: the likelihood of PPCA is unbounded")
     raise ValueError(
@@ -155,6 +164,21 @@ def _rank(moments: Moments) -> int:
     values = torch.linalg.eigvalsh(moments.covariance[varies][:, varies] / torch.outer(unit, unit))
     resolution = 1e-14 * len(unit) + (rounding[varies] / unit).square().sum()
     return int((values > resolution).sum())
+
+
+def _agree(x: Tensor, moments: Moments, rank: int) -> bool:
+    """Whether the observed entries of all rows (n, d) are in the subspace of a covariance of this rank."""
+    deviation = moments.covariance.diagonal().sqrt()
+    unit = torch.where(deviation > 0, deviation, 1.0)
+    basis = torch.linalg.eigh(moments.covariance / torch.outer(unit, unit)).eigenvectors[:, len(unit) - rank :]
+    for some in x.split(10_000):
+        observed = ~some.isnan()
+        offset = torch.where(observed, (some.double() - moments.mean) / unit, 0.0)  # (b, d)
+        part = observed.unsqueeze(-1) * basis  # (b, d, rank)
+        loc = torch.linalg.pinv(part) @ offset.unsqueeze(-1)
+        if bool(((offset - (part @ loc).squeeze(-1)).abs() > 1e-6 * offset.abs().amax(1, keepdim=True)).any()):
+            return False
+    return True
 
 
 def best_weight(moments: Moments, noise: Tensor, latent_dim: int) -> Tensor:

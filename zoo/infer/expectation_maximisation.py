@@ -358,7 +358,7 @@ def _fallen(climb: list[float], work: Any) -> str:
         return ""
     if (form := linear_form(work)) is not None:
         weight, _, noise = form
-        share = float((noise / (weight.square().sum(1) + noise)).min())
+        share = float((noise / (weight.square().sum(1) + noise)).detach().min())
         if share < RESOLVED:
             return (
                 f"float64 resolves the likelihood no further: noise is {share:.1g} of a column's variance. Columns of "
