@@ -32,7 +32,7 @@ def cavi(
             BayesianGMM, or one of your own. A fresh model first places its priors on the data, as in :func:`zoo.fit`;
             one that was placed by an earlier call, changed or loaded keeps its priors, so that bounds are comparable.
             For other data build a new one, or call ``model.initialize(x)``.
-        x: the data (n, d).
+        x: the data (n, d), as a tensor, an array, a data frame or another table.
         weights: how often every row counts (n,), at least 0: whole numbers are the same as repeating rows, 0 the same
             as leaving a row out of the fit. None for once.
         sweeps: the most sweeps of each start.

@@ -2,7 +2,9 @@
 
 import math
 import random
+import types
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -316,3 +318,54 @@ def test_a_latent_site_that_the_guide_leaves_out_is_refused(some):
     svi = CapturedSVI(pair(some)[0], lambda *args: None, Fused(), Trace_ELBO())
     with pytest.raises(ValueError, match="no site 'z'"):
         svi.step(some)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda own: own["deep"][0].update(scale=2.0),
+        lambda own: own["deep"].append(1.0),
+        lambda own: own.update(more=torch.ones(())),
+        lambda own: setattr(own["object"], "scale", 2.0),
+        lambda own: setattr(own["object"], "scale", torch.ones(())),
+    ],
+)
+def test_state_deep_inside_a_model_is_watched(some, change):
+    model = Plain(lambda self, z: self.own["deep"][0]["scale"] + self.own["object"].scale)
+    model.own = {"deep": [{"scale": 1.0}], "object": types.SimpleNamespace(scale=0.5)}
+    guide = pair(some, model)[1]
+    svi = captured_svi(model, guide, some)
+    assert_same(svi, some)
+    graph = next(iter(svi._graphs.values()))
+    change(model.own)
+    svi.step(some)
+    assert next(iter(svi._graphs.values())) is not graph, "recorded anew"
+    assert_same(svi, some)
+
+
+def test_state_that_cannot_be_watched_is_refused(some):
+    model = Plain(lambda self, z: 1.0 + float(self.own["scale"][0]))
+    model.own = {"scale": np.ones(1)}
+    guide = pair(some, model)[1]
+    svi = CapturedSVI(model, guide, Fused(), Trace_ELBO())
+    with pytest.warns(UserWarning, match="holds a value of type ndarray"):
+        svi.step(some)
+
+
+def test_a_pair_that_fails_at_other_parameters_is_refused(some, monkeypatch):
+    model, guide = pair(some)
+    svi = CapturedSVI(model, guide, Fused(), Trace_ELBO())
+    calls, ordinary = [], svi.loss_and_grads
+
+    def fails(*args):
+        calls.append([p.clone() for p in guide.parameters()])
+        if len(calls) == 2:
+            raise torch.linalg.LinAlgError("not positive definite")
+        return ordinary(*args)
+
+    monkeypatch.setattr(svi, "loss_and_grads", fails)
+    with pytest.warns(UserWarning, match="it fails at other parameters"):
+        svi.step(some)
+    svi.step(some)
+    moved = [(now - first).abs().max() for first, now in zip(calls[0], calls[2], strict=True)]
+    assert max(moved) < 0.011, "only the optimizer's step is left"

@@ -362,6 +362,20 @@ def test_the_step_at_the_floor_is_the_best_above_it(covariance):
             assert expected((1 - weight) * found + weight * other) < expected(found) + 1e-9
 
 
+@pytest.mark.parametrize("covariance", ["full", "diag"])
+def test_the_floor_holds_with_missing_entries(covariance):
+    x = torch.cat([torch.full((20, 3), 9.0).double(), torch.randn(60, 3).double()])
+    x[torch.rand(x.shape) < 0.15] = math.nan
+    x[0] = 9.0
+    model = GMM(3, 2, covariance).double()
+    with pytest.warns(UnboundedLikelihood, match=r"component \d has collapsed onto 20 of the rows \(rows 0, 1, 2"):
+        found = zoo.em(model, x)
+    assert not found.converged
+    assert (found.log_likelihood.diff() > -1e-5).all()
+    unit = model.least.sqrt()
+    assert torch.linalg.eigvalsh(dense(model) / torch.outer(unit, unit)).min() > 1 - 1e-6
+
+
 def test_the_floor_follows_the_units_of_the_columns():
     x, model, label = two_lines()
     unit = torch.tensor([1e-6, 1e6]).double()

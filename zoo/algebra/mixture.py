@@ -163,8 +163,8 @@ def _pass(x: Tensor, centre: Tensor, theta: Tensor, matrix: bool, weights: Tenso
 
 def _shared_out(share: Block, x: Tensor, weights: Tensor | None, size: int) -> tuple[Tensor, ...]:
     """The sums of what ``share`` returns for parts of the rows, one per thread, if they are many blocks of ``size``."""
-    threads = min(torch.get_num_threads(), len(x) // (LEAST * size)) if x.device.type == "cpu" else 1
-    if threads < 2:
+    threads = min(len(x) // (LEAST * size), torch.get_num_threads())
+    if threads < 2 or x.device.type != "cpu":
         return share(x, weights)
     parts = list(_blocks(x, weights, -(-len(x) // threads)))
     return tuple(torch.stack(each).sum(0) for each in zip(*side_by_side(share, parts), strict=True))

@@ -96,7 +96,7 @@ def scatter(counts: Tensor, second: Tensor, shift: Tensor, kind: str) -> Tensor:
     """
     heavy = counts.unsqueeze(-1) * shift  # (k, d)
     if kind == "tied":
-        return (second.sum(0) - heavy.T @ shift).unsqueeze(0) / counts.sum()
+        return (second.sum(0, keepdim=True) - heavy.T @ shift) / counts.sum()
     if kind == "full":
         return (second - heavy.unsqueeze(-1) * shift.unsqueeze(-2)) / counts[:, None, None]
     if is_tied(kind):
@@ -159,19 +159,18 @@ def bounded(covariance: Tensor, least: Tensor) -> tuple[Tensor, list[int]]:
     return root, met
 
 
-def narrowest(covariance: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
-    """The smallest variance of every component in any direction, and that direction.
+def vanished(covariance: Tensor, least: Tensor) -> tuple[list[int], int]:
+    """The columns along which a covariance meets the floor, and the number of directions in which it does.
 
     Args:
-        covariance: as of :func:`scatter`.
-        unit: the variances in which it is measured (d,), or (1,) for spherical covariances.
-
-    Returns:
-        ratios (c,), and unit vectors over the standardised columns (c, d).
+        covariance: a matrix (d, d), or variances (d,) or (1,).
+        least: the smallest variances, (d,) or (1,).
     """
-    if covariance.ndim == 2:
-        ratio, where = (covariance / unit).min(-1)
-        return ratio, torch.nn.functional.one_hot(where, covariance.shape[1]).to(covariance)
-    own = unit.sqrt()
-    values, vectors = torch.linalg.eigh(covariance / torch.outer(own, own))
-    return values[:, 0], vectors[..., 0]
+    near = 1.0 + 1e-5
+    if covariance.ndim == 1:
+        low = covariance <= near * least
+        return low.nonzero().flatten().tolist(), int(low.sum())
+    unit = least.sqrt()
+    values, vectors = torch.linalg.eigh(covariance / torch.outer(unit, unit))
+    within = vectors[:, values <= near].square().sum(1)  # the share of every column in these directions
+    return (within > 0.05 * within.max()).nonzero().flatten().tolist(), int((values <= near).sum())

@@ -48,6 +48,7 @@ class Module(PyroModule):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._pyro_context.used = False  # the original may have run; Pyro refuses to rename what has
         self._pyro_set_supermodule(_root(self), self._pyro_context)
 
     def __getattr__(self, name: str) -> Any:
@@ -158,11 +159,12 @@ def _fingerprint(module: nn.Module) -> str:
 
 
 def _constrained(members: dict[str, Any], name: str) -> Any:
-    """The value of a parameter outside of models and guides, as Pyro returns it; None for other attributes."""
+    """A parameter or buffer outside of models and guides, as Pyro returns it; None for other attributes."""
     if name not in members["_pyro_params"]:
-        return members["_parameters"].get(name)
+        found = members["_parameters"].get(name)
+        return members["_buffers"].get(name) if found is None else found
     real = members["_parameters"][f"{name}_unconstrained"]
-    found: Any = _transforms(members["_pyro_params"][name][0])[0](real)
+    found = _transforms(members["_pyro_params"][name][0])[0](real)
     found.unconstrained = weakref.ref(real)
     return found
 
@@ -181,8 +183,15 @@ def _root(module: Module) -> str:
 def like(x: Tensor | np.ndarray | Sequence[Any], function: PyroCallable) -> Tensor:
     """``x`` as a tensor with the dtype and device of a callable's parameters (unchanged if there are none yet)."""
     x = torch.as_tensor(x)
-    held = (function,) if isinstance(function, nn.Module) else modules(function)
-    parameter = next((p for module in held for p in module.parameters()), None)
+    parameter = _first_parameter(function)
     if parameter is None:
         return x if x.is_floating_point() else x.to(torch.get_default_dtype())
     return x.to(parameter)
+
+
+def _first_parameter(function: PyroCallable) -> Tensor | None:
+    """The first parameter of a callable's modules; None without any."""
+    if isinstance(function, nn.Module):  # whose own come first: no need to walk through it
+        own = next((p for p in function.__dict__["_parameters"].values() if p is not None), None)
+        return next(function.parameters(), None) if own is None else own
+    return next((p for module in modules(function) for p in module.parameters()), None)

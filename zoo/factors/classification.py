@@ -13,10 +13,10 @@ from torch.distributions import Categorical
 from zoo.alignment.canonical import canonical_transform
 from zoo.alignment.symmetry import mixture_of
 from zoo.base.callables import name_of, undecorated
-from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.checks import ArrayLike, check_whole
 from zoo.base.latent_sites import layout
 from zoo.base.memory import rows_at_once
-from zoo.base.pairs import Trained, pair_of
+from zoo.base.pairs import Trained, pair_of, rows_of
 from zoo.base.protocols import Conjugate, Pair
 from zoo.base.tables import row_names
 from zoo.factors.decoding import closed_posterior
@@ -115,7 +115,7 @@ def classify(run: Trained, x: ArrayLike, *, draws: int = 200, seed: int = 0) -> 
     0.9039
     """
     run = pair_of(run)
-    data = check_rows(x, undecorated(run.model))
+    data = rows_of(run, x)
     with run.scope():
         found = {site.name: site for site in layout(run.model, data).local}
     count = found["component"].cardinality if "component" in found else None

@@ -16,6 +16,7 @@ from zoo.base.latent_sites import Layout, layout
 from zoo.base.protocols import Checked
 from zoo.base.random import seeded
 from zoo.base.tables import column_names
+from zoo.base.weights import weighted_rows
 from zoo.infer.deep_defaults import PATIENCE, default_batch_size, hold_out, may_overfit
 from zoo.infer.pairing import check_count
 from zoo.infer.storage.checkpoint import refuse_taken
@@ -43,6 +44,7 @@ class Options:
     transform: Transform | None
     capture: bool | None
     checkpoint: Path | None
+    weights: Tensor | None = None  # of the rows (n,), float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +81,7 @@ def ask(
         ValueError: the data do not suit model, guide or transform, or an option is wrong; names the argument.
         FileExistsError: ``checkpoint`` holds files already.
     """
-    rows, held_out = _rows(model, guide, x, validation, options.transform)
+    rows, held_out = _rows(model, guide, x, validation, options)
     sites = _layout(model, rows, options.transform)
     found = _eased(Asked(model, guide, rows, held_out, sites, options, columns=column_names(x)))
     _check_options(found)
@@ -94,7 +96,7 @@ def _eased(asked: Asked) -> Asked:
         return eased
     if not may_overfit(asked.model, asked.guide, asked.x, asked.layout):
         return eased
-    if asked.validation is None and asked.options.patience is None:
+    if asked.validation is None and asked.options.patience is None and options.weights is None:
         x, validation = hold_out(asked.x, options.seed)
         found = _layout(asked.model, x, options.transform)
         options = replace(options, patience=PATIENCE)
@@ -125,15 +127,16 @@ def _check_options(asked: Asked) -> None:
 
 
 def _rows(
-    model: PyroCallable, guide: PyroCallable, x: ArrayLike, validation: ArrayLike | None, transform: Transform | None
+    model: PyroCallable, guide: PyroCallable, x: ArrayLike, validation: ArrayLike | None, options: Options
 ) -> tuple[Tensor, Tensor | None]:
     """The rows and the held-out rows, checked."""
     inner = unwrapped(model)
     rows = check_rows(x, inner, least=2)
     held_out = None if validation is None else check_rows(validation, inner, name="validation")
-    for name, own in (("x", rows), ("validation", held_out)):
+    counted, _ = weighted_rows(rows, options.weights, least=2)
+    for name, own in (("x", counted), ("validation", held_out)):
         if own is not None:
-            _check_data(inner, own, transform, name)
+            _check_data(inner, own, options.transform, name)
     check_count(guide, len(rows), held_out)
     return rows, held_out
 

@@ -11,7 +11,12 @@ from zoo.infer.run import Training
 WINDOW = 250  # steps, at least, whose mean loss is compared with that of the same number before them
 LEAST = 100  # steps for a trend in a noisy loss curve
 RESOLUTION = 1e-3  # nats per row: smaller gains per window are ignored
-LEARNED = ("QuadratureELBO", "ClosedFormELBO", "FixedDraws")  # losses without noise, of guides that are learned
+LEARNED = (
+    "QuadratureELBO",
+    "ClosedFormELBO",
+    "WeightedClosedForm",
+    "FixedDraws",
+)  # losses without noise, of guides that are learned
 SWEPT = "coordinate ascent"  # the optimizer in the records of zoo.cavi
 MAXIMISED = "EM"  # in those of zoo.em
 ERRORS = 2.0  # standard errors: smaller gains are noise

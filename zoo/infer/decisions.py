@@ -203,7 +203,7 @@ def objective(asked: Asked) -> tuple[ELBO, Answer]:
 def _projection(asked: Asked) -> Projection | None:
     """The best q in closed form, for a default fit whose steps all see the same rows."""
     options = asked.options
-    if options.optim is not None or asked.subsampled or options.transform is not None:
+    if options.optim is not None or asked.subsampled or options.transform is not None or options.weights is not None:
         return None
     if random_layers(asked.model, asked.guide) or batch_norms(asked.model, asked.guide):
         return None

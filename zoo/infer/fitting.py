@@ -16,15 +16,17 @@ from torch import Tensor
 
 from zoo.base.callables import PyroCallable, mode, modules, undecorated, unwrapped
 from zoo.base.checks import ArrayLike, missing_entries
-from zoo.base.protocols import Collapsing, Delaying, Estimating, Placed
+from zoo.base.protocols import AcceptsWeights, Collapsing, Delaying, Estimating, HoldsRows, Placed
 from zoo.base.random import seeded
 from zoo.base.threads import suited
+from zoo.base.weights import by_weights, weighted_rows
 from zoo.infer.asked import Start
 from zoo.infer.captured import CapturedSVI
 from zoo.infer.collapse import UnboundedLikelihood
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.guard import diverged, floored
 from zoo.infer.line_search import LineSearchSVI, ProjectedSVI
+from zoo.infer.losses.closed_form import ClosedFormELBO
 from zoo.infer.losses.projected import ProjectedELBO
 from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.optim.lbfgs import LBFGS
@@ -48,6 +50,7 @@ from zoo.infer.watchers import (
     Validation,
     Watcher,
 )
+from zoo.infer.weighting import weighted
 
 READ = 50  # steps between two readings of the losses on a GPU
 
@@ -57,6 +60,7 @@ def fit(
     guide: PyroCallable,
     x: ArrayLike,
     *,
+    weights: ArrayLike | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
     loss: ELBO | None = None,
@@ -90,7 +94,11 @@ def fit(
         model: a Pyro model with the signature ``(x=None, index=None, size=None)``, a module or a function, possibly
             wrapped in Pyro handlers (``config_enumerate``, ``poutine.scale``).
         guide: a Pyro guide with the same signature: one of :mod:`guides`, of Pyro's autoguides, or your own.
-        x: the data (n, d); NaN marks an entry missing at random, for a model with ``missing = True``.
+        x: the data (n, d): a tensor, an array, a data frame or another table, see
+            :func:`zoo.base.tables.named_rows`; NaN marks an entry missing at random, for a model with
+            ``missing = True``.
+        weights: how often every row counts (n,), at least 0: the terms of a row in the bound are multiplied by its
+            weight, under the losses of ``zoo.infer.weighting.WEIGHTED``. None for once. Held-out rows count once.
         steps: the most steps. None: until the bound has settled, at most 20,000; with a Pyro optimizer of your own,
             whose schedule is unknown to the fit, all of them.
         batch_size: rows per step, drawn without replacement epoch by epoch. None uses all rows at every step, except
@@ -115,7 +123,8 @@ def fit(
         device: moves model, guide and data to this device first; None uses that of the model.
         validation: held-out rows (m, d) whose bound is evaluated every ``every`` steps, with the same draws each time.
             None holds out a tenth of 200 rows or more, at most 1,000, for a deep model with a guide for new rows and
-            default loss, optimizer and patience: networks that are trained for long fit the noise of their own rows.
+            default loss, optimizer and patience and no weights: networks that are trained for long fit the noise of
+            their own rows.
         patience: stop after this many evaluations of ``validation`` without a better bound. Model and guide then have
             the parameters of the best evaluation, also if the steps end first. None does not stop, except for rows held
             out by default: there 20. 0 holds out nothing by default, and keeps the last parameters.
@@ -156,6 +165,7 @@ def fit(
         model,
         guide,
         x,
+        weights=weights,
         steps=steps,
         batch_size=batch_size,
         loss=loss,
@@ -186,15 +196,19 @@ def _start(decided: Plan, model: PyroCallable, guide: PyroCallable) -> tuple[Any
     parts = {"model": unwrapped(model), "guide": unwrapped(guide)}
     if "model" in decided.start:
         _place_model(decided, parts["model"])
-    if decided.em_steps:
+    counted, own = weighted_rows(decided.x, decided.weights)
+    if decided.em_steps and (own is None or _accepts(parts["model"])):
         # A component that loses its rows leaves the model unchanged; one that collapses is reported by the fit itself.
         with suppress(FloatingPointError, torch.linalg.LinAlgError), warnings.catch_warnings():
             warnings.simplefilter("ignore", UnboundedLikelihood)
-            em(parts["model"], decided.x, steps=decided.em_steps, accelerate=False)
+            em(parts["model"], counted, weights=own, steps=decided.em_steps, accelerate=False)
     if "guide" in decided.start:
         guided = parts["guide"]
         assert isinstance(guided, Placed)
-        guided.initialize(decided.x)
+        if isinstance(guided, HoldsRows):
+            guided.initialize(decided.x)
+        else:
+            guided.initialize(counted, **(by_weights(guided, own) if _accepts(guided) else {}))
     x, n = decided.x, len(decided.x)
     index = torch.arange(n, device=x.device)[: decided.batch_size]
     arguments: tuple[Any, ...] = (x,) if decided.full else (x[index], index, n)
@@ -211,16 +225,27 @@ def _start(decided: Plan, model: PyroCallable, guide: PyroCallable) -> tuple[Any
 
 def _place_model(decided: Plan, model: PyroCallable) -> None:
     """Set a fresh model to its estimate from the data, or to a random start on them."""
+    counted, own = weighted_rows(decided.x, decided.weights)
+    weighing = by_weights(model, own) if _accepts(model) else {}
     if decided.estimate:
         assert isinstance(model, Estimating)
-        model.estimate(decided.x)
+        model.estimate(counted, **weighing)
     else:
         assert isinstance(model, Placed)
-        model.initialize(decided.x)
+        model.initialize(counted, **weighing)
+
+
+def _accepts(part: object) -> bool:
+    """Whether the starts of a part accept weights of the rows; those of other parts see every row that counts once."""
+    return isinstance(part, AcceptsWeights) and part.weighted
 
 
 def _svi(decided: Plan, model: PyroCallable, guide: PyroCallable) -> SVI:
     """The SVI that takes the steps."""
+    own = None if decided.weights is None else decided.weights.to(decided.x)
+    late = [p for module in modules(model) for p in module.parameters()] if decided.e_step else []
+    if own is not None and not isinstance(decided.loss, ClosedFormELBO):
+        model, guide = weighted(model, guide, own, decided.layout.plate)
     if isinstance(decided.loss, TraceEnum_ELBO):
         guide = config_enumerate(guide, "parallel")
     if isinstance(decided.optim, NaturalGradient) and not decided.full:
@@ -232,7 +257,6 @@ def _svi(decided: Plan, model: PyroCallable, guide: PyroCallable) -> SVI:
         return SVI(model, guide, decided.optim, decided.loss)
     if isinstance(decided.loss, ProjectedELBO):
         return ProjectedSVI(model, guide, decided.optim, decided.loss)
-    late = [p for module in modules(model) for p in module.parameters()] if decided.e_step else []
     return LineSearchSVI(model, guide, decided.optim, decided.loss, late=late, since=decided.e_step)
 
 

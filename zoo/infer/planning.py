@@ -11,14 +11,17 @@ from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from zoo.base.callables import PyroCallable, name_of
-from zoo.base.checks import ArrayLike, incomplete
+from zoo.base.callables import PyroCallable, name_of, unwrapped
+from zoo.base.checks import ArrayLike, check_rows, incomplete
 from zoo.base.latent_sites import Layout
+from zoo.base.weights import check_weights
 from zoo.infer import decisions
 from zoo.infer.asked import Asked, Options, Start, Transform, ask
+from zoo.infer.losses.closed_form import ClosedFormELBO
 from zoo.infer.pairing import check_autoguide, check_loss, check_types
 from zoo.infer.run import Store
 from zoo.infer.settling import Settling
+from zoo.infer.weighting import WeightedClosedForm, check_weighted
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +53,7 @@ class Plan:
         work: multiply-adds of a step, which decide on the number of threads.
         missing: whether the rows have missing entries; None where a transform of your own may change that.
         columns: the names of the columns, if they have any.
+        weights: how often every row counts (n,), in float64; None for once.
     """
 
     answers: tuple[decisions.Answer, ...]
@@ -75,6 +79,12 @@ class Plan:
     work: float
     missing: bool | None
     columns: tuple[str, ...] = ()
+    weights: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def size(self) -> float:
+        """The number of rows, or the sum of their weights."""
+        return len(self.x) if self.weights is None else float(self.weights.sum())
 
     @property
     def full(self) -> bool:
@@ -111,6 +121,7 @@ def plan(
     guide: PyroCallable,
     x: ArrayLike,
     *,
+    weights: ArrayLike | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
     loss: ELBO | None = None,
@@ -153,7 +164,10 @@ def plan(
     """
     check_types(model, guide)
     folder = None if checkpoint is None else Path(checkpoint)
-    options = Options(steps, batch_size, loss, optim, start, seed, device, patience, every, transform, capture, folder)
+    own = None if weights is None else check_weights(weights, check_rows(x, unwrapped(model)))
+    options = Options(
+        steps, batch_size, loss, optim, start, seed, device, patience, every, transform, capture, folder, own
+    )
     return _decided(ask(model, guide, x, validation, options))
 
 
@@ -162,6 +176,8 @@ def _decided(asked: Asked) -> Plan:
     options = asked.options
     batched = decisions.batches(asked)
     loss, loss_row = decisions.objective(asked)
+    if options.weights is not None and type(loss) is ClosedFormELBO:
+        loss = WeightedClosedForm(options.weights)
     fresh, start_row = decisions.start_of(asked)
     noise = decisions.noise_of(asked, loss)
     held = decisions.held_steps(asked, fresh, loss, noise)
@@ -170,6 +186,8 @@ def _decided(asked: Asked) -> Plan:
     work, threads_row = decisions.threads(asked)
     check_autoguide(asked.guide, asked.layout, len(asked.x), asked.subsampled)
     check_loss(loss, asked.layout, asked.subsampled)
+    if options.weights is not None:
+        check_weighted(loss, optimizer)
     first = decisions.first_moves(asked, fresh, loss, optimizer, held)
     answers = (
         decisions.described(asked),
@@ -210,4 +228,5 @@ def _decided(asked: Asked) -> Plan:
         work=work,
         missing=incomplete(asked.x) if options.transform in (None, torch.bernoulli) else None,
         columns=asked.columns,
+        weights=options.weights,
     )

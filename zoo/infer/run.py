@@ -9,10 +9,10 @@ from typing import Any
 import pyro
 from torch import Tensor
 
-from zoo.base.callables import PyroCallable, name_of, undecorated
-from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.callables import PyroCallable, name_of
+from zoo.base.checks import ArrayLike, check_whole
 from zoo.base.covariates import check_buffers, holding, with_buffers
-from zoo.base.pairs import Trained, pair_of
+from zoo.base.pairs import Trained, pair_of, rows_of
 from zoo.posterior.engine import reader, reading
 
 Store = Mapping[str, Mapping[str, Any]]  # Pyro's parameters and their constraints, by name
@@ -168,7 +168,7 @@ class Fit:
             ValueError: ``draws`` < 1, rows that do not suit model or guide, or a site that the guide leaves out.
         """
         check_whole(draws, "draws")
-        x = check_rows(x, undecorated(self.model))
+        x = rows_of(self, x)
         with reading(self, seed):
             source = reader(self, x)
             drawn = source.draw((x,), draws, points=True)

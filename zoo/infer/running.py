@@ -66,7 +66,7 @@ class Running:
     def losses(self) -> list[float]:
         """Negative ELBO per row, in nats, of every step so far; on a GPU this waits for the last step."""
         if self.unread:
-            self._read += torch.stack(self.unread).double().div(len(self.plan.x)).tolist()
+            self._read += torch.stack(self.unread).double().div(self.plan.size).tolist()
             self.unread.clear()
         return self._read
 
@@ -75,7 +75,7 @@ class Running:
         if isinstance(loss, Tensor) and loss.is_cuda:
             self.unread.append(loss)
         else:
-            self.losses.append(float(loss) / len(self.plan.x))
+            self.losses.append(float(loss) / self.plan.size)
 
     @property
     def step(self) -> int:

@@ -17,6 +17,7 @@ from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.latent_sites import layout
 from zoo.base.protocols import Conjugate
 from zoo.base.random import seeded
+from zoo.base.weights import check_weights, weighted_rows
 from zoo.infer.collapse import UnboundedLikelihood, collapse_of
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.fitting import fit
@@ -24,6 +25,7 @@ from zoo.infer.losses.closed_form import ClosedFormELBO
 from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.pairing import default_loss
 from zoo.infer.run import Fit
+from zoo.infer.weighting import weighted_loss
 from zoo.posterior.engine import reading
 from zoo.posterior.evaluation import evaluate
 
@@ -190,26 +192,35 @@ def _fit(
     own = {key: copy.deepcopy(value) if key in ("loss", "optim") else value for key, value in options.items()}
     done = fit(model, guide, x, **own, seed=seed)
     rows, inner = check_rows(x, unwrapped(model)), undecorated(model)
+    counted, weights = weighted_rows(rows, options.get("weights"))
+    size = len(rows) if weights is None else float(weights.sum())
     marginal = None
     if isinstance(inner, Conjugate):
         with torch.no_grad():
-            marginal = float(inner.log_marginal(rows).double().mean())
-    elbo = _bound(done, rows, seed, needed=score is None and marginal is None)
+            each = inner.log_marginal(counted).double()
+        marginal = float(each.mean() if weights is None else each @ weights / size)
+    weights = None if weights is None else check_weights(options["weights"], rows)  # of all rows, as the guide has them
+    elbo = _bound(done, rows, weights, seed, needed=score is None and marginal is None)
     best = elbo if marginal is None else marginal
-    rank = len(rows) * best if score is None and best is not None else score(done)  # type: ignore[misc]
+    rank = size * best if score is None and best is not None else score(done)  # type: ignore[misc]
     return done, Attempt(seed, 0.0, float(rank), elbo, marginal, len(done.losses), done.converged)
 
 
-def _bound(run: Fit, x: Tensor, seed: int, *, needed: bool) -> float | None:
-    """The bound per row, without noise where it has a closed form or a rule; None where the guide has no density.
+def _bound(run: Fit, x: Tensor, weights: Tensor | None, seed: int, *, needed: bool) -> float | None:
+    """The bound per row, or per unit of weight (n,), without noise where it has a closed form or a rule.
+
+    None where the guide has no density, or where it has shared sites and the rows have weights.
 
     Raises:
-        ValueError: the guide has no density, and the bound is needed.
+        ValueError: that is so, and the bound is needed.
     """
     with reading(run, seed):
-        loss = default_loss(run.model, run.guide, layout(run.model, x))
+        sites = layout(run.model, x)
+        loss = default_loss(run.model, run.guide, sites)
         if isinstance(loss, ClosedFormELBO | QuadratureELBO):
-            return -loss.loss(run.model, run.guide, x) / len(x)
+            if weights is None:
+                return -loss.loss(run.model, run.guide, x) / len(x)
+            return -weighted_loss(loss, run.model, run.guide, x, weights, sites.plate) / float(weights.sum())
     try:
         found = evaluate(run, x, draws=DRAWS, seed=seed)
     except ValueError as error:
@@ -217,6 +228,12 @@ def _bound(run: Fit, x: Tensor, seed: int, *, needed: bool) -> float | None:
             return None
         way = "pass score=, such as lambda run: -float(run.losses[-1])"
         raise ValueError(f"best_of has no bound by which to rank the runs: {error}; {way}") from None
+    if weights is not None and found.shared is not None:
+        if not needed:
+            return None
+        raise ValueError(f"best_of has no bound of {name_of(run.guide)} on weighted rows by which to rank: pass score=")
+    if weights is not None:
+        return float(found.elbo.double() @ weights.cpu() / weights.sum())
     return float(found.elbo.mean()) if found.shared is None else found.shared.total / len(x)
 
 
@@ -226,7 +243,7 @@ def _climb(
     """One run of :func:`zoo.em`."""
     climb = em(model, x, **options, seed=seed)
     total = float(climb[-1])
-    mean = total / len(check_rows(x, model))
+    mean = -float(climb.losses[-1])
     rank = total if score is None else float(score(model))
     return model, Attempt(seed, 0.0, rank, mean, mean, len(climb), climb.converged)
 

@@ -26,6 +26,7 @@ from zoo.infer.optim.lbfgs import LBFGS
 from zoo.infer.run import Fit
 from zoo.infer.running import Copy, Running, copied, put_back
 from zoo.infer.storage.checkpoint import replace
+from zoo.infer.weighting import each_once
 
 Callback = Callable[[int, float], bool | None]
 Transform = Callable[[Tensor], Tensor]
@@ -173,7 +174,7 @@ class Validation:
         """The negative bound per row, in chunks."""
         m, d = self.x.shape
         total = 0.0
-        with seeded(self.seed):
+        with seeded(self.seed), each_once():
             for index in torch.arange(m, device=self.x.device).split(rows_at_once(d)):
                 rows = self.x if len(index) == m else self.x[index]
                 rows = rows if self.transform is None else self.transform(rows)

@@ -26,6 +26,7 @@ from zoo.algebra.mixture_covariances import (
     scale_shape,
     scatter,
     scatter_of,
+    vanished,
 )
 from zoo.base.checks import ArrayLike, check_rows, check_whole, incomplete
 from zoo.base.module import Module, like
@@ -201,7 +202,7 @@ class GMM(Module):
             rows, weights = data if isinstance(data, WeightedRows) else (data, None)
             found = mixture.expect(rows, weight, mean, scale, self.covariance, weights)
         counts = found.counts
-        if not counts.min() >= 1e-8:
+        if not counts.min().item() >= 1e-8:
             lost = int((~(counts >= 1e-8)).nonzero()[0])
             raise FloatingPointError(f"component {lost} has lost all its rows: use fewer components or another seed")
         shift = found.first / counts.unsqueeze(-1)  # (k, d)
@@ -213,9 +214,11 @@ class GMM(Module):
     def _scale(self, covariance: Tensor, mean: Tensor, share: Tensor) -> Tensor:
         """The M-step of ``scale``, from the components' scatter (c, d, d) or (c, d), with c = 1 where tied."""
         least = self.least.to(covariance)
-        root, met = bounded(covariance, least)
-        self.met_floor = self.floor > 0 and bool(met)
-        if self.met_floor and (low := bounded(scatter_of(self.scale, self.covariance), (1 - SLACK) * least)[1]):
+        root, found = bounded(covariance, least)
+        met = self.floor > 0 and bool(found)
+        if met != self.met_floor:  # a module sets its attributes more slowly than it reads them
+            self.met_floor = met
+        if met and (low := bounded(scatter_of(self.scale, self.covariance), (1 - SLACK) * least)[1]):
             raise FloatingPointError(f"the covariance of component {low[0]} was below its floor")
         if not least[0].item() > 0:
             spread = column_variances(covariance, mean, share, self.covariance)
@@ -232,15 +235,13 @@ class GMM(Module):
         covariance = scatter_of(self.scale, self.covariance)
         spread = column_variances(covariance, self.mean.double(), self.weight.double(), self.covariance)
         least = torch.maximum(self.least.double(), SINGULAR * spread)
-        found = collapsed(covariance, least, spread)
-        if found is None:
+        if (j := collapsed(covariance, least)) is None:
             return None
-        j, columns = found
         rows = None
         if not is_tied(self.covariance):
             exact = copy.deepcopy(self).double()
             rows = (exact.log_joint(x.double()).argmax(1) == j).nonzero().flatten().tolist()
-        return describe(j, columns, rows, self.floor if self.least.any() else 0.0, self.data_dim)
+        return describe(j, vanished(covariance[j], least), rows, self.floor if self.least.any() else 0.0, self.data_dim)
 
     @torch.no_grad()
     def raise_to_floor(self) -> None:

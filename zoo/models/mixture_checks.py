@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from zoo.algebra.mixture_covariances import SINGULAR, bounded, narrowest
+from zoo.algebra.mixture_covariances import SINGULAR, bounded
 
 LISTED = 8  # rows or columns in a message
 SAMPLE = 10_000  # rows of a first look
@@ -104,35 +104,31 @@ def refuse_singular(root: Tensor, spread: Tensor, *, tied: bool) -> None:
     )
 
 
-def collapsed(covariance: Tensor, least: Tensor, unit: Tensor) -> tuple[int, list[int]] | None:
-    """The first component whose covariance meets the floor (c,), and the columns along which it does; None if none.
+def collapsed(covariance: Tensor, least: Tensor) -> int | None:
+    """The first component whose covariance meets the floor; None if none does.
 
     Args:
         covariance: as of :func:`zoo.algebra.mixture_covariances.scatter`.
         least: the smallest variances that are no collapse (d,), or (1,) for spherical covariances.
-        unit: the variances of the columns, in which directions are measured, of the same shape.
     """
     met = bounded(covariance, 1.000001 * least)[1]
-    if not met:
-        return None
-    j = met[0]
-    _, direction = narrowest(covariance[j : j + 1], unit)
-    size = direction[0].abs()
-    return j, (size > 0.05 * size.max()).nonzero().flatten().tolist()
+    return met[0] if met else None
 
 
-def describe(j: int, columns: list[int], rows: list[int] | None, floor: float, width: int) -> str:
+def describe(j: int, lost: tuple[list[int], int], rows: list[int] | None, floor: float, width: int) -> str:
     """A collapse in words.
 
     Args:
         j: the component.
-        columns: those along which its variance has vanished.
+        lost: see :func:`zoo.algebra.mixture_covariances.vanished`.
         rows: the component's, or None where one covariance serves all components.
         floor: of the variances, relative to the columns'.
         width: the number of columns d.
     """
+    columns, directions = lost
     many = len(columns) > 1
     along = "all columns" if many and len(columns) == width else f"column{'s' * many} {listed(columns)}"
+    along = f"a combination of {along}" if directions < len(columns) else along
     if rows is None:
         who = "the common covariance has collapsed: its"
     else:
@@ -140,7 +136,6 @@ def describe(j: int, columns: list[int], rows: list[int] | None, floor: float, w
         who = f"component {j} has collapsed onto {len(rows)} of the rows ({what}): its"
     level = f"at its floor, {floor:g} of the columns'" if floor else "zero to rounding"
     return (
-        f"{who} variance along {'a combination of ' * many}{along} is {level}, and without a floor the likelihood is "
-        "unbounded. Use fewer components, another start or seed, a simpler covariance ('tied', 'diag', 'spherical'), "
-        "or omit equal rows"
+        f"{who} variance along {along} is {level}, and without a floor the likelihood is unbounded. Use fewer "
+        "components, another start or seed, a simpler covariance ('tied', 'diag', 'spherical'), or omit equal rows"
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from zoo.base.callables import PyroCallable, name_of, undecorated
 from zoo.base.protocols import ConditionallyConjugate, HoldsFactors, declares
+from zoo.base.weights import by_weights
 
 
 def closed_form(model: PyroCallable, guide: PyroCallable) -> bool:
@@ -37,10 +38,14 @@ class ClosedFormELBO(ELBO):
         Stochastic variational inference, JMLR 14.
     """
 
+    def row_weights(self, index: Tensor | None) -> Tensor | None:
+        """How often the rows ``index``, or all, count (b,): once, None; a subclass may say otherwise."""
+        return None
+
     def differentiable_loss(self, model: PyroCallable, guide: PyroCallable, *args: Any, **kwargs: Any) -> Tensor:
         """The negative bound in nats over all rows, as a differentiable scalar."""
         check_closed_form_pair(model, guide)
-        return -_bound(undecorated(model), undecorated(guide), *args, **kwargs)
+        return -_bound(self, undecorated(model), undecorated(guide), *args, **kwargs)
 
     def loss(self, model: PyroCallable, guide: PyroCallable, *args: Any, **kwargs: Any) -> float:
         """The negative bound."""
@@ -78,7 +83,12 @@ def check_closed_form_pair(model: PyroCallable, guide: PyroCallable) -> None:
 
 
 def _bound(
-    model: PyroCallable, guide: PyroCallable, x: Tensor, index: Tensor | None = None, size: int | None = None
+    loss: ClosedFormELBO,
+    model: PyroCallable,
+    guide: PyroCallable,
+    x: Tensor,
+    index: Tensor | None = None,
+    size: int | None = None,
 ) -> Tensor:
     """The bound, with the parameters of model and guide in Pyro's store."""
 
@@ -88,8 +98,10 @@ def _bound(
     factors = pyro_method(of_guide)(guide) if isinstance(guide, PyroModule) else of_guide(guide)
     scale = 1.0 if index is None or size is None else size / len(index)
 
+    weighing = by_weights(model, loss.row_weights(index))
+
     def of_model(module: Any) -> Tensor:
-        return torch.as_tensor(module.bound(x, factors, scale))
+        return torch.as_tensor(module.bound(x, factors, scale, **weighing))
 
     return pyro_method(of_model)(model) if isinstance(model, PyroModule) else of_model(model)
 

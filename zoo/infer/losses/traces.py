@@ -4,9 +4,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+from pyro.distributions.util import is_identically_zero
+from pyro.infer import Trace_ELBO
+from pyro.infer.trace_elbo import _compute_log_r
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from pyro.util import warn_if_nan
+from torch import Tensor
+
+from zoo.base.callables import PyroCallable
 
 Args = tuple[Any, ...]  # of model and guide
 Kwargs = dict[str, Any]
@@ -40,6 +47,26 @@ def check_drawn(name: str, guide_trace: Trace) -> None:
             f"the guide has no site '{name}', which would silently be drawn from the prior: add it to the guide, or "
             "sum it out of the model (by TraceEnum_ELBO where it is discrete)"
         )
+
+
+def loss_and_surrogate(loss: Trace_ELBO, model: PyroCallable, guide: PyroCallable, args: Args) -> tuple[Tensor, Tensor]:
+    """The loss, and the scalar whose gradients are those of ``loss_and_grads``, without turning any into a number."""
+    total: Any = 0.0
+    surrogate: Any = 0.0
+    for model_trace, guide_trace in loss._get_traces(model, guide, args, {}):
+        joint = model_trace.log_prob_sum()
+        total = total + guide_trace.log_prob_sum() - joint
+        surrogate = surrogate - joint
+        log_r = None
+        for site in guide_trace.nodes.values():
+            if site["type"] != "sample":
+                continue
+            _, score, entropy = site["score_parts"]
+            surrogate = surrogate + torch.as_tensor(entropy).sum()
+            if not is_identically_zero(score):
+                log_r = _compute_log_r(model_trace, guide_trace) if log_r is None else log_r
+                surrogate = surrogate - (log_r.sum_to(site["cond_indep_stack"]) * score).sum()
+    return torch.as_tensor(total) / loss.num_particles, torch.as_tensor(surrogate) / loss.num_particles
 
 
 def plates_of(site: Site) -> list[str]:

@@ -1,80 +1,118 @@
-"""The numbers and tensors that a model and a guide use from outside their arguments."""
+"""What a model and a guide hold outside their arguments."""
 
-import inspect
-import types
-from collections.abc import Iterator
+import operator
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import chain
+from types import BuiltinFunctionType, BuiltinMethodType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any
+from weakref import ref
 
+import pyro
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
-from zoo.base.callables import PyroCallable, handlers, modules
+from zoo.infer.losses.graph import NotCaptured
 
-PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
+PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, torch.dtype, torch.device)
+FIXED = (*PLAIN, Tensor, torch.Generator, ref, type, ModuleType, BuiltinFunctionType, BuiltinMethodType)
+TORCHS = set(vars(nn.Module()))  # attributes of every module, such as its hooks
+LIBRARIES = ("torch", "pyro", "zoo", "guides")  # whose functions refer to nothing that changes
+MOST = 20_000  # values
+
+Read = Callable[[], Iterable[Any]]
 
 
 class Watch:
-    """Numbers and tensors that model and guide use from their modules, handlers, closures and globals.
+    """All that model and guide hold outside their arguments, however deep, and the parameters of Pyro's store.
 
-    Deeper places, such as the entries of a dictionary, are not watched.
+    These are attributes of modules, handlers and other objects, entries of dictionaries, lists and sets, and what the
+    functions among them refer to by name.
 
     Args:
         functions: model and guide.
+
+    Raises:
+        NotCaptured: they hold what may change without a trace, such as an array of numpy, or more than 20,000 values.
     """
 
-    def __init__(self, *functions: PyroCallable) -> None:
-        self._entries: list[
-            tuple[Any, Any, Any]
-        ] = []  # a dictionary, its key and the value; or a cell, None, its value
-        self._sizes: list[tuple[Any, int]] = []
-        for function in functions:
-            wrapped, inner = handlers(function)
-            for handler in wrapped:
-                self._held(vars(handler))
-            self._code(inner)
-        for module in {part: None for root in modules(*functions) for part in root.modules()}:
-            self._held(vars(module))
-            for members in (module._parameters, module._buffers, module._modules):
-                self._entries += [(members, key, value) for key, value in members.items()]
-                self._sizes.append((members, len(members)))
-            self._code(type(module).forward)
+    def __init__(self, *functions: Any) -> None:
+        store = pyro.get_param_store()
+        self._reads: list[Read] = [lambda: [p for _, p in store.named_parameters()]]
+        found: dict[int, Any] = {}
+        waiting = [*functions]
+        while waiting:
+            value = waiting.pop()
+            if isinstance(value, FIXED) or id(value) in found:
+                continue
+            found[id(value)] = value
+            reads, held = _places(value)
+            self._reads += reads
+            waiting += held
+            if len(found) > MOST:
+                raise NotCaptured(f"it holds more than {MOST:,} values, too many to watch")
+        self._kept = list(self._now())
 
-    def tensors(self) -> Iterator[Tensor]:
+    def _now(self) -> Iterable[Any]:
+        return chain.from_iterable(map(operator.call, self._reads))
+
+    def tensors(self) -> list[Tensor]:
         """The tensors among them."""
-        return (value for _, _, value in self._entries if isinstance(value, Tensor))
+        return [value for value in self._kept if isinstance(value, Tensor)]
 
     def changed(self) -> bool:
-        """Whether one was replaced."""
-        for place, key, value in self._entries:
-            now = place.cell_contents if key is None else place.get(key)
-            if now is not value and not _equal(now, value):
-                return True
-        return any(len(members) != size for members, size in self._sizes)
-
-    def _held(self, place: dict[str, Any]) -> None:
-        """The plain attributes of an object, and those of functions among them."""
-        for key, value in place.items():
-            if _plain(value) or isinstance(value, types.FunctionType):
-                self._entries.append((place, key, value))
-            self._code(value)
-
-    def _code(self, function: Any) -> None:
-        """The closure and the globals of a function outside torch and Pyro."""
-        function = inspect.unwrap(getattr(function, "__func__", function)) if callable(function) else function
-        if not isinstance(function, types.FunctionType):
-            return
-        if (function.__module__ or "").split(".")[0] in ("torch", "pyro"):  # code run by exec has no module
-            return
-        for cell in (c for c in function.__closure__ or () if c != types.CellType()):
-            if _plain(cell.cell_contents):
-                self._entries.append((cell, None, cell.cell_contents))
-        place = function.__globals__
-        self._entries += [(place, k, place[k]) for k in function.__code__.co_names if k in place and _plain(place[k])]
+        """Whether one was replaced, added or removed."""
+        try:
+            now = list(self._now())
+        except KeyError:  # an attribute was deleted
+            return True
+        if len(now) != len(self._kept):
+            return True
+        if all(map(operator.is_, now, self._kept)):
+            return False
+        return not all(map(_same, now, self._kept))
 
 
-def _plain(value: Any) -> bool:
-    return (isinstance(value, Tensor) and not isinstance(value, nn.Parameter)) or type(value) in PLAIN
+def _places(value: Any) -> tuple[list[Read], Iterable[Any]]:
+    """What reads the values that may be replaced in a value, and all that it holds.
+
+    Raises:
+        NotCaptured: that cannot be read.
+    """
+    if isinstance(value, dict):
+        return [value.keys, value.values], [*value, *value.values()]
+    if isinstance(value, list | set | deque):
+        return [value.__iter__], value
+    if isinstance(value, tuple | frozenset):
+        return [], value
+    if isinstance(value, partial):
+        return [], (value.func, value.args, value.keywords)
+    if isinstance(value, MethodType):
+        return [], (value.__self__, value.__func__)
+    if isinstance(value, FunctionType):
+        if (value.__module__ or "").split(".")[0] in LIBRARIES:  # code run by exec has no module
+            return [], ()
+        cells = [cell for cell in value.__closure__ or () if cell != CellType()]
+        names = [name for name in value.__code__.co_names if name in value.__globals__]
+        reads: list[Read] = [partial(map, operator.attrgetter("cell_contents"), cells)] if cells else []
+        reads += [partial(map, value.__globals__.get, names)] if names else []
+        held = chain((value.__defaults__, value.__kwdefaults__, vars(value)), *(read() for read in reads))
+        return reads, list(held)
+    if not hasattr(value, "__dict__"):
+        raise NotCaptured(f"it holds a value of type {type(value).__name__}, whose changes cannot be seen")
+    if not isinstance(value, nn.Module):
+        return [vars(value).values], vars(value).values()
+    anew = ("plates",) if isinstance(value, AutoGuide) else ()  # at every run
+    own = ["training", *(name for name in vars(value) if name not in TORCHS and name not in anew)]
+    members: list[dict[str, Any]] = [value._parameters, value._buffers, value._modules]
+    reads = [partial(operator.itemgetter(*own, "_modules"), vars(value)), *(place.values for place in members)]
+    plain = [vars(value)[name] for name in own]
+    return reads, [type(value).forward, *plain, *chain.from_iterable(place.values() for place in members)]
 
 
-def _equal(one: Any, other: Any) -> bool:
-    return type(one) is type(other) and not isinstance(one, Tensor) and (one == other or one != one)
+def _same(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    return type(one) is type(other) and isinstance(one, PLAIN) and (one == other or one != one)
