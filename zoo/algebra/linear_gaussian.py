@@ -143,7 +143,7 @@ def refuse_low_rank(x: Tensor | Moments, latent_dim: int) -> None:
         rank = _rank(some if isinstance(some, Moments) else Moments.of(some))
         if rank > latent_dim:
             return
-    if not isinstance(x, Moments) and len(whole) < len(x) and not _agree(x, Moments.of(whole), rank):
+    if isinstance(x, Tensor) and isinstance(whole, Tensor) and whole is not x and not _agree(x, whole, rank):
         return
     if rank == 0:
         raise ValueError("all rows of x are equal: the likelihood of PPCA is unbounded")
@@ -166,8 +166,9 @@ def _rank(moments: Moments) -> int:
     return int((values > resolution).sum())
 
 
-def _agree(x: Tensor, moments: Moments, rank: int) -> bool:
-    """Whether the observed entries of all rows (n, d) are in the subspace of a covariance of this rank."""
+def _agree(x: Tensor, whole: Tensor, rank: int) -> bool:
+    """Whether the observed entries of all rows (n, d) are in the subspace of this rank of the complete ones (m, d)."""
+    moments = Moments.of(whole)
     deviation = moments.covariance.diagonal().sqrt()
     unit = torch.where(deviation > 0, deviation, 1.0)
     basis = torch.linalg.eigh(moments.covariance / torch.outer(unit, unit)).eigenvectors[:, len(unit) - rank :]

@@ -272,7 +272,7 @@ def _checked_moments(model: nn.Module, x: Moments, weights: ArrayLike | None) ->
     return x.to(next(model.parameters()).detach().double())
 
 
-def _plain(work: Conjugate, data: Any, steps: int, tol: float) -> _Climb:
+def _plain(work: Any, data: Any, steps: int, tol: float) -> _Climb:
     """EM step by step, until Aitken's rule ends it."""
     parameters = list(work.parameters())
     here, climb, converged = _joined(parameters), [float(work.em_step(data))], False
