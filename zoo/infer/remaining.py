@@ -8,6 +8,7 @@ from torch import nn
 
 from zoo.base.callables import undecorated
 from zoo.base.protocols import Conjugate
+from zoo.base.weights import weighted_rows
 from zoo.infer.convergence import RESOLUTION
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.optim.lbfgs import LBFGS
@@ -34,8 +35,10 @@ def confirmed(run: Fit, decided: Plan) -> Fit:
         return run
     try:
         with torch.no_grad():
-            before = float(model.log_marginal(decided.x).double().mean())
-        after = float(em(copy.deepcopy(model), decided.x, steps=STEPS)[-1]) / len(decided.x)
+            rows, own = weighted_rows(decided.x, decided.weights)
+            values = model.log_marginal(rows).double()
+            before = float(values.sum() if own is None else values @ own.to(values)) / decided.size
+        after = float(em(copy.deepcopy(model), rows, weights=own, steps=STEPS)[-1]) / decided.size
     except FAILURES:
         return run
     late = training.losses[-max(1, len(training.losses) // 8) :]
