@@ -47,7 +47,8 @@ def test_the_closed_form_of_weighted_rows(build, iris, weights):
     model = build().double()
     found = zoo.cavi(model, iris, weights=weights, restarts=1, sweeps=30)
     run = zoo.fit(model, found.guide, iris, weights=weights, steps=1, progress=False)
-    assert run.losses[0] * weights.sum() == pytest.approx(-float(found[-1]), abs=2e-2)  # q(z) was set first, then moved
+    gain = -float(found[-1]) - float(run.losses[0] * weights.sum())  # of the rows' own factors, set anew at the end
+    assert -1e-6 < gain < 2e-2
     found = zoo.fit(model, found.guide, iris, weights=weights, progress=False)
     assert found.settings["loss"] == "WeightedClosedForm"
     assert found.converged
