@@ -68,6 +68,9 @@ def test_fit_writes_a_whole_run(zoo_command, tmp_path):
         "arviz.nc",
         "loss.png",
         "latent.png",
+        "loadings.csv",
+        "variance.csv",
+        "scores.csv",
     }
     settings = json.loads((tmp_path / "run" / "settings.json").read_text())
     assert settings["training"]["seed"] == 3

@@ -10,6 +10,7 @@ from zoo.factors.decoding import decode, encode
 from zoo.factors.generation import Generated, Reconstruction, generate, reconstruct
 from zoo.factors.imputation import impute
 from zoo.factors.intervention import Intervention, intervene
+from zoo.factors.posterior_scores import PosteriorScores, posterior_scores
 from zoo.factors.probing import Probe, probe
 from zoo.factors.traversal import Decoded, Traversal, interpolate, traverse
 
@@ -19,6 +20,7 @@ __all__ = [
     "Generated",
     "Imputation",
     "Intervention",
+    "PosteriorScores",
     "Probe",
     "Reconstruction",
     "Traversal",
@@ -29,6 +31,7 @@ __all__ = [
     "impute",
     "interpolate",
     "intervene",
+    "posterior_scores",
     "probe",
     "reconstruct",
     "traverse",
