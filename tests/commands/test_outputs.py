@@ -91,7 +91,7 @@ def test_a_mixture_writes_components_and_labels(place):
     head = components.filter(pl.col("component") == 0)
     assert head["column"].to_list() == ["eruptions", "waiting"]
     assert head["mean"].to_numpy() == pytest.approx(model.mean[largest].detach().numpy())
-    assert head["proportion"][0] == pytest.approx(float(model.weight.max()))
+    assert head["proportion"][0] == pytest.approx(float(model.weight.detach().max()))
     block = head.select("covariance with eruptions", "covariance with waiting").to_numpy()
     assert block[0, 1] == pytest.approx(block[1, 0])
     assert np.linalg.eigvalsh(block).min() > 0

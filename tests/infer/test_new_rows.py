@@ -34,13 +34,18 @@ def test_a_guide_for_any_rows_serves_as_it_is(x):
 
 @pytest.mark.parametrize("build", [lambda: zoo.BayesianPCA(4, 2), lambda: zoo.BayesianGMM(4, 2)], ids=["pca", "gmm"])
 def test_conjugate_factors_of_the_rows_of_the_fit_are_found_again(x, build):
-    run = zoo.cavi(build().double(), x, restarts=1)
+    model = build().double()
+    run = zoo.cavi(model, x, restarts=1)
     again = infer(run, x)
-    new, old = again.guide.factors(), run.guide.factors()
+    new, old = again.guide.posterior(x), run.guide.posterior(x)
+    names = ("probs",) if isinstance(model, zoo.BayesianGMM) else ("mean", "covariance_matrix")
+    for name in names:  # up to what one more sweep moves
+        assert torch.allclose(getattr(new, name), getattr(old, name), rtol=1e-5, atol=1e-4)
     for site in run.guide.conjugate.latents:
-        for name, value in vars(old[site.name]).items():
-            assert torch.allclose(vars(new[site.name])[name], value, rtol=1e-3, atol=1e-3), (site.name, name)
-    assert len(infer(run, x[:7]).guide.posterior(x[:7]).mean) == 7 or site.name == "component"
+        if not site.local:
+            held = (run.guide.conjugate.part(site), again.guide.conjugate.part(site))
+            assert all(torch.equal(a, b) for a, b in zip(*(part.parameters() for part in held), strict=True))
+    assert infer(run, x[:7]).guide.posterior(x[:7]).batch_shape == (7,)
 
 
 def test_gaussian_factors_of_shared_sites_are_held(x):

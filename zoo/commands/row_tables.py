@@ -9,7 +9,7 @@ from zoo.alignment.symmetry import mixture_of
 from zoo.base.latent_sites import layout
 from zoo.commands.rotation import Rotated
 from zoo.factors.classification import classify
-from zoo.factors.posterior_scores import posterior_scores
+from zoo.factors.row_scores import posterior_scores
 from zoo.infer.run import Fit
 
 

@@ -10,8 +10,8 @@ from zoo.factors.decoding import decode, encode
 from zoo.factors.generation import Generated, Reconstruction, generate, reconstruct
 from zoo.factors.imputation import impute
 from zoo.factors.intervention import Intervention, intervene
-from zoo.factors.posterior_scores import PosteriorScores, posterior_scores
 from zoo.factors.probing import Probe, probe
+from zoo.factors.row_scores import PosteriorScores, posterior_scores
 from zoo.factors.traversal import Decoded, Traversal, interpolate, traverse
 
 __all__ = [
