@@ -84,6 +84,7 @@ class Amortized(Module):
     """
 
     gaussian = True  # all sites are Gaussian (in unconstrained coordinates) or categorical
+    weighted = True  # initialize accepts weights of the rows
     absent: ClassVar[Mapping[str, Any]] = {"skip": False}  # runs saved before there were linear paths
 
     def __init__(
@@ -152,21 +153,21 @@ class Amortized(Module):
         return image_encoder((channels * (1 + self.masked), *sides), hidden, self.outputs, *options)
 
     @torch.no_grad()
-    def initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Tensor, weights: Tensor | None = None) -> None:
         """New random weights, near the standard normal; scales of the columns from ``x`` (n, d).
 
         Where the posterior of the model is affine in the row, the linear path is that of the best q for the model's
         current parameters. (For a mixture with several covariances, that of their mean.) Your own ``network`` keeps its
         weights.
         """
-        self._draw(x)
+        self._draw(x, weights)
         with suppress(torch.linalg.LinAlgError):  # degenerate parameters of the model
             self._e_step()
 
     @torch.no_grad()
-    def _draw(self, x: Tensor) -> None:
+    def _draw(self, x: Tensor, weights: Tensor | None = None) -> None:
         """New random weights, near the standard normal."""
-        self.columns.place(like(x, self))
+        self.columns.place(like(x, self), weights)
         if self.own:
             if self.shared is not None:
                 self.shared.reset_parameters()

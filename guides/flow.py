@@ -71,6 +71,8 @@ class Flow(Module):
         rational splines, AISTATS; Durkan, Bekasov, Murray and Papamakarios (2019), Neural spline flows, NeurIPS.
     """
 
+    weighted = True  # initialize accepts weights of the rows
+
     def __init__(
         self,
         model: PyroCallable,
@@ -124,9 +126,9 @@ class Flow(Module):
         self.initialize(x)
 
     @torch.no_grad()
-    def initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Tensor, weights: Tensor | None = None) -> None:
         """New random weights, near the standard normal; scales of the columns from ``x`` (n, d)."""
-        self.columns.place(like(x, self))
+        self.columns.place(like(x, self), weights)
         reset(self)
         for network in (self.encoder, *(step.nn.layers for flow in self.flows for step in flow)):  # type: ignore[attr-defined]
             flatten_last(network)  # close to the standard normal for every row

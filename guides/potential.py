@@ -76,6 +76,7 @@ class Potential(Module):
     """
 
     gaussian = True
+    weighted = True  # initialize accepts weights of the rows
 
     def __init__(
         self,
@@ -116,9 +117,9 @@ class Potential(Module):
         self.initialize(x)
 
     @torch.no_grad()
-    def initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Tensor, weights: Tensor | None = None) -> None:
         """New parameters from the running random stream, near the prior; columns' units from ``x`` (n, d)."""
-        self.columns.place(like(x, self))
+        self.columns.place(like(x, self), weights)
         self.potentials.reset_parameters()
         if self.shared is not None:
             self.shared.reset_parameters()

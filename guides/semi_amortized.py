@@ -87,6 +87,7 @@ class SemiAmortized(Module):
     points: Tensor
 
     smooth = False  # its gradients are not those of the loss
+    weighted = True  # initialize accepts weights of the rows
 
     def __init__(
         self,
@@ -124,9 +125,9 @@ class SemiAmortized(Module):
         self.together = self._broadcasts(x)  # whether the model supports all points in one run
 
     @torch.no_grad()
-    def initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Tensor, weights: Tensor | None = None) -> None:
         """New random weights, near the standard normal; scales of the columns from ``x`` (n, d)."""
-        self.proposal.initialize(x)
+        self.proposal.initialize(x, weights)
 
     def propose(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The network's mean and scales (n, k) for the rows ``x`` (n, d)."""

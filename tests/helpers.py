@@ -5,8 +5,26 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 
 import zoo
+from zoo.data import Moments
 
 ALGEBRA = 1e-10  # float64, of algebra that is exact
+ABILITY_NAMES = ("general", "picture", "blocks", "maze", "reading", "vocab")
+ABILITY = torch.tensor(  # R's ability.cov, of 112 persons (Smith and Stanley 1983)
+    [
+        [24.641, 5.991, 33.520, 6.023, 20.755, 29.701],
+        [5.991, 6.700, 18.137, 1.782, 4.936, 7.204],
+        [33.520, 18.137, 149.831, 19.424, 31.430, 50.753],
+        [6.023, 1.782, 19.424, 12.711, 4.757, 9.075],
+        [20.755, 4.936, 31.430, 4.757, 52.604, 66.762],
+        [29.701, 7.204, 50.753, 9.075, 66.762, 135.292],
+    ],
+    dtype=torch.float64,
+)
+
+
+def ability():
+    """The moments of six tests of ability."""
+    return Moments.from_covariance(ABILITY, n=112, columns=ABILITY_NAMES)
 
 
 def fit(model, guide, x, **settings):

@@ -50,6 +50,7 @@ _WINGS = (
     "data",
     "diagnostics",
     "distributions",
+    "estimators",
     "export",
     "factors",
     "infer",

@@ -332,7 +332,7 @@ def test_models_without_known_symmetries_are_refused(model):
 
 def test_what_does_not_go_together_is_named():
     factors, mixture = random_linear(PPCA, 3, 2), random_mixture("full")
-    with pytest.raises(ValueError, match="rotation must be one of principal, varimax; got 'promax'"):
+    with pytest.raises(ValueError, match="rotation must be one of principal, varimax, quartimax; got 'promax'"):
         to_canonical(factors, "promax")
     with pytest.raises(TypeError, match="PPCA and GMM have different symmetries"):
         align(factors, mixture)

@@ -90,5 +90,5 @@ def test_refusals(run, tests, untouched):
             posterior_loadings(run, tests, draws=39)
         with pytest.raises(ValueError, match="factors=6 must be at most the 5 factors"):
             posterior_loadings(run, tests, factors=6)
-        with pytest.raises(ValueError, match="rotation must be one of principal, varimax"):
+        with pytest.raises(ValueError, match="rotation must be one of principal, varimax, quartimax"):
             posterior_loadings(run, tests, rotation="oblimin")

@@ -281,3 +281,12 @@ def test_a_parameter_is_set_in_place_to_a_constrained_value():
     torch.testing.assert_close(module.lower, value)
     module.lower = PyroParam(torch.eye(3), constraints.lower_cholesky)
     assert module.lower.shape == (3, 3)
+
+
+def test_a_module_that_has_run_survives_pickling():
+    x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    run = zoo.cavi(zoo.BayesianPCA(3, 1).double(), x, restarts=1)  # its guide has modules within modules
+    bound = zoo.evaluate(run, x, draws=30).total
+    again = pickle.loads(pickle.dumps(run))
+    assert zoo.evaluate(again, x, draws=30).total == bound
+    assert zoo.evaluate(copy.deepcopy(run), x, draws=30).total == bound

@@ -439,6 +439,8 @@ def test_labels_must_be_whole_and_complete(csv, parquet, npy):
         ('a,b\n1,"2"3\n', "cannot be read"),
         ("a,b\r1,2\r", "cannot be read"),
         ("a\r1\r", "check its line endings"),
+        (b"a,b\n1,\x81\n", "cannot be read"),
+        (b"a,b\n1,\xe2\x82", "cannot be read"),
         (b"a,b\n1,\x00\n", "cannot be read: it is no text in UTF-8"),
         (gzip.compress(b"a,b\n1,2\n", mtime=0), "cannot be read"),
     ],

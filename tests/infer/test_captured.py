@@ -350,3 +350,22 @@ def test_state_that_cannot_be_watched_is_refused(some):
     svi = CapturedSVI(model, guide, Fused(), Trace_ELBO())
     with pytest.warns(UserWarning, match="holds a value of type ndarray"):
         svi.step(some)
+
+
+def test_a_pair_that_fails_at_other_parameters_is_refused(some, monkeypatch):
+    model, guide = pair(some)
+    svi = CapturedSVI(model, guide, Fused(), Trace_ELBO())
+    calls, ordinary = [], svi.loss_and_grads
+
+    def fails(*args):
+        calls.append([p.clone() for p in guide.parameters()])
+        if len(calls) == 2:
+            raise torch.linalg.LinAlgError("not positive definite")
+        return ordinary(*args)
+
+    monkeypatch.setattr(svi, "loss_and_grads", fails)
+    with pytest.warns(UserWarning, match="it fails at other parameters"):
+        svi.step(some)
+    svi.step(some)
+    moved = [(now - first).abs().max() for first, now in zip(calls[0], calls[2], strict=True)]
+    assert max(moved) < 0.011, "only the optimizer's step is left"

@@ -3,7 +3,7 @@
 import polars
 import pytest
 import torch
-from helpers import close
+from helpers import ABILITY, ABILITY_NAMES, ability, close
 
 import zoo
 from zoo import PPCA, FactorAnalysis
@@ -11,23 +11,6 @@ from zoo.base.moments import Moments
 from zoo.diagnostics import information_criteria
 
 pytestmark = pytest.mark.usefixtures("own_store")
-
-NAMES = ("general", "picture", "blocks", "maze", "reading", "vocab")
-ABILITY = torch.tensor(  # R's ability.cov, of 112 persons (Smith and Stanley 1983)
-    [
-        [24.641, 5.991, 33.520, 6.023, 20.755, 29.701],
-        [5.991, 6.700, 18.137, 1.782, 4.936, 7.204],
-        [33.520, 18.137, 149.831, 19.424, 31.430, 50.753],
-        [6.023, 1.782, 19.424, 12.711, 4.757, 9.075],
-        [20.755, 4.936, 31.430, 4.757, 52.604, 66.762],
-        [29.701, 7.204, 50.753, 9.075, 66.762, 135.292],
-    ],
-    dtype=torch.float64,
-)
-
-
-def ability():
-    return Moments.from_covariance(ABILITY, n=112, columns=NAMES)
 
 
 def uniquenesses(model):
@@ -71,8 +54,8 @@ def test_a_correlation_matrix_gives_the_same_uniquenesses():
 
 
 def test_names_and_divisor():
-    frame = polars.DataFrame(ABILITY.numpy(), schema=list(NAMES))
-    assert Moments.from_covariance(frame, n=112).columns == NAMES
+    frame = polars.DataFrame(ABILITY.numpy(), schema=list(ABILITY_NAMES))
+    assert Moments.from_covariance(frame, n=112).columns == ABILITY_NAMES
     close(Moments.from_covariance(ABILITY, n=112).covariance, ABILITY * 111 / 112)
     close(Moments.from_covariance(ABILITY, n=112, divisor="n").covariance, ABILITY)
     assert repr(ability()) == "Moments of 112 rows x 6 columns"
@@ -100,12 +83,12 @@ def changed(i, j, value):
 )
 def test_a_wrong_matrix_is_refused(matrix, options, message):
     with pytest.raises(ValueError, match=message):
-        Moments.from_covariance(matrix, **{"n": 112, "columns": NAMES} | options)
+        Moments.from_covariance(matrix, **{"n": 112, "columns": ABILITY_NAMES} | options)
 
 
 def test_a_covariance_is_no_correlation():
     with pytest.raises(ValueError, match=r"diagonal of the correlation matrix holds 24.641 for column 'general'"):
-        Moments.from_correlation(ABILITY, n=112, columns=NAMES)
+        Moments.from_correlation(ABILITY, n=112, columns=ABILITY_NAMES)
 
 
 def test_what_needs_rows_says_so():
@@ -121,7 +104,7 @@ def test_what_needs_rows_says_so():
         zoo.em(model, ability(), weights=[1.0] * 112)
 
 
-def written(path, matrix=ABILITY, header=NAMES, rows=NAMES):
+def written(path, matrix=ABILITY, header=ABILITY_NAMES, rows=ABILITY_NAMES):
     """A CSV file as R's write.csv makes it."""
     lines = [",".join(f'"{name}"' for name in (("", *header) if rows else header))]
     for i, values in enumerate(matrix.tolist()):
@@ -134,12 +117,14 @@ def test_matrices_from_files(tmp_path):
     path = written(tmp_path / "cov.csv")
     found = zoo.data.load_moments(path, n=112)
     close(found.covariance, ability().covariance)
-    assert (found.columns, found.count) == (NAMES, 112)
+    assert (found.columns, found.count) == (ABILITY_NAMES, 112)
     close(zoo.data.load_moments(written(tmp_path / "bare.csv", rows=()), n=112).covariance, found.covariance)
     unit = ABILITY.diagonal().sqrt()
     correlation = ABILITY / torch.outer(unit, unit)
     close(zoo.data.load_moments(written(tmp_path / "cor.csv", correlation), n=112).covariance, correlation)
     with pytest.raises(ValueError, match="row 0 is named 'picture', column 0 'general'"):
-        zoo.data.load_moments(written(tmp_path / "other.csv", rows=(NAMES[1], NAMES[0], *NAMES[2:])), n=112)
-    with pytest.raises(ValueError, match="has 4 rows and 7 columns: a covariance or correlation matrix is square"):
+        zoo.data.load_moments(
+            written(tmp_path / "other.csv", rows=(ABILITY_NAMES[1], ABILITY_NAMES[0], *ABILITY_NAMES[2:])), n=112
+        )
+    with pytest.raises(ValueError, match="has 4 rows and 6 columns of numbers"):
         zoo.data.load_moments(written(tmp_path / "part.csv", ABILITY[:4]), n=112)

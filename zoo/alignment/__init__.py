@@ -17,11 +17,13 @@ from zoo.alignment.bootstrap import bootstrap_loadings
 from zoo.alignment.canonical import canonical_transform, to_canonical
 from zoo.alignment.loadings import Loadings
 from zoo.alignment.matching import align, match_components, posterior_difference, principal_angles, procrustes
+from zoo.alignment.rotated import RotatedFactors, rotate
 from zoo.alignment.symmetry import Alignment, covariance
 
 __all__ = [
     "Alignment",
     "Loadings",
+    "RotatedFactors",
     "align",
     "bootstrap_loadings",
     "canonical_transform",
@@ -31,5 +33,6 @@ __all__ = [
     "posterior_loadings",
     "principal_angles",
     "procrustes",
+    "rotate",
     "to_canonical",
 ]

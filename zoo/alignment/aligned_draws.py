@@ -9,8 +9,8 @@ from torch import Tensor
 from zoo.algebra.parameter_draws import linear_log_marginal
 from zoo.alignment.canonical import canonical_rotation
 from zoo.alignment.loadings import Loadings, check_level, scaled
+from zoo.alignment.orthomax import Rotation
 from zoo.alignment.symmetry import Factors
-from zoo.alignment.varimax import Rotation
 from zoo.base.callables import name_of, undecorated
 from zoo.base.checks import ArrayLike, check_whole
 from zoo.base.pairs import Trained, known_columns, rows_of
@@ -53,8 +53,8 @@ def posterior_loadings(
         draws: from the guide, at least 2 / (1 - level).
         level: the level of the intervals, in (0, 1).
         factors: the number of leading principal factors that are returned, such as
-            ``zoo.diagnostics.effective_size(run, x).kept``; None returns all. Varimax rotates only these.
-        rotation: ``"principal"`` or ``"varimax"``, see :func:`zoo.to_canonical`.
+            ``zoo.diagnostics.effective_size(run, x).kept``; None returns all. The others rotate only these.
+        rotation: ``"principal"``, ``"varimax"`` or ``"quartimax"``, see :func:`zoo.to_canonical`.
         standardised: divide loadings by the standard deviations of the columns in each draw, which makes them
             correlations of columns and factors. False leaves them in the units of the columns.
         seed: of the draws; the caller's random stream is left unchanged.
@@ -96,11 +96,11 @@ def posterior_loadings(
     turned = _aligned(weight / unit) * unit
     turned = turned @ canonical_rotation(Factors(turned.mean(0), mean_noise), "principal")
     found = scaled(turned, noise, standardised)[..., :wanted]
-    if rotation == "varimax":
+    if rotation != "principal":
         # Among the returned factors alone; the variance of the others counts as noise.
         chosen = turned[..., :wanted].mean(0)
         rest = mean_noise + turned[..., wanted:].mean(0).square().sum(-1)
-        found = found @ canonical_rotation(Factors(chosen, rest), "varimax")
+        found = found @ canonical_rotation(Factors(chosen, rest), rotation)
     return Loadings(
         estimate=found.mean(0),
         replicates=found,

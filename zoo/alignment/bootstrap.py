@@ -12,8 +12,8 @@ from torch.nn.functional import normalize
 from zoo.alignment.canonical import canonical_rotation, canonical_transform, to_canonical
 from zoo.alignment.loadings import Basis, Loadings, check_level, scaled
 from zoo.alignment.matching import procrustes
+from zoo.alignment.orthomax import Rotation
 from zoo.alignment.symmetry import Factors, LinearModule, model_of
-from zoo.alignment.varimax import Rotation
 from zoo.base.callables import PyroCallable, name_of
 from zoo.base.checks import ArrayLike, check_rows, incomplete
 from zoo.base.moments import Moments
@@ -70,7 +70,7 @@ def bootstrap_loadings(
         x: the rows (n, d) it was fitted to, or a :class:`zoo.data.Dataset`, whose column names are then used.
         draws: the number of samples, at least 2 / (1 - level).
         level: the level of the intervals, in (0, 1).
-        rotation: ``"principal"`` or ``"varimax"``, see :func:`zoo.to_canonical`.
+        rotation: ``"principal"``, ``"varimax"`` or ``"quartimax"``, see :func:`zoo.to_canonical`.
         basis: ``"fit"`` or ``"own"``.
         standardised: divide loadings by the standard deviations of the columns under each fit, which makes them
             correlations of columns and factors. False leaves them in the units of the columns.

@@ -5,8 +5,8 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from zoo.alignment.orthomax import GAMMA, Rotation, orthomax_rotation
 from zoo.alignment.symmetry import Alignment, Factors, Fitted, factors_of, mixture_of, unknown
-from zoo.alignment.varimax import Rotation, varimax_rotation
 from zoo.base.callables import PyroCallable
 from zoo.infer.run import Fit
 
@@ -20,7 +20,7 @@ def canonical_transform(model: PyroCallable | Fit, rotation: Rotation = "princip
 
     Raises:
         TypeError: the model is neither linear-Gaussian nor a Gaussian mixture.
-        ValueError: ``rotation`` is neither of the two.
+        ValueError: ``rotation`` is none of these.
     """
     if rotation not in get_args(Rotation):
         raise ValueError(f"rotation must be one of {', '.join(get_args(Rotation))}; got {rotation!r}")
@@ -45,7 +45,10 @@ def to_canonical(fitted: Fitted, rotation: Rotation = "principal") -> Fitted:
     loadings after scaling every row to length 1, found by plane rotations from the principal basis (of several maxima
     always the same one); factors in order of decreasing sum of squares.
 
-    In both, the loading of largest absolute value of every factor is positive. Sums of squares and absolute values are
+    Factors, ``"quartimax"``: likewise for the sum of the fourth powers of the loadings, without that scaling. Oblique
+    rotations, whose factors are correlated, are no transform of the model: see :func:`zoo.alignment.rotate`.
+
+    In all, the loading of largest absolute value of every factor is positive. Sums of squares and absolute values are
     in standard deviations of the columns under the model, so the result does not depend on the columns' units.
 
     Mixtures: components in order of decreasing weight; weights equal to six digits in the lexicographic order of their
@@ -61,7 +64,7 @@ def to_canonical(fitted: Fitted, rotation: Rotation = "principal") -> Fitted:
     Raises:
         TypeError: the model is neither. The factors of a network have no such symmetry: a rotation would change the
             function that the network computes.
-        ValueError: ``rotation`` is neither of the two.
+        ValueError: ``rotation`` is none of these.
 
     References:
         Kaiser (1958), The varimax criterion for analytic rotation in factor analysis, Psychometrika 23(3); Lawley and
@@ -87,8 +90,9 @@ def canonical_rotation(factors: Factors, rotation: Rotation) -> Tensor:
     triangle = torch.linalg.qr(weight / noise.sqrt().unsqueeze(1)).R
     turn = torch.linalg.svd(triangle).Vh.T  # (k, k), also where k > d
     unit = (noise + weight.square().sum(1)).sqrt().unsqueeze(1)
-    if rotation == "varimax":
-        turn = turn @ varimax_rotation(weight / unit @ turn)
+    if rotation != "principal":
+        kaiser = rotation == "varimax"
+        turn = turn @ orthomax_rotation(weight / unit @ turn, GAMMA[rotation], kaiser=kaiser)
         size = (weight / unit @ turn).square().sum(0)
         turn = turn[:, size.argsort(descending=True, stable=True)]
     loadings = weight / unit @ turn

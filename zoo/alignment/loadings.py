@@ -8,7 +8,7 @@ import polars
 import torch
 from torch import Tensor
 
-from zoo.alignment.varimax import Rotation
+from zoo.alignment.orthomax import Rotation
 from zoo.base.checks import check_whole
 
 Basis = Literal["fit", "own"]

@@ -48,6 +48,7 @@ class Module(PyroModule):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._pyro_context.used = False  # the original may have run; Pyro refuses to rename what has
         self._pyro_set_supermodule(_root(self), self._pyro_context)
 
     def __getattr__(self, name: str) -> Any:

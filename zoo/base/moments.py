@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -120,7 +120,7 @@ class Moments:
 
     def to(self, other: Tensor) -> "Moments":
         """The moments in the dtype and on the device of ``other``."""
-        return replace(self, mean=self.mean.to(other), covariance=self.covariance.to(other))
+        return Moments(self.count, self.mean.to(other), self.covariance.to(other), self.columns)
 
     def __repr__(self) -> str:
         return f"Moments of {self.count:g} rows x {len(self.mean)} columns"

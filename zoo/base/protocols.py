@@ -338,6 +338,13 @@ class LinearGaussian(Hook, Protocol):
 
 
 @runtime_checkable
+class BoundedNoise(LinearGaussian, Protocol):
+    """A linear-Gaussian model whose noise variances have lower bounds."""
+
+    least: Tensor  # (d,)
+
+
+@runtime_checkable
 class LinearForm(Hook, Protocol):
     """A model that is linear-Gaussian for some of its options, with its parameters under other names."""
 

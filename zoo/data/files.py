@@ -48,7 +48,10 @@ def read_file(path: Path, how: Format | None = None) -> Table:
 def read_csv(path: Path, how: Format = Format()) -> FrameTable:  # noqa: B008 (it is frozen)
     """A CSV file with a header line; columns are read as text and parsed when used."""
     encoding = how.encoding or find_encoding(path)
-    separator = how.separator or find_separator(path, encoding)
+    try:
+        separator = how.separator or find_separator(path, encoding)
+    except UnicodeError as error:
+        raise unreadable(str(path), error) from error
     scanned = scan_lines(path, encoding, separator)
     options: dict[str, Any] = {"infer_schema": False, "separator": separator, "n_rows": scanned.rows}
     options |= {"new_columns": scanned.header} | ({"has_header": False, "skip_rows": 1} if scanned.shifted else {})

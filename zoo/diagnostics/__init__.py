@@ -24,6 +24,7 @@ from zoo.diagnostics.guide.linear_response import LinearResponse, linear_respons
 from zoo.diagnostics.guide.mcmc import Comparison, MCMCSamples, nuts
 from zoo.diagnostics.guide.relevance import EffectiveSize, effective_size
 from zoo.diagnostics.model.criteria import InformationCriteria, information_criteria
+from zoo.diagnostics.model.goodness import FitMeasures, fit_measures
 from zoo.diagnostics.model.leave_one_out import Loo, loo
 from zoo.diagnostics.model.predictive import PredictiveCheck, predictive_check
 from zoo.diagnostics.model.predictive_density import PredictiveDensity, predictive_density
@@ -37,6 +38,7 @@ __all__ = [
     "Diagnosis",
     "EffectiveSize",
     "Finding",
+    "FitMeasures",
     "ImportanceMoments",
     "InformationCriteria",
     "LinearResponse",
@@ -48,6 +50,7 @@ __all__ = [
     "Selection",
     "diagnose",
     "effective_size",
+    "fit_measures",
     "importance_moments",
     "information_criteria",
     "linear_response",

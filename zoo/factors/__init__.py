@@ -1,4 +1,5 @@
-"""Uses of a fitted model: encode and decode, traverse factors, generate, reconstruct, impute, and probe for labels.
+"""Uses of a fitted model: encode and decode, traverse factors, generate, reconstruct, impute, score, and
+probe for labels.
 
 All functions here take a trained pair of model and guide, fork the random generator with their own ``seed``, and
 leave the caller's random stream unaffected.
@@ -12,6 +13,7 @@ from zoo.factors.imputation import impute
 from zoo.factors.intervention import Intervention, intervene
 from zoo.factors.probing import Probe, probe
 from zoo.factors.row_scores import PosteriorScores, posterior_scores
+from zoo.factors.scoring import Scores, scores
 from zoo.factors.traversal import Decoded, Traversal, interpolate, traverse
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "PosteriorScores",
     "Probe",
     "Reconstruction",
+    "Scores",
     "Traversal",
     "classify",
     "decode",
@@ -34,5 +37,6 @@ __all__ = [
     "posterior_scores",
     "probe",
     "reconstruct",
+    "scores",
     "traverse",
 ]

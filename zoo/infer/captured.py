@@ -121,6 +121,7 @@ class _Graph:
         self.params = [p for _, p in pyro.get_param_store().named_parameters() if p.requires_grad]
         self.beta = torch.zeros((), device=next((p.device for p in self.params), None))  # of an AnnealedELBO
         self.moved: list[Tensor] = []  # the parameters that have a gradient
+        self.last: list[Tensor | None] = []  # gradients, whose memory the system would clear anew if it were given back
         given = _tensors(args)
         if any(own.requires_grad for own in given):
             raise NotCaptured("one of its arguments requires a gradient")
@@ -143,6 +144,7 @@ class _Graph:
         with torch.inference_mode() if isinstance(self.svi.optim, Fused) else torch.no_grad():
             self._turn()
             loss = self._gradients(given)
+            self.last = [p.grad for p in self.moved]
             self.svi.optim(set(self.moved))
             self._taken()
         return loss
@@ -183,6 +185,8 @@ class _Graph:
         svi, length = self.svi, max((len(t) for t in _tensors(args) if t.ndim), default=0)
         args = tuple(a.roll(1, 0) if isinstance(a, Tensor) and a.ndim and len(a) == length else a for a in args)
         kept, step = [p.detach().clone() for p in self.params], getattr(svi.objective, "step", 0)
+        right: list[Tensor | None]
+        ours: list[Tensor | None]
         try:
             with torch.no_grad(), seeded(1):
                 for p in self.params:
@@ -195,7 +199,10 @@ class _Graph:
                 loss = svi.loss_and_grads(svi.model, svi.guide, *args)
                 right = [torch.tensor(loss, dtype=torch.float64), *self._taken()]
             with seeded(1), torch.no_grad():
-                ours = [self._gradients(_tensors(args)), *self._taken()]
+                own = float(self._gradients(_tensors(args)))
+                ours = [torch.tensor(own, dtype=torch.float64), *self._taken()]
+        except RuntimeError as error:  # such as a covariance that is not positive definite
+            raise NotCaptured(f"it fails at other parameters ({type(error).__name__})") from error
         finally:
             with torch.no_grad():
                 for p, old in zip(self.params, kept, strict=True):
@@ -203,15 +210,17 @@ class _Graph:
             if isinstance(svi.objective, AnnealedELBO):
                 svi.objective.step = step
         norms = [0.0 if one is None else float(one.norm()) for one in right]
-        close = max(torch.finfo(p.dtype).eps for p in self.params) ** 0.5
-        same = all((one is None) == (other is None) for one, other in zip(right, ours, strict=True))
-        for one, other, norm in zip(right, ours, norms, strict=True):
-            if same and one is not None and other is not None:
-                same = float((one - other).norm()) <= close * max(norm, 1e-3 * max(norms[1:]))
-        if math.isfinite(sum(norms)) and not same:
+        close, least = max(torch.finfo(p.dtype).eps for p in self.params) ** 0.5, 1e-3 * max(norms[1:])
+
+        def same(one: Tensor | None, other: Tensor | None) -> bool:
+            if one is None or other is None:
+                return one is other
+            return float((one - other).norm()) <= close * max(float(one.norm()), least)
+
+        if math.isfinite(sum(norms)) and not all(map(same, right, ours)):
             raise NotCaptured(
-                f"at other values its graph gives the loss {float(ours[0] or 0):.9g}, and not {right[0]:.9g}, or other "
-                "gradients (look for randomness outside torch, values read through numpy, and state that changes)"
+                f"at other values its graph gives the loss {own:.9g}, and not {loss:.9g}, or other gradients "
+                "(look for randomness outside torch, values read through numpy, and state that changes)"
             )
 
     def _taken(self) -> list[Tensor | None]:

@@ -33,6 +33,7 @@ from zoo.infer.optim.lbfgs import LBFGS
 from zoo.infer.optim.natural import LocalFirstSVI, NaturalGradient
 from zoo.infer.pairing import check_pair, move
 from zoo.infer.planning import Plan, plan
+from zoo.infer.remaining import confirmed
 from zoo.infer.run import Fit, Store
 from zoo.infer.running import Running
 from zoo.infer.watchers import (
@@ -122,7 +123,8 @@ def fit(
         device: moves model, guide and data to this device first; None uses that of the model.
         validation: held-out rows (m, d) whose bound is evaluated every ``every`` steps, with the same draws each time.
             None holds out a tenth of 200 rows or more, at most 1,000, for a deep model with a guide for new rows and
-            default loss, optimizer and patience: networks that are trained for long fit the noise of their own rows.
+            default loss, optimizer and patience and no weights: networks that are trained for long fit the noise of
+            their own rows.
         patience: stop after this many evaluations of ``validation`` without a better bound. Model and guide then have
             the parameters of the best evaluation, also if the steps end first. None does not stop, except for rows held
             out by default: there 20. 0 holds out nothing by default, and keeps the last parameters.
@@ -143,7 +145,8 @@ def fit(
             An object with a method ``see`` (:class:`zoo.infer.Watcher`) receives the fit itself.
 
     Returns:
-        a :class:`Fit`; in its ``training``, ``converged`` is whether it has converged and ``stopped`` why it ended.
+        a :class:`Fit`; in its ``training``, ``converged`` is whether it has converged and ``stopped`` why it ended. A
+        noisy fit of a conjugate model has converged only if EM gains no more from there.
 
     Warns:
         UnboundedLikelihood: more than a twentieth of a decoder's variances ended at their floor, or a component of a
@@ -375,7 +378,7 @@ def _end(running: Running, watchers: list[Watcher], first: tuple[Any, ...]) -> F
         if isinstance(watcher, Collapse):
             watcher.look(running)
     running.at_floor = floored(running.model, running.svi.guide, first, decided.seed)
-    run = running.run()
+    run = confirmed(running.run(), decided)
     for watcher in watchers:
         if isinstance(watcher, Checkpoint):
             watcher.write(run)

@@ -68,7 +68,8 @@ def infer(run: Fit, x: ArrayLike, *, steps: int | None = None, seed: int = 0, pr
     model = copy.deepcopy(run.model)
     for parameter in _parameters(model):
         parameter.requires_grad_(False)
-    built: Any = type(guide)(model, rows, **{k: v for k, v in guide.settings.items() if k not in CONSTRUCTED})
+    kind: Any = type(guide)
+    built = kind(model, rows, **{name: value for name, value in guide.settings.items() if name not in CONSTRUCTED})
     built.to(rows)
     if isinstance(guide, HoldsFactors) and getattr(guide, "conjugate", None) is not None:
         return _by_closed_form(run, model, built, rows, columns)

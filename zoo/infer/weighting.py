@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from pyro.optim import PyroOptim
@@ -20,6 +21,7 @@ from zoo.infer.losses.traces import Site
 from zoo.infer.optim.natural import NaturalGradient
 
 _paused: ContextVar[bool] = ContextVar("whether rows count once, whatever their weights", default=False)
+_index: ContextVar[Tensor | None] = ContextVar("the numbers of the rows in the last plate", default=None)
 
 
 @contextmanager
@@ -43,19 +45,23 @@ class RowWeights(Messenger):
     def __init__(self, weights: Tensor, plate: str) -> None:
         super().__init__()
         self.weights, self.plate = weights, plate
-        self._own = [weights]  # of the rows at hand (b,); in a list, as it changes at every call
+
+    def __exit__(self, *reason: Any) -> None:
+        _index.set(None)
+        super().__exit__(*reason)
 
     def _pyro_sample(self, msg: Site) -> None:
         if _paused.get():
             return
         if site_is_subsample(msg):
             if msg["name"] == self.plate:
-                index = msg["value"]
-                self._own[0] = self.weights if index is None else self.weights.index_select(0, index)
+                _index.set(msg["value"])
             return
         for frame in msg["cond_indep_stack"]:
             if frame.vectorized and frame.name == self.plate:
-                msg["scale"] = msg["scale"] * self._own[0].reshape(-1, *[1] * (-1 - frame.dim))
+                index = _index.get()
+                own = self.weights if index is None else self.weights.index_select(0, index)  # (b,)
+                msg["scale"] = msg["scale"] * own.reshape(-1, *[1] * (-1 - frame.dim))
 
 
 class WeightedClosedForm(ClosedFormELBO):

@@ -26,9 +26,9 @@ class Bernoulli(nn.Module):
         self.register_buffer("shift", torch.zeros(data_dim))
 
     @torch.no_grad()
-    def place(self, x: Tensor) -> None:
-        _, mean = column_moments(x)
-        edge = half_a_row(x)
+    def place(self, x: Tensor, weights: Tensor | None = None) -> None:
+        _, mean = column_moments(x, weights)
+        edge = half_a_row(x, weights)
         self.shift.copy_(torch.logit(mean.clamp(edge, 1 - edge)))
 
     def check(self, x: Tensor, columns: Tensor | None = None) -> None:

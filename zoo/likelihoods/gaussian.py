@@ -63,10 +63,10 @@ class Gaussian(nn.Module):
         if covariance == "scalar":
             self.register_buffer("common", torch.ones(()))
 
-    def place(self, x: Tensor) -> None:
-        self.columns.place(x)
+    def place(self, x: Tensor, weights: Tensor | None = None) -> None:
+        self.columns.place(x, weights)
         if self.covariance == "scalar":
-            variance, _ = column_moments(x)
+            variance, _ = column_moments(x, weights)
             self.common.copy_(variance.mean().sqrt() if variance.any() else variance.new_ones(()))
 
     def check(self, x: Tensor, columns: Tensor | None = None) -> None:

@@ -50,9 +50,9 @@ class Mixed(nn.Module):
     def _groups(self) -> list[Tensor]:
         return [self.get_buffer(f"group_{number}") for number in range(len(self.kinds))]
 
-    def place(self, x: Tensor) -> None:
+    def place(self, x: Tensor, weights: Tensor | None = None) -> None:
         for part, group in zip(self._parts, self._groups, strict=True):
-            part.place(x[:, group])
+            part.place(x[:, group], weights)
 
     def check(self, x: Tensor, columns: Tensor | None = None) -> None:
         """Raises a ValueError where a column has a value outside the support of its likelihood."""

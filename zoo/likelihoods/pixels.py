@@ -27,8 +27,8 @@ class Logistic256(nn.Module):
         self.locations = self.noise = data_dim
         self.columns = Standardize(data_dim)
 
-    def place(self, x: Tensor) -> None:
-        self.columns.place(x)
+    def place(self, x: Tensor, weights: Tensor | None = None) -> None:
+        self.columns.place(x, weights)
 
     def check(self, x: Tensor, columns: Tensor | None = None) -> None:
         refuse(

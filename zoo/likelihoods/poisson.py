@@ -24,9 +24,9 @@ class Poisson(nn.Module):
         self.register_buffer("shift", torch.zeros(data_dim))
 
     @torch.no_grad()
-    def place(self, x: Tensor) -> None:
-        _, mean = column_moments(x)
-        self.shift.copy_(torch.maximum(mean, half_a_row(x)).log())
+    def place(self, x: Tensor, weights: Tensor | None = None) -> None:
+        _, mean = column_moments(x, weights)
+        self.shift.copy_(torch.maximum(mean, half_a_row(x, weights)).log())
 
     def check(self, x: Tensor, columns: Tensor | None = None) -> None:
         refuse(

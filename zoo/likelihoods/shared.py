@@ -2,6 +2,7 @@
 
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -15,8 +16,8 @@ class Likelihood(Hook, Protocol):
     locations: int  # location parameters
     noise: int  # noise parameters
 
-    def place(self, x: Tensor) -> None:
-        """Sets means and units from the data (n, d)."""
+    def place(self, x: Tensor, weights: Tensor | None = None) -> None:
+        """Sets means and units from the data (n, d), with weights (n,) of the rows."""
         ...
 
     def check(self, x: Tensor, columns: Tensor | None = None) -> None:
@@ -57,8 +58,11 @@ def tiny(above: Tensor, floor: float) -> Tensor:
     return (above < max(floor, 1e-3 - floor)).to(above).mean(-1)
 
 
-def half_a_row(x: Tensor) -> Tensor:
+def half_a_row(x: Tensor, weights: Tensor | None = None) -> Tensor:
     """Half an observation, as a fraction of the number of observed entries in every column (d,)."""
+    if weights is not None:
+        count = weights.to(x) @ (~x.isnan()).to(x)
+        return 0.5 / torch.where(count > 0, count, 1.0)
     return 0.5 / (~x.isnan()).sum(0).clamp_min(1).to(x)
 
 

@@ -45,8 +45,8 @@ class StudentT(nn.Module):
         """The degrees of freedom of every column (d,)."""
         return self.LEAST + softplus(self.freedom)
 
-    def place(self, x: Tensor) -> None:
-        self.columns.place(x)
+    def place(self, x: Tensor, weights: Tensor | None = None) -> None:
+        self.columns.place(x, weights)
 
     def check(self, x: Tensor, columns: Tensor | None = None) -> None:
         """Every finite number is in the support."""

@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from zoo.algebra.exponential_families import CategoricalFactor
 from zoo.algebra.linear_gaussian import refuse_constant_columns
 from zoo.algebra.missing import column_moments, refuse_unobserved_columns
 from zoo.algebra.mixture_covariances import MCLUST
@@ -19,6 +20,7 @@ from zoo.distributions.observed import seen
 from zoo.models.mixture_ascent import MixtureAscent, mixture_bound
 from zoo.models.mixture_factors import Covariance, MixturePriors, mixture_factors
 from zoo.models.mixture_predictive import broken, log_predictive
+from zoo.models.mixture_rows import mixture_rows
 from zoo.models.mixture_starts import Start, filled, hard_responsibilities
 
 Proportions = Literal["dirichlet", "sticks"]
@@ -269,6 +271,11 @@ class BayesianGMM(Module):
         elif not self.matrix:
             precision = precision.expand_as(mean)
         return mixture_log_marginal(like(x, self).to(mean), proportions.log(), mean, precision)
+
+    def row_factor(self, x: Tensor, factors: Mapping[str, Any]) -> CategoricalFactor:
+        """q(component) of rows (n, d), new ones as well, at its optimum given the factors of the shared sites."""
+        q = mixture_factors(factors)
+        return CategoricalFactor(mixture_rows(x.double(), self._priors()).logs(q, self._priors()).log_softmax(-1))
 
     def log_predictive(self, x: Tensor, factors: Mapping[str, Any]) -> Tensor | None:
         """log p(x | data) under q, a mixture of Student's t, (n,); None for independent means, where none is closed.

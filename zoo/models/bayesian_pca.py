@@ -6,11 +6,12 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from zoo.algebra.exponential_families import GaussianFactor
 from zoo.base.checks import check_whole
 from zoo.base.module import Module, like
 from zoo.base.plates import rows
 from zoo.distributions.observed import seen
-from zoo.models.linear_ascent import LinearAscent, Rows, linear_bound, linear_factors
+from zoo.models.linear_ascent import LinearAscent, Rows, best_row_factor, linear_bound, linear_factors
 from zoo.models.linear_priors import (
     LinearPriors,
     check_gamma,
@@ -126,6 +127,10 @@ class BayesianPCA(Module):
     def bound(self, x: Tensor, factors: Mapping[str, Any], scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
         """The evidence lower bound of factors by site; the rows' terms count ``scale`` times."""
         return linear_bound(Rows.of(x, weights), linear_factors(factors), self._priors(), scale)
+
+    def row_factor(self, x: Tensor, factors: Mapping[str, Any]) -> GaussianFactor:
+        """q(z) of rows (n, d), new ones as well, at its optimum given the factors of the shared sites."""
+        return best_row_factor(x, linear_factors(factors))
 
     def log_marginal_given(self, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         """log p(x | theta) of every row (draws, n); see :func:`zoo.models.linear_priors.linear_log_marginal_given`."""

@@ -172,6 +172,12 @@ def best_z(rows: Rows, q: LinearFactors) -> GaussianFactor | LinearMap:
     return GaussianFactor((covariance @ pull.unsqueeze(-1)).squeeze(-1), covariance)
 
 
+def best_row_factor(x: Tensor, q: LinearFactors) -> GaussianFactor:
+    """q(Z) of rows (n, d), NaN where missing, at its optimum given the other factors."""
+    found = best_z(Rows.of(x), q)
+    return found.factor(x.double()) if isinstance(found, LinearMap) else found
+
+
 def best_weight(inner: Inner, q: LinearFactors, priors: LinearPriors) -> GaussianFactor:
     """q(W): one Gaussian for every column; all have the same covariance with equal noise and no missing entries."""
     tau, prior = q.tau, torch.diag(q.relevance.mean)

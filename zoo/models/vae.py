@@ -81,6 +81,7 @@ class VAE(Module):
     origin: Tensor
 
     missing = True  # accepts NaN, as entries missing at random
+    weighted = True  # initialize and estimate accept weights of the rows
 
     def __init__(
         self,
@@ -220,17 +221,17 @@ class VAE(Module):
         self.likelihood.check(x)
 
     @torch.no_grad()
-    def estimate(self, x: Tensor) -> None:
+    def estimate(self, x: Tensor, weights: Tensor | None = None) -> None:
         """Initialises a linear VAE, and sets it to the estimate of PPCA (``"scalar"``) or factor analysis (``"diag"``).
 
         They are computed from the moments of ``x`` (n, d); see :meth:`zoo.FactorAnalysis.estimate`. Any other VAE is
         only initialised.
         """
-        self.initialize(x)
+        self.initialize(x, weights)
         layer = self._layer()
         if self.linear_form() is None or layer is None:
             return
-        moments = linear_gaussian.filled_moments(like(x, self))
+        moments = linear_gaussian.filled_moments(like(x, self), weights)
         scalar = self.likelihood.covariance == "scalar"
         unit = self.likelihood.common if scalar else self.columns.unit
         if scalar:
@@ -245,10 +246,10 @@ class VAE(Module):
         self.scale.value.copy_(above.sqrt().expm1().log())  # the inverse of softplus
 
     @torch.no_grad()
-    def initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Tensor, weights: Tensor | None = None) -> None:
         """Draws new weights with torch's global generator, and sets the columns' means and units from ``x`` (n, d).
 
         A user's ``decoder`` keeps its weights.
         """
         reset(self, keep=self.decoder)
-        self.likelihood.place(like(x, self))
+        self.likelihood.place(like(x, self), weights)

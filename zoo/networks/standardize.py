@@ -43,9 +43,12 @@ class Standardize(nn.Module):
         return x if self.turn is None else x @ self.turn
 
     @torch.no_grad()
-    def place(self, x: Tensor) -> None:
-        """Sets mean and unit from the observed entries of ``x`` (n, d); constant columns get the mean unit."""
-        variance, mean = column_moments(x)
+    def place(self, x: Tensor, weights: Tensor | None = None) -> None:
+        """Sets mean and unit from the observed entries of ``x`` (n, d); constant columns get the mean unit.
+
+        Every row counts as often as its weight (n,).
+        """
+        variance, mean = column_moments(x, weights)
         usual = variance.mean() if variance.any() else variance.new_ones(())
         self.fill.copy_(mean)
         if self.pixels and not ((x < 0) | (x > 1)).any():
@@ -54,7 +57,8 @@ class Standardize(nn.Module):
         self.unit.copy_(torch.where(variance > 1e-12 * usual, variance, usual).sqrt())
         if self.turn is not None:
             self.turn.copy_(torch.eye(len(self.turn)))
-            parts = (self(rows) for rows in x.split(100_000))
-            values, vectors = torch.linalg.eigh(sum(part.mT @ part for part in parts) / len(x))
+            heavy = x.new_ones(len(x)) if weights is None else weights.to(x)
+            parts = zip(map(self, x.split(100_000)), heavy.split(100_000), strict=True)
+            values, vectors = torch.linalg.eigh(sum((part.mT * own) @ part for part, own in parts) / heavy.sum())
             values = values.clamp_min(1e-4 * values[-1]) if values[-1] > 0 else torch.ones_like(values)
             self.turn.copy_(vectors * values.rsqrt() @ vectors.mT)

@@ -16,6 +16,7 @@ from zoo.base.pairs import Trained, pair_of, rows_of
 from zoo.base.protocols import ClosedBound, Conjugate, ConjugateGivenShared, HasPosterior, Pair
 from zoo.base.tables import index_column, named_rows, row_names
 from zoo.base.threads import on_suited_threads
+from zoo.base.weights import check_weights
 from zoo.posterior.engine import Arguments, Reader, reader, reading
 from zoo.posterior.psis import LEAST, psis_khat
 from zoo.posterior.rowwise import gaussian, log_mean, row_weights
@@ -82,6 +83,7 @@ class Evaluation:
         draws: the number of draws per row.
         shared: the shared part; None for a model without shared sites whose guide is independent between rows.
         index: the names of the rows, numbers or text; None where they are merely counted.
+        weights: how often every row counts in :attr:`total` and :meth:`summary` (n,); None for once.
     """
 
     elbo: Tensor
@@ -93,6 +95,7 @@ class Evaluation:
     draws: int
     shared: SharedTerm | None = None
     index: np.ndarray | None = None
+    weights: Tensor | None = None
 
     @property
     def rows(self) -> Tensor:
@@ -102,7 +105,9 @@ class Evaluation:
     @property
     def total(self) -> float:
         """The evidence lower bound of all rows."""
-        return float(self.elbo.double().sum()) if self.shared is None else self.shared.total
+        if self.shared is not None:
+            return self.shared.total
+        return float(self.elbo.double().sum() if self.weights is None else self.elbo.double() @ self.weights)
 
     @property
     def gap(self) -> Tensor:
@@ -123,7 +128,7 @@ class Evaluation:
         return (self.elbo_se.square() + self.log_marginal_se.square()).sqrt()
 
     def summary(self) -> dict[str, float]:
-        """Means per row with their Monte Carlo standard errors, and the share of rows with k-hat above 0.7.
+        """Means per row, weighted, with their Monte Carlo standard errors; the share of rows with k-hat above 0.7.
 
         With shared sites the bound, log p(X) and the gap are those of all rows, divided by their number.
         """
@@ -140,12 +145,12 @@ class Evaluation:
             }
         else:
             bounds = {
-                "elbo": float(self.elbo.mean()),
-                "elbo_se": _mean_error(self.elbo_se),
-                "log_marginal": float(self.log_marginal.mean()),
-                "log_marginal_se": _mean_error(self.log_marginal_se),
-                "gap": float(self.gap.mean()),
-                "gap_se": _mean_error(self.gap_se),
+                "elbo": _mean(self.elbo, self.weights),
+                "elbo_se": _mean_error(self.elbo_se, self.weights),
+                "log_marginal": _mean(self.log_marginal, self.weights),
+                "log_marginal_se": _mean_error(self.log_marginal_se, self.weights),
+                "gap": _mean(self.gap, self.weights),
+                "gap_se": _mean_error(self.gap_se, self.weights),
             }
         return {**bounds, "khat_above_0.7": float((self.khat > 0.7).double().mean())}
 
@@ -173,7 +178,15 @@ class Evaluation:
 
 
 @on_suited_threads
-def evaluate(run: Trained, x: ArrayLike, *, draws: int = 500, inner: int | None = None, seed: int = 0) -> Evaluation:
+def evaluate(
+    run: Trained,
+    x: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
+    draws: int = 500,
+    inner: int | None = None,
+    seed: int = 0,
+) -> Evaluation:
     r"""Bound, log marginal likelihood and gap of a trained pair on the rows ``x``.
 
     Closed forms are used where model and guide have them; the other terms are estimated from ``draws`` draws of the
@@ -191,6 +204,8 @@ def evaluate(run: Trained, x: ArrayLike, *, draws: int = 500, inner: int | None 
         run: a trained pair: what :func:`zoo.fit`, :func:`zoo.em`, :func:`zoo.cavi` or :func:`zoo.load` returned, or
             ``zoo.Fit(model, guide)``; or a fitted conjugate model, with its own posterior as the guide.
         x: rows (n, d); for a guide with parameters for every row, those it was fitted to, in the same order.
+        weights: how often every row counts (n,), in the total and the means; None for once. For a model with shared
+            sites log p(X) is not a sum over rows, and the bound of weighted rows is that of :func:`zoo.cavi`.
         draws: draws per row, K of IWAE-K, and of the shared sites; at least 30.
         inner: draws of the local sites for every draw of the shared ones; at least 30. None takes 100; for a model or
             guide that does not broadcast over draws, so that each is a run of its own, it takes 30, and estimates
@@ -204,13 +219,19 @@ def evaluate(run: Trained, x: ArrayLike, *, draws: int = 500, inner: int | None 
     run = pair_of(run)
     check_draws(draws, inner)
     index, rows = row_names(x), rows_of(run, x)
+    own = None if weights is None else check_weights(weights, rows).to(rows.device)
     with reading(run, seed):
         source = reader(run, rows)
         _, first = next(source.chunks(rows_at_once(draws * rows.shape[1])))
         joint = source.draw(first, 2).joint
         if source.layout.shared or joint is not None:
+            if own is not None:
+                raise ValueError(
+                    "the bound of a model with shared sites is not a sum over rows: leave weights out, or take the "
+                    "bound that zoo.cavi(model, x, weights=...) reports"
+                )
             return replace(_of_all_rows(source, draws, inner), index=index)
-        return replace(_unrounded(_of_rows(source, draws), run, x, rows), index=index)
+        return replace(_unrounded(_of_rows(source, draws), run, x, rows), index=index, weights=own)
 
 
 def _unrounded(found: Evaluation, run: Pair, x: ArrayLike, rows: Tensor) -> Evaluation:
@@ -401,6 +422,13 @@ def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
     return values.mean(0), values.std(0) / len(values) ** 0.5
 
 
-def _mean_error(se: Tensor) -> float:
+def _mean(values: Tensor, weights: Tensor | None) -> float:
+    """The mean over the rows (n,), weighted."""
+    return float(values.mean() if weights is None else values.double() @ weights / weights.sum())
+
+
+def _mean_error(se: Tensor, weights: Tensor | None) -> float:
     """The standard error of the mean over the rows."""
+    if weights is not None:
+        return float((se.double() * weights).square().sum().sqrt() / weights.sum())
     return float(se.square().sum().sqrt() / len(se))

@@ -44,6 +44,7 @@ class Candidate:
             without a closed form an importance-weighted lower bound in expectation.
         near: the number of starts within 0.01 nats of the best one.
         starts: the number of starts.
+        weights: of the held-out rows (m,); None for ones.
         error: why the fit, or that of a fold, failed.
         best: the best model on all rows, or the :class:`zoo.Fit` if there is a guide.
     """
@@ -60,16 +61,17 @@ class Candidate:
     starts: int | None = None
     error: str | None = None
     best: Trained | None = field(default=None, repr=False)
+    weights: Tensor | None = field(default=None, repr=False)
 
     @property
     def held_out(self) -> float | None:
         """The mean log p(x) of the held-out rows in nats per row; larger is better."""
-        return None if self.log_p is None else float(self.log_p.mean())
+        return None if self.log_p is None else mean(self.log_p, self.weights)
 
     @property
     def held_out_se(self) -> float | None:
         """Its standard error over the sampling of rows, taking folds as independent, which they nearly are."""
-        return None if self.log_p is None else standard_error(self.log_p)
+        return None if self.log_p is None else standard_error(self.log_p, self.weights)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,12 +81,13 @@ class Search:
     Attributes:
         build: a function of a value and rows that returns a fresh conjugate model, or a fresh model and guide.
         x: the rows (n, d).
-        held_out: rows (m, d) for the comparison, or None.
+        held_out: rows (m, d) for the comparison, or None; they count once.
         folds: row indices of every fold of a cross-validation; empty without one.
         seeds: of the starts.
         draws: for log p(x) without a closed form.
         seed: of these draws.
         options: for :func:`zoo.em`, :func:`zoo.fit` or :func:`zoo.cavi`.
+        weights: of the rows (n,), float64; None for ones.
     """
 
     build: Builder
@@ -95,6 +98,7 @@ class Search:
     draws: int
     seed: int
     options: dict[str, Any]
+    weights: Tensor | None = None
 
     def candidate(self, value: int) -> Candidate:
         """Fit the model of one size, and evaluate it."""
@@ -116,13 +120,13 @@ class Search:
     def _on_all_rows(self, row: Candidate) -> Candidate:
         """The row with the fit to all rows, and its criteria if the model is conjugate."""
         compared = bool(self.folds) or self.held_out is not None
-        best, near, starts = self._fit(row.value, self.x, new_rows=compared)
+        best, near, starts = self._fit(row.value, self.x, self.weights, new_rows=compared)
         row = replace(row, best=best, near=near, starts=starts)
         if isinstance(best, VariationalBayes):
             return replace(row, bound=float(best[-1]))
         if not isinstance(_model(best), Conjugate):
             return row
-        found = information_criteria(_model(best), self.x)
+        found = information_criteria(_model(best), self.x, weights=self.weights)
         return replace(row, log_likelihood=found.log_likelihood, df=found.df, aic=found.aic, bic=found.bic)
 
     def _on_folds(self, row: Candidate) -> Candidate:
@@ -132,19 +136,20 @@ class Search:
             keep = torch.ones(len(self.x), dtype=torch.bool, device=self.x.device)
             keep[index] = False
             try:
-                best, _, _ = self._fit(row.value, self.x[keep], new_rows=True)
+                own = None if self.weights is None else self.weights[keep]
+                best, _, _ = self._fit(row.value, self.x[keep], own, new_rows=True)
                 log_p[index.cpu()] = self._score(best, self.x[index])
             except FAILURES as error:
                 return replace(row, error=f"fold {number}: {_brief(error)}")
-        return replace(row, log_p=log_p)
+        return replace(row, log_p=log_p, weights=None if self.weights is None else self.weights.cpu())
 
-    def _fit(self, value: int, x: Tensor, *, new_rows: bool) -> tuple[Trained, int, int]:
+    def _fit(self, value: int, x: Tensor, weights: Tensor | None, *, new_rows: bool) -> tuple[Trained, int, int]:
         """The best of several starts, the number of starts near it, and the number of all.
 
         Raises:
             TypeError: the guide has parameters for the fitted rows only, and will be evaluated on new rows.
         """
-        options = self.options
+        options = self.options if weights is None else self.options | {"weights": weights}
         with seeded(0):
             made = self.build(value, x)
         if isinstance(made, tuple):
@@ -181,8 +186,17 @@ class Search:
         return log_p
 
 
-def standard_error(values: Tensor) -> float:
-    """The standard error of a mean."""
+def mean(values: Tensor, weights: Tensor | None = None) -> float:
+    """The mean of values (m,), weighted."""
+    return float(values.mean() if weights is None else values @ weights / weights.sum())
+
+
+def standard_error(values: Tensor, weights: Tensor | None = None) -> float:
+    """The standard error of a mean; of values that count as often as their weights, as if they were repeated."""
+    if weights is not None:
+        size = float(weights.sum())
+        spread = float((values - mean(values, weights)).square() @ weights)
+        return (spread / (size - 1) / size) ** 0.5 if size > 1 else math.nan
     return float(values.std() / len(values) ** 0.5) if len(values) > 1 else math.nan
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo.base.checks import ArrayLike, check_rows, check_whole
-from zoo.diagnostics.model.candidates import Builder, Candidate, Search, standard_error
+from zoo.base.weights import check_weights
+from zoo.diagnostics.model.candidates import Builder, Candidate, Search, mean, standard_error
 from zoo.infer.starts import each_seed
 from zoo.posterior.evaluation import check_draws
 
@@ -73,7 +74,8 @@ class Selection:
         log_p, top = self[value].log_p, self.best("held_out").log_p
         if log_p is None or top is None:
             raise ValueError(f"value {value} has no held-out log p(x): {self[value].error}")
-        return float((top - log_p).mean()), standard_error(top - log_p)
+        own = self[value].weights
+        return mean(top - log_p, own), standard_error(top - log_p, own)
 
     def frame(self) -> pl.DataFrame:
         """One row per value; null for values that are not available."""
@@ -125,6 +127,7 @@ def select_size(
     x: ArrayLike,
     values: Iterable[int],
     *,
+    weights: ArrayLike | None = None,
     seeds: int | Iterable[int] = 5,
     folds: int | None = 5,
     held_out: ArrayLike | None = None,
@@ -155,6 +158,7 @@ def select_size(
             a fresh model and guide.
         x: the rows (n, d).
         values: the numbers of factors or components to compare.
+        weights: how often every row counts (n,); None for once. Folds are made of rows, whatever their weights.
         seeds: the number of starts, with seeds 0, 1, ..., or the seeds themselves.
         folds: K of the cross-validation, at least 2; None skips it.
         held_out: rows (m, d) for the comparison, instead of folds.
@@ -190,7 +194,8 @@ def select_size(
         raise ValueError(f"held_out has {new.shape[1]} columns, x {rows.shape[1]}: pass rows of the same columns")
     parts = () if new is not None or folds is None else tuple(_folds(len(rows), folds, seed))
     how = f"{len(new)} rows" if new is not None else f"{folds} folds" if parts else "none"
-    search = Search(build, rows, new, parts, starts, draws, seed, options)
+    own = None if weights is None else check_weights(weights, rows)
+    search = Search(build, rows, new, parts, starts, draws, seed, options, own)
     table = []
     for value in chosen:
         table.append(search.candidate(value))

@@ -1,0 +1,62 @@
+"""A recorded graph gives what the function gives, with fewer operations."""
+
+import math
+
+import pytest
+import torch
+
+from zoo.infer.losses.graph import recorded
+
+
+def in_place(x, y):
+    z = 2 * x
+    before = 3 * z
+    z.add_(y)
+    part = z[0]
+    part.mul_(-1)
+    return [before, 3 * z, z - 0]
+
+
+def filled(x, y):
+    z = torch.zeros(3, dtype=x.dtype)
+    z[1] = (2 * x).sum()
+    return [2 * z, z / 2]
+
+
+FUNCTIONS = {
+    "sums": lambda x, y: [2 * x + 3 * y, 2 * x - 3 * y, -x + 1, 2 * x - 3, 1 - 2 * x, 0 - 2 * x, -(x + 0)],
+    "scaled sums": lambda x, y: [torch.add(2 * x, y, alpha=3), (2 * x).sum(), (2 * x).sum(-1, keepdim=True) / 4],
+    "products": lambda x, y: [(2 * x) * (3 * y), (2 * x) / (3 * y), 1 / (2 * x), x / 2, (-x) * (-x)],
+    "powers": lambda x, y: [(2 * x) ** 2, (2 * x) ** 3, x**1, (2 * x) ** 1, (-x) ** 2, (2 * y) ** 0.5],
+    "zero and infinity": lambda x, y: [(x * 0) + y, (x * math.inf) * 2, (y * math.nan) + 1, x - math.inf],
+    "filled tensors": lambda x, y: [torch.full((5, 3, 4), 2.0) * x, x / torch.full_like(x, 4.0), torch.ones(4) / x],
+    "literals": lambda x, y: [x * torch.tensor([1.0, 2.0, 3.0, 4.0]), x + torch.tensor(2.0), torch.arange(4) * x],
+    "other types": lambda x, y: [(2 * x).double() * 3, 2 * (x > 0), (3 * (x > 0).long()) // 2, (2 * x).half() * 2],
+    "views": lambda x, y: [(2 * x).T.T, torch.cat([2 * x]), (2 * x).split(4, -1)[0] * 3, (-x).expand(5, 3, 4)],
+    "results that share memory": lambda x, y: [x, x.T, 2 * y, (2 * y).T, 1 * x],
+    "writing": in_place,
+    "filling": filled,
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_graph_gives_what_the_function_gives(name):
+    function, first, later = FUNCTIONS[name], torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    graph = recorded(function, [first[0], first[1].exp()])
+    x, y = later[0], later[1].exp()
+    right = function(x.clone(), y.clone())
+    ours = graph(x, y)
+    torch.testing.assert_close(ours, right, rtol=5e-7, atol=1e-7, equal_nan=True)
+    places = [t.untyped_storage().data_ptr() for t in (x, y, *ours)]
+    assert len(set(places)) == len(places)
+
+
+def test_factors_and_what_is_computed_twice_cost_nothing():
+    def density(x, mean, scale):
+        value = (-((x - mean) ** 2) / (2 * scale**2) - scale.log() - 0.5 * math.log(2 * math.pi)).sum()
+        return [value.detach(), *torch.autograd.grad(-8.0 * value, [mean, scale])]
+
+    inputs = [torch.randn(3, 4), torch.randn(3, 4).requires_grad_(), torch.rand(3, 4).add(1).requires_grad_()]
+    graph = recorded(density, inputs)
+    torch.testing.assert_close(graph(*inputs), density(*inputs), rtol=1e-6, atol=1e-6)
+    assert sum(node.op == "call_function" for node in graph.graph.nodes) <= 22
