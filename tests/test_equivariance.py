@@ -1,4 +1,4 @@
-"""Units, origins, orders and containers of a table change nothing: the same likelihood, the same fit in other units."""
+"""Units of the columns do not change a fit, nor EM where entries are missing; complete tables: test_transformations."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import zoo
 
 pytestmark = pytest.mark.usefixtures("own_store")
 
-TABLES = ("iris", "faithful", "wine", "old", "factors")
+TABLES = ("iris", "faithful", "holes", "narrow", "factors")
 SAME = 1e-8  # relative, of log-likelihoods
 STEPS = (1.5, 10)  # a fit in other units takes at most so many times the steps, and so many more
 
@@ -23,9 +23,9 @@ def made(name: str) -> np.ndarray:
     rng = np.random.default_rng(0)
     if name in ("iris", "faithful"):
         return zoo.data.load(name, dtype=torch.float64).x.numpy()[:150]
-    n, d = {"wine": (60, 6), "old": (90, 3), "factors": (120, 5)}[name]
+    n, d = {"holes": (60, 6), "narrow": (90, 3), "factors": (120, 5)}[name]
     x = rng.normal(size=(n, 1)) @ rng.normal(size=(1, d)) + rng.normal(size=(n, d)) * rng.uniform(0.4, 1.2, d)
-    if name == "wine":
+    if name == "holes":
         x[rng.random(x.shape) < 0.1] = np.nan
     return x
 
@@ -105,13 +105,6 @@ def transformation(number: int) -> None:
 @pytest.mark.parametrize("number", range(10))
 def test_a_transformation_changes_nothing(number):
     transformation(number)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("part", range(20))
-def test_two_thousand_transformations_change_nothing(part):
-    for number in range(100 * part, 100 * (part + 1)):
-        transformation(number)
 
 
 UNITS = ([1e-6, 1e-3, 1.0, 1e3, 1e6], [1e6] * 5, [1e-6] * 5)
