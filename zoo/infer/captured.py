@@ -18,10 +18,9 @@ from zoo.base.checks import incomplete, missing_entries
 from zoo.base.random import seeded
 from zoo.infer.losses.annealed import AnnealedELBO
 from zoo.infer.losses.closed_form import ClosedFormELBO
-from zoo.infer.losses.graph import NotCaptured, recorded
+from zoo.infer.losses.graph import NotCaptured, Watch, recorded
 from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.losses.traces import check_drawn, latent_names, loss_and_surrogate
-from zoo.infer.losses.watch import Watch
 from zoo.infer.optim.fused import Fused
 from zoo.infer.optim.natural import NaturalGradient
 
