@@ -18,6 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 ATEN = torch.ops.aten
 VIEWS = [getattr(ATEN, name).default for name in ("detach", "alias", "expand", "view")]
+NEUTRAL = {ATEN.add.Tensor: (0,), ATEN.mul.Tensor: (1,), ATEN.div.Tensor: (1,), ATEN.pow.Tensor_Scalar: (1,)}
 SHAPED = [getattr(ATEN, f"{n}_like").default for n in ("ones", "zeros", "full")]  # of a tensor, use its shape alone
 SHAPED += [getattr(ATEN, f"new_{n}").default for n in ("ones", "zeros", "full")]
 EMPTY = (ATEN.empty.memory_format, ATEN.empty_like.default, ATEN.new_empty.default, ATEN.empty_strided.default)
@@ -74,10 +75,7 @@ def _reduce(module: fx.GraphModule) -> None:
         drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
         if node.op != "call_function" or node.is_impure() or drawn or _writes(node) or node.target in EMPTY:
             continue
-        source = node.args[0] if node.args and node.target in VIEWS else None
-        if isinstance(source, fx.Node) and _form(source) != _form(node):
-            source = None
-        same: Any = source or known.setdefault(f"{node.target} {node.args} {node.kwargs}", node)
+        same = _whole(node) or known.setdefault(f"{node.target} {node.args} {node.kwargs}", node)
         if same is not node:
             node.replace_all_uses_with(same)
         elif (value := _value(module, node, values)) is not None:
@@ -88,6 +86,18 @@ def _reduce(module: fx.GraphModule) -> None:
             module.register_buffer(name, value, persistent=False)
             with module.graph.inserting_before(node):
                 node.replace_all_uses_with(module.graph.get_attr(name), delete_user_cb=lambda user: user not in values)
+
+
+def _whole(node: fx.Node) -> fx.Node | None:
+    """What a view shows, or what an operation starts from, if the result is the same; None if it is another one."""
+    source: Any = node.args[0] if node.args else None
+    if node.target is ATEN.cat.default and len(source) == 1:
+        source = source[0]
+    elif node.target is operator.getitem or (node.target is ATEN.t.default and source.target is ATEN.t.default):
+        source = source.args[0]  # of a split
+    elif node.target not in VIEWS and (node.target not in NEUTRAL or node.args[1:] != NEUTRAL[node.target]):
+        return None
+    return source if isinstance(source, fx.Node) and _form(source) == _form(node) else None
 
 
 def _value(module: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Tensor]) -> Tensor | None:
