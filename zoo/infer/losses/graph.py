@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import chain
-from types import BuiltinFunctionType, BuiltinMethodType, CellType, FunctionType, GenericAlias, MethodType, ModuleType
+from types import BuiltinFunctionType, BuiltinMethodType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 from weakref import ref
 
@@ -27,8 +27,8 @@ DIRECT = {getattr(ATEN, name): getattr(torch, name) for name in SHORT.split()}  
 LARGEST = 2**20  # entries of what is computed once and kept
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, torch.dtype, torch.device)
-FIXED = (*PLAIN, Tensor, torch.Generator, ref, type, GenericAlias, ModuleType, BuiltinFunctionType, BuiltinMethodType)
-HOLDERS = (dict, list, set, deque, tuple, frozenset, partial, MethodType, CellType)  # whose members gc lists
+FIXED = (*PLAIN, Tensor, torch.Generator, ref, type, ModuleType, BuiltinFunctionType, BuiltinMethodType)
+HOLDERS = (dict, list, set, deque, tuple, frozenset, MethodType, CellType)  # whose members gc lists
 TORCHS = set(vars(nn.Module())) - {"training", "_modules"}  # attributes of every module, such as its hooks
 LIBRARIES = ("torch", "pyro", "zoo", "guides")  # whose functions refer to nothing that changes
 MOST = 20_000  # values
@@ -200,6 +200,8 @@ def _places(value: Any) -> tuple[list[Any], list[Callable[[], Iterable[Any]]]]:
     """
     if isinstance(value, HOLDERS):
         return [value], []
+    if isinstance(value, partial):
+        return [(value.func, value.args, value.keywords)], []
     if isinstance(value, FunctionType):
         if (value.__module__ or "").split(".")[0] in LIBRARIES:  # code run by exec has no module
             return [], []
