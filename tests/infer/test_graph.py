@@ -60,3 +60,22 @@ def test_factors_and_what_is_computed_twice_cost_nothing():
     graph = recorded(density, inputs)
     torch.testing.assert_close(graph(*inputs), density(*inputs), rtol=1e-6, atol=1e-6)
     assert sum(node.op == "call_function" for node in graph.graph.nodes) <= 22
+
+
+def test_results_share_no_memory_with_what_a_graph_keeps():
+    outside, frozen = torch.ones(3), torch.nn.Parameter(torch.ones(3), requires_grad=False)
+    graph = recorded(lambda x: [outside, frozen.detach(), torch.ones(3), torch.ones(3), x.sum()], [torch.randn(3)])
+    for result in graph(torch.zeros(3))[:-1]:
+        result.mul_(2)
+    assert torch.equal(torch.stack(graph(torch.zeros(3))[:-1]), torch.ones(4, 3))
+
+
+def test_neutral_operations_are_left_out():
+    def neutral(x):
+        return [torch.cat([(x.t().t() * 1 / 1 + 0.0) ** 1]).exp(), x.split(4, -1)[0].sin()]
+
+    x = torch.randn(3, 4)
+    graph = recorded(neutral, [x])
+    torch.testing.assert_close(graph(x), neutral(x))
+    calls = [node.name for node in graph.graph.nodes if node.op == "call_function"]
+    assert calls == ["exp", "sin"]

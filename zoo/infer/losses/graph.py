@@ -121,7 +121,7 @@ def _separate(module: fx.GraphModule, inputs: list[Tensor]) -> None:
     module.recompile()
     output: Any = module.graph.output_node()
     nodes = list(output.args[0])
-    taken = {own.untyped_storage().data_ptr() for own in (*inputs, *module.buffers())}
+    taken = {own.untyped_storage().data_ptr() for own in (*inputs, *module.buffers(), *module.parameters())}
     with torch.no_grad(), module.graph.inserting_before(output):
         for i, result in enumerate(module(*inputs)):
             place = result.untyped_storage().data_ptr()
