@@ -29,7 +29,7 @@ from zoo.commands.console import err, out, tell, words
 from zoo.diagnostics.guide.relevance import effective_size
 from zoo.export.contents import GROUPS, SMALL, check_groups, numbers_per_draw
 from zoo.export.write import write_arviz
-from zoo.infer.collapse import UnboundedLikelihood, collapse_of
+from zoo.infer.collapse import UnboundedLikelihood, collapse_of, heywood_case
 from zoo.infer.coordinate_ascent import VariationalBayes
 from zoo.infer.deep_defaults import HELD_OUT, MOST_HELD_OUT, PATIENCE, may_overfit
 from zoo.infer.expectation_maximisation import em
@@ -344,6 +344,8 @@ def _show(done: Done) -> None:
         f"{run.settings['loss']}, optimizer {run.settings['optimizer']}; k-hat > 0.7 for "
         f"{100 * results['khat_above_0.7']:.1f}% of the rows"
     )
+    if (heywood := heywood_case(run.model, table.columns)) is not None:
+        out.print(heywood, highlight=False, soft_wrap=True, markup=False)
     if "floor" in results:
         share = f"{100 * results['at_floor']:.1f}% of the variances are at the floor or below 1e-3"
         out.print(f"variance floor: {results['floor']:g} of each column's variance; {share}")

@@ -31,6 +31,7 @@ from zoo.diagnostics.model.predictive import PredictiveCheck, predictive_check
 from zoo.infer.convergence import assess
 from zoo.infer.run import Fit, run_of
 from zoo.posterior.evaluation import Evaluation
+from zoo.report.factors import factor_tables
 from zoo.report.figures import figures_of
 from zoo.report.glossary import GLOSSARY
 
@@ -118,7 +119,7 @@ def report(
         predictive=predictive,
         missing=missing,
         pictures=[_encoded(one) for one in figures_of(run, known, found, predictive, labels, label_names, seed)],
-        tables=[(title, table.columns, _cells(table)) for title, table in _tables(run, found)],
+        tables=[(title, table.columns, _cells(table)) for title, table in _tables(run, known, found)],
         glossary=GLOSSARY,
         rerun=list(rerun),
         versions=_versions(),
@@ -192,8 +193,9 @@ def _error(se: float) -> str:
     return f" (se {se:.1g})" if se > 0 else ""
 
 
-def _tables(run: Fit, found: Diagnosis) -> Iterator[tuple[str, pl.DataFrame]]:
+def _tables(run: Fit, x: Tensor | Dataset, found: Diagnosis) -> Iterator[tuple[str, pl.DataFrame]]:
     """Titles and tables of the page."""
+    yield from factor_tables(run, x)
     yield from tables(found)
     parts: tuple[tuple[str, PyroCallable], ...] = (("Model", run.model), ("Guide", run.guide))
     for role, function in parts:
