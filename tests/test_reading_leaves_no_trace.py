@@ -166,6 +166,7 @@ BAYESIAN = {  # what needs one whose rows' sites integrate out given the shared 
     "diagnostics.predictive_density": lambda run, x: zoo.diagnostics.predictive_density(run, x, draws=40),
 }
 NOT_READING = {
+    "factors.classify": "takes mixtures, which hold no networks",
     "alignment.match_components": "takes mixtures, which hold no networks",
     "alignment.principal_angles": "takes tensors",
     "alignment.procrustes": "takes tensors",

@@ -360,3 +360,28 @@ def test_ppca_refuses_rows_without_room_for_noise(iris, case):
     for train in (lambda: zoo.em(model, x), lambda: zoo.fit(model, Exact(model), x, progress=False)):
         with pytest.raises(ValueError, match="unbounded"):
             train()
+
+
+@pytest.mark.parametrize("holes", [False, True])
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (
+            torch.randn(40, 1, generator=torch.Generator().manual_seed(0)).double() * torch.arange(1.0, 5.0),
+            "span 1 dim",
+        ),
+        (
+            torch.randn(40, 2, generator=torch.Generator().manual_seed(0)).double() @ torch.eye(2, 4).double(),
+            "span 2 dim",
+        ),
+        (torch.ones(40, 4).double(), "all rows of x are equal"),
+    ],
+)
+def test_ranks_are_checked_with_and_without_missing_entries(x, words, holes):
+    x = x.clone() + 100
+    if holes:
+        x[::3, 1] = x[1::5, 3] = float("nan")
+    with pytest.raises(ValueError, match=words):
+        PPCA(4, 2).double().check(x)
+    x[0, 0], x[1, 2], x[2, 3] = 107, 93, 109  # noise after all
+    PPCA(4, 1).double().check(x)

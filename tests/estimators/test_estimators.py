@@ -174,6 +174,15 @@ def test_weights_are_repeated_rows(name, holes):
     assert own.score(holes, sample_weight=weights) == pytest.approx(other.score(repeated), rel=1e-9)
 
 
+def test_bayesian_weights_are_repeated_rows():
+    weights = np.random.default_rng(0).integers(0, 3, len(X))
+    repeated = np.repeat(X, weights, 0)
+    own = estimators.BayesianPCA(2, n_init=4, random_state=0).fit(X, sample_weight=weights)
+    other = estimators.BayesianPCA(2, n_init=4, random_state=0).fit(repeated)
+    assert own.lower_bound_ == pytest.approx(other.lower_bound_, rel=1e-7)
+    np.testing.assert_allclose(own.get_covariance(), other.get_covariance(), rtol=1e-3)
+
+
 def test_bayesian_mixture_and_pca_find_their_size():
     faithful = zoo.data.load("faithful", dtype=torch.float64).x.numpy()
     found = estimators.BayesianGaussianMixture(4, weight_concentration_prior=1e-3, n_init=4, random_state=0)

@@ -132,3 +132,26 @@ def test_float32_rows_sum_in_float64(covariance, iris):
     close(found / len(many), double.em_step(many) / len(many), 1e-5)
     assert single.mean.dtype == torch.float32
     close(single.mean.double(), double.mean, 1e-4)
+
+
+def test_where_float64_ends_em_says_so_and_keeps_the_best_point():
+    """One noise variance for columns of 1e-6 and 1e6: the likelihood is right as far as it goes, and never fell."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(100, 2, generator=generator).double() @ torch.randn(2, 6, generator=generator).double()
+    x = (x + torch.randn(100, 6, generator=generator)) * torch.tensor([1e-6, 1e-3, 1, 1e3, 1e6, 1]).double()
+    complete = zoo.em(PPCA(6, 2).double(), x)
+    assert complete.converged
+    x[torch.rand(100, 6, generator=generator) < 0.2] = float("nan")
+    model = PPCA(6, 2).double()
+    found = zoo.em(model, x)
+    assert not found.converged
+    assert found.stopped.startswith("float64 resolves the likelihood no further: noise is ")
+    assert (found.log_likelihood.diff() > -1e-6).all()
+    covariance = model.weight @ model.weight.T + torch.diag(model.noise)
+    total = torch.zeros(())
+    for row in x:
+        seen = ~row.isnan()
+        if seen.any():
+            own = torch.distributions.MultivariateNormal(model.mean[seen], covariance[seen][:, seen])
+            total = total + own.log_prob(row[seen])
+    assert float(total.detach()) == pytest.approx(float(found[-1]), rel=1e-5)

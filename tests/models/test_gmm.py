@@ -102,6 +102,14 @@ def test_the_bound_is_the_marginal_less_the_divergence(covariance):
     close(model.elbo(x, model.posterior(x)), model.log_marginal(x))
 
 
+def test_the_bound_is_finite_with_an_empty_component():
+    model, x = random_mixture("full"), torch.randn(9, 3).double()
+    model.weight = torch.tensor([0.5, 0.3, 0.2, 0.0]).double()
+    assert model.weight[3] < 1e-30
+    q = pyro.distributions.Categorical(probs=model.posterior(x).probs.detach().round(decimals=12))
+    close(model.elbo(x, q), model.log_marginal(x), 1e-9)
+
+
 def test_the_closed_bound_wants_a_categorical():
     with pytest.raises(TypeError, match="holds for a Categorical q, got Normal"):
         random_mixture("full").elbo(torch.zeros(2, 3), pyro.distributions.Normal(torch.zeros(2), 1.0))

@@ -78,6 +78,27 @@ def test_latent_map_of_many_rows_says_what_it_leaves_out():
     assert inside(ax)
 
 
+def test_images_are_known_by_the_names_of_their_pixels():
+    model = zoo.PPCA(6, 2).double()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20, 6, generator=generator, dtype=torch.float64)
+    names = tuple(f"pixel_{i}_{j}" for i in range(2) for j in range(3))
+    table = Dataset(x, None, (), names, "toy", "simulated", "CC0")
+    run = zoo.em(model, table)
+    drawn = [
+        plots.traversal(zoo.traverse(run, 0)),  # by the columns that the run remembers
+        plots.interpolation(zoo.factors.interpolate(run, 0, 1, x=x)),
+        plots.intervention(zoo.factors.intervene(run, x, {0: 1.0})),
+        plots.reconstruction(x, zoo.reconstruct(run, x)),
+        plots.samples(zoo.generate(run, 8)),
+        plots.manifold(run, steps=3),
+    ]
+    assert all(ax.images and not ax.lines for ax in drawn)
+    assert plots.samples(zoo.generate(run, 8), image=False).lines
+    other = zoo.em(zoo.PPCA(6, 2).double(), x)
+    assert plots.samples(zoo.generate(other, 8)).lines
+
+
 def test_intervention_shows_before_and_after(run, data):
     found = zoo.factors.intervene(run, data, {0: 2.0})
     ax = plots.intervention(found, rows=[3, 4])

@@ -13,6 +13,7 @@ from guides import Amortized, Exact, MeanField
 from zoo import PPCA
 from zoo.base.plates import rows
 from zoo.base.random import seeded
+from zoo.data.dataset import Dataset
 from zoo.diagnostics import diagnose
 from zoo.infer.convergence import assess
 from zoo.report import report
@@ -167,3 +168,16 @@ def test_a_model_with_shared_sites(table, tmp_path):
     assert f"<dt>loss curve</dt><dd>{assess(run.training).reason}</dd>" in text
     assert "With 200 replicated data sets" in text
     assert "<td>factors</td>" in text  # the model among the guide's options, without its address
+
+
+def test_a_model_of_images_shows_them(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 6, generator=generator, dtype=torch.float64)
+    names = tuple(f"pixel_{i}_{j}" for i in range(2) for j in range(3))
+    table = Dataset(x, None, (), names, "toy", "simulated", "CC0")
+    run = zoo.em(PPCA(6, 2).double(), table)
+    found = diagnose(run, x, simulations=20)
+    text = report(run, table, tmp_path / "page.html", diagnosis=found).read_text(encoding="utf-8")
+    for title in ("Samples", "Reconstructions", "Traversals"):
+        assert f"<h3>{title}</h3>" in text
+    assert "What ELBO, nats, gap and k-hat mean" in text

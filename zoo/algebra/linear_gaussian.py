@@ -21,8 +21,6 @@ from zoo.base.checks import incomplete
 from zoo.base.independent import without_event_dims
 from zoo.base.moments import Moments
 
-CANCELLED = 1e-4  # relative size of a difference below which more than four digits are lost
-
 
 def posterior_precision(weight: Tensor, noise: Tensor) -> Tensor:
     r""":math:`P = I + W^T \Psi^{-1} W` (k, k), the precision of z given x, the same for every row."""
@@ -98,7 +96,7 @@ def log_likelihood(moments: Moments, weight: Tensor, mean: Tensor, noise: Tensor
     total, explained = (scatter.diagonal() / noise).sum(), ((whitened @ scatter) * whitened).sum()
     misfit = total - explained
     logdet = noise.log().sum() + 2 * root.diagonal().log().sum()
-    if float(misfit.detach()) <= CANCELLED * float(total.detach()):
+    if float(misfit.detach()) <= missing_linear.CANCELLED * float(total.detach()):
         dense = torch.linalg.cholesky(weight @ weight.T + torch.diag(noise))
         misfit = torch.cholesky_solve(scatter, dense).diagonal().sum()
         logdet = 2 * dense.diagonal().log().sum()
@@ -120,7 +118,7 @@ def em_update(moments: Moments, weight: Tensor, noise: Tensor) -> tuple[Tensor, 
     weight = torch.linalg.solve(second, cross).T
     variance = moments.covariance.diagonal()
     residual = variance - (weight * cross.T).sum(1)
-    if bool((residual < CANCELLED * variance).any()):
+    if bool((residual < missing_linear.CANCELLED * variance).any()):
         square, failed = torch.linalg.cholesky_ex(moments.covariance)
         if not failed:  # the same as a sum of squares: S = L L', diag((I - W beta) S (I - W beta)' + W P^-1 W')
             spread = torch.linalg.solve_triangular(root, weight.T, upper=False)
@@ -129,15 +127,24 @@ def em_update(moments: Moments, weight: Tensor, noise: Tensor) -> tuple[Tensor, 
 
 
 def refuse_low_rank(x: Tensor | Moments, latent_dim: int) -> None:
-    """Refuses complete rows (n, d), or their moments, in a subspace of the factors' dimension: no noise is left.
+    """Refuses rows (n, d), or their moments, in a subspace of the factors' dimension: no noise is left.
+
+    Rows with missing entries are in it if their observed entries agree with the subspace of the complete rows.
 
     Raises:
         ValueError: the rank of the centred rows is too low; the message states it.
     """
-    for some in (x,) if isinstance(x, Moments) else (x[: 4 * x.shape[1] + 4], x):  # a few rows usually suffice
+    whole = x
+    if not isinstance(x, Moments) and incomplete(x):
+        whole = x[~x.isnan().any(1)]
+        if len(whole) <= latent_dim + 1:
+            return  # any so few rows are in such a subspace
+    for some in (whole,) if isinstance(whole, Moments) else (whole[: 4 * whole.shape[1] + 4], whole):  # few suffice
         rank = _rank(some if isinstance(some, Moments) else Moments.of(some))
         if rank > latent_dim:
             return
+    if isinstance(x, Tensor) and isinstance(whole, Tensor) and whole is not x and not _agree(x, whole, rank):
+        return
     if rank == 0:
         raise ValueError("all rows of x are equal: the likelihood of PPCA is unbounded")
     raise ValueError(
@@ -157,6 +164,22 @@ def _rank(moments: Moments) -> int:
     values = torch.linalg.eigvalsh(moments.covariance[varies][:, varies] / torch.outer(unit, unit))
     resolution = 1e-14 * len(unit) + (rounding[varies] / unit).square().sum()
     return int((values > resolution).sum())
+
+
+def _agree(x: Tensor, whole: Tensor, rank: int) -> bool:
+    """Whether the observed entries of all rows (n, d) are in the subspace of this rank of the complete ones (m, d)."""
+    moments = Moments.of(whole)
+    deviation = moments.covariance.diagonal().sqrt()
+    unit = torch.where(deviation > 0, deviation, 1.0)
+    basis = torch.linalg.eigh(moments.covariance / torch.outer(unit, unit)).eigenvectors[:, len(unit) - rank :]
+    for some in x.split(10_000):
+        observed = ~some.isnan()
+        offset = torch.where(observed, (some.double() - moments.mean) / unit, 0.0)  # (b, d)
+        part = observed.unsqueeze(-1) * basis  # (b, d, rank)
+        loc = torch.linalg.pinv(part) @ offset.unsqueeze(-1)
+        if bool(((offset - (part @ loc).squeeze(-1)).abs() > 1e-6 * offset.abs().amax(1, keepdim=True)).any()):
+            return False
+    return True
 
 
 def best_weight(moments: Moments, noise: Tensor, latent_dim: int) -> Tensor:

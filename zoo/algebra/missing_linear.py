@@ -15,6 +15,8 @@ from torch import Tensor
 from zoo.algebra.missing import Imputation, Incomplete, Part
 from zoo.base.memory import rows_at_once
 
+CANCELLED = 1e-4  # relative size of a difference below which more than four digits are lost
+
 
 def _precision(observed: Tensor, weight: Tensor, noise: Tensor) -> Tensor:
     """P_n of every row (n, k, k), given its observed entries (n, d)."""
@@ -96,15 +98,10 @@ def em_update(
     gram, cross = weight.new_zeros(d, (k + 1) ** 2), weight.new_zeros(d, k + 1)
     square, count = weight.new_zeros(d), weight.new_zeros(d)
     for part in data.grouped.parts(_rows(weight)):
-        offset = torch.where(part.observed, part.filled.to(weight) - mean, 0.0)  # (b, d)
-        projection = (offset / noise) @ weight  # (b, k)
-        root = torch.linalg.cholesky(_precision(part.patterns, weight, noise))  # (p, k, k)
-        covariance = _covariance(root)
-        loc = _means(part, covariance, projection)
+        offset, loc, covariance, value = _expect(part, weight, mean, noise)
+        total += value
         there, shared = part.patterns.to(weight), part.counts().to(weight)
-        logdet = there @ (2 * math.pi * noise).log() + 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # (p,)
         heavy = part.weighted(offset)
-        total -= 0.5 * (shared @ logdet + (heavy * offset / noise).sum() - (part.weighted(projection) * loc).sum())
         ahead = torch.cat([loc, loc.new_ones(len(loc), 1)], 1)  # E (z, 1)
         gram += there.T @ _seconds(part, covariance * shared[:, None, None], ahead).flatten(1)
         cross += heavy.T @ ahead
@@ -112,8 +109,59 @@ def em_update(
         count += shared @ there
     found = torch.linalg.solve(gram.unflatten(1, (k + 1, k + 1)), cross)  # (d, k + 1)
     residual = square - (found * cross).sum(1)
-    residual = torch.maximum(residual, 1e-12 * square)  # a perfect fit may be negative by rounding
+    if bool((residual < CANCELLED * square).any()):
+        residual = _residual(data, weight, mean, noise, found)
+    residual = torch.maximum(residual, 1e-30 * square)
     return total, found[:, :k].contiguous(), mean + found[:, k], residual, count
+
+
+def _expect(part: Part, weight: Tensor, mean: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The E-step of some rows: x - mu (b, d), E z (b, k), the covariance of every pattern (p, k, k), log p(x) in all.
+
+    Where the noise is small, the misfit is a small difference of large numbers, and is computed from the residuals of
+    the rows, after a step of iterative refinement.
+    """
+    offset = torch.where(part.observed, part.filled.to(weight) - mean, 0.0)  # (b, d)
+    projection = (offset / noise) @ weight  # (b, k)
+    root = _root(part.patterns, weight, noise)  # (p, k, k)
+    covariance = _covariance(root)
+    loc = _means(part, covariance, projection)
+    there, shared = part.patterns.to(weight), part.counts().to(weight)
+    logdet = there @ (2 * math.pi * noise).log() + 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # (p,)
+    whole = (part.weighted(offset) * offset / noise).sum()
+    misfit = whole - (part.weighted(projection) * loc).sum()
+    if float(misfit) < CANCELLED * float(whole):
+        left = torch.where(part.observed, offset - loc @ weight.T, 0.0)
+        loc = loc + _means(part, covariance, (left / noise) @ weight - loc)
+        left = torch.where(part.observed, offset - loc @ weight.T, 0.0)
+        misfit = (part.weighted(left) * left / noise).sum() + (part.weighted(loc) * loc).sum()
+    return offset, loc, covariance, -0.5 * (shared @ logdet + misfit)
+
+
+def _root(observed: Tensor, weight: Tensor, noise: Tensor) -> Tensor:
+    """The root of P of every pattern (p, k, k): of the matrix itself, or where it is large, from a QR decomposition."""
+    precision = _precision(observed, weight, noise)
+    if float(precision.diagonal(dim1=-2, dim2=-1).amax()) * CANCELLED < 1:
+        return torch.linalg.cholesky(precision)
+    scaled = observed.to(weight).unsqueeze(-1) * (weight / noise.sqrt().unsqueeze(1))  # (p, d, k)
+    identity = torch.eye(weight.shape[1]).to(weight).expand_as(precision)
+    triangle = torch.linalg.qr(torch.cat([scaled, identity], 1), mode="r").R
+    return (triangle * triangle.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-1)).mT
+
+
+def _residual(data: Incomplete, weight: Tensor, mean: Tensor, noise: Tensor, found: Tensor) -> Tensor:
+    """The sums of the expected squared residuals (d,) under new parameters (d, k + 1), as sums of squares."""
+    k = weight.shape[1]
+    slope, shift = found[:, :k], found[:, k]
+    outer = (slope.unsqueeze(2) * slope.unsqueeze(1)).flatten(1)  # (d, k * k)
+    total = torch.zeros_like(shift)
+    for part in data.grouped.parts(_rows(weight)):
+        offset, loc, covariance, _ = _expect(part, weight, mean, noise)
+        left = torch.where(part.observed, offset - shift - loc @ slope.T, 0.0)
+        there, shared = part.patterns.to(weight), part.counts().to(weight)
+        spread = (covariance * shared[:, None, None]).flatten(1) @ outer.T  # (p, d)
+        total += (part.weighted(left) * left).sum(0) + (there * spread).sum(0)
+    return total
 
 
 def _means(part: Part, covariance: Tensor, projection: Tensor) -> Tensor:

@@ -26,7 +26,15 @@ DRAWS = 1000  # of the parameters, for the predictive density
 
 
 def _ascended(
-    model: Module, guide: Guide | None, rows: Tensor, *, restarts: int, steps: int, tol: float, seed: int
+    model: Module,
+    guide: Guide | None,
+    rows: Tensor,
+    weights: Tensor | None,
+    *,
+    restarts: int,
+    steps: int,
+    tol: float,
+    seed: int,
 ) -> tuple[Fit, dict[str, Any]]:
     """A run by coordinate ascent, or with a guide of the model's own families, and the factors of its q.
 
@@ -34,9 +42,10 @@ def _ascended(
         ValueError: the guide has other families, for which the rows' factors have no closed form.
     """
     if guide is None:
-        run: Fit = cavi(model, rows, restarts=check_whole(restarts, "n_init"), sweeps=steps, tol=tol, seed=seed)
+        starts = check_whole(restarts, "n_init")
+        run: Fit = cavi(model, rows, weights=weights, restarts=starts, sweeps=steps, tol=tol, seed=seed)
     else:
-        run = trained(model, guide, rows, None, steps, seed)
+        run = trained(model, guide, rows, weights, steps, seed)
     with reading(run, seed):
         factors = conjugate_factors(run)
     if factors is None:
@@ -107,9 +116,21 @@ class BayesianPCA(LinearTransformer):
         self.max_iter = max_iter
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any = None) -> "BayesianPCA":
-        """Fits q of all parameters to rows (n, d), in which NaN marks an entry missing at random; ``y`` is ignored."""
-        rows, _ = self._given(X, columns=2)
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> "BayesianPCA":
+        """Fits q of all parameters to rows (n, d).
+
+        Args:
+            X: the rows; NaN where an entry is missing at random.
+            y: ignored.
+            sample_weight: how often every row counts (n,): the same as repeating rows.
+
+        Returns:
+            the estimator.
+
+        Raises:
+            ValueError: rows that the model cannot explain, or a parameter out of range.
+        """
+        rows, weights = self._given(X, sample_weight, columns=2)
         n, d = rows.shape
         most = min(n - 1, d)
         usual = max(1, min(n, d) - 1) if self.n_components is None else self.n_components
@@ -118,6 +139,7 @@ class BayesianPCA(LinearTransformer):
             BayesianPCAModel(d, k).double(),
             self.guide,
             rows,
+            weights,
             restarts=self.n_init,
             steps=self.max_iter,
             tol=self.tol,
@@ -133,7 +155,7 @@ class BayesianPCA(LinearTransformer):
         self.noise_variance_ = float(1 / factors["precision"].mean)
         self.relevances_ = array(factors["relevance"].mean[order])
         self.n_components_ = effective_size(self.run_, rows).kept
-        self.lower_bound_ = -float(self.run_.losses[-1]) * n
+        self.lower_bound_ = -float(self.run_.losses[-1]) * (n if weights is None else float(weights.sum()))
         self.converged_, self.n_iter_ = self.run_.converged, len(self.run_.losses)
         return self
 
@@ -205,9 +227,21 @@ class BayesianGaussianMixture(Clusters):
         self.max_iter = max_iter
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any = None) -> "BayesianGaussianMixture":
-        """Fits q of all parameters to rows (n, d), in which NaN marks an entry missing at random; ``y`` is ignored."""
-        rows, _ = self._given(X)
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> "BayesianGaussianMixture":
+        """Fits q of all parameters to rows (n, d).
+
+        Args:
+            X: the rows; NaN where an entry is missing at random.
+            y: ignored.
+            sample_weight: how often every row counts (n,): the same as repeating rows.
+
+        Returns:
+            the estimator.
+
+        Raises:
+            ValueError: rows that the model cannot explain, or a parameter out of range.
+        """
+        rows, weights = self._given(X, sample_weight)
         k = check_whole(self.n_components, "n_components")
         if k > len(rows):
             raise ValueError(f"n_components={k} exceeds n_samples = {len(rows)}: use far fewer")
@@ -225,15 +259,16 @@ class BayesianGaussianMixture(Clusters):
             model,
             self.guide,
             rows,
+            weights,
             restarts=self.n_init,
             steps=self.max_iter,
             tol=self.tol,
             seed=self._seed(),
         )
-        self._keep(factors, rows)
+        self._keep(factors, rows, len(rows) if weights is None else float(weights.sum()))
         return self
 
-    def _keep(self, factors: dict[str, Any], rows: Tensor) -> None:
+    def _keep(self, factors: dict[str, Any], rows: Tensor, size: float) -> None:
         """Sets the attributes."""
         self._factors_of_q = factors
         if "sticks" in factors:
@@ -250,7 +285,7 @@ class BayesianGaussianMixture(Clusters):
         self.precisions_ = array(precision)
         self.covariances_ = array(torch.linalg.inv(precision) if matrix else 1 / precision)
         self.n_components_ = effective_size(self.run_, rows).kept
-        self.lower_bound_ = -float(self.run_.losses[-1]) * len(rows)
+        self.lower_bound_ = -float(self.run_.losses[-1]) * size
         self.converged_, self.n_iter_ = self.run_.converged, len(self.run_.losses)
 
     @torch.no_grad()

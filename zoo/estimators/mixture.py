@@ -43,8 +43,7 @@ class Clusters(DensityMixin, Estimator):
 
     def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> np.ndarray:
         """Fits the model, and gives the component of every row (n,)."""
-        weighing = {} if sample_weight is None else {"sample_weight": sample_weight}
-        return self.fit(X, y, **weighing).predict(X)
+        return self.fit(X, y, sample_weight).predict(X)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """The mean log density of rows, in nats per row."""

@@ -121,6 +121,7 @@ class _Graph:
         self.params = [p for _, p in pyro.get_param_store().named_parameters() if p.requires_grad]
         self.beta = torch.zeros((), device=next((p.device for p in self.params), None))  # of an AnnealedELBO
         self.moved: list[Tensor] = []  # the parameters that have a gradient
+        self.last: list[Tensor | None] = []  # gradients, whose memory the system would clear anew if it were given back
         given = _tensors(args)
         if any(own.requires_grad for own in given):
             raise NotCaptured("one of its arguments requires a gradient")
@@ -143,6 +144,7 @@ class _Graph:
         with torch.inference_mode() if isinstance(self.svi.optim, Fused) else torch.no_grad():
             self._turn()
             loss = self._gradients(given)
+            self.last = [p.grad for p in self.moved]
             self.svi.optim(set(self.moved))
             self._taken()
         return loss

@@ -23,6 +23,7 @@ from zoo.base.protocols import (
     Maximized,
     Placed,
     Summarized,
+    linear_form,
 )
 from zoo.base.random import seeded
 from zoo.base.tables import column_names
@@ -37,6 +38,7 @@ STILL = 1e-9  # the relative move of a step of EM below which the parameters are
 WINDOW = 5  # steps whose gains together must be small to end an accelerated climb
 SHARE = 0.1  # of the tolerance, as extrapolated gains come in fits and starts
 ROUNDING = 1e-14  # of the log-likelihood
+RESOLVED = 1e-5  # the share of noise in a column's variance below which the log-likelihood loses digits
 FLOORED = 1e-8  # of the log-likelihood: its rounding where a covariance is at its floor
 
 
@@ -134,7 +136,8 @@ def em(
         TypeError: the model has no closed forms, or accepts no weights.
         ValueError: the data do not suit the model, see :func:`zoo.base.check_rows` and ``model.check``; or the weights
             are no numbers of at least 0, one per row.
-        FloatingPointError: the likelihood fell, which EM never does, or a component collapsed.
+        FloatingPointError: the likelihood fell, which EM never does, or a component collapsed. Where it fell because
+            float64 cannot resolve the noise of a linear model, the climb ends there instead, not converged.
 
     References:
         Dempster, Laird and Rubin (1977), JRSS B 39; for the stopping rule Boehning et al. (1994), Annals of the
@@ -147,7 +150,7 @@ def em(
         found = _accelerated(task.work, task.data, steps, tol * task.size, maximize=maximize)
     else:
         found = _plain(task.work, task.data, steps, tol * task.size)
-    stopped = "the log-likelihood has settled" if found.converged else f"all {steps} steps are used up"
+    stopped = "the log-likelihood has settled" if found.converged else found.limit or f"all {steps} steps are used up"
     if not isinstance(x, Moments) and collapse_of(task.work, task.given) is not None:
         numbered = check_rows(x, model, exact=True)  # with those of weight 0
         stopped = collapse_of(task.work, numbered, warn=True) or stopped
@@ -176,11 +179,12 @@ def em(
 
 
 class _Climb(NamedTuple):
-    """The log-likelihood after every step (steps,), the number of evaluations, and whether it has settled."""
+    """The log-likelihood after every step (steps,), the number of evaluations, whether it has settled, or its limit."""
 
     log_likelihood: Tensor
     evaluations: int
     converged: bool
+    limit: str = ""
 
 
 def _guide(model: PyroCallable) -> PyroCallable:
@@ -273,18 +277,21 @@ def _checked_moments(model: nn.Module, x: Moments, weights: ArrayLike | None) ->
     return x.to(next(model.parameters()).detach().double())
 
 
-def _plain(work: Conjugate, data: Any, steps: int, tol: float) -> _Climb:
+def _plain(work: Any, data: Any, steps: int, tol: float) -> _Climb:
     """EM step by step, until Aitken's rule ends it."""
-    climb = [float(work.em_step(data))]
-    converged = False
-    for _ in range(steps - 1):
-        climb.append(float(work.em_step(data)))
-        _refuse_descent(climb, work)
-        if converged := _settled(climb, tol):
+    parameters = list(work.parameters())
+    here, climb, converged = _joined(parameters), [float(work.em_step(data))], False
+    for number in range(steps):
+        last, here = here, _joined(parameters)
+        stays = number == steps - 1 or converged  # the log-likelihood after the last step
+        climb.append(float((copy.deepcopy(work) if stays else work).em_step(data)))
+        if limit := _fallen(climb, work):
+            _place(parameters, last)
+            return _Climb(_reached(climb[:-1]), len(climb), False, limit)
+        if stays:
             break
-    climb.append(float(copy.deepcopy(work).em_step(data)))  # the log-likelihood after the last step
-    _refuse_descent(climb, work)
-    return _Climb(torch.tensor(climb[1:], dtype=torch.float64), len(climb), converged)
+        converged = _settled(climb, tol)
+    return _Climb(_reached(climb), len(climb), converged)
 
 
 def _accelerated(work: Any, data: Any, steps: int, tol: float, *, maximize: bool) -> _Climb:
@@ -303,14 +310,24 @@ def _accelerated(work: Any, data: Any, steps: int, tol: float, *, maximize: bool
     if maximize and (top := _maximum(work, data, start, parameters)) is not None:
         spent, ascent = 1, Ascent(evaluate, top)
         climb.append(ascent.value)
-        _refuse_descent(climb, work)
+        if limit := _fallen(climb, work):
+            _place(parameters, start)
+            return _Climb(_reached(climb[:-1]), spent + ascent.evaluations, False, limit)
     converged = maximize and _still(ascent)
     while len(climb) <= steps and not converged:
+        here = ascent.point
         climb.append(ascent.step())
-        _refuse_descent(climb, work)
+        if limit := _fallen(climb, work):
+            _place(parameters, here)
+            return _Climb(_reached(climb[:-1]), spent + ascent.evaluations, False, limit)
         converged = _small(climb, tol)
     _place(parameters, ascent.point)
-    return _Climb(torch.tensor(climb[1:], dtype=torch.float64), spent + ascent.evaluations, converged)
+    return _Climb(_reached(climb), spent + ascent.evaluations, converged)
+
+
+def _reached(climb: list[float]) -> Tensor:
+    """The log-likelihood after every step (steps,); that of the start where no step was taken."""
+    return torch.tensor(climb[1:] or climb, dtype=torch.float64)
 
 
 def _maximum(work: Any, data: Any, start: Tensor, parameters: list[nn.Parameter]) -> Tensor | None:
@@ -334,14 +351,29 @@ def _place(parameters: list[nn.Parameter], point: Tensor) -> None:
         parameter.data = part.view_as(parameter).clone()
 
 
-def _refuse_descent(climb: list[float], work: Any) -> None:
+def _fallen(climb: list[float], work: Any) -> str:
+    """Why the likelihood can rise no further, where its last step fell for want of digits; empty where it did not fall.
+
+    Raises:
+        FloatingPointError: it fell for no such reason.
+    """
     before, after = climb[-2], climb[-1]
     floored = isinstance(work, Collapsing) and work.met_floor
-    if not after >= before - (FLOORED if floored else 1e-11) * max(1.0, abs(before)):
-        raise FloatingPointError(
-            f"EM's likelihood fell from {before:.12g} to {after:.12g} at step {len(climb) - 1}: the model's em_step is "
-            "not a maximisation, or it has lost numerical precision"
-        )
+    if after >= before - (FLOORED if floored else 1e-11) * max(1.0, abs(before)):
+        return ""
+    if (form := linear_form(work)) is not None:
+        weight, _, noise = form
+        share = float((noise / (weight.square().sum(1) + noise)).detach().min())
+        if share < RESOLVED:
+            return (
+                f"float64 resolves the likelihood no further: noise is {share:.1g} of a column's variance. Columns of "
+                "very different scales share it (standardise them, or use FactorAnalysis), or the factors explain the "
+                "column entirely (use fewer)"
+            )
+    raise FloatingPointError(
+        f"EM's likelihood fell from {before:.12g} to {after:.12g} at step {len(climb) - 1}: the model's em_step is not "
+        "a maximisation, or it has lost numerical precision"
+    )
 
 
 def _settled(climb: list[float], tol: float) -> bool:

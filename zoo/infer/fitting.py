@@ -33,6 +33,7 @@ from zoo.infer.optim.lbfgs import LBFGS
 from zoo.infer.optim.natural import LocalFirstSVI, NaturalGradient
 from zoo.infer.pairing import check_pair, move
 from zoo.infer.planning import Plan, plan
+from zoo.infer.remaining import confirmed
 from zoo.infer.run import Fit, Store
 from zoo.infer.running import Running
 from zoo.infer.watchers import (
@@ -144,7 +145,8 @@ def fit(
             An object with a method ``see`` (:class:`zoo.infer.Watcher`) receives the fit itself.
 
     Returns:
-        a :class:`Fit`; in its ``training``, ``converged`` is whether it has converged and ``stopped`` why it ended.
+        a :class:`Fit`; in its ``training``, ``converged`` is whether it has converged and ``stopped`` why it ended. A
+        noisy fit of a conjugate model has converged only if EM gains no more from there.
 
     Warns:
         UnboundedLikelihood: more than a twentieth of a decoder's variances ended at their floor, or a component of a
@@ -376,7 +378,7 @@ def _end(running: Running, watchers: list[Watcher], first: tuple[Any, ...]) -> F
         if isinstance(watcher, Collapse):
             watcher.look(running)
     running.at_floor = floored(running.model, running.svi.guide, first, decided.seed)
-    run = running.run()
+    run = confirmed(running.run(), decided)
     for watcher in watchers:
         if isinstance(watcher, Checkpoint):
             watcher.write(run)

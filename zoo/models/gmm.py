@@ -161,7 +161,8 @@ class GMM(Module):
         r""":math:`\sum_j q_j (\log p(x, c = j) - \log q_j)` of a Categorical q with batch (n,): (n,)."""
         if not isinstance(q, torch.distributions.Categorical):
             raise TypeError(f"the closed-form bound holds for a Categorical q, got {type(q).__name__}")
-        return (q.probs * (self.log_joint(x) - q.logits)).sum(-1)
+        gain = torch.where(q.probs > 0, self.log_joint(x) - q.logits, 0.0)  # of an empty component both may be -inf
+        return (q.probs * gain).sum(-1)
 
     @torch.no_grad()
     def impute(self, x: ArrayLike) -> Imputation:

@@ -8,7 +8,7 @@ from torch.nn.functional import linear
 
 from zoo.algebra import linear_gaussian, missing_linear
 from zoo.algebra.missing import Imputation, Incomplete, column_moments, refuse_unobserved_columns
-from zoo.base.checks import ArrayLike, check_rows, check_whole, incomplete
+from zoo.base.checks import ArrayLike, check_rows, check_whole
 from zoo.base.module import Module, like
 from zoo.base.moments import Moments
 from zoo.base.plates import rows
@@ -141,13 +141,12 @@ class PPCA(Module):
         """Refuses data under which the likelihood has no maximum.
 
         Raises:
-            ValueError: a column has fewer than two observed values (the message names it), or complete rows are all
+            ValueError: a column has fewer than two observed values (the message names it), or the rows are all
                 equal or span no more dimensions than there are factors.
         """
         if not isinstance(x, Moments):
             refuse_unobserved_columns(x, "PPCA")
-        if isinstance(x, Moments) or not incomplete(x):
-            linear_gaussian.refuse_low_rank(x, self.latent_dim)
+        linear_gaussian.refuse_low_rank(x, self.latent_dim)
 
     @torch.no_grad()
     def estimate(self, x: Tensor | Moments, weights: Tensor | None = None) -> None:

@@ -2,8 +2,9 @@
 
 Arguments common to the functions here and in :mod:`zoo.plots.predicted`:
 
-- ``image``: (height, width) where a row is an image, True where it is a square one; otherwise rows are drawn as
-  profiles over their columns.
+- ``image``: (height, width) where a row is an image, True where it is a square one, False to draw rows as profiles over
+  their columns. None goes by the columns' names: rows of ``pixel_0_0``, ``pixel_0_1``, ... (as those of ``digits`` and
+  ``mnist``, and of runs fitted to them) are images.
 - ``standard``: rows (n, d) that put columns of different units on one axis: profiles are then in standard deviations
   of these rows from their means.
 - ``unit``: the unit of the data.
@@ -19,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from zoo.base.checks import ArrayLike, check_whole
-from zoo.base.pairs import Trained, pair_of
+from zoo.base.pairs import Trained, known_columns, pair_of
 from zoo.factors.decoding import decoded_mean, factor_site
 from zoo.factors.intervention import Intervention
 from zoo.factors.traversal import Decoded, Traversal
@@ -29,6 +30,7 @@ from zoo.plots.images import (
     check_image,
     column_axis,
     gradient,
+    image_size,
     mosaic,
     pick,
     standardised,
@@ -63,7 +65,7 @@ def traversal(
     if not several:
         raise ValueError("result is empty: pass the result of zoo.traverse")
     first = several[0]
-    size = check_image(image, first.mean.shape[-1])
+    size = check_image(image, first.mean.shape[-1], first.columns)
     values = array(first.values)
     if any(t.mean.shape != first.mean.shape or not np.array_equal(array(t.values), values) for t in several):
         raise ValueError("result has traversals with different values or positions: draw them one by one")
@@ -108,7 +110,7 @@ def interpolation(
     """
     lines = array(result.mean)
     t = np.linspace(0, 1, len(lines))
-    size = check_image(image, lines.shape[-1])
+    size = check_image(image, lines.shape[-1], result.columns)
     if size is not None:
         ax = mosaic(lines[None], size, below=[f"{place:.2g}" for place in t], unit=unit, limits=limits, ax=ax)
         ax.set_xlabel("position from a (0) to b (1)", fontsize=TEXT)
@@ -144,7 +146,7 @@ def intervention(
         ValueError: a row does not exist, or the size of ``image`` is not the width of the rows.
     """
     before, after = array(result.before), array(result.mean)
-    size = check_image(image, after.shape[1])
+    size = check_image(image, after.shape[1], result.columns)
     chosen = pick(rows, len(after), 8 if size is not None else 3)
     names = [str(result.rows[i]) for i in chosen]
     title = ", ".join(f"factor {factor}" for factor in result.factors)
@@ -209,6 +211,9 @@ def manifold(
             raise ValueError(f"factors: {factor} is out of range, as the model has {k} factors, counted from 0")
     if len(factors) != 2 or factors[0] == factors[1]:
         raise ValueError(f"factors must be two different numbers, got {tuple(factors)}")
+    columns = known_columns(run, x)
+    if image is None and column is None and image_size(columns) is not None:
+        image = image_size(columns)
     if (image is None) == (column is None):
         raise ValueError("pass either image, for rows that are images, or column, for a map of one column")
     place = torch.special.ndtri((torch.arange(check_whole(steps, "steps", 2)).double() + 0.5) / steps)

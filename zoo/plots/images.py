@@ -1,6 +1,7 @@
 """Drawing rows as images side by side, or as profiles over their columns."""
 
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ from zoo.base.tables import named_rows
 from zoo.plots.style import PALETTE, SIZE, TEXT, new_axes
 
 Image = tuple[int, int] | bool | None
+PIXEL = re.compile(r"(.*?)(\d+)[^\d](\d+)")  # the name of a pixel's column
 MANY = 12  # largest number of columns whose names fit under an axis
 
 
@@ -23,17 +25,38 @@ def array(values: ArrayLike) -> np.ndarray:
     return named_rows(values).values.detach().cpu().double().numpy()
 
 
-def check_image(image: Image, d: int) -> tuple[int, int] | None:
+def image_size(columns: Sequence[str]) -> tuple[int, int] | None:
+    """Height and width of the image whose pixels the columns are, by names such as ``pixel_3_14``; None if none.
+
+    The names end in the pixel's row and column, from 0, and the pixels stand in the order of a page.
+
+    >>> image_size([f"pixel_{i}_{j}" for i in range(2) for j in range(3)])
+    (2, 3)
+    >>> image_size(["length_1", "length_2"])
+    """
+    found = [PIXEL.fullmatch(name) for name in columns]
+    places = [(int(one[2]), int(one[3])) for one in found if one is not None]
+    if len(places) < 2 or len(places) != len(columns) or len({one[1] for one in found if one is not None}) > 1:
+        return None
+    height, width = places[-1][0] + 1, places[-1][1] + 1
+    whole = height * width == len(places) and min(height, width) > 1
+    return (height, width) if whole and places == [divmod(k, width) for k in range(len(places))] else None
+
+
+def check_image(image: Image, d: int, columns: Sequence[str] = ()) -> tuple[int, int] | None:
     """Height and width of the image in a row of ``d`` columns; None if it is to be drawn as a profile.
 
     Args:
-        image: (height, width), True for a square image, None or False for a profile.
+        image: (height, width), True for a square image, False for a profile; None goes by the columns' names.
         d: the number of columns.
+        columns: their names, for :func:`image_size`.
 
     Raises:
         ValueError: the number of pixels is not d.
     """
-    if image is None or image is False:
+    if image is None:
+        return image_size(columns)
+    if image is False:
         return None
     if image is True:
         side = math.isqrt(d)

@@ -48,7 +48,7 @@ def samples(
         result: from :func:`zoo.generate`.
         mean: whether to draw the mean of every row given its latents, without noise.
         across: the number of images per line.
-        columns: the names of the columns, for profiles.
+        columns: the names of the columns; empty for those of ``result``.
         image, standard, unit, limits: see :mod:`zoo.plots.decoded`.
         ax: the axes to draw on; None creates a figure.
 
@@ -57,7 +57,8 @@ def samples(
     """
     rows = array(result.mean if mean else result.x)
     n, d = rows.shape
-    size = check_image(image, d)
+    columns = columns or result.columns
+    size = check_image(image, d, columns)
     if size is not None:
         across = min(check_whole(across, "across"), n)
         return mosaic(rows[: n - n % across].reshape(-1, across, d), size, unit=unit, limits=limits, ax=ax)
@@ -92,7 +93,7 @@ def reconstruction(
     """
     names, index, data = column_names(x) or result.columns, _index(x, result), _rows(x)
     mean, deviation = same_shape(data, result.mean, "result"), np.sqrt(array(result.variance))
-    size = check_image(image, data.shape[1])
+    size = check_image(image, data.shape[1], names)
     chosen = pick(rows, len(data), 8 if size is not None else 3)
     if size is not None:
         grid = np.stack([array(data)[chosen], mean[chosen]])
@@ -147,7 +148,7 @@ def imputation(
     values = array(data)
     mean, deviation = same_shape(data, result.mean, "result"), np.sqrt(array(result.variance))
     true = None if truth is None else same_shape(data, truth, "truth")
-    size = check_image(image, data.shape[1])
+    size = check_image(image, data.shape[1], names)
     missing = np.isnan(values)
     gaps = np.flatnonzero(missing.any(1))
     if not len(gaps):
