@@ -149,9 +149,12 @@ READING = {
 CONJUGATE = {  # what needs a conjugate model, or may take a model alone
     "diagnostics.information_criteria": lambda run, x: zoo.diagnostics.information_criteria(run.model, x),
     "diagnostics.posterior_error": lambda run, x: zoo.diagnostics.posterior_error(run, x),
+    "diagnostics.fit_measures": lambda run, x: zoo.diagnostics.fit_measures(run, x),
+    "factors.scores": lambda run, x: zoo.factors.scores(run, x, rotation="oblimin"),
     "plots.scree": lambda run, x: zoo.plots.scree(run, x),
     "alignment.canonical_transform": lambda run, x: zoo.alignment.canonical_transform(run),
     "alignment.to_canonical": lambda run, x: zoo.evaluate(zoo.to_canonical(run), x, draws=30),
+    "alignment.rotate": lambda run, x: zoo.alignment.rotate(run, "oblimin"),
     "alignment.align": lambda run, x: zoo.alignment.align(run, run),
     "alignment.covariance": lambda run, x: zoo.alignment.covariance(run),
     "alignment.posterior_difference": lambda run, x: zoo.alignment.posterior_difference(run, run, x),

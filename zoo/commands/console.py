@@ -1,5 +1,9 @@
 """Output, errors, and what the commands have in common: shared arguments and lists as text."""
 
+import csv
+import re
+from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -18,13 +22,47 @@ THREADS = Annotated[
     typer.Option(help="Threads of the processor; by default as many as pay, and at most OMP_NUM_THREADS or the cores."),
 ]
 FAILURES = (ValueError, TypeError, FloatingPointError, OSError)  # what a command reports without a traceback
-COLUMNS = Annotated[str | None, typer.Option(help="Columns of the data, e.g. a,b,c.")]
+COLUMNS = Annotated[
+    list[str] | None,
+    typer.Option(help="Columns of the data, e.g. a,b,c; a name with a comma in quotes: '\"a,b\",c'. Can be repeated."),
+]
+EXCLUDE = Annotated[list[str] | None, typer.Option(help="Columns of the data to leave out, written as for --columns.")]
+OPTIONS: ContextVar[Sequence[str]] = ContextVar("the options of the command that runs", default=())
+VERBS = "must|needs|repeats|has"  # that follow the name of an argument where a message begins with it
 
 
 def fail(error: Exception) -> NoReturn:
-    """Print an error on one line and exit with status 2."""
-    err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    """Print an error on one line, in the words of the command line, and exit with status 2."""
+    err.print(f"[bold red]error:[/] {escape(spoken(str(error), OPTIONS.get()))}", highlight=False, soft_wrap=True)
     raise typer.Exit(2)
+
+
+def spoken(message: str, options: Sequence[str]) -> str:
+    """A message of the library in the words of the command line: options in place of arguments.
+
+    ``latent_dim`` becomes ``--latent-dim``, and ``dtype=torch.float64`` becomes ``--dtype float64``, where the command
+    has such an option. An argument of a single plain word is translated only where it is followed by ``=`` or begins
+    the message and is followed by a verb, since elsewhere it may be just a word. Quoted names are left as they are.
+
+    Args:
+        message: of an error.
+        options: of the command, such as ``--latent-dim``; short ones are ignored.
+
+    >>> spoken("latent_dim must be at most 3: pass dtype=torch.float64", ["--latent-dim", "-k", "--dtype"])
+    '--latent-dim must be at most 3: pass --dtype float64'
+    """
+    known = {option.removeprefix("--").replace("-", "_"): option for option in options if option.startswith("--")}
+    if not known:
+        return message
+    names = "|".join(sorted(known, key=len, reverse=True))
+    plain = rf"(?<![\w.'\"-])({names})"  # a word of its own, not quoted
+    message = re.sub(plain + r"=(?:torch\.)?(?=[\w'\"(\[.-])", lambda found: f"{known[found[1]]} ", message)
+    message = re.sub(rf"(^|: )({names})(?= (?:{VERBS})\b)", lambda found: found[1] + known[found[2]], message)
+    wide = [name for name in known if "_" in name]
+    if wide:
+        plain = rf"(?<![\w.'\"-])({'|'.join(wide)})(?![\w'\"])"
+        message = re.sub(plain, lambda found: known[found[1]], message)
+    return message
 
 
 def tell(table: "Dataset") -> None:
@@ -33,6 +71,16 @@ def tell(table: "Dataset") -> None:
         out.print(escape(f"{table.source}: {'; '.join(table.notes)}"), highlight=False, soft_wrap=True)
 
 
-def words(text: str | None) -> list[str] | None:
-    """The words of a comma-separated list such as ``a,b,c``; None if nothing is given."""
-    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
+def words(given: str | Sequence[str] | None) -> list[str] | None:
+    """The words of comma-separated lists such as ``a,b,c``, one after the other; None if nothing is given.
+
+    A word that holds a comma stands in double quotes, as in a CSV file.
+
+    >>> words(['"a,b", c', "d"])
+    ['a,b', 'c', 'd']
+    """
+    if given is None or given == []:
+        return None
+    texts = [given] if isinstance(given, str) else given
+    lines = csv.reader(texts, skipinitialspace=True)
+    return [word.strip() for line in lines for word in line if word.strip()]

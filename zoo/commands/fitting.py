@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from zoo.commands.catalogue import GUIDES, LIKELIHOODS
-from zoo.commands.console import COLUMNS, FAILURES, MODEL, THREADS, fail
+from zoo.commands.console import COLUMNS, EXCLUDE, FAILURES, MODEL, THREADS, fail
+from zoo.commands.outputs import Rotation
 
 OPTIONAL_SOURCE = Annotated[
     str | None, typer.Argument(metavar="DATA", help="Name of a data set, or path of a file; none with --moments.")
@@ -58,6 +59,19 @@ class Start(StrEnum):
     random = "random"
 
 
+class Tables(StrEnum):
+    """Formats of the tables in the folder of a run."""
+
+    csv = "csv"
+    parquet = "parquet"
+    none = "none"
+
+
+TABLES = Annotated[Tables, typer.Option(help="Format of the tables of loadings, components and scores in --out.")]
+ROTATION = Annotated[
+    Rotation | None,
+    typer.Option(help="Rotation of the factors of a linear model in tables, figures and draws; by default principal."),
+]
 GUIDE = Annotated[
     str | None,
     typer.Option(
@@ -86,6 +100,7 @@ def fit_(
     hidden: Annotated[str | None, typer.Option(help="Hidden widths of the guide's network, e.g. 64,64.")] = None,
     guide_covariance: Annotated[str | None, typer.Option(help="Covariance of Amortized: diag, low_rank, full.")] = None,
     columns: COLUMNS = None,
+    exclude: EXCLUDE = None,
     labels: Annotated[str | None, typer.Option(help="Column with labels, for the figures.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of initial values, minibatches and draws.")] = 0,
     start: START = None,
@@ -96,6 +111,8 @@ def fit_(
     dtype: Annotated[Precision, typer.Option(help="Floating-point type.")] = Precision.float64,
     device: Annotated[str | None, typer.Option(help="Device to train on, e.g. cpu or cuda.")] = None,
     folder: Annotated[Path | None, typer.Option("--out", help="Folder for the run; must not contain one yet.")] = None,
+    rotation: ROTATION = None,
+    tables: TABLES = Tables.csv,
     arviz: ARVIZ = None,
     binarise: BINARISE = False,
     patience: PATIENCE = None,
@@ -104,24 +121,25 @@ def fit_(
 ) -> None:
     """Fit a model to data by SVI or coordinate ascent, and compare with its closed-form optimum.
 
-    With --out, writes parameters (safetensors), settings (JSON), draws for ArviZ (netCDF), results (JSON), and figures
-    of the loss and the latent space. zoo.load(DIR) loads the run.
+    With --out, writes parameters (safetensors), settings (JSON), draws for ArviZ (netCDF), results (JSON), figures of
+    the loss and the latent space, and tables: loadings and their variance or the components of a mixture, and scores of
+    the rows. zoo.load(DIR) loads the run.
     """
-    from zoo.commands import fit_job, moments_job
+    from zoo.commands import fit_asked, fit_job, moments_job
 
     sizes = {"latent_dim": latent_dim, "components": components, "hidden": model_hidden, "floor": floor}
     kinds = {"covariance": covariance, "noise": noise, "likelihood": likelihood}
-    parts = fit_job.Parts(model, guide, {**sizes, **kinds}, {"hidden": hidden, "covariance": guide_covariance})
+    parts = fit_asked.Parts(model, guide, {**sizes, **kinds}, {"hidden": hidden, "covariance": guide_covariance})
     options = {"steps": steps, "batch_size": batch_size, "device": device, "patience": patience}
     options["start"] = start and start.value
     try:
         if moments is None:
-            rows = fit_job.Rows(_rows_of(source, n), columns, labels, dtype.value, binarise)
-            fit_job.fit_and_show(
-                parts, rows, options, seed=seed, folder=folder, arviz=arviz, threads=threads, quiet=quiet
-            )
+            rows = fit_asked.Rows(_rows_of(source, n), columns, exclude, labels, dtype.value, binarise)
+            wanted = fit_job.Outputs(folder, arviz, tables.value, rotation and rotation.value)
+            fit_job.fit_and_show(parts, rows, options, wanted, seed=seed, threads=threads, quiet=quiet)
         else:
-            unfit: dict[str, object] = {"DATA": source, "guide": guide, "columns": columns, "labels": labels}
+            unfit: dict[str, object] = {"DATA": source, "guide": guide, "labels": labels}
+            unfit |= {"columns": columns or None, "exclude": exclude or None, "rotation": rotation}
             unfit |= {"hidden": hidden, "guide_covariance": guide_covariance, "arviz": arviz}
             unfit |= {"binarise": binarise or None, **options, "steps": None}
             moments_job.fit_moments_and_show(

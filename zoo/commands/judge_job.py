@@ -1,19 +1,19 @@
 """What ``zoo diagnose`` and ``zoo report`` do: check a saved run."""
 
 import dataclasses
+import itertools
 import json
 import math
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from zoo import data
 from zoo.base.threads import exactly
 from zoo.commands.console import out
+from zoo.commands.saved import Saved
 from zoo.diagnostics.diagnosis import Diagnosis, diagnose
-from zoo.infer.loading import load
-from zoo.infer.run import Fit
 from zoo.report.page import report
 
 COLOURS = {"good": "green", "careful": "yellow", "bad": "red", "unknown": "dim"}
@@ -24,46 +24,54 @@ def diagnosed(
 ) -> Diagnosis:
     """The diagnosis of a saved run; see ``zoo diagnose --help`` for the arguments."""
     with exactly(threads):
-        run, table = _read(folder, source)
-        return diagnose(run, table, draws=draws, simulations=simulations, seed=seed)
+        saved = Saved.read(folder)
+        table = saved.table(source, "diagnose")
+        return diagnose(saved.run, table, draws=draws, simulations=simulations, seed=seed)
 
 
 def reported(folder: Path, source: str | None, path: Path | None, *, seed: int, threads: int | None) -> Path:
     """The path of the page on a saved run; see ``zoo report --help`` for the arguments."""
     with exactly(threads):
-        run, table = _read(folder, source)
-        record = _record(folder)
-        again = [record["command"]] if "command" in record else []
-        again += [f"zoo diagnose {folder}" + (f" {source}" if source else "")]
-        return report(run, table, path or folder / "report.html", rerun=again, seed=seed)
+        saved = Saved.read(folder)
+        table = saved.table(source, "report")
+        return report(saved.run, table, path or folder / "report.html", rerun=_again(saved, source), seed=seed)
 
 
-def _record(folder: Path) -> dict[str, Any]:
-    """The results that ``zoo fit`` saved with the run, if any."""
-    file = folder / "results.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+def _again(saved: Saved, source: str | None) -> list[str]:
+    """The commands that fit the run again, into a new folder, and diagnose it; they work from any folder."""
+    folder = saved.folder.resolve()
+    fresh = next(each for each in _beside(folder) if not each.exists())
+    rows = [] if source is None else [_anywhere(source)]
+    if "command" not in saved.record:
+        return [shlex.join(["zoo", "diagnose", str(folder), *rows])]
+    words = _redirected(shlex.split(saved.record["command"]), saved.how.get("source") or saved.record.get("moments"))
+    commands = [[*words, "--out", str(fresh)], ["zoo", "diagnose", str(fresh), *rows]]
+    return [shlex.join(each) for each in commands]
 
 
-def _read(folder: Path, source: str | None) -> tuple[Fit, data.Dataset]:
-    """A run and its rows, prepared as by ``zoo fit``.
+def _beside(folder: Path) -> Iterator[Path]:
+    """Names for another run beside a folder: run-again, run-again2, ..."""
+    yield folder.with_name(f"{folder.name}-again")
+    yield from (folder.with_name(f"{folder.name}-again{number}") for number in itertools.count(2))
 
-    Raises:
-        ValueError: the source of the rows is not recorded.
-    """
-    run = load(folder)
-    how = _record(folder).get("table", {})
-    source = source or how.get("source")
-    if source is None:
-        raise ValueError(f"{folder} does not record its rows: name them, as in zoo diagnose {folder} DATA")
-    kind = getattr(torch, run.settings.get("dtype", "float64"))
-    table = data.load(source, columns=how.get("columns"), labels=how.get("labels"), dtype=kind)
-    seed = run.settings.get("seed", 0)
-    if how.get("held_out"):
-        table, _ = table.split(test=how["held_out"], seed=seed)
-    if how.get("binarised"):
-        drawn = torch.bernoulli(table.x, generator=torch.Generator().manual_seed(seed))
-        table = dataclasses.replace(table, x=drawn)
-    return run, table
+
+def _redirected(words: list[str], source: str | None) -> list[str]:
+    """The words of a ``zoo fit`` without its ``--out``, and with the full path of its rows."""
+    found: list[str] = []
+    given = iter(words)
+    for word in given:
+        if word == "--out":
+            next(given, None)
+        elif source is not None and not word.startswith("-") and Path(word).name == Path(source).name:
+            found.append(source)
+        elif not word.startswith("--out="):
+            found.append(word)
+    return found
+
+
+def _anywhere(source: str) -> str:
+    """A data set's name, or the full path of a file."""
+    return source if source in data.names() else str(Path(source).resolve())
 
 
 def show(found: Diagnosis, *, as_json: bool) -> None:

@@ -6,8 +6,8 @@ import typer
 from rich.table import Table
 
 from zoo import __version__
-from zoo.commands import benchmarking, catalogue, fitting, judging, selecting
-from zoo.commands.console import out
+from zoo.commands import benchmarking, catalogue, fitting, judging, outputs, selecting
+from zoo.commands.console import OPTIONS, out
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -20,11 +20,14 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Latent factor models and variational guides, freely combined, with exact answers for comparison."""
+    chosen = getattr(context.command, "commands", {}).get(context.invoked_subcommand)
+    OPTIONS.set(() if chosen is None else [name for own in chosen.params for name in own.opts])
 
 
 @app.command("list")
@@ -40,5 +43,8 @@ def list_() -> None:
 app.command("fit")(fitting.fit_)
 app.command("diagnose")(judging.diagnose_)
 app.command("report")(judging.report_)
+app.command("transform")(outputs.transform_)
+app.command("impute")(outputs.impute_)
+app.command("generate")(outputs.generate_)
 app.command("select")(selecting.select_)
 app.command("benchmark")(benchmarking.benchmark_)

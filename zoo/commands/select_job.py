@@ -1,5 +1,6 @@
 """What ``zoo select`` does: compare numbers of factors or components."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ class Asked:
     guide: str | None
     settings: dict[str, str | None]
     source: str
-    columns: str | None
+    columns: Sequence[str] | None
+    exclude: Sequence[str] | None
 
 
 def select_and_show(
@@ -49,7 +51,9 @@ def select_and_show(
         raise ValueError(f"--out {folder} is a file: pass a folder")
     model_class = registry.find(asked.model, registry.models(), "model")
     guide_class = None if asked.guide is None else registry.find(asked.guide, registry.guide_classes(), "guide")
-    table = data.load(asked.source, columns=words(asked.columns), dtype=torch.float64)
+    table = data.load(
+        asked.source, columns=words(asked.columns), exclude=words(asked.exclude) or (), dtype=torch.float64
+    )
     tell(table)
     size = "components" if "components" in registry.options(model_class) else "latent_dim"
 

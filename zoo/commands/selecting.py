@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from zoo.commands.console import COLUMNS, FAILURES, MODEL, SOURCE, THREADS, fail
+from zoo.commands.console import COLUMNS, EXCLUDE, FAILURES, MODEL, SOURCE, THREADS, fail
 
 
 def select_(
@@ -24,6 +24,7 @@ def select_(
     ] = None,
     likelihood: Annotated[str | None, typer.Option(help="Likelihood of a VAE, e.g. gaussian or bernoulli.")] = None,
     columns: COLUMNS = None,
+    exclude: EXCLUDE = None,
     seeds: Annotated[int, typer.Option(help="Random starts per number; the best one is kept.")] = 5,
     folds: Annotated[int, typer.Option(help="Folds of the cross-validation; 0 skips it.")] = 5,
     seed: Annotated[int, typer.Option(help="Seed of the folds and the draws.")] = 0,
@@ -36,7 +37,7 @@ def select_(
     settings = {"covariance": covariance, "likelihood": likelihood}
     try:
         select_job.select_and_show(
-            select_job.Asked(model, guide, settings, source, columns),
+            select_job.Asked(model, guide, settings, source, columns, exclude),
             values,
             seeds=seeds,
             folds=folds or None,

@@ -28,6 +28,7 @@ def load(
     source: str | os.PathLike[str],
     *,
     columns: Sequence[str | int] | None = None,
+    exclude: Sequence[str | int] = (),
     labels: str | int | None = None,
     index: str | int | None = None,
     dtype: torch.dtype | None = None,
@@ -57,6 +58,7 @@ def load(
         source: one of :func:`names`, or the path of a .csv, .tsv, .parquet or .npy file.
         columns: the columns of ``x``, in this order: names, or positions for NPY. By default all but the labels and the
             index (`holzinger`: only the tests).
+        exclude: columns to leave out of ``x``.
         labels: the column of labels, text or integers, encoded in sorted order. By default the data set's own; none for
             a file.
         index: the column of the names of the rows; None for the first column of a CSV file if it has no name or is
@@ -90,14 +92,14 @@ def load(
 
     label = entry.labels if labels is None else pick(labels, table.columns, name)
     names = _row_names(table, None if index is None else pick(index, table.columns, name), label)
-    if isinstance(columns, str):
-        raise ValueError(f"columns={columns!r} is one string: pass a list, columns=[{columns!r}]")
     if columns is None:
         default = table.columns if entry.columns is None else entry.columns
         taken = (label, entry.labels, None if names is None else names.column)
         chosen = tuple(column for column in default if column not in taken)
     else:
-        chosen = tuple(pick(column, table.columns, name) for column in columns)
+        chosen = _picked(columns, "columns", table, name)
+    out = _picked(exclude, "exclude", table, name)
+    chosen = tuple(column for column in chosen if column not in out)
     if not chosen:
         raise ValueError(f"{name}: no columns left for x")
     repeated = {column for column in chosen if chosen.count(column) > 1}
@@ -110,6 +112,13 @@ def load(
     own = None if names is None else names.names
     notes = (*read.notes, *_notes(names, x)) if isinstance(read, FrameTable) else ()
     return Dataset(x, codes, label_names, chosen, name, entry.source, entry.licence, own, notes)
+
+
+def _picked(wanted: Sequence[str | int], argument: str, table: Table, name: str) -> tuple[str, ...]:
+    """The names of the columns that an argument lists."""
+    if isinstance(wanted, str):
+        raise ValueError(f"{argument}={wanted!r} is one string: pass a list, {argument}=[{wanted!r}]")
+    return tuple(pick(column, table.columns, name) for column in wanted)
 
 
 def _row_names(table: Table, index: str | None, label: str | None) -> RowNames | None:

@@ -12,6 +12,7 @@ from zoo.factors.generation import Generated, Reconstruction, generate, reconstr
 from zoo.factors.imputation import impute
 from zoo.factors.intervention import Intervention, intervene
 from zoo.factors.probing import Probe, probe
+from zoo.factors.row_scores import PosteriorScores, posterior_scores
 from zoo.factors.scoring import Scores, scores
 from zoo.factors.traversal import Decoded, Traversal, interpolate, traverse
 
@@ -21,6 +22,7 @@ __all__ = [
     "Generated",
     "Imputation",
     "Intervention",
+    "PosteriorScores",
     "Probe",
     "Reconstruction",
     "Scores",
@@ -32,6 +34,7 @@ __all__ = [
     "impute",
     "interpolate",
     "intervene",
+    "posterior_scores",
     "probe",
     "reconstruct",
     "scores",

@@ -16,6 +16,7 @@ from zoo.infer.losses.fixed_draws import FixedDraws
 from zoo.infer.losses.iwae import IWAE
 from zoo.infer.losses.projected import ProjectedELBO
 from zoo.infer.losses.quadrature import QuadratureELBO
+from zoo.infer.new_rows import infer
 from zoo.infer.optim.fused import Fused
 from zoo.infer.optim.lbfgs import LBFGS
 from zoo.infer.optim.natural import LocalFirstSVI, NaturalGradient, decaying, paced
@@ -65,6 +66,7 @@ __all__ = [
     "decaying",
     "em",
     "fit",
+    "infer",
     "linear_warmup",
     "load",
     "paced",

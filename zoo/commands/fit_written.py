@@ -1,0 +1,101 @@
+"""What ``zoo fit`` writes: the run, its results, tables, figures and draws."""
+
+import json
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars
+
+from zoo import plots
+from zoo.alignment.symmetry import Alignment, factors_of
+from zoo.base.latent_sites import layout
+from zoo.commands.console import err
+from zoo.commands.fit_asked import Job
+from zoo.commands.fit_run import Done
+from zoo.commands.rotation import Rotated, check_rotated, in_coordinates, rotate
+from zoo.commands.row_tables import components_of, has_components, scores_of
+from zoo.commands.tables import write_table
+from zoo.export.contents import numbers_per_draw
+from zoo.export.write import write_arviz
+from zoo.infer.run import Fit
+from zoo.infer.storage.checkpoint import write
+
+
+@dataclass(frozen=True)
+class Written:
+    """Where to write and what: the folder, the groups of the ArviZ file, its most numbers, the format of tables."""
+
+    place: Path
+    groups: tuple[str, ...]
+    most: float
+    tables: str
+
+
+@dataclass(frozen=True, eq=False)
+class FitTables:
+    """The tables of a fit.
+
+    Attributes:
+        rotated: the factors of a linear model, with their loadings; None for others.
+        components: those of a Gaussian mixture; None for others.
+        scores: a line per row; None if they are not wanted.
+    """
+
+    rotated: Rotated | None
+    components: polars.DataFrame | None
+    scores: polars.DataFrame | None
+
+    def frames(self) -> dict[str, polars.DataFrame]:
+        """The tables by the names of their files, without suffix."""
+        found = (
+            {} if self.rotated is None else {"loadings": self.rotated.loadings(), "variance": self.rotated.variance()}
+        )
+        found |= {} if self.components is None else {"components": self.components}
+        return found | ({} if self.scores is None else {"scores": self.scores})
+
+
+def tables_of(done: Done, rotation: str | None, seed: int, *, scores: bool) -> FitTables:
+    """The tables of a fit, in one rotation.
+
+    Raises:
+        ValueError: a rotation is given, and the model is not linear-Gaussian.
+    """
+    run, table = done.run, done.table
+    mixture = has_components(run, table)
+    rotated = None if mixture else rotate(run, table, rotation or "principal")
+    check_rotated(run, rotated, rotation)
+    components = components_of(run, table.columns) if mixture else None
+    return FitTables(rotated, components, scores_of(run, table, rotated, seed=seed) if scores else None)
+
+
+def write_folder(job: Job, done: Done, tables: FitTables, wanted: Written) -> None:
+    """Write the run, its results, tables, figures and draws to a folder."""
+    run, results, table, place = done.run, done.results, done.table, wanted.place
+    record = {**results, "command": shlex.join(["zoo", *sys.argv[1:]]), "table": job.source}
+    if tables.rotated is not None:
+        record["rotation"] = tables.rotated.rotation
+    write(run, place)
+    (place / "results.json").write_text(json.dumps(record, indent=2) + "\n")
+    if wanted.tables != "none":
+        for name, frame in tables.frames().items():
+            write_table(frame, place / f"{name}.{wanted.tables}")
+    plots.save(plots.loss(run, optimum=results.get("optimum")), place / "loss.png")
+    plots.save(plots.latent(in_coordinates(run, tables.rotated), table), place / "latent.png")
+    if not wanted.groups:
+        return
+    n, d = table.x.shape
+    draws = int(min(500, wanted.most // max(1, numbers_per_draw(layout(job.model, table.x), n, d, wanted.groups))))
+    if draws < 1:
+        err.print(f"no ArviZ file: a draw for {n} rows is too large; use --arviz GROUPS, or zoo.to_arviz on fewer rows")
+        return
+    turned = _turned(run, tables.rotated)
+    write_arviz(turned, table, place / "arviz.nc", draws=draws, seed=job.seed, groups=wanted.groups)
+
+
+def _turned(run: Fit, rotated: Rotated | None) -> Fit:
+    """The run with its factors rotated, model and guide, for its draws; as it is where it has parameters as sites."""
+    if rotated is None or (factors := factors_of(run)) is None:
+        return run
+    return Alignment(rotation=rotated.transform.to(factors.weight)).apply(run)
