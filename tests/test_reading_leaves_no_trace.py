@@ -173,6 +173,7 @@ NOT_READING = {
     "alignment.match_components": "takes mixtures, which hold no networks",
     "alignment.principal_angles": "takes tensors",
     "alignment.procrustes": "takes tensors",
+    "diagnostics.factor_retention": "takes rows",
     "diagnostics.select_size": "fits",
     "diagnostics.effective_size": "for models with relevances or components, which have no networks here",
     "diagnostics.linear_response": "for guides without networks, whose bound has no noise",
