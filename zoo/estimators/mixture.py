@@ -181,8 +181,8 @@ class GaussianMixture(Clusters):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnboundedLikelihood)  # said by converged_ and its warning
             if self.guide is not None:
-                return trained(model, self.guide, rows, weights, self.max_iter, seed)
-            return em(model, rows, weights=weights, steps=self.max_iter, tol=self.tol, seed=seed)
+                return trained(model, self.guide, self._named(rows), weights, self.max_iter, seed)
+            return em(model, self._named(rows), weights=weights, steps=self.max_iter, tol=self.tol, seed=seed)
 
     def _started(self, rows: Tensor, weights: Tensor | None, components: int, seed: int) -> GMM:
         """The model at its start, or fresh where none was given."""

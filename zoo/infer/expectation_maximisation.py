@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from zoo.base.callables import PyroCallable, name_of
 from zoo.base.checks import ArrayLike, check_rows, check_whole, incomplete
+from zoo.base.entries import naming
 from zoo.base.moments import Moments
 from zoo.base.pairs import own_posterior
 from zoo.base.protocols import (
@@ -144,7 +145,9 @@ def em(
         Institute of Statistical Mathematics 46.
     """
     started = time.perf_counter()
-    task = _prepared(model, x, weights, steps, tol, seed)
+    columns = x.columns if isinstance(x, Moments) else column_names(x)
+    with naming(columns):
+        task = _prepared(model, x, weights, steps, tol, seed)
     if accelerate:
         maximize = isinstance(task.work, Maximized) and task.complete
         found = _accelerated(task.work, task.data, steps, tol * task.size, maximize=maximize)
@@ -153,9 +156,9 @@ def em(
     stopped = "the log-likelihood has settled" if found.converged else found.limit or f"all {steps} steps are used up"
     if not isinstance(x, Moments) and collapse_of(task.work, task.given) is not None:
         numbered = check_rows(x, model, exact=True)  # with those of weight 0
-        stopped = collapse_of(task.work, numbered, warn=True) or stopped
+        with naming(columns):
+            stopped = collapse_of(task.work, numbered, warn=True) or stopped
         found = found._replace(converged=False)
-    columns = x.columns if isinstance(x, Moments) else column_names(x)
     if (heywood := heywood_case(task.work, columns)) is not None:
         warnings.warn(heywood, HeywoodCase, stacklevel=3)
     model.load_state_dict(task.work.state_dict())  # type: ignore[attr-defined]  # in place, in the model's own dtype
