@@ -32,7 +32,7 @@ def test_fit_a_matrix(zoo_command, tmp_path):
     rows = zoo.em(zoo.FactorAnalysis(9, 3).double(), zoo.data.load("holzinger", dtype=torch.float64).x)
     assert results["log_likelihood"] == pytest.approx(float(rows[-1]), abs=1e-6)
     table = pl.read_csv(tmp_path / "run" / "loadings.csv")
-    assert table.columns == ["column", "factor 0", "factor 1", "factor 2", "uniqueness"]
+    assert table.columns == ["column", "factor 0", "factor 1", "factor 2", "communality", "uniqueness", "complexity"]
     assert table["column"].to_list() == [f"x{j}" for j in range(1, 10)]
     assert isinstance(zoo.load(tmp_path / "run").model, zoo.FactorAnalysis)
 
