@@ -73,6 +73,11 @@ def test_pair_trained_elsewhere_is_judged(capsys):
     assert "gap" in capsys.readouterr().out
 
 
+def test_pipeline_finds_its_size(capsys):
+    exec(compile(block("sklearn"), "README.md", "exec"), {})
+    assert "'factoranalysis__n_components': 3" in capsys.readouterr().out
+
+
 @pytest.fixture(scope="module")
 def own_model():
     """The names that a reader has after the block on a model, with every second iris."""

@@ -14,6 +14,7 @@ import zoo
 from zoo.alignment import rotate
 from zoo.alignment.oblique import geomin, gradient_projection, oblimin, starts
 from zoo.data import Moments
+from zoo.infer import HeywoodCase
 
 pytestmark = pytest.mark.usefixtures("own_store")
 
@@ -245,7 +246,9 @@ def test_frames(run):
 def test_heywood_cases_and_factors_in_excess_are_named():
     correlation = [[1, 0.9, 0.9, 0.2], [0.9, 1, 0.72, 0.2], [0.9, 0.72, 1, 0.2], [0.2, 0.2, 0.2, 1]]
     moments = Moments.from_correlation(correlation, n=100, columns=["a", "b", "c", "d"])
-    found = rotate(zoo.em(zoo.FactorAnalysis(4, 1).double(), moments), "varimax")
+    with pytest.warns(HeywoodCase, match=r"the uniqueness of column 0 \('a'\) is at its floor"):
+        run = zoo.em(zoo.FactorAnalysis(4, 1).double(), moments)
+    found = rotate(run, "varimax")
     assert found.at_floor == ("a",)
     assert math.isclose(float(found.uniquenesses[0]), 0.005, rel_tol=1e-2)
     assert "Heywood case: the uniqueness of 'a' is at its floor" in str(found)

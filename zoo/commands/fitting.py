@@ -141,18 +141,10 @@ def fit_(
             wanted = fit_job.Outputs(folder, arviz, tables.value, rotation and rotation.value)
             fit_job.fit_and_show(parts, rows, options, wanted, seed=seed, threads=threads, quiet=quiet)
         else:
-            given: dict[str, object] = {
-                "DATA": source,
-                "guide": guide,
-                "columns": columns,
-                "exclude": exclude,
-                "labels": labels,
-            }
-            given |= {"hidden": hidden, "guide_covariance": guide_covariance, "arviz": arviz, "binarise": binarise}
-            given |= {**options, "steps": None}
-            unfit = {name: None if value is False or value == [] else value for name, value in given.items()}
-            turned = rotation and rotation.value
-            matrix = moments_job.Matrix(moments, n, unfit)
+            given: dict[str, object] = {"DATA": source, "guide": guide, "columns": columns, "exclude": exclude}
+            given |= {"labels": labels, "hidden": hidden, "guide_covariance": guide_covariance, "arviz": arviz}
+            given |= {"binarise": binarise or None, **options, "steps": None}
+            turned, matrix = rotation and rotation.value, moments_job.Matrix(moments, n, given)
             moments_job.fit_moments_and_show(
                 model, parts.settings, matrix, turned, steps=steps, seed=seed, folder=folder, threads=threads
             )

@@ -1,14 +1,15 @@
 """What ``zoo fit --moments`` does: fit a covariance or correlation matrix, show the estimates, and write them."""
 
 import json
+import math
 import shlex
 import sys
-from dataclasses import dataclass, replace
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.markup import escape
 
 from zoo.alignment.rotated import RotatedFactors, rotate
 from zoo.base.atomic import new_folder
@@ -18,10 +19,11 @@ from zoo.base.protocols import AcceptsMoments
 from zoo.base.threads import exactly
 from zoo.commands import registry
 from zoo.commands.console import out
-from zoo.commands.fit_shown import show_loadings
 from zoo.commands.fit_written import loading_tables
 from zoo.data.square import load_moments
 from zoo.diagnostics.model.criteria import InformationCriteria, information_criteria
+from zoo.diagnostics.model.goodness import FitMeasures, fit_measures
+from zoo.infer.collapse import HeywoodCase
 from zoo.infer.expectation_maximisation import MaximumLikelihood, em
 from zoo.infer.storage.checkpoint import write
 
@@ -32,13 +34,13 @@ class Estimates:
 
     Attributes:
         run: the result of EM.
-        criteria: log-likelihood, AIC and BIC.
-        rotated: its factors, by varimax unless another rotation is given.
+        factors: its factors, by varimax unless another rotation is given.
+        measures: of its fit; log-likelihood, AIC and BIC alone where the matrix is singular.
     """
 
     run: MaximumLikelihood
-    criteria: InformationCriteria
-    rotated: RotatedFactors
+    factors: RotatedFactors
+    measures: FitMeasures | InformationCriteria
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Matrix:
     Attributes:
         path: of the file.
         n: the number of rows behind it; None if not given.
-        unfit: what needs rows, DATA and options by name; None where not given.
+        unfit: what needs rows, DATA and options by name; None or an empty list where not given.
     """
 
     path: Path
@@ -83,7 +85,7 @@ def fit_moments_and_show(
         ValueError: an option does not fit a matrix, or the model cannot be fitted to one.
     """
     path, n = matrix.path, matrix.n
-    if taken := [option for option, value in matrix.unfit.items() if value is not None]:
+    if taken := [option for option, value in matrix.unfit.items() if value not in (None, [])]:
         option = "DATA" if taken[0] == "DATA" else "--" + taken[0].replace("_", "-")
         raise ValueError(f"{option} needs rows, and --moments gives a matrix: leave one of the two out")
     if n is None:
@@ -110,10 +112,15 @@ def _estimate(
     if not _accepts(model):
         raise ValueError(f"{name_of(model)} needs the rows: --moments suffices for PPCA and FactorAnalysis")
     options: dict[str, Any] = {} if steps is None else {"steps": steps}
-    run = em(model, moments, seed=seed, **options)
-    rotated = rotate(run, rotation)  # type: ignore[arg-type]
-    columns = tuple(moments.columns) or tuple(str(i) for i in range(len(moments.mean)))
-    return Estimates(run, information_criteria(model, moments), replace(rotated, columns=columns))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HeywoodCase)  # it stands below the table
+        run = em(model, moments, seed=seed, **options)
+    measures: FitMeasures | InformationCriteria
+    try:
+        measures = fit_measures(run, moments)
+    except ValueError:  # a singular matrix
+        measures = information_criteria(model, moments)
+    return Estimates(run, rotate(run, rotation), measures)  # type: ignore[arg-type]
 
 
 def _accepts(model: object) -> bool:
@@ -121,15 +128,11 @@ def _accepts(model: object) -> bool:
 
 
 def _show(found: Estimates, path: Path) -> None:
-    """Print loadings, uniquenesses and criteria."""
-    run, criteria = found.run, found.criteria
-    out.print(escape(f"{name_of(run.model)} of {path.name} (n = {criteria.n:g})"), highlight=False, soft_wrap=True)
-    show_loadings(found.rotated)
-    out.print(
-        f"log-likelihood {criteria.log_likelihood:.4f} nats with {criteria.df} free parameters; "
-        f"AIC {criteria.aic:.4f}, BIC {criteria.bic:.4f}",
-        highlight=False,
-    )
+    """Print loadings, variances, and measures of fit."""
+    run = found.run
+    title = f"{name_of(run.model)} of {path.name} (n = {run.settings['rows']})"
+    for text in (title, found.factors.table(cutoff=0, sort=False, digits=3), "", str(found.measures)):
+        out.print(text, highlight=False, soft_wrap=True, markup=False)
     state = "converged" if run.converged else "not converged"
     out.print(f"EM: {run.steps} steps in {run.settings['seconds']:.2f} s, {state} ({run.stopped})", highlight=False)
 
@@ -138,12 +141,12 @@ def _write(found: Estimates, place: Path, path: Path) -> None:
     """Write the run, its numbers and the table of loadings to a folder."""
     run = found.run
     write(run, place)
-    for name, frame in loading_tables(found.rotated).items():
+    for name, frame in loading_tables(found.factors).items():
         frame.write_csv(place / f"{name}.csv")
     record = {
         "moments": str(path.resolve()),
-        "rotation": found.rotated.rotation,
-        **found.criteria.summary(),
+        "rotation": found.factors.rotation,
+        **{name: value for name, value in found.measures.summary().items() if math.isfinite(value)},
         "steps": run.steps,
         "converged": run.converged,
         "stopped": run.stopped,

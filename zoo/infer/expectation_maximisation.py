@@ -2,6 +2,7 @@
 
 import copy
 import time
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from zoo.base.tables import column_names
 from zoo.base.threads import on_suited_threads
 from zoo.base.weights import by_weights, weighted_rows
 from zoo.infer.acceleration import FAILURES, Ascent
-from zoo.infer.collapse import collapse_of
+from zoo.infer.collapse import HeywoodCase, collapse_of, heywood_case
 from zoo.infer.convergence import MAXIMISED
 from zoo.infer.run import Fit, Training
 
@@ -129,6 +130,7 @@ def em(
     Warns:
         UnboundedLikelihood: a component of a mixture has collapsed and is held by its floor; the message names it, its
             rows and columns. The result is not converged, as its likelihood depends on the floor.
+        HeywoodCase: uniquenesses of factor analysis are at their floor; the message names the columns.
 
     Raises:
         TypeError: the model has no closed forms, or accepts no weights.
@@ -153,6 +155,9 @@ def em(
         numbered = check_rows(x, model, exact=True)  # with those of weight 0
         stopped = collapse_of(task.work, numbered, warn=True) or stopped
         found = found._replace(converged=False)
+    columns = x.columns if isinstance(x, Moments) else column_names(x)
+    if (heywood := heywood_case(task.work, columns)) is not None:
+        warnings.warn(heywood, HeywoodCase, stacklevel=3)
     model.load_state_dict(task.work.state_dict())  # type: ignore[attr-defined]  # in place, in the model's own dtype
     place = task.given.mean if isinstance(task.given, Moments) else task.given
     record = Training(
@@ -166,7 +171,7 @@ def em(
         device=str(place.device),
         seconds=time.perf_counter() - started,
         stopped=stopped,
-        columns=x.columns if isinstance(x, Moments) else column_names(x),
+        columns=columns,
     )
     return MaximumLikelihood(
         model, _guide(model), record, log_likelihood=found.log_likelihood, evaluations=found.evaluations
