@@ -93,11 +93,12 @@ class GaussianMixture(Clusters):
     References:
         McLachlan and Peel (2000), Finite Mixture Models.
 
+    >>> import torch
     >>> from zoo.data import load
     >>> from zoo.estimators import GaussianMixture
-    >>> x = load("faithful").x.double().numpy()
+    >>> x = load("faithful", dtype=torch.float64).x.numpy()
     >>> found = GaussianMixture(2, random_state=0).fit(x)
-    >>> round(found.score(x) * len(x), 5), sorted(found.weights_.round(3))
+    >>> round(found.score(x) * len(x), 5), sorted(found.weights_.round(3).tolist())
     (-1130.26396, [0.356, 0.644])
     """
 
