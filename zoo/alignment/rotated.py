@@ -93,10 +93,12 @@ class RotatedFactors:
     def excess(self) -> bool:
         """Whether there are more factors than the covariances of d columns determine: (d - k)^2 < d + k.
 
-        Uniquenesses and communalities of factor analysis are then not unique.
+        Uniquenesses and communalities of factor analysis are then not unique. False where all columns share one noise
+        variance (PPCA), which is determined by any k below d.
         """
         d, k = self.pattern.shape
-        return (d - k) ** 2 < d + k
+        noise = self.uniquenesses * self.scale.square()
+        return (d - k) ** 2 < d + k and not torch.allclose(noise, noise[:1].expand_as(noise), rtol=1e-6, atol=0.0)
 
     def summary(self) -> dict[str, float]:
         """The numbers of columns and factors, the share of the variance explained, starts, and whether it converged."""

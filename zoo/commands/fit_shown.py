@@ -4,12 +4,11 @@ import polars
 from rich.markup import escape
 from rich.table import Table
 
+from zoo.alignment.rotated import RotatedFactors
 from zoo.base.callables import name_of
 from zoo.commands.console import out
 from zoo.commands.fit_run import Done
 from zoo.commands.fit_written import FitTables
-from zoo.commands.rotation import Rotated
-from zoo.infer.collapse import heywood_case
 from zoo.infer.coordinate_ascent import VariationalBayes
 
 LINES = 20  # columns of the data or numbers of a line, beyond which a table is left to its file
@@ -51,8 +50,6 @@ def show(done: Done) -> None:
         f"{run.settings['loss']}, optimizer {run.settings['optimizer']}; k-hat > 0.7 for "
         f"{100 * results['khat_above_0.7']:.1f}% of the rows"
     )
-    if (heywood := heywood_case(run.model, table.columns)) is not None:
-        out.print(heywood, highlight=False, soft_wrap=True, markup=False)
     if "floor" in results:
         share = f"{100 * results['at_floor']:.1f}% of the variances are at the floor or below 1e-3"
         out.print(f"variance floor: {results['floor']:g} of each column's variance; {share}")
@@ -69,24 +66,21 @@ def _method(se: float, exact: str) -> str:
 def show_tables(tables: FitTables) -> None:
     """Print loadings or components, where these are few."""
     if tables.rotated is not None:
-        _show_loadings(tables.rotated)
+        show_loadings(tables.rotated)
     if tables.components is not None:
         _show_components(tables.components)
 
 
-def _show_loadings(found: Rotated) -> None:
-    """Print loadings, communality and uniqueness of every column, and the variance that the factors explain."""
-    loadings, variance = found.loadings(), found.variance()
-    if max(loadings.shape) <= LINES:
-        shown = Table(title=f"loadings of standardised columns ({found.rotation} rotation)", title_justify="left")
-        for name in loadings.columns:
-            shown.add_column(name, justify="left" if name == "column" else "right")
-        for row in loadings.rows():
-            shown.add_row(escape(str(row[0])), *(f"{value:.3f}" for value in row[1:]))
-        out.print(shown)
-    shares = ", ".join(f"{100 * share:.1f}%" for share in variance["proportion"][:LINES])
-    total = 100 * variance["cumulative"][-1]
-    out.print(f"variance explained by the factors: {shares}; {total:.1f}% together", highlight=False, soft_wrap=True)
+def show_loadings(found: RotatedFactors) -> None:
+    """Print the table of loadings, or where it is large the variance explained; and what to know about them."""
+    if max(found.pattern.shape) <= LINES:
+        out.print(escape(found.table()), highlight=False, soft_wrap=True)
+        return
+    shares = ", ".join(f"{100 * share:.1f}%" for share in found.variance()["proportion"][:LINES])
+    total = 100 * float(found.communalities.mean())
+    out.print(f"variance explained ({found.rotation}): {shares}; {total:.1f}% in all", highlight=False, soft_wrap=True)
+    for line in found.warnings:
+        out.print(escape(line), highlight=False, soft_wrap=True)
 
 
 def _show_components(components: polars.DataFrame) -> None:

@@ -19,6 +19,7 @@ from zoo.base.protocols import AcceptsMoments
 from zoo.base.threads import exactly
 from zoo.commands import registry
 from zoo.commands.console import out
+from zoo.commands.fit_written import loading_tables
 from zoo.data.square import load_moments
 from zoo.diagnostics.model.criteria import InformationCriteria, information_criteria
 from zoo.diagnostics.model.goodness import FitMeasures, fit_measures
@@ -33,7 +34,7 @@ class Estimates:
 
     Attributes:
         run: the result of EM.
-        factors: its factors by varimax.
+        factors: its factors, by varimax unless another rotation is given.
         measures: of its fit; log-likelihood, AIC and BIC alone where the matrix is singular.
     """
 
@@ -42,13 +43,27 @@ class Estimates:
     measures: FitMeasures | InformationCriteria
 
 
+@dataclass(frozen=True)
+class Matrix:
+    """What is asked of a matrix.
+
+    Attributes:
+        path: of the file.
+        n: the number of rows behind it; None if not given.
+        unfit: what needs rows, DATA and options by name; None or an empty list where not given.
+    """
+
+    path: Path
+    n: int | None
+    unfit: dict[str, Any]
+
+
 def fit_moments_and_show(
     name: str,
     settings: dict[str, Any],
-    path: Path,
-    n: int | None,
+    matrix: Matrix,
+    rotation: str | None,
     *,
-    unfit: dict[str, Any],
     steps: int | None,
     seed: int,
     folder: Path | None,
@@ -59,9 +74,8 @@ def fit_moments_and_show(
     Args:
         name: of the model.
         settings: of the model, None where not given.
-        path: of the matrix.
-        n: the number of rows behind it.
-        unfit: what needs rows, DATA and options by name; None where not given.
+        matrix: in place of rows.
+        rotation: of the factors; None for varimax.
         steps: of EM at most; None for convergence.
         seed: of the start.
         folder: where to write the run, or None.
@@ -70,7 +84,8 @@ def fit_moments_and_show(
     Raises:
         ValueError: an option does not fit a matrix, or the model cannot be fitted to one.
     """
-    if taken := [option for option, value in unfit.items() if value is not None]:
+    path, n = matrix.path, matrix.n
+    if taken := [option for option, value in matrix.unfit.items() if value not in (None, [])]:
         option = "DATA" if taken[0] == "DATA" else "--" + taken[0].replace("_", "-")
         raise ValueError(f"{option} needs rows, and --moments gives a matrix: leave one of the two out")
     if n is None:
@@ -78,16 +93,18 @@ def fit_moments_and_show(
     moments = load_moments(path, n)
     with exactly(threads):
         if folder is None:
-            _show(_estimate(name, settings, moments, steps, seed), path)
+            _show(_estimate(name, settings, moments, rotation or "varimax", steps, seed), path)
             return
         with new_folder(folder) as place:
-            found = _estimate(name, settings, moments, steps, seed)
+            found = _estimate(name, settings, moments, rotation or "varimax", steps, seed)
             _write(found, place, path)
     _show(found, path)
     out.print(f"run written to {folder}")
 
 
-def _estimate(name: str, settings: dict[str, Any], moments: Moments, steps: int | None, seed: int) -> Estimates:
+def _estimate(
+    name: str, settings: dict[str, Any], moments: Moments, rotation: str, steps: int | None, seed: int
+) -> Estimates:
     """The fit, and the table of its estimates."""
     chosen = registry.find(name, registry.models(), "model")
     torch.manual_seed(seed)
@@ -103,7 +120,7 @@ def _estimate(name: str, settings: dict[str, Any], moments: Moments, steps: int 
         measures = fit_measures(run, moments)
     except ValueError:  # a singular matrix
         measures = information_criteria(model, moments)
-    return Estimates(run, rotate(run, "varimax"), measures)
+    return Estimates(run, rotate(run, rotation), measures)  # type: ignore[arg-type]
 
 
 def _accepts(model: object) -> bool:
@@ -124,9 +141,11 @@ def _write(found: Estimates, place: Path, path: Path) -> None:
     """Write the run, its numbers and the table of loadings to a folder."""
     run = found.run
     write(run, place)
-    found.factors.frame().write_csv(place / "loadings.csv")
+    for name, frame in loading_tables(found.factors).items():
+        frame.write_csv(place / f"{name}.csv")
     record = {
         "moments": str(path.resolve()),
+        "rotation": found.factors.rotation,
         **{name: value for name, value in found.measures.summary().items() if math.isfinite(value)},
         "steps": run.steps,
         "converged": run.converged,

@@ -12,6 +12,7 @@ from weakref import ref
 import pyro
 import torch
 from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from zoo.infer.losses.graph import NotCaptured
@@ -19,6 +20,10 @@ from zoo.infer.losses.graph import NotCaptured
 PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, torch.dtype, torch.device)
 FIXED = (*PLAIN, Tensor, torch.Generator, ref, type, ModuleType, BuiltinFunctionType, BuiltinMethodType)
 TORCHS = set(vars(nn.Module()))  # attributes of every module, such as its hooks
+ANEW = {  # attributes that Pyro's objects replace at every run, and read in the same run only
+    AutoGuide: {"plates"},
+    Messenger: {"_data_cache", "_samples_cache", "_param_hits", "_param_misses"},  # of substitute and lift
+}
 LIBRARIES = ("torch", "pyro", "zoo", "guides")  # whose functions refer to nothing that changes
 MOST = 20_000  # values
 
@@ -102,9 +107,13 @@ def _places(value: Any) -> tuple[list[Read], Iterable[Any]]:
         return reads, list(held)
     if not hasattr(value, "__dict__"):
         raise NotCaptured(f"it holds a value of type {type(value).__name__}, whose changes cannot be seen")
+    anew: set[str] = set().union(*(names for kind, names in ANEW.items() if isinstance(value, kind)))
     if not isinstance(value, nn.Module):
-        return [vars(value).values], vars(value).values()
-    anew = ("plates",) if isinstance(value, AutoGuide) else ()  # at every run
+
+        def kept() -> list[Any]:
+            return [own for name, own in vars(value).items() if name not in anew]
+
+        return [kept], kept()
     own = ["training", *(name for name in vars(value) if name not in TORCHS and name not in anew)]
     members: list[dict[str, Any]] = [value._parameters, value._buffers, value._modules]
     reads = [partial(operator.itemgetter(*own, "_modules"), vars(value)), *(place.values for place in members)]
