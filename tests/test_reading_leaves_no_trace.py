@@ -128,6 +128,7 @@ READING = {
     "posterior.gaps": lambda run, x: zoo.posterior.gaps(run, x, steps=3, draws=30),
     "posterior.rate_distortion": lambda run, x: zoo.posterior.rate_distortion(run, x),
     "factors.encode": lambda run, x: zoo.factors.encode(run, x),
+    "factors.posterior_scores": lambda run, x: zoo.factors.posterior_scores(run, x),
     "factors.decode": lambda run, x: zoo.factors.decode(run, torch.ones(3, K)).mean,
     "factors.generate": lambda run, x: zoo.generate(run, 5),
     "factors.reconstruct": lambda run, x: zoo.reconstruct(run, x, draws=10),
