@@ -4,6 +4,7 @@ import numpy as np
 import pandas
 import pytest
 
+import guides
 import zoo
 from zoo import estimators
 from zoo.alignment import rotate
@@ -43,3 +44,9 @@ def test_read_only_and_reversed_rows(frame):
     rows.flags.writeable = False
     forwards, backwards = estimators.FactorAnalysis(1).fit(rows), estimators.FactorAnalysis(1).fit(rows[::-1])
     assert forwards.score(rows) == pytest.approx(backwards.score(rows[::-1]), abs=1e-7)
+
+
+def test_errors_of_svi_name_the_column(frame):
+    model = zoo.FactorAnalysis(4, 1)
+    with pytest.raises(ValueError, match=r"column 2 \('age'\) of x has only NaN"):
+        zoo.fit(model, guides.Exact(model), frame.assign(age=np.nan), progress=False)
