@@ -32,7 +32,11 @@ def test_fit_a_matrix(zoo_command, tmp_path):
     rows = zoo.em(zoo.FactorAnalysis(9, 3).double(), zoo.data.load("holzinger", dtype=torch.float64).x)
     assert results["log_likelihood"] == pytest.approx(float(rows[-1]), abs=1e-6)
     table = pl.read_csv(tmp_path / "run" / "loadings.csv")
-    assert table.columns == ["column", "factor 0", "factor 1", "factor 2", "uniqueness"]
+    factors = ["factor 0", "factor 1", "factor 2"]
+    assert table.columns == ["column", *factors, "communality", "uniqueness", "complexity"]
+    assert results["chi_square"] == pytest.approx(22.8967, abs=1e-3)
+    assert "RMSEA 0.0549 (90% interval 0.0174 to 0.0888)" in done.output
+    assert "SS loadings" in done.output
     assert table["column"].to_list() == [f"x{j}" for j in range(1, 10)]
     assert isinstance(zoo.load(tmp_path / "run").model, zoo.FactorAnalysis)
 

@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 
+import h5py
 import numpy as np
 import polars as pl
 import pytest
@@ -11,9 +12,11 @@ import torch
 from typer.testing import CliRunner
 
 import zoo
+from zoo.alignment import rotate
 from zoo.alignment.canonical import to_canonical
 from zoo.commands.console import err, out, spoken, words
 from zoo.commands.main import app
+from zoo.factors import scores
 
 NAMES = ("a,b", "c", "d")
 
@@ -65,7 +68,7 @@ def place(tmp_path_factory, call):
 
 def test_a_fit_writes_loadings_variance_and_scores(place):
     run, loadings = zoo.load(place / "exact"), pl.read_csv(place / "exact" / "loadings.csv")
-    assert loadings.columns == ["column", "factor 0", "communality", "uniqueness"]
+    assert loadings.columns == ["column", "factor 0", "communality", "uniqueness", "complexity"]
     assert tuple(loadings["column"]) == NAMES
     weight, noise = to_canonical(run.model, "varimax").weight.detach().double(), run.model.noise.detach().double()
     total = noise + weight.square().sum(1)
@@ -157,6 +160,31 @@ def test_tables_are_replaced_by_force_alone(place, call, tmp_path):
     done(call(*words_, "--force"))
     assert pl.read_csv(taken).height == 2
     refused(call("generate", place / "exact", "--out", tmp_path / "new.txt"), "--out", ".csv or .parquet")
+
+
+def test_an_oblique_rotation_is_carried_through(call, tmp_path):
+    fit = ("fit", "FactorAnalysis", "holzinger", "-k", 3, "--quiet", "--arviz", "posterior,sample_stats,constant_data")
+    said = done(call(*fit, "--rotation", "oblimin", "--out", tmp_path / "run"))
+    assert "Factor correlations" in said
+    run, x = zoo.load(tmp_path / "run"), zoo.data.load("holzinger", dtype=torch.float64)
+    found = rotate(run, "oblimin")
+    loadings = pl.read_csv(tmp_path / "run" / "loadings.csv")
+    factors = ["factor 0", "factor 1", "factor 2"]
+    assert loadings.select(factors).to_numpy() == pytest.approx(found.pattern.numpy(), abs=1e-8)
+    correlations = pl.read_csv(tmp_path / "run" / "correlations.csv").select(factors).to_numpy()
+    assert correlations == pytest.approx(found.correlations.numpy(), abs=1e-8)
+    table = pl.read_csv(tmp_path / "run" / "scores.csv")
+    expected = scores(run, x, rotation=found)
+    assert table.select(factors).to_numpy() == pytest.approx(expected.values.numpy(), abs=1e-8)
+    with h5py.File(tmp_path / "run" / "arviz.nc") as file:
+        z, weight = file["posterior/z"][0], file["constant_data/weight"][:]  # (s, n, k), (d, k)
+        drawn = file["sample_stats/log_weight"][:]
+    covariance = (weight @ found.correlations.numpy() @ weight.T) + np.diag(run.model.noise.detach().numpy())
+    assert covariance == pytest.approx(zoo.alignment.covariance(run).numpy(), abs=1e-10)
+    assert z.mean(0) == pytest.approx(expected.values.numpy(), abs=0.35)  # 5 standard errors of 50 draws
+    assert drawn.std(1).max() < 1e-6  # q is the posterior, so that every draw has the weight log p(x)
+    done(call("transform", tmp_path / "run", "--out", tmp_path / "own.csv"))
+    assert (tmp_path / "own.csv").read_text() == (tmp_path / "run" / "scores.csv").read_text()
 
 
 def test_a_rotation_needs_a_linear_model(call, tmp_path):

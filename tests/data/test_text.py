@@ -164,3 +164,10 @@ def test_the_options_are_of_csv_files_and_checked(csv, tmp_path):
         load(csv("a,b\n1,2\n"), decimal=";")
     (tmp_path / "table.tsv").write_text(text("\t"))
     assert read(tmp_path / "table.tsv").x.tolist() == X
+
+
+def test_a_column_that_counts_the_rows_is_named(csv):
+    path = csv("id,a,b\n" + "".join(f"{1000 + i},{i * i % 7},{i % 3}\n" for i in range(20)))
+    assert any("column 'id' counts the rows" in note for note in load(path).notes)
+    for settled in ({"exclude": ["id"]}, {"index": "id"}, {"columns": ["id", "a"]}):
+        assert not any("taken as data" in note for note in load(path, **settled).notes)

@@ -11,6 +11,9 @@ import zoo
 from zoo.algebra import goodness_of_fit
 from zoo.data import Moments
 from zoo.diagnostics import fit_measures
+from zoo.diagnostics.checks.check import Case
+from zoo.diagnostics.checks.uniquenesses import Uniquenesses
+from zoo.infer import HeywoodCase
 
 LAVAAN = {
     2: {
@@ -129,3 +132,14 @@ def test_refusals(holzinger):
         fit_measures(zoo.FactorAnalysis(9, 2).double(), holzinger)
     with pytest.raises(TypeError, match="symmetries of GMM are unknown"):
         fit_measures(zoo.GMM(9, 2), holzinger)
+
+
+def test_diagnosis_names_heywood_cases_and_factors_in_excess(iris, holzinger):
+    with pytest.warns(HeywoodCase, match="uniqueness of column"):
+        run = zoo.em(zoo.FactorAnalysis(4, 1).double(), iris)
+    finding = Uniquenesses().judge(Uniquenesses().measure(Case(run, iris, 100, None, 0)))
+    assert finding.level == "careful"
+    assert "Heywood case: the uniqueness of 'x2' is at its floor" in finding.reason
+    good = zoo.diagnose(zoo.em(zoo.FactorAnalysis(9, 3).double(), holzinger), holzinger.x)["uniquenesses"]
+    assert good.level == "good"
+    assert "uniquenesses" not in zoo.diagnose(zoo.em(zoo.PPCA(4, 1).double(), iris), iris).summary()

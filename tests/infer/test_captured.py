@@ -81,7 +81,8 @@ class Plain(Module):
 
 def pair(x, model=None, **options):
     model = PPCA(4, 2) if model is None else model
-    model.to(x)
+    if isinstance(model, Module):
+        model.to(x)
     return model, MeanField(model, x, **{"closed_form": False, **options})
 
 
@@ -95,7 +96,20 @@ PAIRS = {
     "VAE x Amortized": lambda x: amortized(VAE(4, 2, hidden=(8,)), x, hidden=(8,)),
     "GMM x MeanField": lambda x: pair(x, zoo.GMM(4, 2), closed_form=False),  # a score function
     "a decorated pair": lambda x: (poutine.scale(pair(x)[0], 0.5), pair(x)[1]),
+    "a function held at its parameters": lambda x: pair(x, held(x.new_full((4, 2), 3.0))),
 }
+
+
+def factors(x=None, index=None, size=None):
+    weight = pyro.param("weight", torch.ones(4, 2))
+    with rows(x, index, size):
+        z = pyro.sample("z", dist.Normal(weight.new_zeros(2), 1.0).to_event(1))
+        return pyro.sample("x", dist.Normal(z @ weight.T, 1.0).to_event(1), obs=x)
+
+
+def held(weight):
+    """As the calibration holds a model while it fits the guide anew."""
+    return poutine.block(poutine.substitute(factors, data={"weight": weight}), hide_types=["param"])
 
 
 def amortized(model, x, **options):

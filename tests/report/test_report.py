@@ -54,6 +54,9 @@ def test_the_page_shows_checks_and_settings(page):
         assert f"<h3>{word} " in text
     assert "iris, 150 rows x 4 columns" in text
     assert "latent_dim" in text
+    for title in ("Loadings (varimax, standardised)", "Variance that the factors explain", "covariance"):
+        assert title in text
+    assert "<td>petal length (cm)</td>" in text
     assert "--out &#39;runs/&lt;iris&gt;&#39;" in text  # escaped
     pictures = re.findall(r"<img src=\"data:image/png;base64,[^\"]+\" width=\"(\d+)\" alt=\"([^\"]+)\"", text)
     assert len(pictures) >= 5

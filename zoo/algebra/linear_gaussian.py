@@ -18,6 +18,7 @@ from torch.distributions import Distribution
 from zoo.algebra import missing_linear
 from zoo.algebra.missing import Imputation, Incomplete, column_moments
 from zoo.base.checks import incomplete
+from zoo.base.entries import numbers_of
 from zoo.base.independent import without_event_dims
 from zoo.base.moments import Moments
 
@@ -325,8 +326,9 @@ def refuse_constant_columns(x: Tensor | Moments, model: str, why: str | None = N
         spread, level = high - low, torch.maximum(low.abs(), high.abs())
     constant = (spread <= 1e-12 * level).nonzero().flatten().tolist()
     if constant:
-        shown = ", ".join(map(str, constant[:10])) + (", ..." if len(constant) > 10 else "")
         why = why or (
             f"the likelihood of {model} is unbounded. Omit them, or use PPCA, whose columns share one noise variance"
         )
-        raise ValueError(f"x has {len(constant)} constant column{'s' * (len(constant) > 1)} ({shown}): {why}")
+        raise ValueError(
+            f"x has {len(constant)} constant column{'s' * (len(constant) > 1)} ({numbers_of(constant)}): {why}"
+        )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from zoo.base.checks import incomplete
+from zoo.base.entries import column_at
 from zoo.base.tables import ArrayLike, column_names, index_column, named_rows, row_names
 
 FEW = 8  # rows that share a pattern, on average, from which products pattern by pattern are faster
@@ -223,6 +224,6 @@ def refuse_unobserved_columns(x: Tensor, model: str) -> None:
         held = "only NaN" if count[scarce[0]] == 0 else "only one observed value"
         more = f" (and likewise {len(scarce) - 1} more)" if len(scarce) > 1 else ""
         raise ValueError(
-            f"column {scarce[0]} of x has {held}{more}: {model} needs at least two observed values in every column, "
-            "so omit it"
+            f"{column_at(scarce[0])} of x has {held}{more}: {model} needs at least two observed values in every "
+            "column, so omit it"
         )

@@ -1,6 +1,7 @@
 """Intervals for the loadings of a linear-Gaussian model, by the nonparametric bootstrap."""
 
 import copy
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import get_args
 
@@ -20,6 +21,7 @@ from zoo.base.moments import Moments
 from zoo.base.pairs import known_columns
 from zoo.base.protocols import Checked, Maximized, Placed
 from zoo.base.threads import on_suited_threads
+from zoo.infer.collapse import HeywoodCase
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.run import Fit
 
@@ -143,7 +145,9 @@ def _refuse_far(model: LinearModule, x: Tensor) -> None:
         raise ValueError(f"this {name_of(model)} has its initial parameters: fit it first, by zoo.em")
     with torch.no_grad():
         before = float(model.log_marginal(x.double()).sum())
-    lacking = float(em(copy.deepcopy(model), x, tol=NEAR / len(x))[-1]) - before
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HeywoodCase)  # of the fit, which is known
+        lacking = float(em(copy.deepcopy(model), x, tol=NEAR / len(x))[-1]) - before
     if lacking > FAR:
         raise ValueError(
             f"the model is {lacking:.3g} nats below its maximum on these rows, so the intervals would not be centred "
@@ -177,7 +181,9 @@ def _by_em(model: LinearModule, samples: Sequence[Tensor]) -> Iterator[LinearMod
     for sample in samples:
         fitted = copy.deepcopy(model)
         try:
-            em(fitted, sample, tol=NEAR / len(sample), steps=STEPS)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", HeywoodCase)  # of a sample
+                em(fitted, sample, tol=NEAR / len(sample), steps=STEPS)
         except FAILURES as error:
             yield str(error)
         else:

@@ -23,13 +23,13 @@ Labels = TypeVar("Labels", bound=Categorical)
 class NewCoordinates(Messenger):
     r"""A Pyro handler that transforms a latent site of any guide to other coordinates.
 
-    Factors become :math:`z' = z R` with an orthogonal R, so that :math:`q'(z') = q(z' R^T)`; labels are renumbered. The
+    Factors become :math:`z' = z R`, so that :math:`q'(z') = q(z' R^{-1})\, |\det R|^{-1}`; labels are renumbered. The
     body of the guide keeps working in its own coordinates. Under the same random stream, draws of factors are the
     guide's draws, rotated.
 
     Args:
         site: the name of the latent site.
-        rotation: orthogonal R (k, k), for factors.
+        rotation: R (k, k), for factors: orthogonal, or the transform of an oblique rotation.
         order: permutation (k,), for components: new component j is old component ``order[j]``.
 
     >>> import pyro
@@ -88,13 +88,13 @@ class NewCoordinates(Messenger):
             return
         # Outer handlers have recorded the new value; the body of the guide continues with the old one.
         if self.rotation is not None:
-            message["value"] = turn(message["value"], self.rotation.mT)
+            message["value"] = turn(message["value"], inverse(self.rotation))
         elif self.order is not None:
             message["value"] = self.order.to(message["value"].device)[message["value"]]
 
 
 class Rotation(Transform):
-    """z to z R, with an orthogonal R (k, k)."""
+    """z to z R, with an invertible R (k, k)."""
 
     domain = constraints.real_vector
     codomain = constraints.real_vector
@@ -111,11 +111,11 @@ class Rotation(Transform):
         return turn(x, self.rotation)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        return turn(y, self.rotation.mT)
+        return turn(y, inverse(self.rotation))
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """0: a rotation preserves volume."""
-        return x.new_zeros(x.shape[:-1])
+        """log |det R|; 0 of an orthogonal R."""
+        return torch.linalg.slogdet(self.rotation).logabsdet.to(x).expand(x.shape[:-1])
 
 
 class RotatedNormal(dist.MultivariateNormal):
@@ -149,6 +149,13 @@ class RotatedNormal(dist.MultivariateNormal):
 def turn(z: Tensor, rotation: Tensor) -> Tensor:
     """z @ rotation (..., k), computed in the precision of the rotation, in the dtype of z."""
     return (z.to(rotation) @ rotation).to(z)
+
+
+def inverse(rotation: Tensor) -> Tensor:
+    """R^-1 (k, k), which is R' to the last bit where R is orthogonal."""
+    eye = torch.eye(len(rotation), dtype=rotation.dtype, device=rotation.device)
+    close = 100 * torch.finfo(rotation.dtype).eps
+    return rotation.mT if torch.allclose(rotation.mT @ rotation, eye, atol=close) else torch.linalg.inv(rotation)
 
 
 def rotated(q: Distribution, rotation: Tensor) -> Distribution:

@@ -1,5 +1,6 @@
 """Rotated factors of a linear-Gaussian model: loadings, communalities, factor correlations."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -17,12 +18,11 @@ from zoo.alignment.table import loadings_table
 from zoo.base.callables import PyroCallable
 from zoo.base.checks import check_whole
 from zoo.base.pairs import known_columns
-from zoo.base.protocols import BoundedNoise
+from zoo.infer.collapse import floored_columns
 from zoo.infer.run import Fit
 
 Oblique = Literal["promax", "oblimin", "geomin"]
 Rotations = Rotation | Oblique
-FLOORED = 1e-4  # of the variance: a uniqueness that is no further above its floor is at it
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,10 +93,12 @@ class RotatedFactors:
     def excess(self) -> bool:
         """Whether there are more factors than the covariances of d columns determine: (d - k)^2 < d + k.
 
-        Uniquenesses and communalities of factor analysis are then not unique.
+        Uniquenesses and communalities of factor analysis are then not unique. False where all columns share one noise
+        variance (PPCA), which is determined by any k below d.
         """
         d, k = self.pattern.shape
-        return (d - k) ** 2 < d + k
+        noise = self.uniquenesses * self.scale.square()
+        return (d - k) ** 2 < d + k and not torch.allclose(noise, noise[:1].expand_as(noise), rtol=1e-6, atol=0.0)
 
     def summary(self) -> dict[str, float]:
         """The numbers of columns and factors, the share of the variance explained, starts, and whether it converged."""
@@ -194,6 +196,7 @@ def rotate(
     power: float = 4.0,
     starts: int = 10,
     seed: int = 0,
+    columns: Sequence[str] | None = None,
 ) -> RotatedFactors:
     r"""The factors of PPCA or factor analysis in a rotation of simple structure, with all that is reported of them.
 
@@ -215,6 +218,7 @@ def rotate(
         power: of promax, above 1.
         starts: of oblimin and geomin: the identity and random rotations.
         seed: of the random starts.
+        columns: the names of the columns. None: those of the rows that the run was fitted to, else ``x0``, ``x1``, ...
 
     Raises:
         TypeError: the model is not linear-Gaussian.
@@ -241,9 +245,14 @@ def rotate(
         raise unknown(fitted)
     factors = Factors(factors.weight.cpu(), factors.noise.cpu())
     loadings = scaled(factors.weight, factors.noise, True)  # (d, k)
-    names = known_columns(fitted) or tuple(f"x{j}" for j in range(len(loadings)))
+    names = tuple(columns or known_columns(fitted)) or tuple(f"x{j}" for j in range(len(loadings)))
+    if len(names) != len(loadings):
+        raise ValueError(f"columns has {len(names)} names, the model has {len(loadings)} columns")
     scale = (factors.noise + factors.weight.square().sum(1)).sqrt()
-    held = replace(_plain(factors, rotation, loadings, scale, names), at_floor=_floored(fitted, names))
+    held = replace(
+        _plain(factors, rotation, loadings, scale, names),
+        at_floor=tuple(names[j] for j in floored_columns(model_of(fitted))),
+    )
     principal = canonical_rotation(factors, "principal")
     if rotation in get_args(Rotation):
         normal = rotation == "varimax" if kaiser is None else kaiser
@@ -295,14 +304,3 @@ def _turned(held: RotatedFactors, loadings: Tensor, turn: Tensor) -> RotatedFact
     correlations = turn.T @ turn
     correlations = (correlations + correlations.T) / 2
     return replace(held, pattern=pattern, correlations=correlations.fill_diagonal_(1.0), transform=turn)
-
-
-def _floored(fitted: PyroCallable | Fit, names: tuple[str, ...]) -> tuple[str, ...]:
-    """The columns of factor analysis whose uniqueness is at its floor."""
-    inner = model_of(fitted)
-    if not isinstance(inner, BoundedNoise):
-        return ()
-    noise = inner.noise.detach()
-    variance = noise + inner.weight.detach().square().sum(1)
-    low = (noise - inner.least <= FLOORED * variance).tolist()
-    return tuple(name for name, own in zip(names, low, strict=True) if own)

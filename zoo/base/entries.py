@@ -1,6 +1,8 @@
 """Single entries of tables: as numbers, and their places in words."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Complex, Real
@@ -12,6 +14,8 @@ from torch import Tensor
 
 WHOLE = 2**53  # the largest size up to which float64 holds every whole number
 WAY_OUT = "exclude the column, or encode it as numbers, as by labels= or dummies= of zoo.data.as_dataset"
+
+_named: ContextVar[Sequence[str]] = ContextVar("_named", default=())  # the columns of the table that is worked on
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,9 +33,30 @@ class NamedRows:
     index: np.ndarray | None = None
 
 
+@contextmanager
+def naming(columns: Sequence[str]) -> Iterator[None]:
+    """A block whose error messages name the columns of a table, where all that is at hand is a tensor of its rows.
+
+    Args:
+        columns: the names of the columns; without any, those of the block around it hold.
+    """
+    token = _named.set(columns or _named.get())
+    try:
+        yield
+    finally:
+        _named.reset(token)
+
+
 def column_at(column: int, columns: Sequence[str] = ()) -> str:
-    """A column in words: its number, counted from 0, and its name."""
+    """A column in words: its number, counted from 0, and its name, also as :func:`naming` has it."""
+    columns = columns or _named.get()
     return f"column {column} ('{columns[column]}')" if len(columns) > column else f"column {column}"
+
+
+def numbers_of(columns: Sequence[int]) -> str:
+    """Columns as a short list: their numbers, counted from 0, and their names; the first ten of them."""
+    shown = [column_at(column).removeprefix("column ") for column in columns[:10]]
+    return ", ".join(shown) + (", ..." if len(columns) > 10 else "")
 
 
 def entry_at(place: Sequence[int], columns: Sequence[str] = (), index: np.ndarray | None = None) -> str:

@@ -18,7 +18,7 @@ from zoo.base.protocols import Conjugate, Floored, Mixture
 from zoo.commands.console import err
 from zoo.commands.fit_asked import Job
 from zoo.diagnostics.guide.relevance import effective_size
-from zoo.infer.collapse import UnboundedLikelihood, collapse_of
+from zoo.infer.collapse import HeywoodCase, UnboundedLikelihood, collapse_of
 from zoo.infer.coordinate_ascent import VariationalBayes
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.fitting import fit
@@ -119,6 +119,7 @@ def _em(model: Module, x: torch.Tensor, seed: int) -> float:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnboundedLikelihood)
+            warnings.simplefilter("ignore", HeywoodCase)  # that of the run itself is shown
             found = float(em(model, x, seed=seed)[-1]) / len(x)
     except FloatingPointError:
         return -math.inf

@@ -4,11 +4,11 @@ import polars
 from rich.markup import escape
 from rich.table import Table
 
+from zoo.alignment.rotated import RotatedFactors
 from zoo.base.callables import name_of
 from zoo.commands.console import out
 from zoo.commands.fit_run import Done
 from zoo.commands.fit_written import FitTables
-from zoo.commands.rotation import Rotated
 from zoo.infer.coordinate_ascent import VariationalBayes
 
 LINES = 20  # columns of the data or numbers of a line, beyond which a table is left to its file
@@ -33,7 +33,7 @@ def show(done: Done) -> None:
     row("gap = KL(q || p)", "gap", _method(results["gap_se"], "difference"))
     if "optimum" in results:
         row("closed-form optimum", "optimum", f"EM, {results['optimum_seconds']:.2f} s")
-        row("optimum - log marginal", "distance", "not reached by SVI")
+        row("optimum - log marginal", "distance", _compared(results["distance"] * n))
     if "held_out_elbo" in results:
         count = results["held_out_rows"]
         row("held-out ELBO", "held_out_elbo", f"{count} rows, one draw each", count)
@@ -55,6 +55,13 @@ def show(done: Done) -> None:
         out.print(f"variance floor: {results['floor']:g} of each column's variance; {share}")
 
 
+def _compared(nats: float) -> str:
+    """Which of EM and the fit has the higher log p(X), by nats over all rows."""
+    if abs(nats) < 0.01:
+        return "equal"
+    return "not reached by the fit" if nats > 0 else "EM ended at a lower optimum"
+
+
 def _error(se: float) -> str:
     return f" (se {se:.1g})" if se > 0 else ""
 
@@ -66,24 +73,21 @@ def _method(se: float, exact: str) -> str:
 def show_tables(tables: FitTables) -> None:
     """Print loadings or components, where these are few."""
     if tables.rotated is not None:
-        _show_loadings(tables.rotated)
+        show_loadings(tables.rotated)
     if tables.components is not None:
         _show_components(tables.components)
 
 
-def _show_loadings(found: Rotated) -> None:
-    """Print loadings, communality and uniqueness of every column, and the variance that the factors explain."""
-    loadings, variance = found.loadings(), found.variance()
-    if max(loadings.shape) <= LINES:
-        shown = Table(title=f"loadings of standardised columns ({found.rotation} rotation)", title_justify="left")
-        for name in loadings.columns:
-            shown.add_column(name, justify="left" if name == "column" else "right")
-        for row in loadings.rows():
-            shown.add_row(escape(str(row[0])), *(f"{value:.3f}" for value in row[1:]))
-        out.print(shown)
-    shares = ", ".join(f"{100 * share:.1f}%" for share in variance["proportion"][:LINES])
-    total = 100 * variance["cumulative"][-1]
-    out.print(f"variance explained by the factors: {shares}; {total:.1f}% together", highlight=False, soft_wrap=True)
+def show_loadings(found: RotatedFactors) -> None:
+    """Print the table of loadings, or where it is large the variance explained; and what to know about them."""
+    if max(found.pattern.shape) <= LINES:
+        out.print(escape(found.table()), highlight=False, soft_wrap=True)
+        return
+    shares = ", ".join(f"{100 * share:.1f}%" for share in found.variance()["proportion"][:LINES])
+    total = 100 * float(found.communalities.mean())
+    out.print(f"variance explained ({found.rotation}): {shares}; {total:.1f}% in all", highlight=False, soft_wrap=True)
+    for line in found.warnings:
+        out.print(escape(line), highlight=False, soft_wrap=True)
 
 
 def _show_components(components: polars.DataFrame) -> None:

@@ -9,17 +9,16 @@ from pathlib import Path
 import polars
 
 from zoo import plots
-from zoo.alignment.symmetry import Alignment, factors_of
+from zoo.alignment.rotated import RotatedFactors
 from zoo.base.latent_sites import layout
 from zoo.commands.console import err
 from zoo.commands.fit_asked import Job
 from zoo.commands.fit_run import Done
-from zoo.commands.rotation import Rotated, check_rotated, in_coordinates, rotate
+from zoo.commands.rotation import in_coordinates, rotate_run, with_turned_guide
 from zoo.commands.row_tables import components_of, has_components, scores_of
 from zoo.commands.tables import write_table
 from zoo.export.contents import numbers_per_draw
 from zoo.export.write import write_arviz
-from zoo.infer.run import Fit
 from zoo.infer.storage.checkpoint import write
 
 
@@ -43,17 +42,23 @@ class FitTables:
         scores: a line per row; None if they are not wanted.
     """
 
-    rotated: Rotated | None
+    rotated: RotatedFactors | None
     components: polars.DataFrame | None
     scores: polars.DataFrame | None
 
     def frames(self) -> dict[str, polars.DataFrame]:
         """The tables by the names of their files, without suffix."""
-        found = (
-            {} if self.rotated is None else {"loadings": self.rotated.loadings(), "variance": self.rotated.variance()}
-        )
+        found = {} if self.rotated is None else loading_tables(self.rotated)
         found |= {} if self.components is None else {"components": self.components}
         return found | ({} if self.scores is None else {"scores": self.scores})
+
+
+def loading_tables(rotated: RotatedFactors) -> dict[str, polars.DataFrame]:
+    """Loadings and variances by the names of their files; of oblique factors also structure and correlations."""
+    found = {"loadings": rotated.frame(), "variance": rotated.variance()}
+    if rotated.oblique:
+        found |= {"structure": rotated.frame("structure"), "correlations": rotated.correlation_frame()}
+    return found
 
 
 def tables_of(done: Done, rotation: str | None, seed: int, *, scores: bool) -> FitTables:
@@ -64,8 +69,7 @@ def tables_of(done: Done, rotation: str | None, seed: int, *, scores: bool) -> F
     """
     run, table = done.run, done.table
     mixture = has_components(run, table)
-    rotated = None if mixture else rotate(run, table, rotation or "principal")
-    check_rotated(run, rotated, rotation)
+    rotated = rotate_run(run, table, rotation)
     components = components_of(run, table.columns) if mixture else None
     return FitTables(rotated, components, scores_of(run, table, rotated, seed=seed) if scores else None)
 
@@ -82,7 +86,7 @@ def write_folder(job: Job, done: Done, tables: FitTables, wanted: Written) -> No
         for name, frame in tables.frames().items():
             write_table(frame, place / f"{name}.{wanted.tables}")
     plots.save(plots.loss(run, optimum=results.get("optimum")), place / "loss.png")
-    plots.save(plots.latent(in_coordinates(run, tables.rotated), table), place / "latent.png")
+    plots.save(plots.latent(with_turned_guide(run, tables.rotated), table), place / "latent.png")
     if not wanted.groups:
         return
     n, d = table.x.shape
@@ -90,12 +94,5 @@ def write_folder(job: Job, done: Done, tables: FitTables, wanted: Written) -> No
     if draws < 1:
         err.print(f"no ArviZ file: a draw for {n} rows is too large; use --arviz GROUPS, or zoo.to_arviz on fewer rows")
         return
-    turned = _turned(run, tables.rotated)
+    turned = in_coordinates(run, tables.rotated)
     write_arviz(turned, table, place / "arviz.nc", draws=draws, seed=job.seed, groups=wanted.groups)
-
-
-def _turned(run: Fit, rotated: Rotated | None) -> Fit:
-    """The run with its factors rotated, model and guide, for its draws; as it is where it has parameters as sites."""
-    if rotated is None or (factors := factors_of(run)) is None:
-        return run
-    return Alignment(rotation=rotated.transform.to(factors.weight)).apply(run)

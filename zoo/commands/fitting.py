@@ -70,7 +70,10 @@ class Tables(StrEnum):
 TABLES = Annotated[Tables, typer.Option(help="Format of the tables of loadings, components and scores in --out.")]
 ROTATION = Annotated[
     Rotation | None,
-    typer.Option(help="Rotation of the factors of a linear model in tables, figures and draws; by default principal."),
+    typer.Option(
+        help="Rotation of the factors of a linear model in tables, figures and draws; by default principal, or varimax "
+        "with --moments."
+    ),
 ]
 GUIDE = Annotated[
     str | None,
@@ -138,12 +141,12 @@ def fit_(
             wanted = fit_job.Outputs(folder, arviz, tables.value, rotation and rotation.value)
             fit_job.fit_and_show(parts, rows, options, wanted, seed=seed, threads=threads, quiet=quiet)
         else:
-            unfit: dict[str, object] = {"DATA": source, "guide": guide, "labels": labels}
-            unfit |= {"columns": columns or None, "exclude": exclude or None, "rotation": rotation}
-            unfit |= {"hidden": hidden, "guide_covariance": guide_covariance, "arviz": arviz}
-            unfit |= {"binarise": binarise or None, **options, "steps": None}
+            given: dict[str, object] = {"DATA": source, "guide": guide, "columns": columns, "exclude": exclude}
+            given |= {"labels": labels, "hidden": hidden, "guide_covariance": guide_covariance, "arviz": arviz}
+            given |= {"binarise": binarise or None, **options, "steps": None}
+            turned, matrix = rotation and rotation.value, moments_job.Matrix(moments, n, given)
             moments_job.fit_moments_and_show(
-                model, parts.settings, moments, n, unfit=unfit, steps=steps, seed=seed, folder=folder, threads=threads
+                model, parts.settings, matrix, turned, steps=steps, seed=seed, folder=folder, threads=threads
             )
     except FAILURES as error:
         fail(error)

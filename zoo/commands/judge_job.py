@@ -34,7 +34,8 @@ def reported(folder: Path, source: str | None, path: Path | None, *, seed: int, 
     with exactly(threads):
         saved = Saved.read(folder)
         table = saved.table(source, "report")
-        return report(saved.run, table, path or folder / "report.html", rerun=_again(saved, source), seed=seed)
+        place, rotation = path or folder / "report.html", saved.record.get("rotation", "varimax")
+        return report(saved.run, table, place, rerun=_again(saved, source), rotation=rotation, seed=seed)
 
 
 def _again(saved: Saved, source: str | None) -> list[str]:

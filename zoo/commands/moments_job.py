@@ -1,26 +1,29 @@
 """What ``zoo fit --moments`` does: fit a covariance or correlation matrix, show the estimates, and write them."""
 
 import json
+import math
 import shlex
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars
 import torch
-from rich.table import Table
 
-from zoo.alignment.canonical import to_canonical
+from zoo.alignment.rotated import RotatedFactors, rotate
 from zoo.base.atomic import new_folder
 from zoo.base.callables import name_of
 from zoo.base.moments import Moments
-from zoo.base.protocols import AcceptsMoments, linear_form
+from zoo.base.protocols import AcceptsMoments
 from zoo.base.threads import exactly
 from zoo.commands import registry
 from zoo.commands.console import out
+from zoo.commands.fit_written import loading_tables
 from zoo.data.square import load_moments
 from zoo.diagnostics.model.criteria import InformationCriteria, information_criteria
+from zoo.diagnostics.model.goodness import FitMeasures, fit_measures
+from zoo.infer.collapse import HeywoodCase
 from zoo.infer.expectation_maximisation import MaximumLikelihood, em
 from zoo.infer.storage.checkpoint import write
 
@@ -31,23 +34,36 @@ class Estimates:
 
     Attributes:
         run: the result of EM.
-        criteria: log-likelihood, AIC and BIC.
-        table: a row per column: its name, its loadings by varimax, divided by its standard deviation under the model,
-            and its uniqueness.
+        factors: its factors, by varimax unless another rotation is given.
+        measures: of its fit; log-likelihood, AIC and BIC alone where the matrix is singular.
     """
 
     run: MaximumLikelihood
-    criteria: InformationCriteria
-    table: polars.DataFrame
+    factors: RotatedFactors
+    measures: FitMeasures | InformationCriteria
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """What is asked of a matrix.
+
+    Attributes:
+        path: of the file.
+        n: the number of rows behind it; None if not given.
+        unfit: what needs rows, DATA and options by name; None or an empty list where not given.
+    """
+
+    path: Path
+    n: int | None
+    unfit: dict[str, Any]
 
 
 def fit_moments_and_show(
     name: str,
     settings: dict[str, Any],
-    path: Path,
-    n: int | None,
+    matrix: Matrix,
+    rotation: str | None,
     *,
-    unfit: dict[str, Any],
     steps: int | None,
     seed: int,
     folder: Path | None,
@@ -58,9 +74,8 @@ def fit_moments_and_show(
     Args:
         name: of the model.
         settings: of the model, None where not given.
-        path: of the matrix.
-        n: the number of rows behind it.
-        unfit: what needs rows, DATA and options by name; None where not given.
+        matrix: in place of rows.
+        rotation: of the factors; None for varimax.
         steps: of EM at most; None for convergence.
         seed: of the start.
         folder: where to write the run, or None.
@@ -69,7 +84,8 @@ def fit_moments_and_show(
     Raises:
         ValueError: an option does not fit a matrix, or the model cannot be fitted to one.
     """
-    if taken := [option for option, value in unfit.items() if value is not None]:
+    path, n = matrix.path, matrix.n
+    if taken := [option for option, value in matrix.unfit.items() if value not in (None, [])]:
         option = "DATA" if taken[0] == "DATA" else "--" + taken[0].replace("_", "-")
         raise ValueError(f"{option} needs rows, and --moments gives a matrix: leave one of the two out")
     if n is None:
@@ -77,16 +93,18 @@ def fit_moments_and_show(
     moments = load_moments(path, n)
     with exactly(threads):
         if folder is None:
-            _show(_estimate(name, settings, moments, steps, seed), path)
+            _show(_estimate(name, settings, moments, rotation or "varimax", steps, seed), path)
             return
         with new_folder(folder) as place:
-            found = _estimate(name, settings, moments, steps, seed)
+            found = _estimate(name, settings, moments, rotation or "varimax", steps, seed)
             _write(found, place, path)
     _show(found, path)
     out.print(f"run written to {folder}")
 
 
-def _estimate(name: str, settings: dict[str, Any], moments: Moments, steps: int | None, seed: int) -> Estimates:
+def _estimate(
+    name: str, settings: dict[str, Any], moments: Moments, rotation: str, steps: int | None, seed: int
+) -> Estimates:
     """The fit, and the table of its estimates."""
     chosen = registry.find(name, registry.models(), "model")
     torch.manual_seed(seed)
@@ -94,16 +112,15 @@ def _estimate(name: str, settings: dict[str, Any], moments: Moments, steps: int 
     if not _accepts(model):
         raise ValueError(f"{name_of(model)} needs the rows: --moments suffices for PPCA and FactorAnalysis")
     options: dict[str, Any] = {} if steps is None else {"steps": steps}
-    run = em(model, moments, seed=seed, **options)
-    form = linear_form(to_canonical(model, "varimax"))
-    assert form is not None
-    weight, _, noise = (value.detach() for value in form)
-    variance = noise + weight.square().sum(1)
-    loadings = weight / variance.sqrt().unsqueeze(1)
-    factors = {f"factor {j}": loadings[:, j].tolist() for j in range(loadings.shape[1])}
-    columns = list(moments.columns) or [str(i) for i in range(len(noise))]
-    table = polars.DataFrame({"column": columns, **factors, "uniqueness": (noise / variance).tolist()})
-    return Estimates(run, information_criteria(model, moments), table)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HeywoodCase)  # it stands below the table
+        run = em(model, moments, seed=seed, **options)
+    measures: FitMeasures | InformationCriteria
+    try:
+        measures = fit_measures(run, moments)
+    except ValueError:  # a singular matrix
+        measures = information_criteria(model, moments)
+    return Estimates(run, rotate(run, rotation), measures)  # type: ignore[arg-type]
 
 
 def _accepts(model: object) -> bool:
@@ -111,20 +128,11 @@ def _accepts(model: object) -> bool:
 
 
 def _show(found: Estimates, path: Path) -> None:
-    """Print loadings, uniquenesses and criteria."""
-    run, criteria = found.run, found.criteria
-    title = f"{name_of(run.model)} of {path.name} (n = {criteria.n:g}): standardised loadings (varimax)"
-    shown = Table(title=title, title_justify="left")
-    for column in found.table.columns:
-        shown.add_column(column, justify="left" if column == "column" else "right")
-    for row in found.table.rows():
-        shown.add_row(row[0], *(f"{value:.3f}" for value in row[1:]))
-    out.print(shown)
-    out.print(
-        f"log-likelihood {criteria.log_likelihood:.4f} nats with {criteria.df} free parameters; "
-        f"AIC {criteria.aic:.4f}, BIC {criteria.bic:.4f}",
-        highlight=False,
-    )
+    """Print loadings, variances, and measures of fit."""
+    run = found.run
+    title = f"{name_of(run.model)} of {path.name} (n = {run.settings['rows']})"
+    for text in (title, found.factors.table(cutoff=0, sort=False, digits=3), "", str(found.measures)):
+        out.print(text, highlight=False, soft_wrap=True, markup=False)
     state = "converged" if run.converged else "not converged"
     out.print(f"EM: {run.steps} steps in {run.settings['seconds']:.2f} s, {state} ({run.stopped})", highlight=False)
 
@@ -133,10 +141,12 @@ def _write(found: Estimates, place: Path, path: Path) -> None:
     """Write the run, its numbers and the table of loadings to a folder."""
     run = found.run
     write(run, place)
-    found.table.write_csv(place / "loadings.csv")
+    for name, frame in loading_tables(found.factors).items():
+        frame.write_csv(place / f"{name}.csv")
     record = {
         "moments": str(path.resolve()),
-        **found.criteria.summary(),
+        "rotation": found.factors.rotation,
+        **{name: value for name, value in found.measures.summary().items() if math.isfinite(value)},
         "steps": run.steps,
         "converged": run.converged,
         "stopped": run.stopped,

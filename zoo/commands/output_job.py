@@ -13,7 +13,7 @@ from zoo.base.protocols import HoldsRows
 from zoo.base.tables import index_column
 from zoo.base.threads import exactly
 from zoo.commands.console import out, tell
-from zoo.commands.rotation import check_rotated, rotate
+from zoo.commands.rotation import rotate_run
 from zoo.commands.row_tables import scores_of
 from zoo.commands.saved import Saved
 from zoo.commands.tables import check_place, write_table
@@ -32,8 +32,7 @@ def transform_and_write(
     check_place(path, force=force)
     with exactly(threads):
         saved, table, run = _prepared(folder, source, "transform", seed)
-        found = rotate(run, table, rotation or saved.record.get("rotation") or "principal")
-        check_rotated(run, found, rotation)
+        found = rotate_run(run, table, rotation or saved.record.get("rotation"))
         scores = scores_of(run, table, found, seed=seed)
     write_table(scores, path, force=force)
     turned = "" if found is None else f" ({found.rotation} rotation)"

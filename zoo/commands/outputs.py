@@ -11,10 +11,14 @@ from zoo.commands.judging import RUN
 
 
 class Rotation(StrEnum):
-    """Rotations of the factors of a linear model."""
+    """Rotations of the factors of a linear model, orthogonal and oblique."""
 
     principal = "principal"
     varimax = "varimax"
+    quartimax = "quartimax"
+    promax = "promax"
+    oblimin = "oblimin"
+    geomin = "geomin"
 
 
 NEW_DATA = Annotated[

@@ -5,15 +5,17 @@ import torch
 
 from zoo import data
 from zoo.alignment.canonical import canonical_transform
+from zoo.alignment.rotated import RotatedFactors
 from zoo.alignment.symmetry import mixture_of
 from zoo.base.latent_sites import layout
-from zoo.commands.rotation import Rotated
 from zoo.factors.classification import classify
 from zoo.factors.row_scores import posterior_scores
 from zoo.infer.run import Fit
 
 
-def scores_of(run: Fit, table: data.Dataset, rotated: Rotated | None = None, *, seed: int = 0) -> polars.DataFrame:
+def scores_of(
+    run: Fit, table: data.Dataset, rotated: RotatedFactors | None = None, *, seed: int = 0
+) -> polars.DataFrame:
     """A line per row with its name or number, and its label if the table has labels.
 
     Of a mixture the most probable component, the uncertainty and the responsibilities; of a model with factors their

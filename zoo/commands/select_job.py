@@ -125,6 +125,8 @@ def _show(found: Selection, title: str, size: str) -> None:
             f"{row.near}/{row.starts}",
         )
     out.print(shown)
+    if found.retention is not None:
+        out.print(str(found.retention), highlight=False, soft_wrap=True)
     for row in found.table:
         if row.error is not None:
             out.print(f"{size} {row.value}: {row.error}", highlight=False, soft_wrap=True, markup=False)

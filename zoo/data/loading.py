@@ -14,6 +14,8 @@ from zoo.data.files import read_file
 from zoo.data.table import FrameTable, RowNames, Table, nearest, pick
 from zoo.data.text import Format
 
+COUNTED = 10  # rows from which on a column that counts them is no chance
+
 
 def names() -> tuple[str, ...]:
     """The names of the data sets that :func:`load` provides.
@@ -111,6 +113,8 @@ def load(
     codes, label_names = (None, ()) if label is None else table.labels(label)
     own = None if names is None else names.names
     notes = (*read.notes, *_notes(names, x)) if isinstance(read, FrameTable) else ()
+    if isinstance(read, FrameTable) and columns is None and _counts(x[:, 0]):
+        notes += (f"column {chosen[0]!r} counts the rows but is taken as data: exclude it if it only names them",)
     return Dataset(x, codes, label_names, chosen, name, entry.source, entry.licence, own, notes)
 
 
@@ -126,6 +130,11 @@ def _row_names(table: Table, index: str | None, label: str | None) -> RowNames |
     if index is not None:
         return RowNames(index, table.text(index))
     return None if table.index is None or table.index.column == label else table.index
+
+
+def _counts(column: Tensor) -> bool:
+    """Whether a column (n,) of some length counts its rows: whole numbers, each one more than the one before."""
+    return len(column) >= COUNTED and bool((column == column.round()).all() and (column.diff() == 1).all())
 
 
 def _notes(names: RowNames | None, x: Tensor) -> Iterator[str]:

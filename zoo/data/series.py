@@ -25,7 +25,9 @@ def floats(series: pl.Series, origin: str, decimal: str = ".") -> pl.Series:
         return series.cast(pl.Float64).fill_null(float("nan"))
     if kind in (pl.String, pl.Categorical, pl.Enum):
         return parse(tidy(series, MISSING_NUMBERS), origin, decimal).fill_null(float("nan"))
-    raise ValueError(f"{origin}: column {series.name!r} has type {kind}, not numbers: exclude it by columns=...")
+    raise ValueError(
+        f"{origin}: column {series.name!r} has type {kind}, not numbers: leave it out by exclude={[series.name]!r}"
+    )
 
 
 def parse(text: pl.Series, origin: str, decimal: str = ".") -> pl.Series:
@@ -39,7 +41,7 @@ def parse(text: pl.Series, origin: str, decimal: str = ".") -> pl.Series:
         row = bad[0]
         raise ValueError(
             f"{origin}: column {text.name!r} contains text, first {text[row]!r} in data row {row + 1}: "
-            f"exclude it by columns=..., or use it as labels={text.name!r}"
+            f"leave it out by exclude={[text.name]!r}, or use it as labels={text.name!r}"
         )
     return numbers
 

@@ -28,6 +28,7 @@ from zoo.diagnostics.model.goodness import FitMeasures, fit_measures
 from zoo.diagnostics.model.leave_one_out import Loo, loo
 from zoo.diagnostics.model.predictive import PredictiveCheck, predictive_check
 from zoo.diagnostics.model.predictive_density import PredictiveDensity, predictive_density
+from zoo.diagnostics.model.retention import Retention, factor_retention
 from zoo.diagnostics.model.selection import Candidate, Selection, select_size
 
 __all__ = [
@@ -47,9 +48,11 @@ __all__ = [
     "PosteriorError",
     "PredictiveCheck",
     "PredictiveDensity",
+    "Retention",
     "Selection",
     "diagnose",
     "effective_size",
+    "factor_retention",
     "fit_measures",
     "importance_moments",
     "information_criteria",

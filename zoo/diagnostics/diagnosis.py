@@ -119,6 +119,7 @@ def diagnose(
     - calibration: ranks of simulated truths among draws from the guide; uniform if the guide is the posterior.
     - collapse: latent units or components that carry no information.
     - floor: the share of variances at their floor, where the likelihood has no maximum.
+    - uniquenesses of factor analysis: Heywood cases by column, and more factors than the covariances determine.
 
     A check that is not possible is reported as unknown, with the reason, and limits the verdict.
 

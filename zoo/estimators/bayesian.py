@@ -12,6 +12,7 @@ from torch import Tensor
 from guides.ascent import cavi
 from zoo.base.checks import check_whole
 from zoo.base.module import Module
+from zoo.base.tables import ArrayLike
 from zoo.diagnostics.guide.relevance import conjugate_factors, effective_size
 from zoo.diagnostics.model.predictive_density import predictive_density
 from zoo.estimators.common import Guide, array, check_components, trained
@@ -28,7 +29,7 @@ DRAWS = 1000  # of the parameters, for the predictive density
 def _ascended(
     model: Module,
     guide: Guide | None,
-    rows: Tensor,
+    rows: ArrayLike,
     weights: Tensor | None,
     *,
     restarts: int,
@@ -138,7 +139,7 @@ class BayesianPCA(LinearTransformer):
         self.run_, factors = _ascended(
             BayesianPCAModel(d, k).double(),
             self.guide,
-            rows,
+            self._named(rows),
             weights,
             restarts=self.n_init,
             steps=self.max_iter,
@@ -258,7 +259,7 @@ class BayesianGaussianMixture(Clusters):
         self.run_, factors = _ascended(
             model,
             self.guide,
-            rows,
+            self._named(rows),
             weights,
             restarts=self.n_init,
             steps=self.max_iter,

@@ -1,10 +1,10 @@
 """What all estimators share: the door for rows, weights and seeds, and the training of a model."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -14,12 +14,21 @@ import guides
 from zoo.base.callables import PyroCallable
 from zoo.base.checks import check_whole
 from zoo.base.module import Module
+from zoo.base.tables import ArrayLike, named_rows
 from zoo.infer.fitting import fit
 from zoo.infer.run import Fit
 
 Guide = str | Callable[..., PyroCallable]  # a name such as "MeanField", or a function of model and rows
 
 SEEDS = 2**31 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class NamedTensor:
+    """Rows x (n, d) and the names of their columns, as :func:`zoo.base.tables.named_rows` reads them."""
+
+    x: Tensor
+    columns: tuple[str, ...]
 
 
 class Estimator(BaseEstimator):
@@ -43,7 +52,7 @@ class Estimator(BaseEstimator):
             ensure_min_features=columns,
         )
         if sample_weight is None:
-            return torch.from_numpy(rows), None
+            return named_rows(rows).values, None
         weights = np.asarray(sample_weight, dtype=np.float64)
         if weights.ndim == 0:
             weights = np.full(len(rows), weights)
@@ -51,13 +60,18 @@ class Estimator(BaseEstimator):
             raise ValueError(f"sample_weight.shape == {weights.shape}, expected {(len(rows),)}!")
         if not weights.any():
             raise ValueError("all entries of sample_weight are zero: at least one row must count")
-        return torch.from_numpy(rows), torch.from_numpy(weights)
+        return named_rows(rows).values, named_rows(weights).values
 
     def _new(self, X: Any) -> Tensor:
         """Rows given after the fit (m, d)."""
         check_is_fitted(self)
         rows = validate_data(self, X, dtype=np.float64, ensure_all_finite="allow-nan", reset=False)
-        return torch.from_numpy(rows)
+        return named_rows(rows).values
+
+    def _named(self, rows: Tensor) -> ArrayLike:
+        """The rows with the names of their columns, where :meth:`fit` was given a data frame."""
+        columns = tuple(map(str, getattr(self, "feature_names_in_", ())))
+        return NamedTensor(rows, columns) if columns else rows
 
     def _seed(self) -> int:
         return int(check_random_state(self.random_state).randint(SEEDS))
@@ -91,10 +105,12 @@ def guide_of(guide: Guide, model: Module, rows: Tensor) -> PyroCallable:
     return kinds[guide](model) if guide == "Exact" else kinds[guide](model, rows)
 
 
-def trained(model: Module, guide: Guide, rows: Tensor, weights: Tensor | None, steps: int | None, seed: int) -> Fit:
+def trained(model: Module, guide: Guide, x: ArrayLike, weights: Tensor | None, steps: int | None, seed: int) -> Fit:
     """A fit of the model with a guide, by :func:`zoo.fit`."""
     weighing: Any = {} if weights is None else {"weights": weights}
-    return fit(model, guide_of(guide, model, rows), rows, steps=steps, seed=seed, progress=False, **weighing)
+    return fit(
+        model, guide_of(guide, model, named_rows(x).values), x, steps=steps, seed=seed, progress=False, **weighing
+    )
 
 
 def array(values: Tensor) -> np.ndarray:

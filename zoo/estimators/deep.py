@@ -77,7 +77,7 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
             model = VAEModel(
                 rows.shape[1], k, self.hidden, self.floor, likelihood=self.likelihood, noise=noise
             ).double()
-            self.run_ = trained(model, self.guide, rows, None, self.max_iter, seed)
+            self.run_ = trained(model, self.guide, self._named(rows), None, self.max_iter, seed)
         self._score_seed = seed
         curve = -array(self.run_.losses)
         self.lower_bound_ = float(curve[-max(1, len(curve) // 20) :].mean())

@@ -99,11 +99,13 @@ class MaximumLikelihoodFactors(LinearTransformer):
         """
         rows, weights = self._given(X, sample_weight, columns=2)
         model = self._build(rows if weights is None else rows[weights > 0]).double()
+        named, seed = self._named(rows), self._seed()
+        named, seed = self._named(rows), self._seed()
         if self.guide is None:
-            run: Any = em(model, rows, weights=weights, steps=self.max_iter, tol=self.tol, seed=self._seed())
+            run: Any = em(model, named, weights=weights, steps=self.max_iter, tol=self.tol, seed=seed)
             self.loglike_, self.n_iter_ = run.log_likelihood.tolist(), run.steps
         else:
-            run = trained(model, self.guide, rows, weights, self.max_iter, self._seed())
+            run = trained(model, self.guide, named, weights, self.max_iter, seed)
             self.loglike_, self.n_iter_ = (-len(rows) * run.losses).tolist(), len(run.losses)
         if not run.converged:
             warnings.warn(

@@ -93,11 +93,12 @@ class GaussianMixture(Clusters):
     References:
         McLachlan and Peel (2000), Finite Mixture Models.
 
+    >>> import torch
     >>> from zoo.data import load
     >>> from zoo.estimators import GaussianMixture
-    >>> x = load("faithful").x.double().numpy()
+    >>> x = load("faithful", dtype=torch.float64).x.numpy()
     >>> found = GaussianMixture(2, random_state=0).fit(x)
-    >>> round(found.score(x) * len(x), 5), sorted(found.weights_.round(3))
+    >>> round(found.score(x) * len(x), 5), sorted(found.weights_.round(3).tolist())
     (-1130.26396, [0.356, 0.644])
     """
 
@@ -180,8 +181,8 @@ class GaussianMixture(Clusters):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnboundedLikelihood)  # said by converged_ and its warning
             if self.guide is not None:
-                return trained(model, self.guide, rows, weights, self.max_iter, seed)
-            return em(model, rows, weights=weights, steps=self.max_iter, tol=self.tol, seed=seed)
+                return trained(model, self.guide, self._named(rows), weights, self.max_iter, seed)
+            return em(model, self._named(rows), weights=weights, steps=self.max_iter, tol=self.tol, seed=seed)
 
     def _started(self, rows: Tensor, weights: Tensor | None, components: int, seed: int) -> GMM:
         """The model at its start, or fresh where none was given."""

@@ -2,7 +2,7 @@
 
 from zoo.base.schedules import cosine
 from zoo.infer.captured import CapturedSVI
-from zoo.infer.collapse import UnboundedLikelihood
+from zoo.infer.collapse import HeywoodCase, UnboundedLikelihood
 from zoo.infer.convergence import Convergence, assess
 from zoo.infer.coordinate_ascent import Ascent, VariationalBayes
 from zoo.infer.expectation_maximisation import MaximumLikelihood, em
@@ -43,6 +43,7 @@ __all__ = [
     "Fit",
     "FixedDraws",
     "Fused",
+    "HeywoodCase",
     "LastGood",
     "LineSearchSVI",
     "LocalFirstSVI",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from zoo.base.callables import PyroCallable, unwrapped
 from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.entries import naming
 from zoo.base.latent_sites import Layout, layout
 from zoo.base.protocols import Checked
 from zoo.base.random import seeded
@@ -81,9 +82,11 @@ def ask(
         ValueError: the data do not suit model, guide or transform, or an option is wrong; names the argument.
         FileExistsError: ``checkpoint`` holds files already.
     """
-    rows, held_out = _rows(model, guide, x, validation, options)
+    columns = column_names(x)
+    with naming(columns):
+        rows, held_out = _rows(model, guide, x, validation, options)
     sites = _layout(model, rows, options.transform)
-    found = _eased(Asked(model, guide, rows, held_out, sites, options, columns=column_names(x)))
+    found = _eased(Asked(model, guide, rows, held_out, sites, options, columns=columns))
     _check_options(found)
     return found
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from zoo.base.callables import PyroCallable, name_of, undecorated, unwrapped
 from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.base.entries import naming
 from zoo.base.protocols import Checked, ConditionallyConjugate, CoordinateAscent, Placed, Rotating
 from zoo.base.random import seeded
 from zoo.base.tables import column_names
@@ -147,7 +148,8 @@ def ascend(
     weighing = by_weights(model, found)
     size = len(some) if found is None else float(found.sum())
     if isinstance(inner, Checked):
-        inner.check(some)
+        with naming(columns):
+            inner.check(some)
     started = time.perf_counter()
     with torch.no_grad():
         if isinstance(inner, Placed) and inner.fresh:

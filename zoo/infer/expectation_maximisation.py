@@ -2,6 +2,7 @@
 
 import copy
 import time
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from zoo.base.callables import PyroCallable, name_of
 from zoo.base.checks import ArrayLike, check_rows, check_whole, incomplete
+from zoo.base.entries import naming
 from zoo.base.moments import Moments
 from zoo.base.pairs import own_posterior
 from zoo.base.protocols import (
@@ -29,7 +31,7 @@ from zoo.base.tables import column_names
 from zoo.base.threads import on_suited_threads
 from zoo.base.weights import by_weights, weighted_rows
 from zoo.infer.acceleration import FAILURES, Ascent
-from zoo.infer.collapse import collapse_of
+from zoo.infer.collapse import HeywoodCase, collapse_of, heywood_case
 from zoo.infer.convergence import MAXIMISED
 from zoo.infer.run import Fit, Training
 
@@ -129,6 +131,7 @@ def em(
     Warns:
         UnboundedLikelihood: a component of a mixture has collapsed and is held by its floor; the message names it, its
             rows and columns. The result is not converged, as its likelihood depends on the floor.
+        HeywoodCase: uniquenesses of factor analysis are at their floor; the message names the columns.
 
     Raises:
         TypeError: the model has no closed forms, or accepts no weights.
@@ -142,7 +145,9 @@ def em(
         Institute of Statistical Mathematics 46.
     """
     started = time.perf_counter()
-    task = _prepared(model, x, weights, steps, tol, seed)
+    columns = x.columns if isinstance(x, Moments) else column_names(x)
+    with naming(columns):
+        task = _prepared(model, x, weights, steps, tol, seed)
     if accelerate:
         maximize = isinstance(task.work, Maximized) and task.complete
         found = _accelerated(task.work, task.data, steps, tol * task.size, maximize=maximize)
@@ -151,8 +156,11 @@ def em(
     stopped = "the log-likelihood has settled" if found.converged else found.limit or f"all {steps} steps are used up"
     if not isinstance(x, Moments) and collapse_of(task.work, task.given) is not None:
         numbered = check_rows(x, model, exact=True)  # with those of weight 0
-        stopped = collapse_of(task.work, numbered, warn=True) or stopped
+        with naming(columns):
+            stopped = collapse_of(task.work, numbered, warn=True) or stopped
         found = found._replace(converged=False)
+    if (heywood := heywood_case(task.work, columns)) is not None:
+        warnings.warn(heywood, HeywoodCase, stacklevel=3)
     model.load_state_dict(task.work.state_dict())  # type: ignore[attr-defined]  # in place, in the model's own dtype
     place = task.given.mean if isinstance(task.given, Moments) else task.given
     record = Training(
@@ -166,7 +174,7 @@ def em(
         device=str(place.device),
         seconds=time.perf_counter() - started,
         stopped=stopped,
-        columns=x.columns if isinstance(x, Moments) else column_names(x),
+        columns=columns,
     )
     return MaximumLikelihood(
         model, _guide(model), record, log_likelihood=found.log_likelihood, evaluations=found.evaluations

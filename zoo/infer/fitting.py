@@ -16,6 +16,7 @@ from torch import Tensor
 
 from zoo.base.callables import PyroCallable, mode, modules, undecorated, unwrapped
 from zoo.base.checks import ArrayLike, missing_entries
+from zoo.base.entries import naming
 from zoo.base.protocols import AcceptsWeights, Collapsing, Delaying, Estimating, HoldsRows, Placed
 from zoo.base.random import seeded
 from zoo.base.threads import suited
@@ -181,7 +182,8 @@ def fit(
         checkpoint=checkpoint,
     )
     held = None if store is None else {key: dict(own) for key, own in store.items()}
-    with pyro.get_param_store().scope(held), seeded(seed), suited(decided.work, decided.x.device):
+    scope, threads = pyro.get_param_store().scope(held), suited(decided.work, decided.x.device)
+    with scope, seeded(seed), threads, naming(decided.columns):
         first = _start(decided, model, guide)
         running = Running(decided, model, guide, _svi(decided, model, guide), started=started)
         good = LastGood(every, model, guide)

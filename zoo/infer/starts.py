@@ -18,7 +18,7 @@ from zoo.base.latent_sites import layout
 from zoo.base.protocols import Conjugate
 from zoo.base.random import seeded
 from zoo.base.weights import check_weights, weighted_rows
-from zoo.infer.collapse import UnboundedLikelihood, collapse_of
+from zoo.infer.collapse import HeywoodCase, UnboundedLikelihood, collapse_of
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.fitting import fit
 from zoo.infer.losses.closed_form import ClosedFormELBO
@@ -241,7 +241,9 @@ def _climb(
     model: PyroCallable, x: ArrayLike, seed: int, score: Callable[[Any], float] | None, options: dict[str, Any]
 ) -> tuple[Any, Attempt]:
     """One run of :func:`zoo.em`."""
-    climb = em(model, x, **options, seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HeywoodCase)  # of every start and size: that of the result is diagnosed
+        climb = em(model, x, **options, seed=seed)
     total = float(climb[-1])
     mean = -float(climb.losses[-1])
     rank = total if score is None else float(score(model))

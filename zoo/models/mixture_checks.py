@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from zoo.algebra.mixture_covariances import SINGULAR, bounded
+from zoo.base.entries import column_at, numbers_of
 
 LISTED = 8  # rows or columns in a message
 SAMPLE = 10_000  # rows of a first look
@@ -61,8 +62,9 @@ def refuse_dependent_columns(x: Tensor, model: str) -> None:
         return
     column, on = found
     raise ValueError(
-        f"column {column} of x is a linear combination of column{'s' * (len(on) > 1)} {listed(on)}: the covariances of "
-        f"{model} are singular and the likelihood is unbounded. Omit it, or use covariance='diag' or 'spherical'"
+        f"{column_at(column)} of x is a linear combination of column{'s' * (len(on) > 1)} {numbers_of(on)}: the "
+        f"covariances of {model} are singular and the likelihood is unbounded. Omit it, or use covariance='diag' or "
+        "'spherical'"
     )
 
 
@@ -127,7 +129,7 @@ def describe(j: int, lost: tuple[list[int], int], rows: list[int] | None, floor:
     """
     columns, directions = lost
     many = len(columns) > 1
-    along = "all columns" if many and len(columns) == width else f"column{'s' * many} {listed(columns)}"
+    along = "all columns" if many and len(columns) == width else f"column{'s' * many} {numbers_of(columns)}"
     along = f"a combination of {along}" if directions < len(columns) else along
     if rows is None:
         who = "the common covariance has collapsed: its"

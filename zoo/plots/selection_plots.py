@@ -26,7 +26,8 @@ def selection(found: Selection, *, ax: Axes | None = None) -> Axes:
     minus its penalty, and the bound on log p(X) / n of a Bayesian model. A ring marks the size that each measure
     selects. Bars are two standard errors of the difference to the best size over the same rows, so the best has none: a
     size whose bar reaches the best is hardly worse. (The standard error of a mean is mostly due to the variation
-    between rows, which is common to all sizes.)
+    between rows, which is common to all sizes.) Triangles at the top mark the numbers of factors by parallel analysis
+    and Velicer's MAP, where these lie among the sizes.
 
     Args:
         found: from :func:`zoo.select_size`. Sizes that failed, or failed on held-out rows only, are marked at the
@@ -61,6 +62,7 @@ def selection(found: Selection, *, ax: Axes | None = None) -> Axes:
             style = {"linestyle": "", "marker": mark, "markersize": 6, "markeredgewidth": 1.4, "color": "black"}
             ax.plot(failed, np.full(len(failed), 0.04), transform=bottom, label=label, **style)
     values = np.array(sorted(row.value for row in found.table))
+    _mark_retention(ax, found)
     if len(values) <= MANY:
         ax.set_xticks(values)
     else:
@@ -73,6 +75,19 @@ def selection(found: Selection, *, ax: Axes | None = None) -> Axes:
     _plain(ax)
     legend_above(ax)
     return ax
+
+
+def _mark_retention(ax: Axes, found: Selection) -> None:
+    """Triangles at the top of the axes for the numbers of factors by parallel analysis and MAP."""
+    if found.retention is None:
+        return
+    top = blended_transform_factory(ax.transData, ax.transAxes)
+    rules = {"parallel analysis": found.retention.parallel, "MAP": found.retention.map}
+    first, last = min(row.value for row in found.table), max(row.value for row in found.table)
+    for (name, value), face, size in zip(rules.items(), (GREY, "white"), (7, 4), strict=True):
+        at = [value] if first <= value <= last else []
+        style: dict[str, Any] = {"linestyle": "", "marker": "v", "markersize": size, "color": GREY}
+        ax.plot(at, [0.96] * len(at), transform=top, markerfacecolor=face, label=f"{name}: {value}", **style)
 
 
 def bounds(found: Bounds, *, ax: Axes | None = None) -> Axes:

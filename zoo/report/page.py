@@ -16,6 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from zoo.alignment.rotated import Rotations
 from zoo.base.atomic import new_file
 from zoo.base.callables import PyroCallable, name_of, unwrapped
 from zoo.base.checks import ArrayLike
@@ -31,6 +32,7 @@ from zoo.diagnostics.model.predictive import PredictiveCheck, predictive_check
 from zoo.infer.convergence import assess
 from zoo.infer.run import Fit, run_of
 from zoo.posterior.evaluation import Evaluation
+from zoo.report.factors import factor_tables
 from zoo.report.figures import figures_of
 from zoo.report.glossary import GLOSSARY
 
@@ -66,6 +68,7 @@ def report(
     labels: Any = None,
     label_names: Sequence[str] | None = None,
     rerun: Sequence[str] = (),
+    rotation: Rotations = "varimax",
     seed: int = 0,
 ) -> Path:
     """Write a report on a trained pair to one HTML file: the verdict with its reasons, figures and tables.
@@ -83,6 +86,7 @@ def report(
         labels: labels of the rows (n,), for the figure of the latent space.
         label_names: names of the label codes.
         rerun: shell or Python lines that reproduce the run, shown on the page.
+        rotation: of the loadings of a linear-Gaussian model; see :func:`zoo.alignment.rotate`.
         seed: of the draws.
 
     Returns:
@@ -118,7 +122,7 @@ def report(
         predictive=predictive,
         missing=missing,
         pictures=[_encoded(one) for one in figures_of(run, known, found, predictive, labels, label_names, seed)],
-        tables=[(title, table.columns, _cells(table)) for title, table in _tables(run, found)],
+        tables=[(title, table.columns, _cells(table)) for title, table in _tables(run, known, found, rotation)],
         glossary=GLOSSARY,
         rerun=list(rerun),
         versions=_versions(),
@@ -192,8 +196,9 @@ def _error(se: float) -> str:
     return f" (se {se:.1g})" if se > 0 else ""
 
 
-def _tables(run: Fit, found: Diagnosis) -> Iterator[tuple[str, pl.DataFrame]]:
+def _tables(run: Fit, x: Tensor | Dataset, found: Diagnosis, rotation: Rotations) -> Iterator[tuple[str, pl.DataFrame]]:
     """Titles and tables of the page."""
+    yield from factor_tables(run, x, rotation)
     yield from tables(found)
     parts: tuple[tuple[str, PyroCallable], ...] = (("Model", run.model), ("Guide", run.guide))
     for role, function in parts:

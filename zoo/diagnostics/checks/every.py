@@ -8,6 +8,7 @@ from zoo.diagnostics.checks.floor import Floor
 from zoo.diagnostics.checks.gap import Gap
 from zoo.diagnostics.checks.importance_weights import ImportanceWeights
 from zoo.diagnostics.checks.posterior import Posterior
+from zoo.diagnostics.checks.uniquenesses import Uniquenesses
 
 CHECKS: tuple[Check, ...] = (
     Convergence(),
@@ -17,4 +18,5 @@ CHECKS: tuple[Check, ...] = (
     Calibrated(),
     Collapse(),
     Floor(),
+    Uniquenesses(),
 )

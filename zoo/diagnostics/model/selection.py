@@ -1,6 +1,6 @@
 """Selection of the number of factors or components by AIC, BIC, held-out log p(x) and the variational bound."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -8,12 +8,16 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from zoo.base.checks import ArrayLike, check_rows, check_whole
+from zoo.alignment.symmetry import factors_of
+from zoo.base.checks import ArrayLike, check_rows, check_whole, incomplete
+from zoo.base.moments import Moments
 from zoo.base.weights import check_weights
 from zoo.diagnostics.model.candidates import Builder, Candidate, Search, mean, standard_error
+from zoo.diagnostics.model.retention import Retention, factor_retention
 from zoo.infer.starts import each_seed
 from zoo.posterior.evaluation import check_draws
 
+MOST_COLUMNS = 100  # whose eigenvalues are simulated
 Measure = Literal["bic", "bound", "aic", "held_out"]
 
 
@@ -25,11 +29,14 @@ class Selection:
         table: one :class:`Candidate` per value in their order, including failures.
         n: the number of fitted rows.
         how: which rows were held out, in words.
+        retention: the number of factors by parallel analysis, MAP and Kaiser's rule; None for other models than PPCA
+            and factor analysis, with missing entries, and beyond 100 columns.
     """
 
     table: tuple[Candidate, ...]
     n: int
     how: str
+    retention: Retention | None = None
 
     def __getitem__(self, value: int) -> Candidate:
         for row in self.table:
@@ -104,13 +111,16 @@ class Selection:
         return pl.DataFrame(lines, schema=kinds)
 
     def summary(self) -> dict[str, float]:
-        """The best value by every measure, and the numbers of values and rows."""
+        """The best value by every measure, the numbers of factors by ``retention``, and those of values and rows."""
         chosen = {f"best_{by}": float(self.best(by).value) for by in self.measures}
-        return chosen | {"values": float(len(self.table)), "rows": float(self.n)}
+        rules = {} if self.retention is None else self.retention.summary()
+        return chosen | rules | {"values": float(len(self.table)), "rows": float(self.n)}
 
     def __repr__(self) -> str:
         chosen = ", ".join(f"best by {by}: {self.best(by).value}" for by in self.measures)
         head = f"Selection among {len(self.table)} values on {self.n} rows; {chosen}; held out: {self.how}"
+        if self.retention is not None:
+            head += f"\n{self.retention}"
         table = self.frame()
         table = table.select(own for own in table.columns if table[own].null_count() < len(table))
         style: dict[str, Any] = {
@@ -152,6 +162,9 @@ def select_size(
     BIC finds the true number if it is among the values and there are many rows. Held-out rows choose the model that
     predicts best, and rather one that is slightly too large than too small; see ``below``. AIC estimates the same
     without held-out rows, for models that are nearly correct.
+
+    For PPCA and factor analysis of complete rows, parallel analysis and its like answer beside these measures:
+    :attr:`Selection.retention`, see :func:`zoo.diagnostics.factor_retention`.
 
     Args:
         build: a function of a value and rows (m, d) that returns a fresh conjugate or conditionally conjugate model, or
@@ -204,13 +217,24 @@ def select_size(
     if all(row.best is None for row in table):
         listed = "\n".join(f"  {row.value}: {row.error}" for row in table)
         raise ValueError(f"no value could be fitted:\n{listed}")
-    found = Selection(tuple(table), len(rows), how)
+    found = Selection(tuple(table), len(rows), how, _retention(rows, own, table, seed))
     if not found.measures:
         raise ValueError(
             "nothing to compare by: without a closed-form likelihood there is no AIC or BIC, so pass folds or "
             "held_out" + "".join(f"\n  {row.value}: {row.error}" for row in table if row.error)
         )
     return found
+
+
+def _retention(x: Tensor, weights: Tensor | None, table: Sequence[Candidate], seed: int) -> Retention | None:
+    """The number of factors by the eigenvalues of the rows, where the models are linear-Gaussian."""
+    models = [row.best for row in table if row.best is not None]
+    if incomplete(x) or x.shape[1] > MOST_COLUMNS or not models or factors_of(models[0]) is None:
+        return None
+    try:
+        return factor_retention(Moments.of(x, weights), seed=seed)
+    except ValueError:  # constant columns, or too few rows
+        return None
 
 
 class _MissingAllowed(nn.Module):

@@ -13,6 +13,7 @@ from weakref import ref
 import pyro
 import torch
 from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -30,6 +31,10 @@ PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, torch.
 FIXED = (*PLAIN, Tensor, torch.Generator, ref, type, ModuleType, BuiltinFunctionType, BuiltinMethodType)
 HOLDERS = (dict, list, set, deque, tuple, frozenset, MethodType, CellType)  # whose members gc lists
 TORCHS = set(vars(nn.Module())) - {"training", "_modules"}  # attributes of every module, such as its hooks
+ANEW = {  # attributes that Pyro's objects replace at every run, and read in the same run only
+    AutoGuide: {"plates"},
+    Messenger: {"_data_cache", "_samples_cache", "_param_hits", "_param_misses"},  # of substitute and lift
+}
 LIBRARIES = ("torch", "pyro", "zoo", "guides")  # whose functions refer to nothing that changes
 MOST = 20_000  # values
 
@@ -210,12 +215,17 @@ def _places(value: Any) -> tuple[list[Any], list[Callable[[], Iterable[Any]]]]:
         return [part for part in own if part], [partial(map, value.__globals__.get, names)] if names else []
     if not hasattr(value, "__dict__"):
         raise NotCaptured(f"it holds a value of type {type(value).__name__}, whose changes cannot be seen")
+    anew: set[str] = set().union(*(names for kind, names in ANEW.items() if isinstance(value, kind)))
     if not isinstance(value, nn.Module):
-        return [vars(value)], []
-    anew = {"plates"} if isinstance(value, AutoGuide) else set()  # at every run
+        kept = partial(_without, vars(value), anew)
+        return ([], [kept]) if anew else ([vars(value)], [])
     names = [name for name in vars(value) if name not in TORCHS | anew]
     holders = [value._parameters, value._buffers, value._modules, value.forward]
     return holders, [partial(operator.itemgetter(*names), vars(value))]
+
+
+def _without(own: dict[str, Any], names: set[str]) -> list[Any]:
+    return [value for name, value in own.items() if name not in names]
 
 
 def _same(one: Any, other: Any) -> bool:
