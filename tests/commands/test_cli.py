@@ -205,7 +205,7 @@ def test_dependent_columns_are_refused_by_name(zoo_command, tmp_path):
     rows = torch.randn(40, 2).double()
     pl.DataFrame(torch.cat([rows, rows.sum(1, keepdim=True)], 1).numpy()).write_csv(tmp_path / "sum.csv")
     result = zoo_command("fit", "GMM", "sum.csv", "--components", 2, "--out", "run")
-    refused(result, "column 2 of x is a linear combination of columns 0, 1")
+    refused(result, "column 2 ('column_2') of x is a linear combination of columns 0 ('column_0'), 1 ('column_1')")
 
 
 def test_vae_states_its_floor_and_its_estimator(zoo_command, table):
@@ -252,7 +252,7 @@ def test_refusals_name_the_way_out_and_leave_nothing(zoo_command, table, tmp_pat
         ("a,b\n1,2\n3,inf\n5,1\n", ("row 1", "column 1")),
         ("a,b\n", ("no rows",)),
         ("a,b\n1,2\n", ("1 row",)),
-        ("a,b\n1,2\n1,3\n1,5\n", ("constant column", "(0)")),
+        ("a,b\n1,2\n1,3\n1,5\n", ("constant column", "(0 ('a'))")),
         ("a,b\n1,2\n3", ("bad.csv",)),
     ],
 )

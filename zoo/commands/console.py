@@ -50,6 +50,8 @@ def spoken(message: str, options: Sequence[str]) -> str:
 
     >>> spoken("latent_dim must be at most 3: pass dtype=torch.float64", ["--latent-dim", "-k", "--dtype"])
     '--latent-dim must be at most 3: pass --dtype float64'
+    >>> spoken("GMM(covariance='full') is singular: use covariance='diag'", ["--covariance"])
+    "GMM(covariance='full') is singular: use --covariance 'diag'"
     >>> spoken("leave it out by exclude=['group']", ["--exclude"])
     "leave it out by --exclude 'group'"
     """
@@ -57,7 +59,7 @@ def spoken(message: str, options: Sequence[str]) -> str:
     if not known:
         return message
     names = "|".join(sorted(known, key=len, reverse=True))
-    plain = rf"(?<![\w.'\"-])({names})"  # a word of its own, not quoted
+    plain = rf"(?<![\w.'\"(-])({names})"  # a word of its own, not quoted nor an argument within a call
     message = re.sub(plain + r"=(?:torch\.)?(?=[\w'\"(\[.-])", lambda found: f"{known[found[1]]} ", message)
     message = re.sub(r"(--[a-z-]+) \[('[^',]*')\]", r"\1 \2", message)  # a list of one name
     message = re.sub(rf"(^|: )({names})(?= (?:{VERBS})\b)", lambda found: found[1] + known[found[2]], message)
