@@ -119,6 +119,27 @@ def test_guide_in_place_of_em(guide):
     assert zoo.evaluate(found.run_, X).elbo.isfinite().all()
 
 
+@pytest.mark.parametrize("rotation", ["varimax", "quartimax"])
+def test_rotations_are_those_of_scikit_learn(rotation):
+    x = zoo.data.load("holzinger", dtype=torch.float64).x.numpy()
+    plain, ours = estimators.FactorAnalysis(3).fit(x), estimators.FactorAnalysis(3, rotation=rotation).fit(x)
+    np.testing.assert_allclose(ours.get_covariance(), plain.get_covariance(), atol=1e-10)
+    power = {"varimax": 1.0, "quartimax": 0.0}[rotation]
+
+    def criterion(loadings):
+        square = loadings**2
+        return (square**2).sum() - power * (square.sum(0) ** 2).sum() / len(square)
+
+    generator = np.random.default_rng(0)
+    scaled = ours.components_.T
+    if rotation == "varimax":  # Kaiser's normalisation
+        scaled = scaled / np.linalg.norm(scaled, axis=1, keepdims=True)
+    best = criterion(scaled)
+    for _ in range(200):
+        turn = np.linalg.qr(generator.normal(size=(3, 3)))[0]
+        assert criterion(scaled @ turn) <= best + 1e-9
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="there is no guide 'MeanFild': known are"):
         estimators.PPCA(1, guide="MeanFild").fit(X)
@@ -126,7 +147,7 @@ def test_unknown_names_are_refused():
         estimators.PPCA(4).fit(X)
     with pytest.raises(ValueError, match="n_components must be a whole number"):
         estimators.PPCA(1.5).fit(X)
-    with pytest.raises(ValueError, match="rotation must be None or"):
+    with pytest.raises(ValueError, match="rotation must be None, 'varimax' or 'quartimax'"):
         estimators.FactorAnalysis(1, rotation="oblique").fit(X)
     with pytest.raises(ValueError, match="weight_concentration_prior_type must be one of"):
         estimators.BayesianGaussianMixture(2, weight_concentration_prior_type="other").fit(X)

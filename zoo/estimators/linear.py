@@ -1,7 +1,7 @@
 """PPCA and factor analysis as scikit-learn transformers."""
 
 import warnings
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from zoo.infer.expectation_maximisation import em
 from zoo.models.factor_analysis import FactorAnalysis as FactorAnalysisModel
 from zoo.models.ppca import PPCA as PPCAModel
 
-Rotation = Literal["varimax"]
+Rotation = Literal["varimax", "quartimax"]
 
 
 class LinearTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
@@ -217,7 +217,8 @@ class FactorAnalysis(MaximumLikelihoodFactors):
     Args:
         n_components: number of factors k < d; None takes the largest number that the covariance identifies, for which
             (d - k)^2 >= d + k.
-        rotation: None (principal axes, W' Psi^-1 W diagonal) or ``"varimax"``.
+        rotation: None (principal axes, W' Psi^-1 W diagonal), ``"varimax"`` or ``"quartimax"``; for oblique ones see
+            :func:`zoo.alignment.rotate`, which takes ``run_``.
         guide: None maximises the likelihood, by EM where entries are missing; the name of a guide in :mod:`guides`, or
             a function of model and rows that builds one, fits by SVI.
         tol: of EM, in nats per row.
@@ -273,8 +274,8 @@ class FactorAnalysis(MaximumLikelihoodFactors):
         return FactorAnalysisModel(d, check_components(self.n_components, d - 1, f"one less than the {d} columns"))
 
     def _rotation(self) -> Any:
-        if self.rotation not in (None, "varimax"):
-            raise ValueError(f"rotation must be None or 'varimax', got {self.rotation!r}")
+        if self.rotation not in (None, *get_args(Rotation)):
+            raise ValueError(f"rotation must be None, 'varimax' or 'quartimax', got {self.rotation!r}")
         return self.rotation or "principal"
 
 
