@@ -195,6 +195,20 @@ def test_weights_are_repeated_rows(name, holes):
     assert own.score(holes, sample_weight=weights) == pytest.approx(other.score(repeated), rel=1e-9)
 
 
+def test_a_weighted_fit_by_svi_counts_the_weights():
+    weights = np.random.default_rng(0).integers(0, 4, len(X))
+    found = estimators.FactorAnalysis(1, guide="Exact", random_state=0).fit(X, sample_weight=weights)
+    assert found.loglike_[-1] == pytest.approx((weights * found.score_samples(X)).sum(), rel=1e-6)
+
+
+def test_a_random_state_is_drawn_from_once_per_fit():
+    state = np.random.RandomState(0)
+    estimators.FactorAnalysis(1, random_state=state).fit(X)
+    other = np.random.RandomState(0)
+    other.randint(2**31 - 1)
+    assert state.randint(1000) == other.randint(1000)
+
+
 def test_bayesian_weights_are_repeated_rows():
     weights = np.random.default_rng(0).integers(0, 3, len(X))
     repeated = np.repeat(X, weights, 0)

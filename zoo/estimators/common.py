@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator
+import torch
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
@@ -15,6 +16,8 @@ from zoo.base.callables import PyroCallable
 from zoo.base.checks import check_whole
 from zoo.base.module import Module
 from zoo.base.tables import ArrayLike, named_rows
+from zoo.diagnostics.model.criteria import free_parameters
+from zoo.factors.generation import generate
 from zoo.infer.fitting import fit
 from zoo.infer.run import Fit
 
@@ -75,6 +78,59 @@ class Estimator(BaseEstimator):
 
     def _seed(self) -> int:
         return int(check_random_state(self.random_state).randint(SEEDS))
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """The log density of every row (m,), in nats; that of its observed entries where some are missing."""
+        raise NotImplementedError
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """The mean of :meth:`score_samples`, in nats per row."""
+        return float(np.average(self.score_samples(X), weights=sample_weight))
+
+
+class Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
+    """Base class of the estimators of factors, of which there are ``_n_features_out``."""
+
+    _n_features_out: int
+
+    def sample(self, n_samples: int = 1) -> np.ndarray:
+        """New rows from the fitted model (n_samples, d), noise included; by ``random_state``."""
+        check_is_fitted(self)
+        return array(generate(self.run_, check_whole(n_samples, "n_samples"), seed=self._seed()).x)
+
+    def _given_factors(self, X: Any) -> np.ndarray:
+        """Factors given to ``inverse_transform`` (m, n_components).
+
+        Raises:
+            ValueError: they have another shape.
+        """
+        check_is_fitted(self)
+        factors = np.asarray(X, dtype=np.float64)
+        if factors.ndim != 2 or factors.shape[1] != self._n_features_out:
+            raise ValueError(f"X has shape {factors.shape}: pass factors (m, {self._n_features_out})")
+        return factors
+
+
+class MaximumLikelihood(Estimator):
+    """What estimators of a conjugate model share: its likelihood in closed form."""
+
+    @torch.no_grad()
+    def score_samples(self, X: Any) -> np.ndarray:
+        """The log density of every row (m,), in nats; that of its observed entries where some are missing."""
+        rows = self._new(X)
+        model: Any = self.run_.model
+        return array(model.log_marginal(rows))
+
+    def bic(self, X: Any) -> float:
+        """Bayesian information criterion, -2 log L + p log n: the lower, the better (mclust's is its negative)."""
+        return self._deviance(X) + free_parameters(self.run_.model) * float(np.log(len(X)))
+
+    def aic(self, X: Any) -> float:
+        """Akaike information criterion, -2 log L + 2 p: the lower, the better."""
+        return self._deviance(X) + 2.0 * free_parameters(self.run_.model)
+
+    def _deviance(self, X: Any) -> float:
+        return -2.0 * float(self.score_samples(X).sum())
 
 
 def check_components(n_components: Any, most: int, why: str) -> int:

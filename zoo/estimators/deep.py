@@ -5,15 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils.validation import check_is_fitted
 from torch.distributions import Independent, MultivariateNormal, Normal
 
-from zoo.base.checks import check_whole
 from zoo.base.random import seeded
-from zoo.estimators.common import Estimator, Guide, array, check_components, trained
+from zoo.estimators.common import Guide, Transformer, array, check_components, trained
 from zoo.factors.decoding import decode, encode
-from zoo.factors.generation import generate
 from zoo.models.vae import VAE as VAEModel
 from zoo.posterior.engine import reader, reading
 from zoo.posterior.evaluation import evaluate
@@ -21,7 +17,7 @@ from zoo.posterior.evaluation import evaluate
 DRAWS = 200  # importance samples of a row's log density
 
 
-class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
+class VAE(Transformer):
     r"""A deep Gaussian model with an inference network: :math:`x \mid z \sim N(m(z), \Sigma(z))`, networks m and Sigma.
 
     Args:
@@ -90,11 +86,7 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
 
     def inverse_transform(self, X: Any) -> np.ndarray:
         """The mean of the rows given factors (m, n_components): (m, d)."""
-        check_is_fitted(self)
-        factors = np.asarray(X, dtype=np.float64)
-        if factors.ndim != 2 or factors.shape[1] != self._n_features_out:
-            raise ValueError(f"X has shape {factors.shape}: pass factors (m, {self._n_features_out})")
-        return array(decode(self.run_, torch.from_numpy(factors)).mean)
+        return array(decode(self.run_, torch.from_numpy(self._given_factors(X))).mean)
 
     @torch.no_grad()
     def score_samples(self, X: Any) -> np.ndarray:
@@ -118,15 +110,6 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
             weight = reader(run, rows).score((rows,), {"z": z}).by_row - q.log_prob(z)
         return array(weight.logsumexp(0) - math.log(DRAWS))
 
-    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """The mean of :meth:`score_samples`, in nats per row."""
-        return float(np.average(self.score_samples(X), weights=sample_weight))
-
-    def sample(self, n_samples: int = 1) -> np.ndarray:
-        """New rows from the fitted model (n_samples, d), noise included; by ``random_state``."""
-        check_is_fitted(self)
-        return array(generate(self.run_, check_whole(n_samples, "n_samples"), seed=self._seed()).x)
-
     @property
-    def _n_features_out(self) -> int:
+    def _n_features_out(self) -> int:  # type: ignore[override]
         return int(self.n_components)

@@ -5,17 +5,13 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from zoo.alignment.canonical import to_canonical
-from zoo.base.checks import check_whole
 from zoo.base.module import Module
-from zoo.diagnostics.model.criteria import free_parameters
-from zoo.estimators.common import Estimator, Guide, array, check_components, trained
-from zoo.factors.generation import generate
+from zoo.estimators.common import Guide, MaximumLikelihood, Transformer, array, check_components, trained
 from zoo.infer.expectation_maximisation import em
 from zoo.models.factor_analysis import FactorAnalysis as FactorAnalysisModel
 from zoo.models.ppca import PPCA as PPCAModel
@@ -23,7 +19,7 @@ from zoo.models.ppca import PPCA as PPCAModel
 Rotation = Literal["varimax", "quartimax"]
 
 
-class LinearTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
+class LinearTransformer(Transformer):
     """What estimators with loadings share; the rows' factors are their posterior means."""
 
     components_: np.ndarray
@@ -40,11 +36,7 @@ class LinearTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estim
 
     def inverse_transform(self, X: Any) -> np.ndarray:
         """The rows that factors (m, n_components) stand for, without noise: (m, d)."""
-        check_is_fitted(self)
-        factors = np.asarray(X, dtype=np.float64)
-        if factors.ndim != 2 or factors.shape[1] != len(self.components_):
-            raise ValueError(f"X has shape {factors.shape}: pass factors (m, {len(self.components_)})")
-        return factors @ self.components_ + self.mean_
+        return self._given_factors(X) @ self.components_ + self.mean_
 
     def get_covariance(self) -> np.ndarray:
         """The covariance of the columns under the model, W W' + diag(noise) (d, d)."""
@@ -62,25 +54,12 @@ class LinearTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estim
         """Noise variances (d,)."""
         return np.broadcast_to(self.noise_variance_, self.mean_.shape)
 
-    def score_samples(self, X: Any) -> np.ndarray:
-        """The log density of every row (m,), in nats; that of its observed entries where some are missing."""
-        raise NotImplementedError
-
-    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """The mean log density of rows, in nats per row."""
-        return float(np.average(self.score_samples(X), weights=sample_weight))
-
-    def sample(self, n_samples: int = 1) -> np.ndarray:
-        """New rows from the fitted model (n_samples, d), noise included; by ``random_state``."""
-        check_is_fitted(self)
-        return array(generate(self.run_, check_whole(n_samples, "n_samples"), seed=self._seed()).x)
-
     @property
-    def _n_features_out(self) -> int:
+    def _n_features_out(self) -> int:  # type: ignore[override]
         return len(self.components_)
 
 
-class MaximumLikelihoodFactors(LinearTransformer):
+class MaximumLikelihoodFactors(MaximumLikelihood, LinearTransformer):
     """Factors by maximum likelihood: what PPCA and factor analysis share."""
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> "MaximumLikelihoodFactors":
@@ -100,13 +79,13 @@ class MaximumLikelihoodFactors(LinearTransformer):
         rows, weights = self._given(X, sample_weight, columns=2)
         model = self._build(rows if weights is None else rows[weights > 0]).double()
         named, seed = self._named(rows), self._seed()
-        named, seed = self._named(rows), self._seed()
         if self.guide is None:
             run: Any = em(model, named, weights=weights, steps=self.max_iter, tol=self.tol, seed=seed)
             self.loglike_, self.n_iter_ = run.log_likelihood.tolist(), run.steps
         else:
             run = trained(model, self.guide, named, weights, self.max_iter, seed)
-            self.loglike_, self.n_iter_ = (-len(rows) * run.losses).tolist(), len(run.losses)
+            size = len(rows) if weights is None else float(weights.sum())
+            self.loglike_, self.n_iter_ = (-size * run.losses).tolist(), len(run.losses)
         if not run.converged:
             warnings.warn(
                 f"{type(self).__name__} did not converge ({run.settings['stopped']}): raise max_iter",
@@ -133,24 +112,6 @@ class MaximumLikelihoodFactors(LinearTransformer):
     def _factors(self, rows: Tensor) -> Tensor:
         model: Any = self.run_.model
         return model.posterior(rows).mean
-
-    @torch.no_grad()
-    def score_samples(self, X: Any) -> np.ndarray:
-        """The log density of every row (m,), in nats; that of its observed entries where some are missing."""
-        rows = self._new(X)
-        model: Any = self.run_.model
-        return array(model.log_marginal(rows))
-
-    def bic(self, X: Any) -> float:
-        """Bayesian information criterion, -2 log L + p log n: the lower, the better."""
-        return self._deviance(X) + free_parameters(self.run_.model) * float(np.log(len(X)))
-
-    def aic(self, X: Any) -> float:
-        """Akaike information criterion, -2 log L + 2 p: the lower, the better."""
-        return self._deviance(X) + 2.0 * free_parameters(self.run_.model)
-
-    def _deviance(self, X: Any) -> float:
-        return -2.0 * float(self.score_samples(X).sum())
 
 
 class PPCA(MaximumLikelihoodFactors):

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from zoo.base.checks import check_whole
 from zoo.base.random import seeded
-from zoo.diagnostics.model.criteria import free_parameters
-from zoo.estimators.common import Estimator, Guide, array, trained
+from zoo.estimators.common import Estimator, Guide, MaximumLikelihood, array, trained
 from zoo.factors.generation import generate
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.guard import UnboundedLikelihood
@@ -28,13 +27,10 @@ class Clusters(DensityMixin, Estimator):
     """What the mixtures share."""
 
     means_: np.ndarray
+    score = Estimator.score  # in the place of the mixin's, which is empty
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """The responsibilities of the components for rows (m, d): (m, n_components)."""
-        raise NotImplementedError
-
-    def score_samples(self, X: Any) -> np.ndarray:
-        """The log density of every row (m,), in nats; that of its observed entries where some are missing."""
         raise NotImplementedError
 
     def predict(self, X: Any) -> np.ndarray:
@@ -45,10 +41,6 @@ class Clusters(DensityMixin, Estimator):
         """Fits the model, and gives the component of every row (n,)."""
         return self.fit(X, y, sample_weight).predict(X)
 
-    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """The mean log density of rows, in nats per row."""
-        return float(np.average(self.score_samples(X), weights=sample_weight))
-
     def sample(self, n_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """New rows from the fitted model (n_samples, d) and their components (n_samples,), sorted by component."""
         check_is_fitted(self)
@@ -58,7 +50,7 @@ class Clusters(DensityMixin, Estimator):
         return array(found.x)[order], component[order]
 
 
-class GaussianMixture(Clusters):
+class GaussianMixture(MaximumLikelihood, Clusters):
     r"""A mixture of Gaussians: :math:`p(x) = \sum_j \pi_j N(x \mid \mu_j, \Sigma_j)`.
 
     Args:
@@ -241,21 +233,6 @@ class GaussianMixture(Clusters):
         rows = self._new(X)
         model: Any = self.run_.model
         return array(model.posterior(rows).probs)
-
-    @torch.no_grad()
-    def score_samples(self, X: Any) -> np.ndarray:
-        """The log density of every row (m,), in nats; that of its observed entries where some are missing."""
-        rows = self._new(X)
-        model: Any = self.run_.model
-        return array(model.log_marginal(rows))
-
-    def bic(self, X: Any) -> float:
-        """Bayesian information criterion, -2 log L + p log n: the lower, the better (mclust's is its negative)."""
-        return -2.0 * float(self.score_samples(X).sum()) + free_parameters(self.run_.model) * float(np.log(len(X)))
-
-    def aic(self, X: Any) -> float:
-        """Akaike information criterion, -2 log L + 2 p: the lower, the better."""
-        return -2.0 * float(self.score_samples(X).sum()) + 2.0 * free_parameters(self.run_.model)
 
 
 def _height(run: Fit) -> float:
