@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy  # type: ignore[import-untyped]  # loads its subpackages on first use
 
 from zoo.data.fetching import FOLDER_VARIABLE, Files
 from zoo.data.table import ArrayTable
@@ -56,9 +57,7 @@ def _decoded(path: Path) -> npt.NDArray[Any]:
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as archive:
             return np.asarray(archive["images"])
-    from scipy.io import loadmat  # imported here, as it takes a while
-
-    return np.asarray(loadmat(path)["ff"]).T.reshape(SHAPE)
+    return np.asarray(scipy.io.loadmat(path)["ff"]).T.reshape(SHAPE)
 
 
 def _way_out(path: Path) -> str:

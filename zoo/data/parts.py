@@ -57,11 +57,11 @@ class Parts:
         """
         if self.how is not None:
             raise ValueError(f"{self.train.name} is binarised already ({self.how}): load it anew")
-        new = {
-            name: replace(part, x=part.x if _drawn_later(name, how) else binarised(part.x, how, seed, stream=k))
+        train, validation, test = (
+            replace(part, x=part.x if _drawn_later(name, how) else binarised(part.x, how, seed, stream=k))
             for k, (name, part) in enumerate(self._parts().items())
-        }
-        return replace(self, **new, how=how, seed=seed)
+        )
+        return Parts(train, validation, test, self.split, how, seed)
 
     def record(self) -> dict[str, Any]:
         """What the rows are, for JSON: provenance, split, binarisation, and the fingerprint of each part."""
@@ -104,15 +104,14 @@ def load_parts(
     if fractions is None and source in PUBLISHED:
         sizes, other = PUBLISHED[source]
         split = rows_in_order(sizes)
-        first = len(whole)
-        inside = {name: rows for name, rows in split.items() if rows[-1] < first}
-        parts = {name: whole.rows(torch.from_numpy(rows)) for name, rows in inside.items()}
-        return Parts(**parts, test=load(other, dtype=dtype), split=split)
+        train, validation = (whole.rows(torch.from_numpy(split[name])) for name in NAMES[:2])
+        return Parts(train, validation, load(other, dtype=dtype), split)
     shares = SHARES if fractions is None else fractions
     if set(shares) != set(NAMES):
         raise ValueError(f"fractions must be of {', '.join(NAMES)}; got {', '.join(shares)}")
     split = split_rows(len(whole), {name: shares[name] for name in NAMES}, seed)
-    return Parts(**{name: whole.rows(torch.from_numpy(rows)) for name, rows in split.items()}, split=split)
+    train, validation, test = (whole.rows(torch.from_numpy(split[name])) for name in NAMES)
+    return Parts(train, validation, test, split)
 
 
 def _drawn_later(name: str, how: How) -> bool:
