@@ -15,6 +15,7 @@ from torch.distributions import kl_divergence
 import zoo.distributions.divergences  # noqa: F401 - registers a KL in closed form
 from zoo.base.callables import PyroCallable
 from zoo.base.latent_sites import Layout, layout
+from zoo.base.protocols import declares
 from zoo.base.random import seeded
 from zoo.distributions.unreparametrised import without_path
 from zoo.infer.losses.closed_form import ClosedFormELBO, closed_form
@@ -157,12 +158,19 @@ class Estimator:
         """A fresh loss, for plates of this depth."""
         loss = self.loss()
         if math.isinf(loss.max_plate_nesting):
-            loss.max_plate_nesting = depth
+            loss.max_plate_nesting = depth + bool(loss.vectorize_particles and loss.num_particles > 1)  # as in Pyro
         return loss
 
 
 REPARAMETRISED = "reparametrised"
+SEVERAL = f"{REPARAMETRISED}, {DRAWS} draws"
+ANALYTIC = "analytic KL"
+PATH = "path derivative"
 SCORE = "score function"
+BASELINE = f"{SCORE}, baseline"
+LEAVE_ONE_OUT = f"{SCORE}, leave one out, {DRAWS} draws"
+IMPORTANCE = f"IWAE-{DRAWS}"
+DOUBLY = f"{IMPORTANCE}, doubly"
 ESTIMATORS = (
     Estimator(
         REPARAMETRISED,
@@ -171,13 +179,13 @@ ESTIMATORS = (
         "`Trace_ELBO`: one draw, the KL by Monte Carlo",
     ),
     Estimator(
-        f"{REPARAMETRISED}, {DRAWS} draws",
+        SEVERAL,
         lambda: Trace_ELBO(DRAWS, vectorize_particles=True),
         lambda pair: pair.path,
         f"the mean of {DRAWS} draws",
     ),
-    Estimator("analytic KL", TraceMeanField_ELBO, Traced.analytic, "`TraceMeanField_ELBO`: the KL in closed form"),
-    Estimator("path derivative", PathELBO, lambda pair: pair.smooth, "`PathELBO`: without the score of log q"),
+    Estimator(ANALYTIC, TraceMeanField_ELBO, Traced.analytic, "`TraceMeanField_ELBO`: the KL in closed form"),
+    Estimator(PATH, PathELBO, lambda pair: pair.smooth, "`PathELBO`: without the score of log q"),
     Estimator(
         SCORE,
         Trace_ELBO,
@@ -186,7 +194,7 @@ ESTIMATORS = (
         without_path,
     ),
     Estimator(
-        f"{SCORE}, baseline",
+        BASELINE,
         TraceGraph_ELBO,
         lambda pair: bool(pair.sites),
         "`TraceGraph_ELBO`: less a decaying mean of each row's earlier costs",
@@ -194,7 +202,7 @@ ESTIMATORS = (
         WARM_UP,
     ),
     Estimator(
-        f"{SCORE}, leave one out, {DRAWS} draws",
+        LEAVE_ONE_OUT,
         lambda: LeaveOneOutELBO(DRAWS),
         lambda pair: bool(pair.sites),
         f"`LeaveOneOutELBO`: less the mean of the other {DRAWS - 1} draws of the row",
@@ -220,7 +228,7 @@ ESTIMATORS = (
     Estimator(
         "quadrature",
         QuadratureELBO,
-        lambda pair: QuadratureELBO.exact(pair.model, pair.guide, *pair.args),
+        lambda pair: declares(pair.model, "quadratic") and QuadratureELBO.exact(pair.model, pair.guide, *pair.args),
         "`QuadratureELBO`, where its rule is exact",
         exact=True,
     ),
@@ -239,14 +247,14 @@ ESTIMATORS = (
         target=None,
     ),
     Estimator(
-        f"IWAE-{DRAWS}",
+        IMPORTANCE,
         lambda: IWAE(DRAWS),
         lambda pair: pair.smooth and not pair.found.shared,
         f"the importance-weighted bound of {DRAWS} draws, another and tighter bound",
         target="IWAE",
     ),
     Estimator(
-        f"IWAE-{DRAWS}, doubly",
+        DOUBLY,
         lambda: IWAE(DRAWS, estimator="doubly"),
         lambda pair: pair.smooth and not pair.found.shared,
         "its doubly reparametrised gradient",

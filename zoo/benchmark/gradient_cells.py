@@ -3,19 +3,19 @@
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 import pyro
 import torch
-from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from zoo.base.module import Module
 from zoo.base.protocols import Placed
 from zoo.base.random import seeded
-from zoo.benchmark.estimators import REPARAMETRISED, SCORE, Estimator, Traced, serving
+from zoo.benchmark.estimators import ESTIMATORS, REPARAMETRISED, SCORE, Estimator, Traced, serving
 from zoo.benchmark.suite import Cell, Data, GuideMaker, ModelMaker, Point
 from zoo.infer.fitting import fit
 from zoo.infer.gradient_noise import GradientNoise, Noise, gradient_noise
@@ -27,6 +27,12 @@ from zoo.infer.running import Copy, copied, put_back
 ROUNDING = 1e-9  # of a gradient, relative to one noisy draw
 EVALUATION = 20  # draws of a bound that has no closed form
 LOOKS = 12  # evaluations of the bound in training
+DRAWN = Estimator(
+    f"{EVALUATION} draws",
+    lambda: Trace_ELBO(EVALUATION, vectorize_particles=True),
+    lambda pair: True,
+    "the bound where it has no closed form",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +56,12 @@ class Problem:
     batch: int | None = None
     rows: int | None = None
     finish: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """The settings as plain values."""
+        held = {own.name: getattr(self, own.name) for own in fields(self) if own.name != "model"}
+        return {**held, "finish": dict(self.finish), "optimizer": "Adam"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +147,7 @@ def _measured(estimator: Estimator, pair: Traced, draws: int, n: int, seed: int)
         *pair.args,
         draws=draws,
         warm_up=estimator.warm_up,
-        seed=seed,
+        seed=seed * len(ESTIMATORS) + ESTIMATORS.index(estimator),  # so that their means are independent
         scale=1 / n,
     )
 
@@ -176,8 +188,7 @@ def _ratio(one: Noise, other: Noise, typical: float) -> float:
 
 def _truth(estimator: Estimator, measured: Mapping[Estimator, GradientNoise]) -> GradientNoise | None:
     """The gradient of the estimator's target: exact, or the mean of another estimator with the least noise."""
-    target = estimator.target or "ELBO"
-    others = [other for other in measured if other is not estimator and other.target == target]
+    others = [other for other in measured if other is not estimator and other.target == estimator.target]
     exact = [other for other in others if other.exact]
 
     def spread(other: Estimator) -> float:
@@ -196,8 +207,7 @@ def _curves(model: Module, guide: Module, x: Tensor, problem: Problem, seed: int
     with pyro.get_param_store().scope():
         pair = Traced.of(model, guide, args)
         able = serving(pair)
-    exact = next((e.objective(pair.depth) for e in able if e.exact and e.target == "ELBO" and e.guide is not None), None)
-    judge = exact or Trace_ELBO(EVALUATION, max_plate_nesting=pair.depth, vectorize_particles=True)
+    judge = next((e for e in able if e.exact and e.target == "ELBO"), DRAWN)
     for estimator in able:
         if estimator.target == "ELBO":
             put_back(start)
@@ -205,11 +215,12 @@ def _curves(model: Module, guide: Module, x: Tensor, problem: Problem, seed: int
 
 
 def _curve(
-    estimator: Estimator, pair: Traced, x: Tensor, problem: Problem, seed: int, judge: ELBO
+    estimator: Estimator, pair: Traced, x: Tensor, problem: Problem, seed: int, judge: Estimator
 ) -> Iterator[Point]:
     """The bound of the first rows, in nats per row, at some steps of training by an estimator."""
     looks = {0, *np.geomspace(1, problem.steps, LOOKS).round().astype(int).tolist()}
     points: list[dict[str, Any]] = []
+    objective, judged = judge.objective(pair.depth), judge.guide(pair.guide)
     began, spent = time.perf_counter(), 0.0
 
     def look(step: int) -> None:
@@ -218,7 +229,7 @@ def _curve(
             return
         arrived = time.perf_counter()
         with torch.no_grad(), seeded(seed), pyro.validation_enabled(False):
-            bound = -float(judge.loss(pair.model, pair.guide, *pair.args)) / len(x)
+            bound = -float(objective.loss(pair.model, judged, *pair.args)) / len(x)
         points.append({"steps": step, "bound": bound, "trained_seconds": arrived - began - spent})
         spent += time.perf_counter() - arrived
 
