@@ -1,7 +1,7 @@
 """References of names, objects and saved runs."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -41,7 +41,31 @@ def citations(*things: Any) -> list[Entry]:
         for entry in _entries(thing):
             held = found.setdefault(entry.key, entry)
             found[entry.key] = replace(held, of=tuple(dict.fromkeys((*held.of, *entry.of))))
-    return list(found.values())
+    cited = {name for entry in found.values() if entry.bibtex for name in entry.of}
+    return [entry for entry in found.values() if entry.bibtex or entry.key not in cited]
+
+
+def as_bibtex(entries: Iterable[Entry]) -> str:
+    """References as a BibTeX file, each with a comment on what it is for; what has none is a comment alone.
+
+    >>> print(as_bibtex(citations("frey_faces")))
+    % frey_faces
+    @article{roweis2000nonlinear,
+      author = {Roweis, Sam T. and Saul, Lawrence K.},
+      title = {Nonlinear dimensionality reduction by locally linear embedding},
+      journal = {Science},
+      year = {2000},
+      volume = {290},
+      number = {5500},
+      pages = {2323--2326},
+    }
+    """
+    blocks = ([*_comment(entry), entry.bibtex] if entry.bibtex else [f"% {entry.text}"] for entry in entries)
+    return "\n\n".join("\n".join(block) for block in blocks)
+
+
+def _comment(entry: Entry) -> list[str]:
+    return [f"% {', '.join(entry.of)}"] if entry.of else []
 
 
 def _entries(thing: Any) -> Iterator[Entry]:
