@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -24,6 +25,7 @@ from zoo.benchmark.suite import Claim
 ERRORS = 5.0  # standard errors by which a mean may be off
 NOTHING = 1e-12  # of the noisiest estimator's variance: rounding
 VANISHED = 1e-6  # of a variance, at an optimum that was found to some digits
+ENOUGH = 8  # points for a mean with an error
 OURS = ("MeanField", "FullRank", "Amortized", "Exact")
 KEYS = ["case", "method", "seed", "at"]
 EXACT = [one.name for one in ESTIMATORS if one.exact]
@@ -55,7 +57,9 @@ def claims(table: pl.DataFrame) -> Sequence[Claim]:
             1.0,
             "For the model's parameters path derivative, analytic KL and score function are as noisy as reparametrised",
         ),
-        _ordered(noise, (REPARAMETRISED, SCORE), "The score function without a baseline is noisier than reparametrised"),
+        _ordered(
+            noise, (REPARAMETRISED, SCORE), "The score function without a baseline is noisier than reparametrised"
+        ),
         _ordered(
             before,
             (PATH, BASELINE, SCORE),
@@ -126,7 +130,7 @@ def _ratio_is(noise: pl.DataFrame, column: str, names: Sequence[str], factor: fl
     figures, held = [], list[bool]()
     for name in names:
         pairs = _side_by_side(noise, column, [REPARAMETRISED, name])
-        if len(pairs) < 3:
+        if len(pairs) < ENOUGH:
             continue
         logs = np.log((pairs[name] / pairs[REPARAMETRISED]).to_numpy())
         mean, error = float(logs.mean()), float(logs.std(ddof=1)) / math.sqrt(len(logs))
@@ -139,7 +143,7 @@ def _ordered(noise: pl.DataFrame, names: Sequence[str], text: str) -> Claim:
     """Variances for the guide's parameters, from the least noisy estimator to the noisiest."""
     found = _side_by_side(noise, "guide_variance", names)
     figures, wrong = [], 0
-    for lower, upper in zip(names[:-1], names[1:], strict=True):
+    for lower, upper in pairwise(names):
         ratios = (found[upper] / found[lower]).to_list()
         finite = [ratio for ratio in ratios if math.isfinite(ratio)]
         wrong += sum(not ratio > 1 for ratio in ratios)
@@ -162,10 +166,8 @@ def _vanishes(noise: pl.DataFrame, names: Sequence[str], text: str) -> Claim:
 def _analytic(noise: pl.DataFrame, factors: pl.DataFrame) -> Claim:
     """Closed forms at the optimum of factor analysis give a factor below 1; elsewhere either may be noisier."""
     at, all_over = (
-        [ratio for ratio in (pairs[ANALYTIC] / pairs[REPARAMETRISED]).to_list()]
-        for pairs in (
-            _side_by_side(part, "guide_variance", [REPARAMETRISED, ANALYTIC]) for part in (factors, noise)
-        )
+        (pairs[ANALYTIC] / pairs[REPARAMETRISED]).to_list()
+        for pairs in (_side_by_side(part, "guide_variance", [REPARAMETRISED, ANALYTIC]) for part in (factors, noise))
     )
     figures = f"{_range(at)} there; {_range(all_over)} over all points" if at else ""
     return Claim(

@@ -1,7 +1,6 @@
 """The bound with score-function gradients whose baseline is the mean of the other draws, as a Pyro loss."""
 
 import math
-from typing import Any
 
 import torch
 from pyro import poutine
