@@ -59,6 +59,7 @@ _WINGS = (
     "networks",
     "plots",
     "posterior",
+    "registry",
     "report",
 )
 
