@@ -54,7 +54,7 @@ class CapturedSVI(SVI):
     If a number, a tensor or a submodule that model, guide or their functions use is replaced, however deep inside
     them, the graph is recorded anew. What a graph cannot hold (branches on draws or parameters, numbers taken out of
     tensors, numpy, state that is written to or cannot be watched, losses other than ``Trace_ELBO``, ``AnnealedELBO``,
-    ``QuadratureELBO``, ``ClosedFormELBO`` and ``WakeSleep``) is refused with one warning, and all steps are ordinary ones.
+    ``QuadratureELBO``, ``ClosedFormELBO`` and ``WakeSleep``) is refused with one warning, and all steps are ordinary.
 
     Args:
         model: a Pyro model.

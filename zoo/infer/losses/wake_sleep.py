@@ -123,7 +123,7 @@ def _data_site(guide: PyroCallable, scored: Trace, drawn: Trace) -> str:
         check_drawn(name, drawn)
         if rows_plate(scored) not in plates_of(scored.nodes[name]):
             raise ValueError(
-                f"site '{name}' is shared by all rows, and the sleep phase would move its q to the prior: use Trace_ELBO"
+                f"site '{name}' is shared by all rows, and the sleep phase would move q to its prior: use Trace_ELBO"
             )
     if extra := [name for name in latent_names(drawn) if name not in latents]:
         raise ValueError(
@@ -152,6 +152,6 @@ def _check_separate(guide: PyroCallable, scored: Trace, recognised: Tensor) -> N
     for name, slope in zip(own, found, strict=True):
         if slope is not None:
             raise ValueError(
-                f"{name_of(guide)} depends on the model's parameter '{name}', which the sleep phase would move as well: "
+                f"{name_of(guide)} depends on the model's parameter '{name}', which the sleep phase would move too: "
                 "use Trace_ELBO, or a guide with its own parameters only, such as Amortized"
             )
