@@ -37,7 +37,10 @@ def list_() -> None:
     for model, refused in catalogue.MODELS.items():
         table.add_row(model, *(f"no: {refused[guide]}" if guide in refused else "yes" for guide in catalogue.GUIDES))
     out.print(table)
-    out.print("data sets:", ", ".join(catalogue.DATA), "- or the path of a .csv, .parquet or .npy file")
+    data = Table("data set", "source", "licence", title="data sets, or the path of a .csv, .tsv, .parquet or .npy file")
+    for name, found in catalogue.DATA.items():
+        data.add_row(name, found["source"], found["licence"])
+    out.print(data)
 
 
 app.command("fit")(fitting.fit_)
