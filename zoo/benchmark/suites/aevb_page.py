@@ -109,13 +109,12 @@ def draw(table: pl.DataFrame) -> Figure:
     axes = figure.subplots(max(1, len(groups)), wide, squeeze=False)
     for row, group in zip(axes, groups, strict=False):
         for ax, case in zip(row, group, strict=False):
-            own = done.filter(pl.col("case") == case)
-            _panel(ax, own, case)
-        _share(row[: len(group)])
+            _panel(ax, done.filter(pl.col("case") == case), case)
+        _share(row[: len(group)], "bound" if group[0].count(",") < 2 else "log p(x)")
         for ax in row[len(group) :]:
             ax.set_visible(False)
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=4, fontsize=SMALL, frameon=False)
+    figure.legend(handles, labels, loc="outside upper left", ncols=4 if wide > 2 else 2, fontsize=SMALL, frameon=False)
     return figure
 
 
@@ -128,13 +127,13 @@ def _panel(ax: Any, own: pl.DataFrame, case: str) -> None:
             label = f"{method}, {'held out' if style == '-' else 'training'}"
             ax.plot(curves["samples"], curves[measure], style, color=PALETTE[number], linewidth=1.2, label=label)
     ax.set_xscale("log")
-    ax.set_title(case.replace("MNIST, ", "").replace("Frey faces, ", "faces, "), fontsize=SMALL)
+    ax.set_title(case, fontsize=SMALL - 1)
     ax.tick_params(labelsize=SMALL - 1)
     ax.spines[["top", "right"]].set_visible(False)
     ax.set_xlabel("training samples", fontsize=SMALL - 1)
 
 
-def _share(row: Sequence[Any]) -> None:
+def _share(row: Sequence[Any], what: str) -> None:
     """One scale for a row of panels, which shows the later part of the curves."""
     values = sorted(
         value for ax in row for line in ax.get_lines() for value in line.get_ydata() if math.isfinite(value)
@@ -144,4 +143,4 @@ def _share(row: Sequence[Any]) -> None:
     low, high = values[len(values) // 8], values[-1]
     for ax in row:
         ax.set_ylim(low - 0.02 * (high - low), high + 0.05 * (high - low))
-    row[0].set_ylabel("nats per row", fontsize=SMALL - 1)
+    row[0].set_ylabel(f"{what}, nats per row", fontsize=SMALL - 1)
