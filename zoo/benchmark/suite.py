@@ -84,7 +84,8 @@ class Method:
 
     Attributes:
         name: its name in the table.
-        train: trains it. It raises :class:`guides.CannotServe` where it does not apply; such a cell is left out.
+        train: trains it. It raises :class:`guides.CannotServe` where it does not apply; such a cell is shown as
+            refused.
         protocol: its settings as plain values, recorded in every row.
         cases: whether it runs on a case; by default on all.
         cite: names of models, guides, losses for ``zoo cite``.
@@ -176,6 +177,8 @@ class Suite:
         along: names of coordinates beside case, method and seed, such as ``("samples",)``.
         seeds: how many seeds by default.
         budget: ``"quick"``, ``"cpu"`` or ``"full"``; recorded in every row.
+        version: of what the protocols of cases and methods do not tell; raise it where rows of before and after do not
+            compare. A folder of another version is refused.
         own: turns a user's model and guide into a method of this suite; None where it takes none.
             Raises ValueError where one of the two is needed and missing.
         claims: the statements of the literature, checked on the finished table.
@@ -192,6 +195,7 @@ class Suite:
     along: tuple[str, ...] = ()
     seeds: int = 1
     budget: str = "quick"
+    version: int = 1
     own: Callable[[Own], Method] | None = None
     claims: Callable[[pl.DataFrame], Sequence[Claim]] = lambda table: ()
     text: str = ""
