@@ -126,6 +126,27 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Estimator:
+    """Trains an estimator of scikit-learn, or of its interface, on the training rows; returns the estimator.
+
+    Attributes:
+        build: builds the estimator for the seed of a run.
+
+    Example:
+        >>> from sklearn.decomposition import PCA
+        >>> trains = Estimator(lambda seed: PCA(1, random_state=seed))
+        >>> x = torch.tensor([[0.0, 1.0], [1.0, 3.0], [2.0, 5.0]])
+        >>> trains(Data(x, x), Cell(Case("line", lambda seed: Data(x, x)), seed=0)).explained_variance_ratio_.tolist()
+        [1.0]
+    """
+
+    build: Callable[[int], Any]
+
+    def __call__(self, data: Data, cell: Cell) -> Any:
+        return self.build(cell.seed).fit(data.train.numpy())
+
+
+@dataclass(frozen=True)
 class Measure:
     """A column of the table.
 
@@ -135,6 +156,7 @@ class Measure:
         better: whether higher or lower values are better; None where neither is, so that none is set in bold.
         digits: digits after the point.
         text: what it is, in a sentence for the page.
+        scientific: whether values are printed with an exponent.
     """
 
     name: str
@@ -142,6 +164,7 @@ class Measure:
     better: Literal["higher", "lower"] | None = None
     digits: int = 2
     text: str = ""
+    scientific: bool = False
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,9 @@ def of_folder(folder: Path) -> Iterator[Entry]:
     try:
         for role in ("model", "guide"):
             module, name = settings[role]["class"].split(":")
-            yield from of_class(module, name, f"your {role}, from {module}", settings[role]["settings"])
+            origin = (settings[role].get("origin") or {}).get("name", module)  # file.py:Name, by zoo fit
+            where = Path(origin).name.partition(":")[0]
+            yield from of_class(module, name, f"your {role}, from {where}", settings[role]["settings"])
         training = settings.get("training") or settings.get("fit") or {}  # the latter in runs of latent-zoo 0.1.0
         yield from of_training(training.get("loss") or "", training.get("optimizer") or "")
     except (KeyError, AttributeError, TypeError, ValueError) as error:
