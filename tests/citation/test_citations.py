@@ -140,8 +140,26 @@ def test_a_class_may_carry_its_reference():
     assert entry.text == "A. Meier (2030). My model. A Journal."
 
 
-def test_a_class_that_inherits_from_ours_is_cited_with_that():
+def test_a_class_that_inherits_is_cited_with_what_it_inherits_from():
+    class Loss(pyro.infer.Trace_ELBO): ...
+
+    class Variant(Published): ...
+
     assert keys(BetterPPCA(3, 1)) == ["BetterPPCA", *keys("PPCA")]
+    assert keys(Loss()) == ["Loss", *keys("Trace_ELBO")]
+    assert keys(Variant) == ["Variant", "meier2030"]
+
+
+def test_what_is_ours_without_a_reference_is_the_package():
+    assert keys(zoo.evaluate) == keys("latent-zoo")
+    assert keys(zoo.em) == keys("em")
+    assert keys(zoo.estimators.GaussianMixture()) == keys("GMM")
+
+
+def test_the_reference_of_a_class_stands_for_its_name(iris, tmp_path):
+    zoo.Fit(Published(), Published()).save(tmp_path / "run")
+    assert keys(tmp_path / "run") == ["Published"]
+    assert keys(tmp_path / "run", Published) == ["meier2030"]
 
 
 @pytest.mark.parametrize("wrong", ["", "Meier (2030)", "@article{meier2030, title = {My model}}"])
@@ -151,6 +169,12 @@ def test_a_reference_that_is_no_bibtex(wrong):
 
     with pytest.raises(ValueError, match="^citation of Own"):
         citations(Own)
+
+
+@pytest.mark.parametrize("thing", [3, ["PPCA"], None, len])
+def test_what_has_nothing_to_cite(thing):
+    with pytest.raises(TypeError, match="cannot cite .*: pass a name, a model"):
+        citations(thing)
 
 
 def test_saved_runs_of_ones_own_classes(iris, tmp_path):
