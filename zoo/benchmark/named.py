@@ -4,7 +4,11 @@ import importlib
 
 from zoo.benchmark.suite import BUDGETS, Suite
 
-SUITES: tuple[str, ...] = ("gradients", "linear-vae")
+SUITES: tuple[str, ...] = (
+    "aevb",
+    "gradients",
+    "linear-vae",
+)
 
 
 def named_suite(name: str, budget: str = "quick") -> Suite:
