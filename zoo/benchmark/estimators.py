@@ -124,7 +124,7 @@ def _enumerated(guide: PyroCallable) -> PyroCallable:
 
 
 def _empty(guide: PyroCallable) -> PyroCallable:
-    def nothing(x: Any = None, index: Any = None, size: Any = None) -> None:
+    def nothing(*args: Any, **kwargs: Any) -> None:
         """No latent site is left."""
 
     return nothing
