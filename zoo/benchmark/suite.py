@@ -1,7 +1,7 @@
 """What a benchmark consists of: cases x methods x seeds, and the measures taken of every trained method."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import polars as pl
@@ -88,7 +88,7 @@ class Method:
             refused.
         protocol: its settings as plain values, recorded in every row.
         cases: whether it runs on a case; by default on all.
-        cite: names of models, guides, losses for ``zoo cite``.
+        cite: models, guides and losses, by their names for ``zoo cite`` or as classes.
         baseline: whether the method is a rival from elsewhere and not one of ours.
     """
 
@@ -96,7 +96,7 @@ class Method:
     train: Trains
     protocol: Mapping[str, Any] = field(default_factory=dict)
     cases: Callable[[Case], bool] = lambda case: True
-    cite: tuple[str, ...] = ()
+    cite: tuple[Any, ...] = ()
     baseline: bool = False
 
 
@@ -126,6 +126,27 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Estimator:
+    """Trains an estimator of scikit-learn, or of its interface, on the training rows; returns the estimator.
+
+    Attributes:
+        build: builds the estimator for the seed of a run.
+
+    Example:
+        >>> from sklearn.decomposition import PCA
+        >>> trains = Estimator(lambda seed: PCA(1, random_state=seed))
+        >>> x = torch.tensor([[0.0, 1.0], [1.0, 3.0], [2.0, 5.0]])
+        >>> trains(Data(x, x), Cell(Case("line", lambda seed: Data(x, x)), seed=0)).explained_variance_ratio_.tolist()
+        [1.0]
+    """
+
+    build: Callable[[int], Any]
+
+    def __call__(self, data: Data, cell: Cell) -> Any:
+        return self.build(cell.seed).fit(data.train.numpy())
+
+
+@dataclass(frozen=True)
 class Measure:
     """A column of the table.
 
@@ -135,6 +156,7 @@ class Measure:
         better: whether higher or lower values are better; None where neither is, so that none is set in bold.
         digits: digits after the point.
         text: what it is, in a sentence for the page.
+        scientific: whether values are printed with an exponent.
     """
 
     name: str
@@ -142,6 +164,7 @@ class Measure:
     better: Literal["higher", "lower"] | None = None
     digits: int = 2
     text: str = ""
+    scientific: bool = False
 
 
 @dataclass(frozen=True)
@@ -200,3 +223,15 @@ class Suite:
     claims: Callable[[pl.DataFrame], Sequence[Claim]] = lambda table: ()
     text: str = ""
     draw: Callable[[pl.DataFrame], Any] | None = None
+
+    def with_own(self, own: Own) -> "Suite":
+        """The suite with a user's model, guide or both as a further method, under a name that no other has.
+
+        Raises:
+            ValueError: the suite takes none, or needs the one of the two that is missing.
+        """
+        if self.own is None:
+            raise ValueError(f"the benchmark {self.name!r} takes no model or guide of one's own")
+        if any(own.name == method.name for method in self.methods):
+            own = replace(own, name=f"{own.name} (own)")
+        return replace(self, methods=[*self.methods, self.own(own)])

@@ -4,11 +4,12 @@
 """
 
 from zoo.citation.bibtex import Entry
-from zoo.citation.citing import citations
+from zoo.citation.citing import as_bibtex, citations
 from zoo.citation.lookup import citable
 
 __all__ = [
     "Entry",
+    "as_bibtex",
     "citable",
     "citations",
 ]

@@ -44,6 +44,7 @@ REFERENCES: dict[str, dict[str, tuple[str, ...]]] = {
         "FixedDraws": ("giordano2024black",),
         "ProjectedELBO": ("golub2003separable", "neal1998view"),
         "QuadratureELBO": ("julier2003spherical",),
+        "WakeSleep": ("hinton1995wake",),
     },
     "bound": {
         "AIS": ("neal2001annealed", "wu2017quantitative"),
@@ -100,6 +101,8 @@ REFERENCES: dict[str, dict[str, tuple[str, ...]]] = {
         "Trace_ELBO": ("ranganath2014black", "kingma2014auto"),
         "TraceMeanField_ELBO": ("ranganath2014black", "kingma2014auto"),
         "TraceGraph_ELBO": ("schulman2015gradient",),
+        "TraceEnum_ELBO": ("obermeyer2019tensor",),
+        "ReweightedWakeSleep": ("bornschein2015reweighted",),
         "RenyiELBO": ("li2016renyi",),
         "AutoNormal": ("kucukelbir2017automatic",),
         "AutoDiagonalNormal": ("kucukelbir2017automatic",),
@@ -117,5 +120,9 @@ OTHER_NAMES = {  # of the same things: of estimators, of bounds, and as the reco
     "evidence lower bound": "cavi",
     "coordinate ascent": "cavi",
     "ClippedAdam": "Adam",
+    "WeightedClosedForm": "ClosedFormELBO",
     "JitTrace_ELBO": "Trace_ELBO",
+    "JitTraceEnum_ELBO": "TraceEnum_ELBO",
+    "JitTraceGraph_ELBO": "TraceGraph_ELBO",
+    "JitTraceMeanField_ELBO": "TraceMeanField_ELBO",
 }

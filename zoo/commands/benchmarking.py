@@ -26,6 +26,7 @@ def benchmark_(
     guide: Annotated[list[str] | None, typer.Option(help="Run only this guide (conjugate); repeatable.")] = None,
     start: Annotated[list[str] | None, typer.Option(help="random or data (conjugate), by default both.")] = None,
     budget: Annotated[str, typer.Option(help="quick: minutes; cpu: up to an hour; full: for a GPU.")] = "quick",
+    page: Annotated[Path | None, typer.Option(help="A further place for page.md, e.g. notebooks/iwae.md.")] = None,
     device: Annotated[str | None, typer.Option(help="Device to train on, e.g. cpu or cuda.")] = None,
     rows: Annotated[str | None, typer.Option(help="Measure only rows (speed) with this text or pattern (*).")] = None,
     repeats: Annotated[int, typer.Option(help="Measurements per row (speed), of which the median counts.")] = 5,
@@ -41,7 +42,7 @@ def benchmark_(
             if suite not in OLD:
                 from zoo.benchmark.named import named_suite
                 from zoo.benchmark.running import run
-                from zoo.benchmark.tables import summary
+                from zoo.benchmark.writing import write
 
                 chosen = named_suite(suite, budget)
                 found = run(
@@ -56,7 +57,7 @@ def benchmark_(
                     again=again,
                     report=_cell,
                 )
-                out.print(summary(chosen, found), highlight=False, soft_wrap=True, markup=False)
+                out.print(str(write(chosen, found, folder, page)), highlight=False, soft_wrap=True, markup=False)
                 return
             if suite == "speed":
                 text = _speed(folder, rows, repeats)

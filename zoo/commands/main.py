@@ -6,7 +6,7 @@ import typer
 from rich.table import Table
 
 from zoo import __version__
-from zoo.commands import benchmarking, catalogue, fitting, judging, outputs, selecting
+from zoo.commands import benchmarking, catalogue, citing, fitting, judging, outputs, selecting
 from zoo.commands.console import OPTIONS, out
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -51,3 +51,4 @@ app.command("impute")(outputs.impute_)
 app.command("generate")(outputs.generate_)
 app.command("select")(selecting.select_)
 app.command("benchmark")(benchmarking.benchmark_)
+app.command("cite")(citing.cite_)
