@@ -4,7 +4,7 @@ import importlib
 
 from zoo.benchmark.suite import BUDGETS, Suite
 
-SUITES: tuple[str, ...] = ("linear-vae",)
+SUITES: tuple[str, ...] = ("linear-vae", "imputation")
 
 
 def named_suite(name: str, budget: str = "quick") -> Suite:
