@@ -14,9 +14,7 @@ OLD = ("conjugate", "speed")
 def benchmark_(
     suite: Annotated[
         str,
-        typer.Argument(
-            help="conjugate: SVI against EM's optimum; speed: times; deep, aevb, iwae and others."
-        ),
+        typer.Argument(help="conjugate: SVI against EM's optimum; speed: times; deep, aevb, iwae and others."),
     ],
     folder: Annotated[Path, typer.Option("--out", help="Folder for the tables, from which to resume.")],
     seeds: Annotated[int | None, typer.Option(help="Number of seeds; by default the benchmark's own.")] = None,
