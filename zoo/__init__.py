@@ -60,6 +60,7 @@ _WINGS = (
     "networks",
     "plots",
     "posterior",
+    "registry",
     "report",
 )
 

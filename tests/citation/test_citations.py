@@ -1,5 +1,6 @@
 """What is cited for names, objects, runs and classes of one's own."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -140,8 +141,26 @@ def test_a_class_may_carry_its_reference():
     assert entry.text == "A. Meier (2030). My model. A Journal."
 
 
-def test_a_class_that_inherits_from_ours_is_cited_with_that():
+def test_a_class_that_inherits_is_cited_with_what_it_inherits_from():
+    class Loss(pyro.infer.Trace_ELBO): ...
+
+    class Variant(Published): ...
+
     assert keys(BetterPPCA(3, 1)) == ["BetterPPCA", *keys("PPCA")]
+    assert keys(Loss()) == ["Loss", *keys("Trace_ELBO")]
+    assert keys(Variant) == ["Variant", "meier2030"]
+
+
+def test_what_is_ours_without_a_reference_is_the_package():
+    assert keys(zoo.evaluate) == keys("latent-zoo")
+    assert keys(zoo.em) == keys("em")
+    assert keys(zoo.estimators.GaussianMixture()) == keys("GMM")
+
+
+def test_the_reference_of_a_class_stands_for_its_name(iris, tmp_path):
+    zoo.Fit(Published(), Published()).save(tmp_path / "run")
+    assert keys(tmp_path / "run") == ["Published"]
+    assert keys(tmp_path / "run", Published) == ["meier2030"]
 
 
 @pytest.mark.parametrize("wrong", ["", "Meier (2030)", "@article{meier2030, title = {My model}}"])
@@ -151,6 +170,29 @@ def test_a_reference_that_is_no_bibtex(wrong):
 
     with pytest.raises(ValueError, match="^citation of Own"):
         citations(Own)
+
+
+@pytest.mark.parametrize("thing", [3, ["PPCA"], None, len])
+def test_what_has_nothing_to_cite(thing):
+    with pytest.raises(TypeError, match="cannot cite .*: pass a name, a model"):
+        citations(thing)
+
+
+@pytest.mark.parametrize(
+    ("origin", "where"),
+    [
+        (None, "your model, from mine.deep"),
+        ({"name": "/home/me/own.py:Mine"}, "your model, from own.py"),
+        ({"name": "mine.deep:Mine"}, "your model, from mine.deep"),
+        ({"name": "Mine"}, "a model of the package mine"),
+    ],
+)
+def test_where_a_saved_class_comes_from(tmp_path, origin, where):
+    model = {"class": "mine.deep:Mine", "settings": None} | ({} if origin is None else {"origin": origin})
+    record = {"model": model, "guide": {"class": "guides.exact:Exact", "settings": {}}, "training": None}
+    (tmp_path / "settings.json").write_text(json.dumps(record))
+    assert citations(tmp_path)[0].text == f"Mine: {where}"
+    assert keys(tmp_path)[1:] == keys("Exact")
 
 
 def test_saved_runs_of_ones_own_classes(iris, tmp_path):

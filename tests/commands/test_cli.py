@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 import zoo
 from zoo.base import threads
-from zoo.commands import registry
 from zoo.commands.console import err, out
 from zoo.commands.main import app
+from zoo.registry import finding
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def refused(result, *words):
 def test_list_names_everything(zoo_command):
     result = zoo_command("list")
     assert result.exit_code == 0
-    for name in [*registry.models(), *registry.guide_classes(), *zoo.data.names()]:
+    for name in [*finding.models(), *finding.guide_classes(), *zoo.data.names()]:
         assert name in result.output
     assert "no: component" in result.output
 

@@ -4,7 +4,14 @@ import importlib
 
 from zoo.benchmark.suite import BUDGETS, Suite
 
-SUITES: tuple[str, ...] = ("linear-vae", "imputation")
+SUITES: tuple[str, ...] = (
+    "aevb",
+    "deep",
+    "gradients",
+    "imputation",
+    "iwae",
+    "linear-vae",
+)
 
 
 def named_suite(name: str, budget: str = "quick") -> Suite:

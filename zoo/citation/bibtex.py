@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 REQUIRED = {  # by the type of the entry; other types need a title
@@ -191,10 +191,11 @@ def decoded(value: str) -> str:
     value = _ACCENT.sub(lambda found: unicodedata.normalize("NFC", found[2] + ACCENTS[found[1]]), value)
     value = _LETTER.sub(lambda found: LETTERS[found[1]], value)
     value = re.sub(r"\\([&%$#_{}])", r"\1", value).replace("~", " ")
+    value = value.replace("``", '"').replace("''", '"')
     return re.sub(r"(?<!\\)[{}]", "", value)
 
 
-def entries_of(text: str, origin: str) -> Iterator[Entry]:
+def entries_of(text: str, origin: str) -> list[Entry]:
     """The entries of a text that must have one.
 
     Raises:
@@ -203,4 +204,4 @@ def entries_of(text: str, origin: str) -> Iterator[Entry]:
     found = parse(text, origin)
     if not found:
         raise ValueError(f"{origin} holds no BibTeX entry: write @article{{key, author = {{...}}, ...}}")
-    yield from found
+    return found

@@ -9,7 +9,7 @@ from typing import Any
 
 from zoo.citation.bibtex import Entry, entries_of
 from zoo.citation.lookup import known, named
-from zoo.citation.parts import is_ours, of_class, of_data, of_training
+from zoo.citation.parts import listed, of_class, of_data, of_training
 from zoo.citation.saved import of_folder
 
 
@@ -26,6 +26,7 @@ def citations(*things: Any) -> list[Entry]:
 
     Raises:
         FileNotFoundError: a path holds no run.
+        TypeError: a thing is a number, a list, or another of Python's own.
         ValueError: there is nothing of a name, or the ``citation`` of a class is no BibTeX.
 
     >>> for entry in citations("FactorAnalysis", "iwae"):
@@ -96,21 +97,34 @@ def _of_object(thing: Any) -> Iterator[Entry]:
     else:
         inner = unwrapped(thing)
         named_itself = isinstance(inner, type) or inspect.isroutine(inner)
-        yield from _of_class(inner if named_itself else type(inner), getattr(inner, "settings", None))
+        cls = inner if named_itself else type(inner)
+        if cls.__module__ == "builtins":
+            raise TypeError(
+                f"cannot cite {thing!r}: pass a name, a model, a guide, a loss, a data set, a run or a path"
+            )
+        yield from _of_class(cls, getattr(inner, "settings", None))
 
 
 def _of_class(thing: Any, settings: Any) -> Iterator[Entry]:
     """The references of a class or function."""
     name, module = thing.__name__, thing.__module__
-    own = vars(thing).get("citation")
-    if isinstance(own, str):
-        yield from (replace(entry, of=(name,)) for entry in entries_of(own, f"citation of {name}"))
-    else:
-        yield from of_class(module, name, _origin(thing), settings if isinstance(settings, dict) else None)
-    for base in () if is_ours(module) else getattr(thing, "__mro__", ())[1:]:
-        if is_ours(base.__module__) and known(base.__name__):
-            yield from named(base.__name__)
+    own = _carried(thing)
+    yield from own or of_class(module, name, _origin(thing), settings if isinstance(settings, dict) else None)
+    for base in () if listed(module) else getattr(thing, "__mro__", ())[1:]:
+        found = _carried(base)
+        if not found and listed(base.__module__) and known(base.__name__):
+            found = named(base.__name__)
+        if found:
+            yield from found
             break
+
+
+def _carried(thing: Any) -> list[Entry]:
+    """The references that a class or function has in its own attribute ``citation``."""
+    text, name = vars(thing).get("citation"), thing.__name__
+    if not isinstance(text, str):
+        return []
+    return [replace(entry, of=(name,)) for entry in entries_of(text, f"citation of {name}")]
 
 
 def _origin(thing: Any) -> str:

@@ -6,15 +6,15 @@ from typing import Any
 
 from zoo.citation.bibtex import Entry
 from zoo.citation.lookup import known, named
-from zoo.citation.things import REFERENCES
+from zoo.citation.things import PACKAGE, REFERENCES
 
 OURS = ("zoo", "guides")
 LIBRARIES = {"pyro": "Pyro", "torch": "PyTorch"}
 
 
-def is_ours(module: str) -> bool:
-    """Whether a module belongs to this package."""
-    return module.partition(".")[0] in OURS
+def listed(module: str) -> bool:
+    """Whether the classes of a module are cited by their names: those of this package, of Pyro and of torch."""
+    return module.partition(".")[0] in (*OURS, *LIBRARIES)
 
 
 def of_class(module: str, name: str, where: str, settings: Mapping[str, Any] | None = None) -> Iterator[Entry]:
@@ -26,16 +26,17 @@ def of_class(module: str, name: str, where: str, settings: Mapping[str, Any] | N
         where: what to say of one that has no reference.
         settings: the arguments of its constructor, some of which have references of their own.
     """
-    library = LIBRARIES.get(module.partition(".")[0])
-    if (is_ours(module) or library) and known(name):
-        yield from named(name)
-    elif not library:
+    top = module.partition(".")[0]
+    if not listed(module):
         yield Entry(name, "", f"{name}: {where}", (name,))
-    if library:
-        yield from named(library)
+        return
+    if known(name):
+        yield from named(name)
+    if top in LIBRARIES or not known(name):
+        yield from named(LIBRARIES.get(top, PACKAGE))
     likelihood = (settings or {}).get("likelihood", ())
     kinds = [likelihood] if isinstance(likelihood, str) else ["mixed", *likelihood] if likelihood else []
-    for kind in kinds if is_ours(module) else ():
+    for kind in kinds if top in OURS else ():
         if kind in REFERENCES["likelihood"]:
             yield from named(kind)
 

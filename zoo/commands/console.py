@@ -15,13 +15,35 @@ if TYPE_CHECKING:  # it loads torch
 
 out = Console()
 err = Console(stderr=True)
-MODEL = Annotated[str, typer.Argument(help="Name of a model; see zoo list.")]
+MODEL = Annotated[
+    str,
+    typer.Argument(help="Name of a model, see zoo list; or one of your own, FILE.py:NAME or PACKAGE.MODULE:NAME."),
+]
+SET = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any argument of the model's constructor, NAME=VALUE, VALUE in JSON or text. Repeated."),
+]
+GUIDE_SET = Annotated[list[str] | None, typer.Option("--guide-set", help="The same for the guide's constructor.")]
+OWN_MODEL = Annotated[
+    str | None,
+    typer.Option("--model", help="For a run with a model of your own: its class, written as for zoo fit."),
+]
+OWN_GUIDE = Annotated[
+    str | None,
+    typer.Option("--guide", help="For a run with a guide of your own: its class, written as for zoo fit."),
+]
 SOURCE = Annotated[str, typer.Argument(metavar="DATA", help="Name of a data set, or path of a file.")]
 THREADS = Annotated[
     int | None,
     typer.Option(help="Threads of the processor; by default as many as pay, and at most OMP_NUM_THREADS or the cores."),
 ]
-FAILURES = (ValueError, TypeError, FloatingPointError, OSError)  # what a command reports without a traceback
+FAILURES = (
+    ValueError,
+    TypeError,
+    FloatingPointError,
+    OSError,
+    ImportError,
+)  # what a command reports without a traceback
 COLUMNS = Annotated[
     list[str] | None,
     typer.Option(help="Columns of the data, e.g. a,b,c; a name with a comma in quotes: '\"a,b\",c'. Can be repeated."),

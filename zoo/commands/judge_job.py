@@ -12,7 +12,7 @@ from typing import Any
 from zoo import data
 from zoo.base.threads import exactly
 from zoo.commands.console import out
-from zoo.commands.saved import Saved
+from zoo.commands.saved import Own, Saved
 from zoo.diagnostics.diagnosis import Diagnosis, diagnose
 from zoo.report.page import report
 
@@ -20,19 +20,19 @@ COLOURS = {"good": "green", "careful": "yellow", "bad": "red", "unknown": "dim"}
 
 
 def diagnosed(
-    folder: Path, source: str | None, *, draws: int, simulations: int | None, seed: int, threads: int | None
+    folder: Path, source: str | None, own: Own, *, draws: int, simulations: int | None, seed: int, threads: int | None
 ) -> Diagnosis:
     """The diagnosis of a saved run; see ``zoo diagnose --help`` for the arguments."""
     with exactly(threads):
-        saved = Saved.read(folder)
+        saved = Saved.read(folder, own)
         table = saved.table(source, "diagnose")
         return diagnose(saved.run, table, draws=draws, simulations=simulations, seed=seed)
 
 
-def reported(folder: Path, source: str | None, path: Path | None, *, seed: int, threads: int | None) -> Path:
+def reported(folder: Path, source: str | None, own: Own, path: Path | None, *, seed: int, threads: int | None) -> Path:
     """The path of the page on a saved run; see ``zoo report --help`` for the arguments."""
     with exactly(threads):
-        saved = Saved.read(folder)
+        saved = Saved.read(folder, own)
         table = saved.table(source, "report")
         place, rotation = path or folder / "report.html", saved.record.get("rotation", "varimax")
         return report(saved.run, table, place, rerun=_again(saved, source), rotation=rotation, seed=seed)
