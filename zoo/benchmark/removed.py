@@ -58,11 +58,11 @@ def removed_case(table: Table) -> Case:
 
     def rows(seed: int) -> Data:
         x = table.complete()
-        mask = random_mask(*x.shape, SHARE, table.mask(seed))
+        mask = random_mask(len(x), x.shape[1], SHARE, table.mask(seed))
         return of_mask(x, mask)
 
     x = table.complete()
-    published = {
+    published: dict[str | tuple[str, str], Published] = {
         ("MIWAE", "mse"): Published(0.28673, "Mattei and Frellsen (2019), notebook of the paper", "MIWAE imputation")
     }
     return Case(
