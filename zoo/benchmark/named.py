@@ -4,7 +4,13 @@ import importlib
 
 from zoo.benchmark.suite import BUDGETS, Suite
 
-SUITES: tuple[str, ...] = ("aevb", "linear-vae")
+SUITES: tuple[str, ...] = (
+    "aevb",
+    "deep",
+    "gradients",
+    "iwae",
+    "linear-vae",
+)
 
 
 def named_suite(name: str, budget: str = "quick") -> Suite:

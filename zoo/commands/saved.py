@@ -97,7 +97,10 @@ class Saved:
         return str(source)
 
     def table(self, source: str | None, command: str) -> data.Dataset:
-        """The rows of the fit, prepared as by ``zoo fit``: without those held out, and binarised if they were."""
+        """The rows of the fit, prepared as by ``zoo fit``: without those held out, and binarised if they were.
+
+        Says so where the recorded source no longer holds the rows of the fit.
+        """
         kind = getattr(torch, self.run.settings.get("dtype", "float64"))
         how = self.how
         table = data.load(
@@ -110,6 +113,8 @@ class Saved:
         seed = self.run.settings.get("seed", 0)
         if how.get("held_out"):
             table, _ = table.split(test=how["held_out"], seed=seed)
+        if source is None and how.get("fingerprint", found := data.fingerprint(table.x)) != found:
+            err.print(f"{table.source} has changed: it no longer holds the rows of the fit", soft_wrap=True)
         if how.get("binarised"):
             drawn = torch.bernoulli(table.x, generator=torch.Generator().manual_seed(seed))
             table = dataclasses.replace(table, x=drawn)
