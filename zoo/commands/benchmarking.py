@@ -57,13 +57,13 @@ def benchmark_(
                     again=again,
                     report=_cell,
                 )
-                out.print(str(write(chosen, found, folder, page)), highlight=False, soft_wrap=True, markup=False)
+                out.print(str(write(chosen, found, folder, page)), highlight=False, soft_wrap=True)
                 return
             if suite == "speed":
                 text = _speed(folder, rows, repeats)
             else:
                 text = _conjugate(folder, _seeds(seeds, 5), only, guide, start)
-        out.print(text, highlight=False, soft_wrap=True, markup=False)
+        out.print(text, highlight=False, soft_wrap=True)
     except (ValueError, FloatingPointError, OSError) as error:
         fail(error)
 
@@ -111,15 +111,15 @@ def _cell(row: dict[str, Any], number: int, count: int) -> None:
         values if row["status"] == "done" else f"{row['status']}: {row['failure']}: {row['message']} ({row['place']})"
     )
     head = f"{number}/{count} {row['case']}, {row['method']}, seed {row['seed']}"
-    err.print(f"{head}: {found}  {row['seconds']:.2f} s", highlight=False, soft_wrap=True, markup=False)
+    err.print(f"{head}: {found}  {row['seconds']:.2f} s", highlight=False, soft_wrap=True)
 
 
 def _measured(row: dict[str, Any]) -> None:
     """Print a line for a finished row of the benchmark of speed."""
     against = "" if math.isnan(row["ratio"]) else f"x {row['ratio']:.3g} of {row['yardstick']:.3g}, "
     found = f"{row['ours']:.3g} {row['unit']}  {against}bar {row['bar']}, held: {row['held']}"
-    err.print(f"{row['row']:52s} {found}", highlight=False, soft_wrap=True, markup=False)
+    err.print(f"{row['row']:52s} {found}", highlight=False, soft_wrap=True)
 
 
 def _left_out(name: str, why: str) -> None:
-    err.print(f"{name:52s} left out: {why}", highlight=False, soft_wrap=True, markup=False)
+    err.print(f"{name:52s} left out: {why}", highlight=False, soft_wrap=True)
