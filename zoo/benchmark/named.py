@@ -4,7 +4,7 @@ import importlib
 
 from zoo.benchmark.suite import BUDGETS, Suite
 
-SUITES: tuple[str, ...] = ("aevb", "linear-vae")
+SUITES: tuple[str, ...] = ("aevb", "gaps", "linear-vae")
 
 
 def named_suite(name: str, budget: str = "quick") -> Suite:
