@@ -86,3 +86,9 @@ def test_writing_to_what_was_there_or_to_a_part_is_refused(write):
         with pytest.raises(NotCaptured, match="writes to a tensor that was there before, or to a part"):
             recorded(function, [torch.ones(3)])
     assert torch.equal(kept, torch.ones(3))
+
+
+def test_a_failure_is_raised_by_the_graph_too():
+    graph = recorded(lambda x: [torch.linalg.cholesky(x)], [torch.eye(3)])
+    with pytest.raises(torch.linalg.LinAlgError):
+        graph(-torch.eye(3))

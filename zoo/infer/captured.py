@@ -38,12 +38,11 @@ class CapturedSVI(SVI):
     """Stochastic variational inference whose later steps run a graph, without Pyro's machinery.
 
     The first step for a shape of the rows is an ordinary one, with Pyro's checks if they are enabled. The operations of
-    bound and gradients are then recorded, compared with the loss at other parameters, draws and rows, and run at
-    every later step: the same operations on the same draws of torch's generator, so that the steps are those of
-    ``pyro.infer.SVI``. On a GPU, bound, gradients and a :class:`Fused` Adam are one CUDA graph, which is launched as a
-    whole; its draws follow the seed too.
+    bound and gradients are then recorded, compared with those of the pair at other parameters, draws and rows, and run
+    at every later step: the same operations on the same draws of torch's generator, so that the steps are those of
+    ``pyro.infer.SVI``. On a GPU, they and a :class:`Fused` Adam are one CUDA graph, which is launched as a whole.
 
-    If a number, a tensor or a submodule that model, guide or their functions use is replaced, however deep inside
+    If a number, a tensor or a submodule that model, guide, loss or their functions use is replaced, however deep inside
     them, the graph is recorded anew. What a graph cannot hold (branches on draws or parameters, numbers taken out of
     tensors, numpy, state that is written to or cannot be watched, losses other than ``Trace_ELBO``, ``AnnealedELBO``,
     ``QuadratureELBO`` and ``ClosedFormELBO``) is refused with one warning, and all steps are ordinary ones.
@@ -110,13 +109,16 @@ class CapturedSVI(SVI):
 
 
 class _Graph:
-    """The graph for one kind of arguments."""
+    """The steps for one kind of arguments as a graph.
+
+    Raises:
+        NotCaptured: it would not give what the pair gives.
+    """
 
     def __init__(self, svi: CapturedSVI, args: tuple[Any, ...]) -> None:
         self.svi, given, store = svi, _tensors(args), pyro.get_param_store()
         self.params = [p for _, p in store.named_parameters() if p.requires_grad]
-        self.moved = self.params  # those that have a gradient
-        self.beta = torch.zeros((), device=next((p.device for p in self.params), None))  # of an AnnealedELBO
+        self.beta = torch.full((), 0.5, device=next((p.device for p in self.params), None))  # of an AnnealedELBO
         self.watch = Watch(svi.model, svi.guide, svi.objective, store)
         if any(own.requires_grad for own in given):
             raise NotCaptured("one of its arguments requires a gradient")
@@ -124,22 +126,37 @@ class _Graph:
             self.run = recorded(lambda *_: self._evaluate(args), [*self.params, *given])
         if self.watch.changed():
             raise NotCaptured("it changes its own attributes when it runs")
-        self._check(args)
-        if given and given[0].is_cuda and isinstance(svi.optim, Fused) and svi.optim.capturable:
-            self.step = self._launched(given)
-
-    def step(self, given: list[Tensor]) -> Tensor:
-        """Bound, gradients and the optimizer's step for arguments of the same shapes."""
         with torch.no_grad():
+            self._check(args)
+        optim = svi.optim if isinstance(svi.optim, Fused) and svi.optim.capturable else None
+        self.step = self._step if optim is None else self._launched(optim, given)
+
+    def _step(self, given: list[Tensor]) -> Tensor:
+        """Bound, gradients and the optimizer's step for arguments of the same shapes."""
+        with torch.inference_mode() if isinstance(self.svi.optim, Fused) else torch.no_grad():  # the one is faster
             self._turn()
             loss = self._gradients(given)
             self.svi.optim(set(self.moved))
-            self._drop()
+            for p in self.moved:
+                p.grad = None
+        return loss
+
+    def _turn(self) -> None:
+        """Count the step of a loss with a schedule."""
+        if isinstance(self.svi.objective, AnnealedELBO):
+            self.beta.fill_(self.svi.objective.next_beta(self.svi.model, self.svi.guide))
+
+    def _gradients(self, given: list[Tensor]) -> Tensor:
+        """The loss; gradients become those of the parameters."""
+        loss, *gradients = self.run(*self.params, *given)
+        for p, gradient in zip(self.moved, gradients, strict=True):
+            p.grad = gradient
         return loss
 
     def _evaluate(self, args: tuple[Any, ...]) -> list[Tensor]:
         """The loss and the gradients, by model and guide."""
         svi = self.svi
+        torch.clear_autocast_cache()  # of other parameters
         with torch.enable_grad(), poutine.block():
             if isinstance(svi.objective, AnnealedELBO):
                 loss, surrogate = svi.objective.objective(self.beta, svi.model, svi.guide, args, {})
@@ -152,75 +169,53 @@ class _Graph:
         self.moved = [p for p, _ in own]
         return [loss.detach(), *(g if g.stride() == p.stride() else torch.empty_like(p).copy_(g) for p, g in own)]
 
-    def _gradients(self, given: list[Tensor]) -> Tensor:
-        """The loss; gradients become those of the parameters."""
-        loss, *gradients = self.run(*self.params, *given)
-        for p, gradient in zip(self.moved, gradients, strict=True):
-            p.grad = gradient
-        return loss
-
-    def _drop(self) -> None:
-        for p in self.params:
-            p.grad = None
-
-    def _turn(self) -> None:
-        """Count the step of a loss with a schedule."""
-        if isinstance(self.svi.objective, AnnealedELBO):
-            self.beta.fill_(self.svi.objective.next_beta(self.svi.model, self.svi.guide))
-
     def _check(self, args: tuple[Any, ...]) -> None:
-        """Compare loss and gradients with those of the pair itself, at other parameters, draws and rows.
-
-        Raises:
-            NotCaptured: they differ.
-        """
-        given, kept = _tensors(args), [p.detach().clone() for p in self.params]
-        length = max((len(t) for t in given if t.ndim), default=0)
+        """Compare the graph with the pair at other parameters, draws and rows."""
+        kept, length = [p.clone() for p in self.params], max((len(t) for t in _tensors(args) if t.ndim), default=0)
         args = tuple(a.roll(1, 0) if isinstance(a, Tensor) and a.ndim and len(a) == length else a for a in args)
-        with torch.no_grad():
-            try:
-                with seeded(1):
-                    for p in self.params:
-                        p.mul_(1 + 0.02 * torch.randn_like(p)).add_(0.01 * torch.randn_like(p))
-                with seeded(1):
-                    right = self._evaluate(args)
-                with seeded(1):
-                    ours = self.run(*self.params, *_tensors(args))
-            except RuntimeError as error:  # such as a covariance that is not positive definite
-                raise NotCaptured(f"it fails at other parameters ({type(error).__name__})") from error
-            finally:
-                for p, old in zip(self.params, kept, strict=True):
-                    p.copy_(old)
-            close = max(torch.finfo(p.dtype).eps for p in self.params) ** 0.5
-            least = 1e-3 * max(float(own.norm()) for own in right[1:])
-            for own, other in zip(ours, right, strict=True):
-                if not (own - other).norm() <= close * max(float(other.norm()), least):
-                    raise NotCaptured(
-                        f"at other values its graph gives the loss {ours[0]:.9g}, and not {right[0]:.9g}, or other "
-                        "gradients (look for randomness outside torch, values read through numpy, and state that changes)"
-                    )
+        try:
+            with seeded(1):
+                for p in self.params:
+                    p.mul_(1 + 0.02 * torch.randn_like(p)).add_(0.01 * torch.randn_like(p))
+            with seeded(1):
+                right = self._evaluate(args)
+            with seeded(1):
+                ours = self.run(*self.params, *_tensors(args))
+        except RuntimeError as error:  # such as a covariance that is not positive definite
+            raise NotCaptured(f"it fails at other parameters ({type(error).__name__})") from error
+        finally:
+            torch.clear_autocast_cache()
+            for p, old in zip(self.params, kept, strict=True):
+                p.copy_(old)
+        close = max(torch.finfo(p.dtype).eps for p in self.params) ** 0.5
+        least = 1e-3 * max(float(gradient.norm()) for gradient in right[1:])
+        for own, other in zip(ours, right, strict=True):
+            if not (own - other).norm() <= close * max(float(other.norm()), least):
+                raise NotCaptured(
+                    f"at other values its graph gives the loss {ours[0]:.9g}, not {right[0]:.9g}, or other gradients "
+                    "(look for randomness outside torch, values read through numpy, and state that changes)"
+                )
 
-    def _launched(self, given: list[Tensor]) -> Callable[[list[Tensor]], Tensor]:
-        """The whole step as one CUDA graph.
+    def _launched(self, optim: Fused, given: list[Tensor]) -> Callable[[list[Tensor]], Tensor]:
+        """The step as one CUDA graph.
 
         Raises:
             NotCaptured: an operation waits for the GPU.
         """
-        optim, static = self.svi.optim, [own.clone() for own in given]
-        graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        static, graph, side = [own.clone() for own in given], torch.cuda.CUDAGraph(), torch.cuda.Stream()
         try:
             side.wait_stream(torch.cuda.current_stream())
             with torch.no_grad(), seeded(0), torch.cuda.stream(side):  # libraries set themselves up
-                self._gradients(static)
+                self.run(*self.params, *static)
             torch.cuda.current_stream().wait_stream(side)
-            self._drop()
             with torch.no_grad(), torch.cuda.graph(graph):
                 loss = self._gradients(static)
                 optim.update(self.moved)
         except RuntimeError as error:
             raise NotCaptured(f"CUDA cannot record it ({str(error).strip().splitlines()[0]})") from error
         finally:
-            self._drop()
+            for p in self.params:
+                p.grad = None
 
         def step(given: list[Tensor]) -> Tensor:
             for buffer, value in zip(static, given, strict=True):

@@ -27,8 +27,8 @@ SHORT = "add addmm cat clone div exp log mm mul mv neg pow reciprocal rsub sigmo
 DIRECT = {getattr(ATEN, name): getattr(torch, name) for name in SHORT.split()}  # half the time of a call via torch.ops
 LARGEST = 2**20  # entries of what is computed once and kept
 
-FIXED = (type(None), bool, int, float, complex, str, bytes, range, slice, torch.dtype, torch.device, Tensor)
-FIXED += (torch.Generator, ref, type, ModuleType, BuiltinFunctionType)
+PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, torch.dtype, torch.device)
+FIXED = (*PLAIN, Tensor, torch.Generator, ref, type, ModuleType, BuiltinFunctionType)
 HOLDERS = (dict, list, set, deque, tuple, frozenset, MethodType, CellType)  # whose members gc lists
 ANEW = {  # attributes that are replaced at every run, and read in the same run only
     AnnealedELBO: {"step"},
@@ -48,7 +48,7 @@ def recorded(evaluate: Callable[..., list[Tensor]], inputs: list[Tensor]) -> fx.
     The results share no memory, as an optimizer may write to gradients.
 
     Raises:
-        NotCaptured: the run takes a number out of a tensor, writes to a tensor that is not empty, or fails.
+        NotCaptured: the run takes a number out of a tensor, writes to one that was there before, or fails.
     """
     recorder = _Recorder(inputs)
     try:
@@ -99,9 +99,9 @@ class _Recorder(TorchDispatchMode):
                 node = self.graph.call_function(DIRECT.get(noted.overloadpacket, noted), *given)
                 self.owners |= set() if func.is_view else {node}
             self.nodes[operation] = self._note(result, node)
-        elif isinstance(result, tuple | list):
+        elif result is None or isinstance(result, tuple | list):
             node = self.graph.call_function(func, *given)
-            for i, own in enumerate(result):
+            for i, own in enumerate(result or ()):
                 if isinstance(own, Tensor) and _shown(own) not in self.nodes:
                     self._note(own, self.graph.call_function(operator.getitem, (node, i)))
         elif not constant:
@@ -110,55 +110,43 @@ class _Recorder(TorchDispatchMode):
 
     def node(self, value: Any) -> Any:
         """The node of a tensor; other values stay."""
-        if not isinstance(value, Tensor):
-            return value
-        if _shown(value) not in self.nodes:
+        if isinstance(value, Tensor) and _shown(value) not in self.nodes:
             name = f"held_{len(self.held)}"
             self.held[name] = value
             self._note(value, self.graph.get_attr(name))
-        return self.nodes[_shown(value)]
+        return self.nodes[_shown(value)] if isinstance(value, Tensor) else value
 
     def _note(self, value: Tensor, node: fx.Node) -> fx.Node:
-        """Make a node that of a tensor."""
         self.nodes[_shown(value)] = node
         self.views.setdefault(value.untyped_storage().data_ptr(), {})[_shown(value)] = value
         return node
 
     def _functional(self, func: Any, target: Tensor) -> Any:
-        """The operation that returns what another one writes to a tensor; the same one where that is empty.
-
-        Raises:
-            NotCaptured: the tensor was there before, or is a part of one.
-        """
+        """The operation that returns what another one writes to a tensor; the same one where that is empty."""
         node = self.node(target)
         if node.target in EMPTY:
             return func
-        before = node.op != "call_function" and node not in self.constants
-        if before or len(self.views[target.untyped_storage().data_ptr()]) > 1:
+        new = node.op == "call_function" or node in self.constants
+        if not new or len(self.views[target.untyped_storage().data_ptr()]) > 1:
             raise NotCaptured("it writes to a tensor that was there before, or to a part of one")
         return getattr(getattr(ATEN, func.overloadpacket.__name__.removesuffix("_")), func._overloadname)
 
     def _known(self, func: Any, args: Any, result: Tensor, operation: str, constant: bool) -> fx.Node | None:
         """The node of a result that needs no operation: it was computed before, is an argument, or is constant."""
-        if (known := self.nodes.get(_shown(result)) or self.nodes.get(operation)) is not None:
-            return known
+        known = self.nodes.get(_shown(result)) or self.nodes.get(operation)
         source = args[0][0] if func is ATEN.cat.default and len(args[0]) == 1 else None
         if func in NEUTRAL and not isinstance(args[1], Tensor) and args[1] == NEUTRAL[func]:
             source = args[0]
-        if source is not None and _form(source) == _form(result):
+        if known is None and source is not None and _shown(source)[1:] == _shown(result)[1:]:
             return self.node(source)
-        if constant and result.numel() <= LARGEST:
-            self.constants.add(self.node(result))
-            return self.node(result)
-        return None
-
-
-def _form(value: Tensor) -> Any:
-    return value.shape, value.stride(), value.dtype, value.device
+        if known is None and constant and result.numel() <= LARGEST:
+            self.constants.add(known := self.node(result))
+        return known
 
 
 def _shown(value: Tensor) -> Any:
-    return value.data_ptr(), *_form(value)
+    """The memory that a tensor shows, and how."""
+    return value.data_ptr(), value.shape, value.stride(), value.dtype, value.device
 
 
 class Watch:
@@ -176,8 +164,7 @@ class Watch:
     def __init__(self, *functions: Any) -> None:
         self._holders: list[Any] = []  # all of whose members count
         self._named: list[tuple[dict[str, Any], Iterable[str]]] = []  # dictionaries, and which of their entries count
-        found: dict[int, Any] = {}
-        waiting = [*functions]
+        found, waiting = {}, [*functions]
         while waiting:
             value = waiting.pop()
             if not isinstance(value, FIXED) and id(value) not in found:
@@ -212,7 +199,7 @@ def _places(value: Any) -> tuple[list[Any], list[tuple[dict[str, Any], Iterable[
     if not hasattr(value, "__dict__"):
         raise NotCaptured(f"it holds a value of type {type(value).__name__}, whose changes cannot be seen")
     methods = [value.forward] if isinstance(value, nn.Module) else []
-    anew: set[str] = set().union(*(names for kind, names in ANEW.items() if isinstance(value, kind)))
+    anew = {name for kind, names in ANEW.items() if isinstance(value, kind) for name in names}
     if anew:
         return methods, [(vars(value), [name for name in vars(value) if name not in anew])]
     return [vars(value), *methods], []
