@@ -133,10 +133,15 @@ class _Graph:
 
     def _step(self, given: list[Tensor]) -> Tensor:
         """Bound, gradients and the optimizer's step for arguments of the same shapes."""
-        with torch.inference_mode() if isinstance(self.svi.optim, Fused) else torch.no_grad():  # the one is faster
+        optim = self.svi.optim
+        with torch.inference_mode() if isinstance(optim, Fused) else torch.no_grad():  # the one is faster
             self._turn()
             loss = self._gradients(given)
-            self.svi.optim(set(self.moved))
+            if isinstance(optim, Fused):
+                optim.adjust()
+                optim.update()
+            else:
+                optim(set(self.moved))
             for p in self.moved:
                 p.grad = None
         return loss
@@ -188,7 +193,7 @@ class _Graph:
             for p, old in zip(self.params, kept, strict=True):
                 p.copy_(old)
         close = max(torch.finfo(p.dtype).eps for p in self.params) ** 0.5
-        least = 1e-3 * max(float(gradient.norm()) for gradient in right[1:])
+        least = 1e-3 * max((float(gradient.norm()) for gradient in right[1:]), default=0.0)
         for own, other in zip(ours, right, strict=True):
             if not (own - other).norm() <= close * max(float(other.norm()), least):
                 raise NotCaptured(
@@ -210,7 +215,7 @@ class _Graph:
             torch.cuda.current_stream().wait_stream(side)
             with torch.no_grad(), torch.cuda.graph(graph):
                 loss = self._gradients(static)
-                optim.update(self.moved)
+                optim.update()
         except RuntimeError as error:
             raise NotCaptured(f"CUDA cannot record it ({str(error).strip().splitlines()[0]})") from error
         finally:
