@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,8 @@ def tasks_of(
                 "method_protocol": protocol_text(method.name, method.protocol),
             }
             cells = (Cell(case, seed, device) for seed in seeds)
-            tasks += [Task(method, cell, suite.measure, {**head, **protocols}) for cell in cells]
+            sent = replace(method, cite=())  # a class of the user's file is no use to another process
+            tasks += [Task(sent, cell, suite.measure, {**head, **protocols}) for cell in cells]
     return tasks
 
 
