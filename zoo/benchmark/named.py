@@ -7,7 +7,10 @@ from zoo.benchmark.suite import BUDGETS, Suite
 SUITES: tuple[str, ...] = (
     "aevb",
     "conjugate",
+    "deep",
     "gradients",
+    "imputation",
+    "iwae",
     "linear-vae",
 )
 

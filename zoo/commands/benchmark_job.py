@@ -82,4 +82,4 @@ def _left_out(name: str, why: str) -> None:
 
 
 def _say(line: str) -> None:
-    err.print(line, highlight=False, soft_wrap=True, markup=False)
+    err.print(line, highlight=False, soft_wrap=True)

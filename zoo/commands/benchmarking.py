@@ -61,6 +61,6 @@ def benchmark_(
                 again=again,
                 threads=threads,
             )
-        out.print(text, highlight=False, soft_wrap=True, markup=False)
+        out.print(text, highlight=False, soft_wrap=True)
     except FAILURES as error:
         fail(error)
