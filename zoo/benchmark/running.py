@@ -145,7 +145,7 @@ def table_of(suite: Suite, rows: Iterable[dict[str, Any]]) -> pl.DataFrame:
     ordered = sorted(
         last.values(), key=lambda row: (cases.index(row["case"]), methods.index(row["method"]), row["seed"])
     )
-    empty: dict[str, Any] = {measure.name: math.nan for measure in suite.measures}
+    empty: dict[str, Any] = {**dict.fromkeys(suite.along), **{measure.name: math.nan for measure in suite.measures}}
     lines = []
     for row in ordered:
         head = {key: value for key, value in row.items() if key not in LISTS}
