@@ -7,7 +7,9 @@ from zoo.benchmark.suite import BUDGETS, Suite
 SUITES: tuple[str, ...] = (
     "aevb",
     "conjugate",
+    "clustering",
     "deep",
+    "gaps",
     "gradients",
     "imputation",
     "iwae",
