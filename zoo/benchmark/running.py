@@ -164,7 +164,8 @@ def _chosen(methods: Sequence[Method], names: Collection[str] | None) -> list[Me
         return list(methods)
     known = {method.name.lower(): method for method in methods}
     if unknown := [name for name in names if name.lower() not in known]:
-        raise ValueError(f"unknown method {unknown[0]!r}: choose from {', '.join(method.name for method in methods)}")
+        choice = ", ".join(repr(method.name) for method in methods)
+        raise ValueError(f"unknown method {unknown[0]!r}: choose from {choice}")
     chosen = {name.lower() for name in names}
     return [method for method in methods if method.name.lower() in chosen]
 
