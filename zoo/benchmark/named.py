@@ -6,8 +6,10 @@ from zoo.benchmark.suite import BUDGETS, Suite
 
 SUITES: tuple[str, ...] = (
     "aevb",
+    "conjugate",
     "clustering",
     "deep",
+    "gaps",
     "gradients",
     "imputation",
     "iwae",
