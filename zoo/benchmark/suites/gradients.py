@@ -140,14 +140,15 @@ def _cases(budget: str) -> list[Case]:
         _training("GMM faithful, training", Rows("faithful"), mixture, steps, some),
         _training("VAE digits, training", digits, vae, steps, ("Amortized",)),
     ]
-    return found if quick else found + _more_cases(draws, steps)
+    return found if quick else found + _more_cases(draws, steps, full=budget == "full")
 
 
-def _more_cases(draws: int, steps: int) -> list[Case]:
-    """Cases that take longer."""
+def _more_cases(draws: int, steps: int, *, full: bool) -> list[Case]:
+    """Cases that take longer; with the whole of MNIST and longer training on a GPU."""
     grey = Rows("digits", "without constant columns", _without_constants)
-    pixels = Rows("mnist", "the first 5,000 training rows, binarised at 1/2", _binary(5000, 255.0))
-    large = _vae(20, 200, 3000, 100)
+    count, words = (None, "all training rows") if full else (5000, "the first 5,000 training rows")
+    pixels = Rows("mnist", f"{words}, binarised at 1/2", _binary(count, 255.0))
+    large = _vae(20, 200, 60_000 if full else 3000, 100)
 
     bayesian = Problem(lambda d: BayesianPCA(d, 2), 200, 0.05, draws)
 
@@ -159,7 +160,7 @@ def _more_cases(draws: int, steps: int) -> list[Case]:
         _case("FA digits", grey, factors(10, 100), ("MeanField", "FullRank", "Exact")),
         _case("Bayesian PCA iris", Rows("iris"), bayesian, ("MeanField",)),
         _case("VAE MNIST", pixels, large, ("Amortized",)),
-        _training("VAE MNIST, training", pixels, large, steps, ("Amortized",)),
+        _training("VAE MNIST, training", pixels, large, 20_000 if full else steps, ("Amortized",)),
     ]
 
 
