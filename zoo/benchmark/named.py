@@ -6,7 +6,10 @@ from zoo.benchmark.suite import BUDGETS, Suite
 
 SUITES: tuple[str, ...] = (
     "aevb",
+    "deep",
     "gradients",
+    "imputation",
+    "iwae",
     "linear-vae",
 )
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.markup import escape
 
 from zoo import data
 from zoo.base.callables import PyroCallable, undecorated
@@ -115,7 +114,7 @@ class Saved:
         if how.get("held_out"):
             table, _ = table.split(test=how["held_out"], seed=seed)
         if source is None and how.get("fingerprint", found := data.fingerprint(table.x)) != found:
-            err.print(escape(f"{table.source} has changed: it no longer holds the rows of the fit"), soft_wrap=True)
+            err.print(f"{table.source} has changed: it no longer holds the rows of the fit", soft_wrap=True)
         if how.get("binarised"):
             drawn = torch.bernoulli(table.x, generator=torch.Generator().manual_seed(seed))
             table = dataclasses.replace(table, x=drawn)
@@ -144,7 +143,7 @@ class Saved:
             table = data.load(source, columns=wanted, labels=label, dtype=torch.float64)
         index = None if known.index is None else known.index.column
         if extra := [each for each in known.columns if each not in (*table.columns, label, index, entry.labels)]:
-            err.print(escape(f"{name}: ignoring {_listed(extra)}, not among the columns of the fit"), soft_wrap=True)
+            err.print(f"{name}: ignoring {_listed(extra)}, not among the columns of the fit", soft_wrap=True)
         inner = undecorated(self.run.model)
         if isinstance(inner, HasWidth) and table.x.shape[1] != inner.data_dim:
             raise ValueError(f"{source} has {table.x.shape[1]} columns, the model was built for {inner.data_dim}")

@@ -12,6 +12,7 @@ from zoo.benchmark.suite import Claim
 from zoo.plots.style import PALETTE
 from zoo.plots.style import TEXT as SMALL
 
+METHODS = ("AEVB", "wake-sleep")
 PARTS = ("held_out", "train")
 FIRST = 100_000  # training samples, where the published curves begin
 TEXT = """Kingma and Welling (2014) compare auto-encoding variational Bayes (AEVB) with the wake-sleep algorithm, which
@@ -52,7 +53,7 @@ def ends(table: pl.DataFrame, method: str, measure: str) -> dict[str, float]:
 
 
 def _order(table: pl.DataFrame, data: str, sizes: Sequence[int]) -> Claim:
-    end = ends(table, "AEVB", "held_out") if len(table) else {}
+    end = ends(table, "AEVB", "held_out")
     values = [end.get(f"{data}, N_z = {k}", math.nan) for k in sizes]
     rising = None if any(map(math.isnan, values)) else values == sorted(values)
     figures = ", ".join(f"{k}: {value:.2f}" for k, value in zip(sizes, values, strict=True))
@@ -60,7 +61,7 @@ def _order(table: pl.DataFrame, data: str, sizes: Sequence[int]) -> Claim:
 
 
 def _close(table: pl.DataFrame) -> Claim:
-    end = ends(table, "AEVB", "held_out") if len(table) else {}
+    end = ends(table, "AEVB", "held_out")
     few, many = (end.get(f"MNIST, N_z = {k}", math.nan) for k in (20, 200))
     held = None if math.isnan(few + many) else abs(many - few) <= 2
     return Claim(
@@ -86,11 +87,11 @@ def _above(table: pl.DataFrame, cases: str) -> Claim:
 
 
 def _evidence(table: pl.DataFrame) -> Claim:
+    """By the tighter of the two bounds on log p(x) of held-out rows: an encoder that overfits loosens the first."""
     text = "Marginal likelihood: AEVB ends above wake-sleep, for few training rows and for many"
-    if not len(table):
-        return Claim(text, None, "no rows")
-    ours, theirs = (ends(table, method, "evidence") for method in ("AEVB", "wake-sleep"))
-    both = [case for case in ours if case in theirs]
+    found = [{m: ends(table, method, m) for m in ("evidence", "annealed")} for method in METHODS]
+    both = [case for case in found[0]["annealed"] if case in found[1]["annealed"]]
+    ours, theirs = ({case: max(own[m][case] for m in own) for case in both} for own in found)
     figures = "; ".join(f"{case}: {ours[case]:.2f} against {theirs[case]:.2f}" for case in both)
     held = all(ours[case] > theirs[case] for case in both) if len(both) > 1 else None
     return Claim(text, held, figures or "no rows")
