@@ -138,6 +138,14 @@ def test_a_models_rows_are_written_down():
     assert torch.equal(case.load(0).train, zoo.data.load("iris", dtype=torch.float64).x)
 
 
+def test_pixels_become_zeros_and_ones(shared_data, monkeypatch):
+    monkeypatch.setenv("LATENT_ZOO_DATA", str(shared_data))
+    for name, share in (("digits", 0.33), ("mnist", 0.13)):
+        x = gradients._binary(name, 400, "400 rows")()
+        assert x.unique().tolist() == [0, 1]
+        assert x.mean().item() == pytest.approx(share, abs=0.03)
+
+
 @pytest.mark.slow
 def test_quick_budget_holds_its_claims(tmp_path):
     suite = gradients.suite("quick")

@@ -130,8 +130,8 @@ def _cases(budget: str) -> list[Case]:
     iris = Problem(lambda d: FactorAnalysis(d, 2), 200, 0.05, draws)
     mixture = Problem(lambda d: GMM(d, 2), 100, 0.05, draws)
     vae = _vae(4, 64, 300 if quick else 3000, draws // 2)
-    first, words = (500, "the first 500 rows, binarised at 1/2") if quick else (None, "binarised at 1/2")
-    digits = Rows("digits", words, _binary(first))
+    first, words = (500, "the first 500 rows") if quick else (None, "all rows")
+    digits = _binary("digits", first, words)
     found = [
         _case("FA iris", Rows("iris"), iris, normal),
         _case("GMM faithful", Rows("faithful"), mixture, ("MeanField", "Exact")),
@@ -147,8 +147,8 @@ def _more_cases(draws: int, steps: int, *, full: bool) -> list[Case]:
     """Cases that take longer; with the whole of MNIST and longer training on a GPU."""
     grey = Rows("digits", "without constant columns", _without_constants)
     count, words = (None, "all training rows") if full else (5000, "the first 5,000 training rows")
-    pixels = Rows("mnist", f"{words}, binarised at 1/2", _binary(count, 255.0))
-    large = _vae(20, 200, 60_000 if full else 3000, 100)
+    pixels = _binary("mnist", count, words)
+    large = _vae(20, 200, 60_000 if full else 3000, 60)
 
     bayesian = Problem(lambda d: BayesianPCA(d, 2), 200, 0.05, draws)
 
@@ -160,7 +160,7 @@ def _more_cases(draws: int, steps: int, *, full: bool) -> list[Case]:
         _case("FA digits", grey, factors(10, 100), ("MeanField", "FullRank", "Exact")),
         _case("Bayesian PCA iris", Rows("iris"), bayesian, ("MeanField",)),
         _case("VAE MNIST", pixels, large, ("Amortized",)),
-        _training("VAE MNIST, training", pixels, large, 20_000 if full else steps, ("Amortized",)),
+        _training("VAE MNIST, training", pixels, large, 20_000 if full else steps // 2, ("Amortized",)),
     ]
 
 
@@ -171,17 +171,20 @@ class Rows:
     name: str
     preparation: str = "as they are"
     prepare: Callable[[Tensor], Tensor] = lambda x: x
+    dtype: torch.dtype = torch.float64
 
     def __call__(self) -> Tensor:
-        return self.prepare(data.load(self.name, dtype=torch.float64).x)
+        return self.prepare(data.load(self.name, dtype=self.dtype).x)
 
 
 def _without_constants(x: Tensor) -> Tensor:
     return x[:, x.amax(0) > x.amin(0)]
 
 
-def _binary(count: int | None, top: float = 16.0) -> Callable[[Tensor], Tensor]:
-    return lambda x: binarised(x[:count] / top, "threshold").float()
+def _binary(name: str, count: int | None, words: str) -> Rows:
+    """Zeros and ones, from pixels of which the brightest is 16 (digits) or 1 (MNIST)."""
+    top = 16.0 if name == "digits" else 1.0
+    return Rows(name, f"{words}, binarised at 1/2", lambda x: binarised(x[:count] / top, "threshold"), torch.float32)
 
 
 def _vae(latent: int, hidden: int, steps: int, draws: int) -> Problem:
