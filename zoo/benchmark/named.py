@@ -6,7 +6,9 @@ from zoo.benchmark.suite import BUDGETS, Suite
 
 SUITES: tuple[str, ...] = (
     "aevb",
+    "clustering",
     "deep",
+    "gaps",
     "gradients",
     "imputation",
     "iwae",

@@ -26,9 +26,11 @@ trains the same pair of networks: the encoder on rows that the decoder dreams in
 - Minibatches of 100 rows, one draw per row, the KL in closed form for AEVB. At the budget `full` by Adagrad from
   weights of variance 0.01, as published; at `cpu` by Adam with a decaying rate, the same for both
   methods, which ends higher after few samples. The paper's prior on the weights is left out.
-- The **marginal likelihood** of small models (100 hidden units, 3 latents), by the importance-weighted bound along the
-  training and by annealed importance sampling at its end, in place of the paper's estimator by Hamiltonian Monte Carlo.
-  Monte Carlo EM, the paper's third method there, is left out.
+- The **marginal likelihood** of small models (100 hidden units, 3 latents) along the training, for 1,000 and for 50,000
+  training rows: the tighter of the importance-weighted bound and annealed importance sampling, which start from the
+  encoder, in place of the paper's estimator by Hamiltonian Monte Carlo. With few rows an encoder trained by the bound
+  overfits: held-out rows have a looser bound (`held_out`, `iwae`) under a decoder that is none the worse. Monte Carlo
+  EM, the paper's third method there, is left out.
 
 Higher is better in every column. The table shows the last point of each curve.
 """
@@ -87,11 +89,9 @@ def _above(table: pl.DataFrame, cases: str) -> Claim:
 
 
 def _evidence(table: pl.DataFrame) -> Claim:
-    """By the tighter of the two bounds on log p(x) of held-out rows: an encoder that overfits loosens the first."""
-    text = "Marginal likelihood: AEVB ends above wake-sleep, for few training rows and for many"
-    found = [{m: ends(table, method, m) for m in ("evidence", "annealed")} for method in METHODS]
-    both = [case for case in found[0]["annealed"] if case in found[1]["annealed"]]
-    ours, theirs = ({case: max(own[m][case] for m in own) for case in both} for own in found)
+    text = "Marginal likelihood: AEVB ends above wake-sleep on held-out rows, for few training rows and for many"
+    ours, theirs = (ends(table, method, "evidence") for method in METHODS)
+    both = [case for case in ours if case in theirs]
     figures = "; ".join(f"{case}: {ours[case]:.2f} against {theirs[case]:.2f}" for case in both)
     held = all(ours[case] > theirs[case] for case in both) if len(both) > 1 else None
     return Claim(text, held, figures or "no rows")
