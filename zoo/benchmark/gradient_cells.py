@@ -26,6 +26,7 @@ from zoo.infer.running import Copy, copied, put_back
 
 ROUNDING = 1e-9  # of a gradient, relative to one noisy draw
 EVALUATION = 20  # draws of a bound that has no closed form
+TRAINING = ""  # in place of a point of a trajectory
 FEWEST = 20  # gradients without noise
 LOOKS = 12  # evaluations of the bound in training
 DRAWN = Estimator(
@@ -254,4 +255,4 @@ def _curve(
     except Diverged:
         points.append({"steps": problem.steps, "bound": math.nan, "trained_seconds": math.nan})
     for point in points:
-        yield {"at": "training", "estimator": estimator.name, **point}
+        yield {"at": TRAINING, "estimator": estimator.name, **point}

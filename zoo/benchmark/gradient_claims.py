@@ -20,6 +20,7 @@ from zoo.benchmark.estimators import (
     SCORE,
     SEVERAL,
 )
+from zoo.benchmark.gradient_cells import TRAINING
 from zoo.benchmark.suite import Claim
 
 ERRORS = 5.0  # standard errors by which a mean may be off
@@ -36,7 +37,7 @@ def claims(table: pl.DataFrame) -> Sequence[Claim]:
     if not {"estimator", "at"} <= set(table.columns):
         return ()
     done = table.filter(pl.col("status") == "done", pl.col("method").is_in(OURS))
-    noise = done.filter(pl.col("at") != "training")
+    noise = done.filter(pl.col("at") != TRAINING)
     before = noise.filter(pl.col("at") != "optimum")
     optimum = noise.filter(pl.col("at") == "optimum")
     factors = optimum.filter(pl.col("case").str.starts_with("FA "))
@@ -82,7 +83,7 @@ def claims(table: pl.DataFrame) -> Sequence[Claim]:
             (DOUBLY, IMPORTANCE),
             f"At the optimum {DOUBLY} is less noisy than {IMPORTANCE} (Tucker et al. 2019)",
         ),
-        _trained(done.filter(pl.col("at") == "training")),
+        _trained(done.filter(pl.col("at") == TRAINING)),
     )
 
 

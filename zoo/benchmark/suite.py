@@ -156,7 +156,8 @@ class Measure:
         better: whether higher or lower values are better; None where neither is, so that none is set in bold.
         digits: digits after the point.
         text: what it is, in a sentence for the page.
-        scientific: whether values are printed with an exponent.
+        scientific: whether values are printed with one digit more than ``digits`` in all, and an exponent if need be.
+        shown: whether pages and LaTeX have it; the table as CSV has it always.
     """
 
     name: str
@@ -165,6 +166,7 @@ class Measure:
     digits: int = 2
     text: str = ""
     scientific: bool = False
+    shown: bool = True
 
 
 @dataclass(frozen=True)

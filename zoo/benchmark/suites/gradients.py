@@ -24,18 +24,26 @@ from zoo.models.factor_analysis import FactorAnalysis
 from zoo.models.gmm import GMM
 from zoo.models.vae import VAE
 
+SQUARED = "(nats per row)²"
+ERRORS = "standard errors"
 MEASURES = (
-    Measure("guide_variance", "(nats per row)²", None, 6, "variance of the gradient of the guide's parameters"),
-    Measure("guide_se", "(nats per row)²", None, 6, "its standard error"),
-    Measure("guide_factor", "", "lower", 3, "guide_variance over that of the reparametrised estimator"),
-    Measure("guide_deviation", "standard errors", None, 2, "of the mean from the gradient that it estimates"),
-    Measure("model_variance", "(nats per row)²", None, 6, "variance of the gradient of the model's parameters"),
-    Measure("model_se", "(nats per row)²", None, 6, "its standard error"),
-    Measure("model_factor", "", "lower", 3, "model_variance over that of the reparametrised estimator"),
-    Measure("model_deviation", "standard errors", None, 2, "of the mean from the gradient that it estimates"),
-    Measure("milliseconds", "ms", "lower", 1, "of a gradient, wall-clock"),
-    Measure("bound", "nats per row", "higher", 3, "the bound after so many steps of training"),
-    Measure("trained_seconds", "s", "lower", 2, "wall-clock time of these steps"),
+    Measure(
+        "guide_factor",
+        digits=1,
+        scientific=True,
+        text="guide_variance over that of the reparametrised estimator with one draw, or of the score function where a "
+        "site is discrete",
+    ),
+    Measure("guide_variance", SQUARED, text="of the gradient of the guide's parameters", shown=False),
+    Measure("guide_se", SQUARED, text="standard error of guide_variance", shown=False),
+    Measure("guide_deviation", ERRORS, text="of the mean from the gradient that it estimates", shown=False),
+    Measure("model_factor", digits=1, scientific=True, text="as guide_factor, for the model's parameters"),
+    Measure("model_variance", SQUARED, digits=1, scientific=True, text="of the gradient of the model's parameters"),
+    Measure("model_se", SQUARED, text="standard error of model_variance", shown=False),
+    Measure("model_deviation", ERRORS, text="of the mean from the gradient that it estimates", shown=False),
+    Measure("milliseconds", "ms", digits=1, text="wall-clock time of a gradient", shown=False),
+    Measure("bound", "nats per row", "higher", 3, "the bound after the last step of training"),
+    Measure("trained_seconds", "s", digits=1, text="wall-clock time of these steps"),
 )
 TEXT = """\
 Every estimator below is a loss for `pyro.infer.SVI`, and all estimate the gradient of the same bound (those of IWAE
