@@ -64,7 +64,7 @@ def file() -> str:
         },
         "guides": guide_names(),
         "likelihoods": in_order(LIKELIHOODS, catalogue.LIKELIHOODS),
-        "data": list(zoo.data.names()),
+        "data": {name: vars(zoo.data.provenance(name)) for name in zoo.data.names()},
     }
     return json.dumps(content, indent=2) + "\n"
 

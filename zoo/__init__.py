@@ -46,6 +46,7 @@ _WINGS = (
     "alignment",
     "base",
     "benchmark",
+    "citation",
     "compat",
     "data",
     "diagnostics",

@@ -8,6 +8,8 @@ import typer
 
 from zoo.commands.console import THREADS, err, fail, out
 
+OLD = ("conjugate", "deep", "speed")
+
 
 def benchmark_(
     suite: Annotated[
@@ -15,25 +17,48 @@ def benchmark_(
         typer.Argument(help="conjugate: SVI against EM's optimum; deep: bounds on held-out rows; speed: times."),
     ],
     folder: Annotated[Path, typer.Option("--out", help="Folder for the tables, from which to resume.")],
-    seeds: Annotated[int | None, typer.Option(help="Number of seeds; by default 5 for conjugate, 1 for deep.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Number of seeds; by default the benchmark's own.")] = None,
     only: Annotated[str | None, typer.Option(help="Run only cases with this text in their names.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Run only this method; repeatable.")] = None,
+    jobs: Annotated[int, typer.Option(help="Processes that run cells side by side.")] = 1,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run cells again that failed.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Run methods again whose protocol has changed.")] = False,
     guide: Annotated[list[str] | None, typer.Option(help="Run only this guide (conjugate); repeatable.")] = None,
     start: Annotated[list[str] | None, typer.Option(help="random or data (conjugate), by default both.")] = None,
-    budget: Annotated[str, typer.Option(help="Budget of deep: quick, cpu, full.")] = "quick",
-    device: Annotated[str | None, typer.Option(help="Device to train on (deep), e.g. cpu or cuda.")] = None,
+    budget: Annotated[str, typer.Option(help="quick: minutes; cpu: up to an hour; full: for a GPU.")] = "quick",
+    page: Annotated[Path | None, typer.Option(help="A further place for page.md, e.g. notebooks/iwae.md.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device to train on, e.g. cpu or cuda.")] = None,
     rows: Annotated[str | None, typer.Option(help="Measure only rows (speed) with this text or pattern (*).")] = None,
     repeats: Annotated[int, typer.Option(help="Measurements per row (speed), of which the median counts.")] = 5,
     threads: THREADS = None,
 ) -> None:
     """Compare with scikit-learn, published results or hand-written loops; write CSV, Markdown, netCDF."""
     try:
-        if suite not in ("conjugate", "deep", "speed"):
-            raise ValueError(f"unknown benchmark {suite!r}: choose 'conjugate', 'deep' or 'speed'")
         if suite == "speed" and threads not in (None, 1):
-            raise ValueError("--threads is an option of conjugate and deep: speed measures on one thread")
+            raise ValueError("--threads is an option of the other benchmarks: speed measures on one thread")
         from zoo.base.threads import exactly
 
         with exactly(threads):
+            if suite not in OLD:
+                from zoo.benchmark.named import named_suite
+                from zoo.benchmark.running import run
+                from zoo.benchmark.writing import write
+
+                chosen = named_suite(suite, budget)
+                found = run(
+                    chosen,
+                    folder,
+                    seeds=seeds,
+                    only=only,
+                    methods=method,
+                    jobs=jobs,
+                    device=device or "cpu",
+                    retry_failed=retry_failed,
+                    again=again,
+                    report=_cell,
+                )
+                out.print(str(write(chosen, found, folder, page)), highlight=False, soft_wrap=True, markup=False)
+                return
             if suite == "speed":
                 text = _speed(folder, rows, repeats)
             elif suite == "conjugate":
@@ -90,6 +115,17 @@ def _report(row: dict[str, Any]) -> None:
     else:
         found = f"{row['budget']:5s} seed {row['seed']}  IWAE-{row['draws']} {row['iwae']:.2f} (ELBO {row['elbo']:.2f})"
     err.print(f"{row['case']:26s} {found}  {row['seconds']:8.2f} s", highlight=False, soft_wrap=True)
+
+
+def _cell(row: dict[str, Any], number: int, count: int) -> None:
+    """Print a line for a finished cell of a suite."""
+    last = row["points"][-1] if row["points"] else {}
+    values = "  ".join(f"{name} {value:.5g}" for name, value in last.items() if not isinstance(value, str))
+    found = (
+        values if row["status"] == "done" else f"{row['status']}: {row['failure']}: {row['message']} ({row['place']})"
+    )
+    head = f"{number}/{count} {row['case']}, {row['method']}, seed {row['seed']}"
+    err.print(f"{head}: {found}  {row['seconds']:.2f} s", highlight=False, soft_wrap=True, markup=False)
 
 
 def _measured(row: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import typer
 from rich.table import Table
 
 from zoo import __version__
-from zoo.commands import benchmarking, catalogue, fitting, judging, outputs, selecting
+from zoo.commands import benchmarking, catalogue, citing, fitting, judging, outputs, selecting
 from zoo.commands.console import OPTIONS, out
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -37,7 +37,10 @@ def list_() -> None:
     for model, refused in catalogue.MODELS.items():
         table.add_row(model, *(f"no: {refused[guide]}" if guide in refused else "yes" for guide in catalogue.GUIDES))
     out.print(table)
-    out.print("data sets:", ", ".join(catalogue.DATA), "- or the path of a .csv, .parquet or .npy file")
+    data = Table("data set", "source", "licence", title="data sets, or the path of a .csv, .tsv, .parquet or .npy file")
+    for name, found in catalogue.DATA.items():
+        data.add_row(name, found["source"], found["licence"])
+    out.print(data)
 
 
 app.command("fit")(fitting.fit_)
@@ -48,3 +51,4 @@ app.command("impute")(outputs.impute_)
 app.command("generate")(outputs.generate_)
 app.command("select")(selecting.select_)
 app.command("benchmark")(benchmarking.benchmark_)
+app.command("cite")(citing.cite_)
