@@ -141,7 +141,7 @@ def test_refusals(tmp_path):
         ({}, {"seeds": 0}, "seeds"),
         ({}, {"seeds": []}, "at least one seed"),
         ({}, {"jobs": 0}, "jobs"),
-        ({}, {"own": Own("mine")}, "'tiny' takes no model or guide of one's own"),
+        ({"methods": [Method("a", tiny.mean, cite=("MeanFeld",))]}, {}, "nothing to cite by the name 'MeanFeld'"),
         ({"measures": [Measure("seconds")]}, {}, "measure or coordinate 'seconds': another one, or a column"),
         ({"methods": [Method("a", tiny.mean)] * 2}, {}, "method 'a'"),
     ]
@@ -155,8 +155,10 @@ def test_refusals(tmp_path):
 
 def test_own_methods_have_names_of_their_own(tmp_path):
     suite = tiny.suite(own=lambda own: Method(own.name, tiny.mean))
-    table = run(suite, tmp_path, own=Own("mean"), only="first", seeds=1)
+    table = run(suite.with_own(Own("mean")), tmp_path, only="first", seeds=1)
     assert table["method"].to_list() == ["mean", "guess", "refuses", "mean (own)"]
+    with pytest.raises(ValueError, match="'tiny' takes no model or guide of one's own"):
+        tiny.suite().with_own(Own("mine"))
 
 
 SCRIPT = """

@@ -152,8 +152,14 @@ def test_every_file_is_written(failed, curve, tmp_path):
         "seed 0, 1, 2: refused: CannotServe: Guess cannot serve",
         "- method **un\\_lucky**: step 0.1",
         "1 thread a cell",
+        "(PPCA)",
     ):
         assert part in page, part
+    keys = ("latentzoo", "fisher1936use", "tipping1999probabilistic", "scrucca2016mclust")
+    assert all(f"{{{key}," in (tmp_path / "cite.bib").read_text() for key in keys)
+    assert "% To cite, with cite.bib: \\cite{latentzoo," in (tmp_path / "table.tex").read_text()
+    write(suite, table.filter(case="second"), tmp_path / "second")
+    assert "fisher1936use" not in (tmp_path / "second/cite.bib").read_text()
     assert "(images/benchmark-tiny.png)" in (tmp_path / "pages/tiny.md").read_text()
 
     suite, table = curve

@@ -54,12 +54,23 @@ def suite(*extra: Method, wait: float = 0.0, log: Path | None = None, **changed:
         time.sleep(wait)
         return error(fitted, data, cell)
 
-    methods = (Method("mean", mean, {"of": "rows"}), Method("guess", guess), Method("refuses", refuse), *extra)
-    published = {"error": Published(1.05, "Nobody (1900)"), ("mean", "error"): Published(1.0, "Somebody (1901)")}
+    methods = (
+        Method("mean", mean, {"of": "rows"}, cite=("PPCA",)),
+        Method("guess", guess),
+        Method("refuses", refuse),
+        *extra,
+    )
+    published = {
+        "error": Published(1.05, "Nobody (1900)", "mclust"),
+        ("mean", "error"): Published(1.0, "Somebody (1901)"),
+    }
     given = {
         "name": "tiny",
         "question": "Is a mean better than a guess?",
-        "cases": [Case("first_case", load, {"rows": 30}, published), Case("second", load, {"rows": 30})],
+        "cases": [
+            Case("first_case", load, {"rows": 30}, published, data=("iris",)),
+            Case("second", load, {"rows": 30}),
+        ],
         "methods": methods,
         "measures": [Measure("error", "units^2", "lower", 3, "squared error"), Measure("size", digits=1)],
         "measure": slowly,

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,6 @@ def measured(suite: Suite) -> str:
 
 def refuse_others(
     suite: Suite,
-    methods: Sequence[Method],
     rows: Iterable[Mapping[str, Any]],
     folder: Path,
     *,
@@ -49,7 +48,6 @@ def refuse_others(
 
     Args:
         suite: that is to write there.
-        methods: of the suite, with those of the user.
         rows: in the folder.
         folder: named in the error.
         again: whether methods whose protocol has changed are run again instead.
@@ -58,7 +56,7 @@ def refuse_others(
         ValueError: what differs, and the way out.
     """
     cases = {case.name: case for case in suite.cases}
-    known = {method.name: method for method in methods}
+    known = {method.name: method for method in suite.methods}
     out = "choose another folder, or remove this one"
     for row in rows:
         if "suite" not in row or "version" not in row:

@@ -1,10 +1,11 @@
 r"""The table of a benchmark in LaTeX, for ``\input`` in a paper that loads ``booktabs`` and ``graphicx``."""
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from zoo.benchmark.layout import Block, Layout, Text
+from zoo.citation import Entry
 
 ROWS = 45  # that fit a page
 SIGNS = {
@@ -37,16 +38,19 @@ PREAMBLE = r"\documentclass{article}\usepackage[utf8]{inputenc}\usepackage{bookt
 FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"  # as wide as the text, at most
 
 
-def latex(layout: Layout, name: str, question: str) -> str:
+def latex(layout: Layout, name: str, question: str, references: Sequence[Entry] = ()) -> str:
     r"""Tables with captions and labels ``tab:NAME``, ``tab:NAME-2`` and so on; the last has the notes.
 
     Args:
         layout: of the tables.
         name: of the benchmark.
         question: that its table answers, for the caption.
+        references: what to cite, whose keys a comment names.
     """
     parts = [part for block in layout.blocks for part in _pages(block)]
     lines = [rf"% Written by: zoo benchmark {name}. Needs \usepackage{{booktabs,graphicx}}."]
+    if keys := [entry.key for entry in references if entry.bibtex]:
+        lines.append(rf"% To cite, with cite.bib: \cite{{{','.join(keys)}}}")
     for number, part in enumerate(parts, 1):
         label = f"tab:{name}" + (f"-{number}" if number > 1 else "")
         caption = f"{question} {part.title}".strip() if number == 1 else part.title or f"{question} (continued)"

@@ -5,9 +5,11 @@ from collections.abc import Iterator, Sequence
 
 import polars as pl
 
+from zoo.benchmark.citing import listed
 from zoo.benchmark.layout import Layout
 from zoo.benchmark.markdown import escaped, markdown
 from zoo.benchmark.suite import Claim, Suite
+from zoo.citation import Entry
 
 WORDS = {True: "held", False: "not held", None: "not decided"}
 WHERE = ("processor", "cores", "system", "device", "threads")
@@ -21,7 +23,14 @@ VERSIONS = {
 }
 
 
-def page(suite: Suite, table: pl.DataFrame, layout: Layout, claims: Sequence[Claim], picture: str | None) -> str:
+def page(
+    suite: Suite,
+    table: pl.DataFrame,
+    layout: Layout,
+    claims: Sequence[Claim],
+    references: list[Entry],
+    picture: str | None,
+) -> str:
     """The page in Markdown.
 
     Args:
@@ -29,6 +38,7 @@ def page(suite: Suite, table: pl.DataFrame, layout: Layout, claims: Sequence[Cla
         table: of all its rows.
         layout: of its tables.
         claims: as checked on the table.
+        references: what to cite.
         picture: the path of the figure, as the page shall name it.
     """
     parts = [
@@ -47,6 +57,8 @@ def page(suite: Suite, table: pl.DataFrame, layout: Layout, claims: Sequence[Cla
         "\n".join(_surroundings(table)),
         "## Protocols",
         "\n".join(_protocols(table)),
+        "## What to cite",
+        listed(references),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 

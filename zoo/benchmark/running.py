@@ -1,6 +1,5 @@
 """Runs a suite: every cell once, one line on disk per cell, failures as rows; an interrupted run resumes."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
@@ -11,10 +10,11 @@ import torch
 
 from zoo.base.checks import check_whole
 from zoo.benchmark.cells import Task
+from zoo.benchmark.citing import cited
 from zoo.benchmark.folder import head_of, protocol_text, refuse_others
 from zoo.benchmark.parallel import rows_of
 from zoo.benchmark.rows import Rows, held
-from zoo.benchmark.suite import Cell, Method, Own, Suite
+from zoo.benchmark.suite import Cell, Method, Suite
 
 LISTS = ("warnings", "points")  # columns of a line that are no columns of the table
 COLUMNS = ("case", "method", "seed", "status", "failure", "message", "place", "seconds", "cpu_seconds", "threads")
@@ -27,7 +27,6 @@ def run(
     seeds: int | Sequence[int] | None = None,
     only: str | None = None,
     methods: Sequence[str] | None = None,
-    own: Own | None = None,
     jobs: int = 1,
     device: str = "cpu",
     threads: int | None = None,
@@ -46,7 +45,6 @@ def run(
         seeds: how many, from 0, or which; by default as many as the suite asks for.
         only: run only cases with this text in their names.
         methods: names of the methods to run; by default all.
-        own: a model or guide, or both, to run as a further method of the suite.
         jobs: processes that run cells side by side.
         device: to train on, such as ``"cuda"``.
         threads: of the processor, for all jobs together; by default ``torch.get_num_threads()``.
@@ -61,28 +59,27 @@ def run(
         protocols, versions and machine.
 
     Raises:
-        ValueError: there is no such case, method or seed; the suite takes no such own method; or the folder holds rows
-            of another suite, budget or protocol.
+        ValueError: there is no such case, method or seed, nothing to cite of a name, or the folder holds rows of
+            another suite, budget or protocol.
         BlockingIOError: another run writes to the folder.
     """
-    whole = [*suite.methods, *([] if own is None else [own_method(suite, own)])]
-    tasks = tasks_of(suite, whole, seeds_of(suite, seeds), only, methods, device)
+    tasks = tasks_of(suite, seeds_of(suite, seeds), only, methods, device)
+    cited(suite)  # refuses names that cannot be cited before the work, not after it
     count = torch.get_num_threads() if threads is None else check_whole(threads, "threads")
     check_whole(jobs, "jobs")
     with held(folder) as path:
         log = Rows(path)
-        refuse_others(suite, whole, log, path, again=again)
+        refuse_others(suite, log, path, again=again)
         done = {key_of(row): row["method_protocol"] for row in log if not (retry_failed and row["status"] == "failed")}
         left = [task for task in tasks if done.get(task.key) != task.head["method_protocol"]]
         for number, row in enumerate(rows_of(left, jobs, count), 1):
             log.append(row)
             report(row, number, len(left))
-        return table_of(suite, log, [method.name for method in whole])
+        return table_of(suite, log)
 
 
 def tasks_of(
     suite: Suite,
-    whole: Sequence[Method],
     seeds: Sequence[int],
     only: str | None,
     names: Collection[str] | None,
@@ -95,13 +92,13 @@ def tasks_of(
             there is no such method.
     """
     _refuse_twice("case", [case.name for case in suite.cases])
-    _refuse_twice("method", [method.name for method in whole])
+    _refuse_twice("method", [method.name for method in suite.methods])
     _refuse_twice("measure or coordinate", [*COLUMNS, *(measure.name for measure in suite.measures), *suite.along])
     cases = [case for case in suite.cases if only is None or only.lower() in case.name.lower()]
     if not cases:
         known = ", ".join(case.name for case in suite.cases)
         raise ValueError(f"no case has only={only!r} in its name: choose from {known}")
-    wanted = _chosen(whole, names)
+    wanted = _chosen(suite.methods, names)
     head = head_of(suite)
     tasks = []
     for case in cases:
@@ -113,19 +110,6 @@ def tasks_of(
             cells = (Cell(case, seed, device) for seed in seeds)
             tasks += [Task(method, cell, suite.measure, {**head, **protocols}) for cell in cells]
     return tasks
-
-
-def own_method(suite: Suite, own: Own) -> Method:
-    """A user's model and guide as a method of the suite, under a name that no other has.
-
-    Raises:
-        ValueError: the suite takes none, or needs the one of the two that is missing.
-    """
-    if suite.own is None:
-        raise ValueError(f"the benchmark {suite.name!r} takes no model or guide of one's own")
-    if any(own.name == method.name for method in suite.methods):
-        own = dataclasses.replace(own, name=f"{own.name} (own)")
-    return suite.own(own)
 
 
 def seeds_of(suite: Suite, seeds: int | Sequence[int] | None) -> list[int]:
@@ -146,17 +130,14 @@ def key_of(row: dict[str, Any]) -> tuple[str, str, int]:
     return row["case"], row["method"], row["seed"]
 
 
-def table_of(suite: Suite, rows: Iterable[dict[str, Any]], methods: Sequence[str] = ()) -> pl.DataFrame:
+def table_of(suite: Suite, rows: Iterable[dict[str, Any]]) -> pl.DataFrame:
     """The last row of every cell as a table, one row per point, in the order of cases, methods and seeds.
 
-    Args:
-        suite: whose cases and measures these are.
-        rows: lines of ``rows.jsonl``.
-        methods: the order of the methods; others come last.
+    Cases and methods that the suite does not have come last.
     """
     last = {key_of(row): row for row in rows}
     cases = [case.name for case in suite.cases]
-    methods = [*(methods or [method.name for method in suite.methods])]
+    methods = [method.name for method in suite.methods]
     cases += [name for name in dict.fromkeys(case for case, _, _ in last) if name not in cases]
     methods += [name for name in dict.fromkeys(method for _, method, _ in last) if name not in methods]
     ordered = sorted(

@@ -1,7 +1,7 @@
 """What a benchmark consists of: cases x methods x seeds, and the measures taken of every trained method."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import polars as pl
@@ -88,7 +88,7 @@ class Method:
             refused.
         protocol: its settings as plain values, recorded in every row.
         cases: whether it runs on a case; by default on all.
-        cite: names of models, guides, losses for ``zoo cite``.
+        cite: models, guides and losses, by their names for ``zoo cite`` or as classes.
         baseline: whether the method is a rival from elsewhere and not one of ours.
     """
 
@@ -96,7 +96,7 @@ class Method:
     train: Trains
     protocol: Mapping[str, Any] = field(default_factory=dict)
     cases: Callable[[Case], bool] = lambda case: True
-    cite: tuple[str, ...] = ()
+    cite: tuple[Any, ...] = ()
     baseline: bool = False
 
 
@@ -223,3 +223,15 @@ class Suite:
     claims: Callable[[pl.DataFrame], Sequence[Claim]] = lambda table: ()
     text: str = ""
     draw: Callable[[pl.DataFrame], Any] | None = None
+
+    def with_own(self, own: Own) -> "Suite":
+        """The suite with a user's model, guide or both as a further method, under a name that no other has.
+
+        Raises:
+            ValueError: the suite takes none, or needs the one of the two that is missing.
+        """
+        if self.own is None:
+            raise ValueError(f"the benchmark {self.name!r} takes no model or guide of one's own")
+        if any(own.name == method.name for method in self.methods):
+            own = replace(own, name=f"{own.name} (own)")
+        return replace(self, methods=[*self.methods, self.own(own)])
