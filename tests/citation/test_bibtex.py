@@ -28,7 +28,13 @@ def test_an_article_as_text_and_as_bibtex():
 
 @pytest.mark.parametrize(
     ("latex", "plain"),
-    [(r"S{\"a}ilynoja", "Säilynoja"), (r"S{\o}nderby", "Sønderby"), (r"\v{S}id\'{a}k", "Šidák"), (r"IS\&T", "IS&T")],
+    [
+        (r"S{\"a}ilynoja", "Säilynoja"),
+        (r"S{\o}nderby", "Sønderby"),
+        (r"\v{S}id\'{a}k", "Šidák"),
+        (r"IS\&T", "IS&T"),
+        ("``a''", '"a"'),
+    ],
 )
 def test_accents(latex, plain):
     assert decoded(latex) == plain

@@ -1,5 +1,6 @@
 """What is cited for names, objects, runs and classes of one's own."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -175,6 +176,23 @@ def test_a_reference_that_is_no_bibtex(wrong):
 def test_what_has_nothing_to_cite(thing):
     with pytest.raises(TypeError, match="cannot cite .*: pass a name, a model"):
         citations(thing)
+
+
+@pytest.mark.parametrize(
+    ("origin", "where"),
+    [
+        (None, "your model, from mine.deep"),
+        ({"name": "/home/me/own.py:Mine"}, "your model, from own.py"),
+        ({"name": "mine.deep:Mine"}, "your model, from mine.deep"),
+        ({"name": "Mine"}, "a model of the package mine"),
+    ],
+)
+def test_where_a_saved_class_comes_from(tmp_path, origin, where):
+    model = {"class": "mine.deep:Mine", "settings": None} | ({} if origin is None else {"origin": origin})
+    record = {"model": model, "guide": {"class": "guides.exact:Exact", "settings": {}}, "training": None}
+    (tmp_path / "settings.json").write_text(json.dumps(record))
+    assert citations(tmp_path)[0].text == f"Mine: {where}"
+    assert keys(tmp_path)[1:] == keys("Exact")
 
 
 def test_saved_runs_of_ones_own_classes(iris, tmp_path):

@@ -52,10 +52,48 @@ def test_a_run_is_cited_with_its_model_guide_loss_and_data(tmp_path):
     assert "\n\n% rows.csv: your data\n" in runner.invoke(app, ["cite", str(tmp_path / "own")]).stdout
 
 
+OWN = """
+import zoo
+
+class Mine(zoo.PPCA):
+    citation = "@article{meier2030, author = {Meier, Anna}, title = {Mine}, journal = {A Journal}, year = {2030}}"
+
+def build(data_dim, latent_dim):
+    return zoo.PPCA(data_dim, latent_dim)
+"""
+
+
+def test_classes_of_ones_own_and_their_runs(tmp_path):
+    file, place = tmp_path / "own.py", tmp_path / "run"
+    file.write_text(OWN)
+    assert cited(f"{file}:Mine")[2:] == ["meier2030", *cited("PPCA")[2:]]
+    assert "% build: your function, from own.py" in runner.invoke(app, ["cite", f"{file}:build"]).stdout
+    words = [
+        "fit",
+        f"{file}:Mine",
+        "iris",
+        "-k",
+        "1",
+        "--steps",
+        "3",
+        "--quiet",
+        "--arviz",
+        "none",
+        "--out",
+        str(place),
+    ]
+    assert runner.invoke(app, words).exit_code == 0
+    assert "% Mine: your model, from own.py" in runner.invoke(app, ["cite", str(place)]).stdout
+    both = runner.invoke(app, ["cite", str(place), f"{file}:Mine"]).stdout
+    assert "% Mine\n@article{meier2030," in both
+    assert "your model" not in both
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [
         ("factoranalisis", "nothing to cite by the name 'factoranalisis': did you mean 'FactorAnalysis'?"),
+        ("nowhere.py:Mine", "nowhere.py does not exist"),
         ("runs/nowhere", "runs/nowhere holds no run: name a folder that zoo fit --out or Fit.save wrote"),
     ],
 )

@@ -427,6 +427,22 @@ def test_labels_must_be_whole_and_complete(csv, parquet, npy):
         load(npy(np.array([[0.0, np.nan]])), labels=1)
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_names_that_count_the_columns_are_taken_and_noted(csv, first):
+    found = load(csv(f"{first},{first + 1}\n3,4\n5,6\n"))
+    assert found.columns == (str(first), str(first + 1))
+    assert "the first line, which counts the columns, taken as their names" in found.notes
+
+
+@pytest.mark.parametrize("beyond", [2**53 + 1, -(2**53) - 1])
+def test_whole_numbers_beyond_float64_are_refused_in_files(npy, parquet, beyond):
+    rows = np.array([[1, 2], [3, 2**53], [5, beyond]])
+    for path in (npy(rows), parquet(pl.DataFrame(rows, schema=["0", "1"]))):
+        with pytest.raises(ValueError, match=rf"holds {beyond} in row 2, column [01] \('1'\).*exclude the column"):
+            load(path, dtype=torch.float64)
+        assert load(path, columns=["0"]).x.flatten().tolist() == [1, 3, 5]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -440,6 +456,8 @@ def test_labels_must_be_whole_and_complete(csv, parquet, npy):
         ("a,b\n1,2\n\n3,4\n", "blank line before line 4"),
         ("a,b,a\n1,2,3\n", "column name 'a' appears more than once"),
         ("5.1,3.5\n4.9,3.0\n", "has no header"),
+        ("5,3\n4,3\n", "has no header"),
+        ("2,3\n4,3\n", "has no header"),
         ('a,b\n1,"2\n3,4\n', "cannot be read"),
         ('a,b\n1,"2"3\n', "cannot be read"),
         ("a,b\r1,2\r", "cannot be read"),

@@ -11,7 +11,7 @@ import zoo
 from guides import Amortized, Exact, MeanField
 from zoo.base.plates import rows
 from zoo.base.random import seeded
-from zoo.infer import CapturedSVI, Fused, WakeSleep
+from zoo.infer import Fused, WakeSleep
 
 pytestmark = pytest.mark.usefixtures("own_store")
 
@@ -130,23 +130,6 @@ def test_minibatches_and_discrete_latents(faithful):
         for args in ((faithful,), (faithful[index], index, 272))
     )
     assert (whole - half).norm() < 0.2 * whole.norm()
-
-
-def test_steps_are_recorded_as_a_graph(some):
-    model = zoo.VAE(4, 2, (8,)).double()
-    guide = Amortized(model, some, (8,)).double()
-    svi = CapturedSVI(model, guide, Fused(optim_args={"lr": 1e-3}), WakeSleep())
-    with seeded(0):
-        svi.step(some)
-    assert not svi.refused
-    found, kept = [], [p.detach().clone() for p in (*model.parameters(), *guide.parameters())]
-    for step in (svi.step, lambda x: pyro.infer.SVI(model, guide, Fused(optim_args={"lr": 1e-3}), WakeSleep()).step(x)):
-        with torch.no_grad():
-            for p, value in zip((*model.parameters(), *guide.parameters()), kept, strict=True):
-                p.copy_(value)
-        with seeded(3):
-            found.append(step(some))
-    assert found[0] == pytest.approx(found[1], rel=1e-12)
 
 
 class TwoSites(zoo.base.module.Module):

@@ -31,22 +31,21 @@ class Curve:
     Args:
         steps: numbers of steps after which they are taken.
         batch: rows per step, which turns steps into training samples.
-        measure: takes them; it is called with the fit so far, and whether it is the last time.
+        measure: takes them, from the fit so far.
 
     Attributes:
         points: what was measured, each with the number of training ``samples`` so far.
     """
 
-    def __init__(self, steps: Iterable[int], batch: int, measure: Callable[[Fit, bool], Point]) -> None:
+    def __init__(self, steps: Iterable[int], batch: int, measure: Callable[[Fit], Point]) -> None:
         self.steps, self.batch, self.measure = frozenset(steps), batch, measure
-        self.last = max(self.steps)
         self.points: list[dict[str, Any]] = []
 
     def see(self, fit: Running) -> None:
         """Measure when due."""
         done = fit.step + 1
         if done in self.steps:
-            self.points.append({"samples": done * self.batch, **self.measure(fit.run(), done == self.last)})
+            self.points.append({"samples": done * self.batch, **self.measure(fit.run())})
 
 
 def bound(run: Trained, x: Tensor, *, seed: int = 0) -> float:

@@ -4,7 +4,16 @@ import importlib
 
 from zoo.benchmark.suite import BUDGETS, Suite
 
-SUITES: tuple[str, ...] = ("aevb", "linear-vae")
+SUITES: tuple[str, ...] = (
+    "aevb",
+    "clustering",
+    "deep",
+    "gaps",
+    "gradients",
+    "imputation",
+    "iwae",
+    "linear-vae",
+)
 
 
 def named_suite(name: str, budget: str = "quick") -> Suite:

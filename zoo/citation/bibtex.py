@@ -191,6 +191,7 @@ def decoded(value: str) -> str:
     value = _ACCENT.sub(lambda found: unicodedata.normalize("NFC", found[2] + ACCENTS[found[1]]), value)
     value = _LETTER.sub(lambda found: LETTERS[found[1]], value)
     value = re.sub(r"\\([&%$#_{}])", r"\1", value).replace("~", " ")
+    value = value.replace("``", '"').replace("''", '"')
     return re.sub(r"(?<!\\)[{}]", "", value)
 
 

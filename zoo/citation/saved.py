@@ -30,9 +30,8 @@ def of_folder(folder: Path) -> Iterator[Entry]:
     try:
         for role in ("model", "guide"):
             module, name = settings[role]["class"].split(":")
-            origin = (settings[role].get("origin") or {}).get("name", module)  # file.py:Name, by zoo fit
-            where = Path(origin).name.partition(":")[0]
-            yield from of_class(module, name, f"your {role}, from {where}", settings[role]["settings"])
+            where = _place(settings[role].get("origin"), module, role)
+            yield from of_class(module, name, where, settings[role]["settings"])
         training = settings.get("training") or settings.get("fit") or {}  # the latter in runs of latent-zoo 0.1.0
         yield from of_training(training.get("loss") or "", training.get("optimizer") or "")
     except (KeyError, AttributeError, TypeError, ValueError) as error:
@@ -41,6 +40,14 @@ def of_folder(folder: Path) -> Iterator[Entry]:
     source = (results.get("table") or {}).get("source") or results.get("moments")
     if source is not None:
         yield from of_data(source)
+
+
+def _place(origin: dict[str, Any] | None, module: str, role: str) -> str:
+    """Where a class without a reference comes from, in words."""
+    found = module if origin is None else str(origin["name"])  # file.py:Name, package.module:Name, or an entry point
+    if origin is not None and ":" not in found:
+        return f"a {role} of the package {module.partition('.')[0]}"
+    return f"your {role}, from {Path(found).name.partition(':')[0]}"
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -42,6 +42,8 @@ REFERENCES: dict[str, dict[str, tuple[str, ...]]] = {
         "AnnealedELBO": ("bowman2016generating", "sonderby2016ladder", "higgins2017beta", "kingma2016improved"),
         "ClosedFormELBO": ("bishop2006pattern", "hoffman2013stochastic"),
         "FixedDraws": ("giordano2024black",),
+        "LeaveOneOutELBO": ("salimans2014using", "mnih2016variational"),
+        "PathELBO": ("roeder2017sticking",),
         "ProjectedELBO": ("golub2003separable", "neal1998view"),
         "QuadratureELBO": ("julier2003spherical",),
         "WakeSleep": ("hinton1995wake",),

@@ -8,13 +8,13 @@ import typer
 
 from zoo.commands.console import THREADS, err, fail, out
 
-OLD = ("conjugate", "deep", "speed")
+OLD = ("conjugate", "speed")
 
 
 def benchmark_(
     suite: Annotated[
         str,
-        typer.Argument(help="conjugate: SVI against EM's optimum; deep: bounds on held-out rows; speed: times."),
+        typer.Argument(help="conjugate: SVI against EM's optimum; speed: times; deep, aevb, iwae and others."),
     ],
     folder: Annotated[Path, typer.Option("--out", help="Folder for the tables, from which to resume.")],
     seeds: Annotated[int | None, typer.Option(help="Number of seeds; by default the benchmark's own.")] = None,
@@ -57,15 +57,13 @@ def benchmark_(
                     again=again,
                     report=_cell,
                 )
-                out.print(str(write(chosen, found, folder, page)), highlight=False, soft_wrap=True, markup=False)
+                out.print(str(write(chosen, found, folder, page)), highlight=False, soft_wrap=True)
                 return
             if suite == "speed":
                 text = _speed(folder, rows, repeats)
-            elif suite == "conjugate":
-                text = _conjugate(folder, _seeds(seeds, 5), only, guide, start)
             else:
-                text = _deep(folder, _seeds(seeds, 1), only, budget, device)
-        out.print(text, highlight=False, soft_wrap=True, markup=False)
+                text = _conjugate(folder, _seeds(seeds, 5), only, guide, start)
+        out.print(text, highlight=False, soft_wrap=True)
     except (ValueError, FloatingPointError, OSError) as error:
         fail(error)
 
@@ -98,22 +96,10 @@ def _conjugate(folder: Path, seeds: range, only: str | None, guide: list[str] | 
     return conjugate.markdown(table)
 
 
-def _deep(folder: Path, seeds: range, only: str | None, budget: str, device: str | None) -> str:
-    from zoo.benchmark import deep
-
-    table = deep.benchmark_deep(
-        folder, seeds=seeds, budget=budget, only=only, device=device, progress=True, report=_report
-    )
-    return deep.markdown(table)
-
-
 def _report(row: dict[str, Any]) -> None:
     """Print a line for a finished row."""
-    if "method" in row:
-        found = f"{row['method']:17s} {row['start']:6s} seed {row['seed']}"
-        found += f"  distance {row['distance']:9.1e}  {row['steps']:6d} steps"
-    else:
-        found = f"{row['budget']:5s} seed {row['seed']}  IWAE-{row['draws']} {row['iwae']:.2f} (ELBO {row['elbo']:.2f})"
+    found = f"{row['method']:17s} {row['start']:6s} seed {row['seed']}"
+    found += f"  distance {row['distance']:9.1e}  {row['steps']:6d} steps"
     err.print(f"{row['case']:26s} {found}  {row['seconds']:8.2f} s", highlight=False, soft_wrap=True)
 
 
@@ -125,15 +111,15 @@ def _cell(row: dict[str, Any], number: int, count: int) -> None:
         values if row["status"] == "done" else f"{row['status']}: {row['failure']}: {row['message']} ({row['place']})"
     )
     head = f"{number}/{count} {row['case']}, {row['method']}, seed {row['seed']}"
-    err.print(f"{head}: {found}  {row['seconds']:.2f} s", highlight=False, soft_wrap=True, markup=False)
+    err.print(f"{head}: {found}  {row['seconds']:.2f} s", highlight=False, soft_wrap=True)
 
 
 def _measured(row: dict[str, Any]) -> None:
     """Print a line for a finished row of the benchmark of speed."""
     against = "" if math.isnan(row["ratio"]) else f"x {row['ratio']:.3g} of {row['yardstick']:.3g}, "
     found = f"{row['ours']:.3g} {row['unit']}  {against}bar {row['bar']}, held: {row['held']}"
-    err.print(f"{row['row']:52s} {found}", highlight=False, soft_wrap=True, markup=False)
+    err.print(f"{row['row']:52s} {found}", highlight=False, soft_wrap=True)
 
 
 def _left_out(name: str, why: str) -> None:
-    err.print(f"{name:52s} left out: {why}", highlight=False, soft_wrap=True, markup=False)
+    err.print(f"{name:52s} left out: {why}", highlight=False, soft_wrap=True)

@@ -1,7 +1,7 @@
 """The command that prints references: ``zoo cite``; it loads no torch for names and saved runs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -11,12 +11,15 @@ from zoo.citation.lookup import citable
 from zoo.citation.saved import is_run
 from zoo.citation.things import PACKAGE
 from zoo.commands.console import FAILURES, fail, out
+from zoo.registry import sources
 
 
 def cite_(
     things: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME|RUN]...", help="Names, keys of references, or folders of runs; none lists all."),
+        typer.Argument(
+            metavar="[NAME|RUN]...", help="Names, keys of references, folders of runs, FILE.py:NAME; none lists all."
+        ),
     ] = None,
     as_text: Annotated[bool, typer.Option("--text", help="One line of plain text for each, not BibTeX.")] = False,
 ) -> None:
@@ -34,7 +37,11 @@ def cite_(
     typer.echo("\n".join(entry.text for entry in entries) if as_text else as_bibtex(entries))
 
 
-def _thing(text: str) -> str | Path:
-    """A name, or the path of a run."""
+def _thing(text: str) -> Any:
+    """A name, the path of a run, or a class or function of the user's own."""
     path = Path(text)
-    return path if is_run(path) or len(path.parts) > 1 else text
+    if is_run(path):
+        return path
+    if sources.names_source(text):
+        return sources.imported(text)
+    return path if len(path.parts) > 1 else text

@@ -4,17 +4,42 @@ import csv
 import re
 from collections.abc import Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 if TYPE_CHECKING:  # it loads torch
     from zoo.data.dataset import Dataset
 
-out = Console()
-err = Console(stderr=True)
+# What a terminal acts upon: control characters but tab and line feed, and those that turn the direction of writing.
+CONTROLS = {*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)} - {ord("\t"), ord("\n")}
+ESCAPED = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in CONTROLS}
+
+
+def visible(text: str) -> str:
+    r"""Text with its control characters written out, so that names of columns or files cannot act on a terminal.
+
+    >>> visible("\x1b[31mred")
+    '\\x1b[31mred'
+    """
+    return text.translate(ESCAPED)
+
+
+class Terminal(Console):
+    """A console that shows names as they are: brackets are no markup, colons no emoji, control characters visible."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Text of a message or of the cell of a table."""
+        return super().render_str(visible(text), **options)
+
+
+out = Terminal()
+err = Terminal(stderr=True)
 MODEL = Annotated[
     str,
     typer.Argument(help="Name of a model, see zoo list; or one of your own, FILE.py:NAME or PACKAGE.MODULE:NAME."),
@@ -55,7 +80,8 @@ VERBS = "must|needs|repeats|has"  # that follow the name of an argument where a 
 
 def fail(error: Exception) -> NoReturn:
     """Print an error on one line, in the words of the command line, and exit with status 2."""
-    err.print(f"[bold red]error:[/] {escape(spoken(str(error), OPTIONS.get()))}", highlight=False, soft_wrap=True)
+    message = visible(spoken(str(error), OPTIONS.get()))
+    err.print(Text.assemble(("error:", "bold red"), " ", message), highlight=False, soft_wrap=True)
     raise typer.Exit(2)
 
 
@@ -111,7 +137,7 @@ def _by_name(message: str) -> str:
 def tell(table: "Dataset") -> None:
     """Print on one line how the file of a table was read, where that was found from its content."""
     if table.notes:
-        out.print(escape(f"{table.source}: {'; '.join(table.notes)}"), highlight=False, soft_wrap=True)
+        out.print(f"{table.source}: {'; '.join(table.notes)}", highlight=False, soft_wrap=True)
 
 
 def words(given: str | Sequence[str] | None) -> list[str] | None:

@@ -17,6 +17,7 @@ from zoo.commands.fit_run import Done
 from zoo.commands.rotation import in_coordinates, rotate_run, with_turned_guide
 from zoo.commands.row_tables import components_of, has_components, scores_of, without_scores
 from zoo.commands.tables import write_table
+from zoo.data.fingerprints import fingerprint
 from zoo.export.contents import numbers_per_draw
 from zoo.export.write import write_arviz
 from zoo.infer.storage.checkpoint import write
@@ -78,7 +79,8 @@ def tables_of(done: Done, rotation: str | None, seed: int, *, scores: bool) -> F
 def write_folder(job: Job, done: Done, tables: FitTables, wanted: Written) -> None:
     """Write the run, its results, tables, figures and draws to a folder."""
     run, results, table, place = done.run, done.results, done.table, wanted.place
-    record = {**results, "command": shlex.join(["zoo", *sys.argv[1:]]), "table": job.source}
+    rows = job.source | {"fingerprint": fingerprint(job.table.x)}
+    record = {**results, "command": shlex.join(["zoo", *sys.argv[1:]]), "table": rows}
     if tables.rotated is not None:
         record["rotation"] = tables.rotated.rotation
     write(run, place)
@@ -90,7 +92,7 @@ def write_folder(job: Job, done: Done, tables: FitTables, wanted: Written) -> No
     if (why := without_scores(run, table)) is None:
         plots.save(plots.latent(with_turned_guide(run, tables.rotated), table), place / "latent.png")
     else:
-        err.print(f"no scores and no latent.png: {why}", highlight=False, soft_wrap=True, markup=False)
+        err.print(f"no scores and no latent.png: {why}", highlight=False, soft_wrap=True)
     if not wanted.groups:
         return
     n, d = table.x.shape

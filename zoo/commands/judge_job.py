@@ -9,9 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from zoo import data
 from zoo.base.threads import exactly
-from zoo.commands.console import out
+from zoo.commands.console import out, visible
 from zoo.commands.saved import Own, Saved
 from zoo.diagnostics.diagnosis import Diagnosis, diagnose
 from zoo.registry import sources
@@ -98,14 +100,12 @@ def show(found: Diagnosis, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(_plain(found), indent=2))
         return
-    out.print(f"[bold {COLOURS[found.level]}]{found.verdict}.[/]", highlight=False, soft_wrap=True)
+    out.print(f"{found.verdict}.", style=f"bold {COLOURS[found.level]}", highlight=False, soft_wrap=True)
     for finding in found.findings:
         advice = f" {finding.advice}." if finding.advice else ""
-        out.print(
-            f"  [{COLOURS[finding.level]}]{finding.level:8s}[/] [bold]{finding.check}[/]: {finding.reason}.{advice}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        level, check = (f"{finding.level:8s}", COLOURS[finding.level]), (finding.check, "bold")
+        line = Text.assemble("  ", level, " ", check, visible(f": {finding.reason}.{advice}"))
+        out.print(line, highlight=False, soft_wrap=True)
 
 
 def _plain(found: Diagnosis) -> dict[str, Any]:

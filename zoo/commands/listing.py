@@ -2,7 +2,6 @@
 
 from collections import Counter
 
-from rich.markup import escape
 from rich.table import Table
 
 from zoo import __version__
@@ -48,5 +47,5 @@ def _others(others: list[Announced]) -> Table:
             note = f"Latent Zoo has one of this name: write {each.value}"
         elif names[key] > 1:
             note = f"announced more than once: write {each.value}"
-        table.add_row(*(escape(text) for text in (each.name, each.role, each.distribution, each.value, note)))
+        table.add_row(each.name, each.role, each.distribution, each.value, note)
     return table

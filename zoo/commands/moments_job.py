@@ -134,7 +134,7 @@ def _show(found: Estimates, path: Path) -> None:
     run = found.run
     title = f"{name_of(run.model)} of {path.name} (n = {run.settings['rows']})"
     for text in (title, found.factors.table(cutoff=0, sort=False, digits=3), "", str(found.measures)):
-        out.print(text, highlight=False, soft_wrap=True, markup=False)
+        out.print(text, highlight=False, soft_wrap=True)
     state = "converged" if run.converged else "not converged"
     out.print(f"EM: {run.steps} steps in {run.settings['seconds']:.2f} s, {state} ({run.stopped})", highlight=False)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.markup import escape
 
 from zoo import data
 from zoo.base.callables import PyroCallable, undecorated
@@ -110,7 +109,10 @@ class Saved:
         return str(source)
 
     def table(self, source: str | None, command: str) -> data.Dataset:
-        """The rows of the fit, prepared as by ``zoo fit``: without those held out, and binarised if they were."""
+        """The rows of the fit, prepared as by ``zoo fit``: without those held out, and binarised if they were.
+
+        Says so where the recorded source no longer holds the rows of the fit.
+        """
         kind = getattr(torch, self.run.settings.get("dtype", "float64"))
         how = self.how
         table = data.load(
@@ -123,6 +125,8 @@ class Saved:
         seed = self.run.settings.get("seed", 0)
         if how.get("held_out"):
             table, _ = table.split(test=how["held_out"], seed=seed)
+        if source is None and how.get("fingerprint", found := data.fingerprint(table.x)) != found:
+            err.print(f"{table.source} has changed: it no longer holds the rows of the fit", soft_wrap=True)
         if how.get("binarised"):
             drawn = torch.bernoulli(table.x, generator=torch.Generator().manual_seed(seed))
             table = dataclasses.replace(table, x=drawn)
@@ -151,7 +155,7 @@ class Saved:
             table = data.load(source, columns=wanted, labels=label, dtype=torch.float64)
         index = None if known.index is None else known.index.column
         if extra := [each for each in known.columns if each not in (*table.columns, label, index, entry.labels)]:
-            err.print(escape(f"{name}: ignoring {_listed(extra)}, not among the columns of the fit"), soft_wrap=True)
+            err.print(f"{name}: ignoring {_listed(extra)}, not among the columns of the fit", soft_wrap=True)
         inner = undecorated(self.run.model)
         if isinstance(inner, HasWidth) and table.x.shape[1] != inner.data_dim:
             raise ValueError(f"{source} has {table.x.shape[1]} columns, the model was built for {inner.data_dim}")

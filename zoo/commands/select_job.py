@@ -150,7 +150,7 @@ def _show(found: Selection, title: str, size: str) -> None:
         out.print(str(found.retention), highlight=False, soft_wrap=True)
     for row in found.table:
         if row.error is not None:
-            out.print(f"{size} {row.value}: {row.error}", highlight=False, soft_wrap=True, markup=False)
+            out.print(f"{size} {row.value}: {row.error}", highlight=False, soft_wrap=True)
     compared = f"; held-out: log p(x) per row, {found.how}" if found.how != "none" else ""
     best = ", ".join(f"{WORDS[by]}: {value}" for by, value in chosen.items())
     out.print(

@@ -11,6 +11,7 @@ from zoo.data.dataset import Dataset
 from zoo.data.fingerprints import fingerprint
 from zoo.data.loading import Provenance, load, names, provenance
 from zoo.data.parts import Parts, load_parts
+from zoo.data.removal import random_mask, remove
 from zoo.data.splits import Split, rows_in_order, split_rows
 from zoo.data.square import load_moments
 
@@ -29,6 +30,8 @@ __all__ = [
     "load_parts",
     "names",
     "provenance",
+    "random_mask",
+    "remove",
     "rows_in_order",
     "split_rows",
 ]

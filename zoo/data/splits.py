@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zoo.base.checks import check_whole
+from zoo.base.order import shuffled
 from zoo.data.fingerprints import fingerprint
 
 SHUFFLED = "order of PCG64's raw output"
@@ -67,9 +68,8 @@ class Split(Mapping[str, npt.NDArray[np.int64]]):
 def split_rows(n: int, fractions: Mapping[str, float], seed: int) -> Split:
     """Splits n rows at random into parts with the given shares.
 
-    The rows are put into the order of n random keys, the raw output of the bit generator PCG64, whose stream NumPy
-    guarantees (unlike that of ``Generator.permutation`` and of ``torch.randperm``), and cut at the rounded cumulative
-    shares: the same split on every machine and with every version.
+    The rows are shuffled by :func:`zoo.base.order.shuffled` and cut at the rounded cumulative shares: the same split on
+    every machine and with every version.
 
     Args:
         n: number of rows.
@@ -92,8 +92,7 @@ def split_rows(n: int, fractions: Mapping[str, float], seed: int) -> Split:
     ends = [round(total * n) for total in accumulate(shares, initial=0.0)]
     if empty := [name for name, (a, b) in zip(fractions, pairwise(ends), strict=True) if a == b]:
         raise ValueError(f"fractions={dict(fractions)} leaves {empty[0]!r} without a row of {n}: choose a larger share")
-    order = np.argsort(np.random.PCG64(check_whole(seed, "seed", 0)).random_raw(n), kind="stable")
-    return Split(_cut(order, fractions, ends), n, seed)
+    return Split(_cut(shuffled(n, check_whole(seed, "seed", 0)), fractions, ends), n, seed)
 
 
 def rows_in_order(sizes: Mapping[str, int]) -> Split:

@@ -46,16 +46,21 @@ def announced() -> list[Announced]:
         text = distribution.read_text("entry_points.txt") or ""
         if not any(group in text for group in GROUPS.values()):
             continue
-        name = distribution.metadata.get("Name", "a distribution without a name")
+        name = _noted(distribution, "Name") or "a distribution without a name"
         if name not in seen:  # of several installed ones the first on the path counts
             seen.add(name)
-            found += _of(distribution, f"{name} {distribution.metadata.get('Version', 'of unknown version')}")
+            found += _of(distribution, f"{name} {_noted(distribution, 'Version') or 'of unknown version'}")
     return found
 
 
 def plain(name: str) -> str:
     """A name without case, hyphens and underscores, by which names are compared."""
     return name.lower().replace("-", "").replace("_", "")
+
+
+def _noted(distribution: Distribution, field: str) -> str | None:
+    """A field of a distribution's metadata, if it is there."""
+    return str(distribution.metadata[field]) if field in distribution.metadata else None
 
 
 def _of(distribution: Distribution, title: str) -> Iterator[Announced]:

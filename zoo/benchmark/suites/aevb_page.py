@@ -12,6 +12,7 @@ from zoo.benchmark.suite import Claim
 from zoo.plots.style import PALETTE
 from zoo.plots.style import TEXT as SMALL
 
+METHODS = ("AEVB", "wake-sleep")
 PARTS = ("held_out", "train")
 FIRST = 100_000  # training samples, where the published curves begin
 TEXT = """Kingma and Welling (2014) compare auto-encoding variational Bayes (AEVB) with the wake-sleep algorithm, which
@@ -25,9 +26,11 @@ trains the same pair of networks: the encoder on rows that the decoder dreams in
 - Minibatches of 100 rows, one draw per row, the KL in closed form for AEVB. At the budget `full` by Adagrad from
   weights of variance 0.01, as published; at `cpu` by Adam with a decaying rate, the same for both
   methods, which ends higher after few samples. The paper's prior on the weights is left out.
-- The **marginal likelihood** of small models (100 hidden units, 3 latents), by the importance-weighted bound along the
-  training and by annealed importance sampling at its end, in place of the paper's estimator by Hamiltonian Monte Carlo.
-  Monte Carlo EM, the paper's third method there, is left out.
+- The **marginal likelihood** of small models (100 hidden units, 3 latents) along the training, for 1,000 and for 50,000
+  training rows: the tighter of the importance-weighted bound and annealed importance sampling, which start from the
+  encoder, in place of the paper's estimator by Hamiltonian Monte Carlo. With few rows an encoder trained by the bound
+  overfits: held-out rows have a looser bound (`held_out`, `iwae`) under a decoder that is none the worse. Monte Carlo
+  EM, the paper's third method there, is left out.
 
 Higher is better in every column. The table shows the last point of each curve.
 """
@@ -52,7 +55,7 @@ def ends(table: pl.DataFrame, method: str, measure: str) -> dict[str, float]:
 
 
 def _order(table: pl.DataFrame, data: str, sizes: Sequence[int]) -> Claim:
-    end = ends(table, "AEVB", "held_out") if len(table) else {}
+    end = ends(table, "AEVB", "held_out")
     values = [end.get(f"{data}, N_z = {k}", math.nan) for k in sizes]
     rising = None if any(map(math.isnan, values)) else values == sorted(values)
     figures = ", ".join(f"{k}: {value:.2f}" for k, value in zip(sizes, values, strict=True))
@@ -60,7 +63,7 @@ def _order(table: pl.DataFrame, data: str, sizes: Sequence[int]) -> Claim:
 
 
 def _close(table: pl.DataFrame) -> Claim:
-    end = ends(table, "AEVB", "held_out") if len(table) else {}
+    end = ends(table, "AEVB", "held_out")
     few, many = (end.get(f"MNIST, N_z = {k}", math.nan) for k in (20, 200))
     held = None if math.isnan(few + many) else abs(many - few) <= 2
     return Claim(
@@ -86,10 +89,8 @@ def _above(table: pl.DataFrame, cases: str) -> Claim:
 
 
 def _evidence(table: pl.DataFrame) -> Claim:
-    text = "Marginal likelihood: AEVB ends above wake-sleep, for few training rows and for many"
-    if not len(table):
-        return Claim(text, None, "no rows")
-    ours, theirs = (ends(table, method, "evidence") for method in ("AEVB", "wake-sleep"))
+    text = "Marginal likelihood: AEVB ends above wake-sleep on held-out rows, for few training rows and for many"
+    ours, theirs = (ends(table, method, "evidence") for method in METHODS)
     both = [case for case in ours if case in theirs]
     figures = "; ".join(f"{case}: {ours[case]:.2f} against {theirs[case]:.2f}" for case in both)
     held = all(ours[case] > theirs[case] for case in both) if len(both) > 1 else None

@@ -16,6 +16,7 @@ from zoo.base.callables import PyroCallable, held_modules, modules, name_of, unw
 from zoo.base.module import Module
 from zoo.base.origin import Origin, remember
 from zoo.base.protocols import HasWidth
+from zoo.infer.storage.bounded import Bounded, TooLarge, rows_like
 from zoo.infer.storage.files import PARAMETERS, SETTINGS
 from zoo.infer.storage.record import Settings, arguments, class_path, from_json, handler_names, state
 
@@ -135,18 +136,20 @@ def build(part: Part, known: dict[str, Any], made: type | Builder | None = None)
     recorded = inspect.isclass(found) and issubclass(found, Module)
     given = part.record.get("settings") if recorded else part.made_with
     whole = known.get("model")
-    if given is None and (isinstance(made, Builder) or issubclass(found, AutoGuide)):
+    if given is None and (isinstance(made, Builder) or _automatic(found)):
         given = {} if whole is None else _model_alone(found, whole[0])
     if not isinstance(given, dict):
         raise ValueError(f"{file} lacks the arguments of the {role} {path}: restore it, or pass load(path, {role}=...)")
-    values = dict(getattr(found, "absent", {}))
+    values, rows = dict(getattr(found, "absent", {})), None
     for name, value in given.items():
         note = next(iter(value), None) if isinstance(value, dict) else None
         if note in ("module", "object") and whole is not None and value[note] == whole[0]:
             values[name] = whole[1]
         elif note == "tensor" and name == "x" and name in known:
-            dtype, device = known[name]
-            values[name] = torch.zeros(1, dtype=dtype, device=device).expand(value["tensor"])  # takes no memory
+            try:
+                values[name] = rows = rows_like(value["tensor"], part.tensors, *known[name])
+            except TooLarge as error:
+                raise _not_built(part, error) from None
         elif note in ("module", "tensor", "object"):
             raise ValueError(
                 f"{file} does not contain the argument {name} of the {role} {path} ({value[note]}): build "
@@ -154,18 +157,28 @@ def build(part: Part, known: dict[str, Any], made: type | Builder | None = None)
             )
         else:
             values[name] = from_json(value)
+    held = list(part.tensors.values())
+    if whole is not None:
+        held += [tensor for module in modules(whole[1]) for tensor in (*module.parameters(), *module.buffers())]
     try:
-        built = found(**values)
+        with Bounded(held, rows=None if rows is None else len(rows)):
+            built = found(**values)
     except Exception as error:
-        raise ValueError(
-            f"{file}: the {role} {path}, saved by latent-zoo {part.version}, cannot be built from its settings "
-            f"({type(error).__name__}: {error}): restore the file, install that version, or pass load(path, {role}=...)"
-        ) from error
+        raise _not_built(part, error) from error
     if isinstance(made, Builder):
         check_alike(part, built)
     if part.made_with is not None:
         remember(built, Origin(part.origin, part.made_with))
     return built
+
+
+def _not_built(part: Part, error: Exception) -> ValueError:
+    """The error for arguments that do not build."""
+    role = part.role
+    return ValueError(
+        f"{part.file}: the {role} {part.path}, saved by latent-zoo {part.version}, cannot be built from its settings "
+        f"({type(error).__name__}: {error}): restore the file, install that version, or pass load(path, {role}=...)"
+    )
 
 
 def check_alike(part: Part, given: PyroCallable) -> None:
@@ -321,6 +334,10 @@ def _given(part: Part, made: type) -> type:
             f"it yourself and pass it, load(path, {part.role}=...)"
         )
     return made
+
+
+def _automatic(made: object) -> bool:
+    return isinstance(made, type) and issubclass(made, AutoGuide)
 
 
 def _model_alone(make: Callable[..., Any], path: str) -> Settings:
