@@ -70,7 +70,7 @@ class _Cells:
         """A method's cell."""
         entry = self.entries[measure.name].get((place[:1] if measure is SECONDS else place, method))
         if entry is None:
-            return Text(note="-" if (place[0], method) in self.ran else "not run")
+            return Text(note="-" if (place[0], method) in self.ran or not self.applies(place, method) else "not run")
         return Text(
             number(entry.mean, measure) if entry.values else "",
             "" if math.isnan(entry.se) else number(entry.se, measure),
@@ -78,6 +78,12 @@ class _Cells:
             _note(entry, self.seeds),
             self.published(place, (method, measure.name), measure),
         )
+
+    def applies(self, place: Place, method: str) -> bool:
+        """Whether the suite runs a method on a case."""
+        case = next((one for one in self.suite.cases if one.name == place[0]), None)
+        found = next((one for one in self.suite.methods if one.name == method), None)
+        return case is None or found is None or found.cases(case)
 
     def published(self, place: Place, key: str | tuple[str, str], measure: Measure) -> tuple[str, str] | None:
         """A published value and the letter of its source."""
@@ -210,11 +216,11 @@ def _notes(cells: _Cells) -> Iterator[str]:
     """How to read the tables."""
     if cells.seeds > 1:
         yield (
-            f"Mean ± standard error over {cells.seeds} seeds (n where fewer). In bold the best, and all within two "
-            "standard errors of it, paired by seed."
+            f"Mean ± standard error over {cells.seeds} seeds (n where fewer). In bold the best, all within two "
+            "standard errors of it, paired by seed, and what differs from it by less than the digits printed."
         )
     else:
-        yield "One seed, so no standard errors: only the best is in bold."
+        yield "One seed, so no standard errors: in bold the best, and what differs by less than the digits printed."
     texts = texts_along(cells.suite, cells.table)
     if numbers := [name for name in cells.suite.along if name not in texts]:
         yield f"Along {', '.join(numbers)} the last point counts."

@@ -6,6 +6,7 @@ from zoo.benchmark.suite import BUDGETS, Suite
 
 SUITES: tuple[str, ...] = (
     "aevb",
+    "conjugate",
     "clustering",
     "deep",
     "gaps",
