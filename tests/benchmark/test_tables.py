@@ -1,5 +1,6 @@
 """Tables of a benchmark: means, what is in bold, and every form in which they are written."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -133,6 +134,24 @@ def test_along_numbers_the_end_counts_and_texts_have_rows(curve):
     assert "| **a, start** |" in text
     assert "Along stage, steps the last point counts." not in text
     assert "Along steps the last point counts." in text
+
+
+def test_a_measure_has_rows_where_it_was_taken_and_may_be_left_out(tmp_path):
+    def measure(fitted, data, cell):
+        noise = [{"stage": f"s{i}", "error": 1.0, "size": 2.0} for i in range(30)]
+        return [*noise, {"stage": "end", "bound": 3.0}]
+
+    suite = tiny.suite(measure=measure, along=("stage",), cases=[Case("a", tiny.load)])
+    measures = [Measure("error"), Measure("size", shown=False), Measure("bound")]
+    suite = dataclasses.replace(suite, measures=measures)
+    blocks = {block.title: block for block in layout(suite, run(suite, tmp_path)).blocks}
+    rows = {title: [name for name, _ in block.groups[0][1]] for title, block in blocks.items()}
+    assert rows["error"] == [f"a, s{i}" for i in range(30)]
+    assert rows["bound"] == ["a, end"]
+    assert rows["seconds (s)"] == ["a"]
+    (_, (first, *_)), *_ = blocks["seconds (s)"].groups[0][1]
+    assert first.mean == "0.0"
+    assert "size" not in rows
 
 
 def test_every_file_is_written(failed, curve, tmp_path):
