@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 
 from guides.encoder import encode, flatten_last, positive, resolved
 from guides.gaussian import shaped, unshaped, width
+from guides.local_flow import LocalFlow
 from guides.shared import Shared, shared_part
 from guides.sites import CannotServe, Sites, check_data, only, require_local, summed_out
 from zoo.base.callables import PyroCallable, in_evaluation_mode
@@ -186,6 +187,16 @@ class Flow(Module):
         """
         only(self.sites)
         return self._site(0, *self.encode(like(x, self)))
+
+    @torch.no_grad()
+    def local(self, x: Tensor) -> LocalFlow:
+        """The family of flows with parameters of their own for every row ``x`` (b, d), which starts at this guide's q.
+
+        Raises:
+            ValueError: the model has several local sites, or ``x`` another width than the network.
+        """
+        only(self.sites)
+        return LocalFlow(self.flows[0], *self.encode(like(x, self)))  # type: ignore[arg-type]
 
 
 def _step(

@@ -44,6 +44,9 @@ class FullRank(Module):
 
     Raises:
         CannotServe: the model has a discrete site, or ``closed_form`` is true and it has none.
+
+    References:
+        Opper and Archambeau (2009), The variational Gaussian approximation revisited, Neural Computation 21.
     """
 
     gaussian = True  # all sites are Gaussian (in unconstrained coordinates) or categorical

@@ -21,7 +21,8 @@ from guides import CannotServe
 from zoo.base import seeded
 from zoo.base.latent_sites import layout
 from zoo.base.protocols import ClosedBound, Conjugate
-from zoo.commands.registry import build, guide_classes, models, options
+from zoo.registry.finding import guide_classes, models
+from zoo.registry.making import build, options
 
 SIZES = {"latent_dim": 2, "components": 2}
 DATA_DIM = 4
@@ -79,7 +80,7 @@ class Family:
         return not self.settings
 
     def build(self, model: Any, x: torch.Tensor) -> Any:
-        return build(self.cls, dict(self.settings), model, x)
+        return build(self.cls, dict(self.settings), model=model, x=x)
 
 
 def variants(classes):
@@ -101,7 +102,7 @@ def label(cls, given) -> str:
 
 def _registered(cls, given) -> Kind:
     def make(dtype=torch.float64):
-        return build(cls, given, DATA_DIM).to(dtype)
+        return build(cls, given, data_dim=DATA_DIM).to(dtype)
 
     return Kind(label(cls, given), make, cls, tuple(given.items()))
 

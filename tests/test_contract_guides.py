@@ -31,8 +31,9 @@ from pyro.poutine.util import site_is_subsample
 import zoo
 from guides import CannotServe
 from zoo.base.plates import spread
-from zoo.commands.registry import build, guide_classes
 from zoo.infer.losses.closed_form import closed_form
+from zoo.registry.finding import guide_classes
+from zoo.registry.making import build
 
 pytestmark = pytest.mark.usefixtures("own_store")
 every_cell = cells()  # every variant of one with every class of the other
@@ -77,7 +78,7 @@ def test_a_refusal_says_who_serves(kind, family):
         others = [family.cls]
     assert others
     for other in others:
-        build(other, {}, model, x)
+        build(other, {}, model=model, x=x)
 
 
 @every_cell

@@ -15,8 +15,9 @@ import torch
 import zoo
 from guides import CannotServe
 from zoo.base.random import seeded
-from zoo.commands import catalogue, registry
+from zoo.commands import catalogue
 from zoo.likelihoods.kinds import LIKELIHOODS
+from zoo.registry import finding, making
 
 README = Path(__file__).parents[1] / "README.md"
 CATALOGUE = Path(catalogue.__file__).with_suffix(".json")
@@ -28,12 +29,12 @@ def refusals() -> dict[str, dict[str, CannotServe]]:
     """Every model of the package, with the guides that refuse it and how."""
     found: dict[str, dict[str, CannotServe]] = {}
     with seeded(0), pyro.get_param_store().scope():
-        for name, cls in registry.models().items():
-            sizes = {key: size for key, size in SIZES.items() if key in registry.options(cls)}
+        for name, cls in finding.models().items():
+            sizes = {key: size for key, size in SIZES.items() if key in making.options(cls)}
             found[name] = {}
-            for guide, kind in registry.guide_classes().items():
+            for guide, kind in finding.guide_classes().items():
                 try:
-                    registry.build(kind, {}, registry.build(cls, sizes, 3), torch.randn(5, 3))
+                    making.build(kind, {}, model=making.build(cls, sizes, data_dim=3), x=torch.randn(5, 3))
                 except CannotServe as refusal:
                     found[name][guide] = refusal
     return found
@@ -46,11 +47,11 @@ def in_order(names: Iterable[str], listed: Iterable[str]) -> list[str]:
 
 
 def models() -> list[str]:
-    return in_order(registry.models(), catalogue.MODELS)
+    return in_order(finding.models(), catalogue.MODELS)
 
 
 def guide_names() -> list[str]:
-    return in_order(registry.guide_classes(), catalogue.GUIDES)
+    return in_order(finding.guide_classes(), catalogue.GUIDES)
 
 
 def file() -> str:
@@ -63,7 +64,7 @@ def file() -> str:
         },
         "guides": guide_names(),
         "likelihoods": in_order(LIKELIHOODS, catalogue.LIKELIHOODS),
-        "data": list(zoo.data.names()),
+        "data": {name: vars(zoo.data.provenance(name)) for name in zoo.data.names()},
     }
     return json.dumps(content, indent=2) + "\n"
 

@@ -46,6 +46,7 @@ _WINGS = (
     "alignment",
     "base",
     "benchmark",
+    "citation",
     "compat",
     "data",
     "diagnostics",
@@ -59,6 +60,7 @@ _WINGS = (
     "networks",
     "plots",
     "posterior",
+    "registry",
     "report",
 )
 

@@ -23,8 +23,8 @@ from torch import Tensor
 
 import guides
 import zoo
-from zoo.benchmark.deep import CLIP, DEEP, mnist
 from zoo.benchmark.speed.steps import Loop, binary_vae
+from zoo.benchmark.suites.deep import CLIP, DEEP
 
 ROUNDS = 5  # of every kind, in turns
 
@@ -34,6 +34,12 @@ def rows(count: int) -> Tensor:
     if os.environ.get("LATENT_ZOO_DATA"):
         return zoo.data.load("mnist", dtype=torch.float32).x[:count]
     return torch.rand(count, 784)
+
+
+def mnist() -> tuple[Tensor, Tensor, Tensor]:
+    """Training, validation and test rows, with values in [0, 1]."""
+    parts = zoo.data.load_parts("mnist", dtype=torch.float32)
+    return parts.train.x, parts.validation.x, parts.test.x
 
 
 def wait(device: str) -> None:
@@ -132,7 +138,7 @@ def protocol(device: str, minutes: float, folder: Path, epochs: int | None = Non
     short, longer = (float(run(count * per_epoch, math.inf).settings["seconds"]) for count in (2, 6))
     seconds = (longer - short) / 4  # an epoch without what the beginning of a fit takes
     left = 60 * minutes - (time.perf_counter() - began)
-    planned = epochs or max(2, min(p.budgets["full"].epochs, int(0.85 * left / seconds)))
+    planned = epochs or max(2, min(p.efforts["full"].epochs, int(0.85 * left / seconds)))
     found = run(planned * per_epoch, left, validation=valid, every=every * per_epoch)
     seen = torch.bernoulli(test, generator=torch.Generator(test.device).manual_seed(0))
     evaluated = zoo.posterior.evidence.log_evidence_bounds(found, seen[:2000], draws=(500,))
@@ -145,7 +151,7 @@ def protocol(device: str, minutes: float, folder: Path, epochs: int | None = Non
         "elbo": evaluated["ELBO"].mean,
         "iwae_500": evaluated["IWAE-500"].mean,
         "rows": min(2000, len(seen)),
-        "published": p.published,
+        "published": None if p.published is None else -p.published.value,
     }
     (folder / "protocol.json").write_text(json.dumps(row, indent=1))
     return row

@@ -56,6 +56,18 @@ def test_strict_ends_with_a_status(folder, tmp_path):
     assert runner.invoke(app, ["diagnose", str(folder), "--strict"]).exit_code == 0
 
 
+def test_rows_that_have_changed_since_the_fit_are_noticed(tmp_path):
+    file, place = tmp_path / "rows.csv", tmp_path / "run"
+    file.write_text("a,b\n1,2\n3,5\n4,4\n2,2\n")
+    words = ["fit", "PPCA", str(file), "-k", "1", "--quiet", "--arviz", "none", "--out", str(place)]
+    assert runner.invoke(app, words).exit_code == 0
+    changed = "rows.csv has changed: it no longer holds the rows of the fit"
+    assert changed not in runner.invoke(app, ["diagnose", str(place)]).output
+    file.write_text("a,b\n1,2\n3,5\n4,4\n2,3\n")
+    assert changed in runner.invoke(app, ["diagnose", str(place)]).output
+    assert changed not in runner.invoke(app, ["diagnose", str(place), str(file)]).output
+
+
 def test_a_run_without_recorded_rows(tmp_path):
     x = zoo.data.load("iris", dtype=torch.float64).x
     model = zoo.PPCA(4, 1).double()

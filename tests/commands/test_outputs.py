@@ -216,9 +216,9 @@ def test_the_commands_of_a_report_work_as_printed(place, call, tmp_path, monkeyp
     done(call(*given))
     monkeypatch.chdir(tmp_path)
     from zoo.commands.judge_job import _again
-    from zoo.commands.saved import Saved
+    from zoo.commands.saved import Own, Saved
 
-    lines = [shlex.split(line) for line in _again(Saved.read(place / "my run"), None)]
+    lines = [shlex.split(line) for line in _again(Saved.read(place / "my run", Own()), None)]
     assert [line[:2] for line in lines] == [["zoo", "fit"], ["zoo", "diagnose"]]
     done(call(*lines[0][1:]))
     again = zoo.load(place / "my run-again")

@@ -27,7 +27,9 @@ def command(*words):
     )
 
 
-@pytest.mark.parametrize("words", [("--help",), ("list",), ("fit", "--help"), ("report", "--help")], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [("--help",), ("list",), ("fit", "--help"), ("report", "--help"), ("cite", "VAE")], ids=" ".join
+)
 def test_help_and_list_load_nothing_heavy(words):
     assert loaded(command(*words)) == []
 

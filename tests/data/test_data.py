@@ -10,9 +10,12 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from scipy.io import savemat
 
-from zoo.data import Dataset, load, names
+from zoo.data import Dataset, load, names, provenance
 from zoo.data import mnist as mnist_module
+from zoo.data.frey_faces import ARRAY, MATLAB
+from zoo.data.frey_faces import FILES as FREY_FILES
 from zoo.data.mnist import MIRRORS, SHA256, fetch, read_idx
 
 
@@ -106,7 +109,7 @@ def test_bundled_columns_and_labels_can_be_chosen():
 
 def test_names_lists_what_load_knows():
     assert set(names()) == {
-        *("iris", "wine", "digits", "breast_cancer", "faithful", "holzinger", "mnist", "mnist-test"),
+        *("iris", "wine", "digits", "breast_cancer", "faithful", "holzinger", "mnist", "mnist-test", "frey_faces"),
     }
 
 
@@ -424,6 +427,22 @@ def test_labels_must_be_whole_and_complete(csv, parquet, npy):
         load(npy(np.array([[0.0, np.nan]])), labels=1)
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_names_that_count_the_columns_are_taken_and_noted(csv, first):
+    found = load(csv(f"{first},{first + 1}\n3,4\n5,6\n"))
+    assert found.columns == (str(first), str(first + 1))
+    assert "the first line, which counts the columns, taken as their names" in found.notes
+
+
+@pytest.mark.parametrize("beyond", [2**53 + 1, -(2**53) - 1])
+def test_whole_numbers_beyond_float64_are_refused_in_files(npy, parquet, beyond):
+    rows = np.array([[1, 2], [3, 2**53], [5, beyond]])
+    for path in (npy(rows), parquet(pl.DataFrame(rows, schema=["0", "1"]))):
+        with pytest.raises(ValueError, match=rf"holds {beyond} in row 2, column [01] \('1'\).*exclude the column"):
+            load(path, dtype=torch.float64)
+        assert load(path, columns=["0"]).x.flatten().tolist() == [1, 3, 5]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -437,6 +456,8 @@ def test_labels_must_be_whole_and_complete(csv, parquet, npy):
         ("a,b\n1,2\n\n3,4\n", "blank line before line 4"),
         ("a,b,a\n1,2,3\n", "column name 'a' appears more than once"),
         ("5.1,3.5\n4.9,3.0\n", "has no header"),
+        ("5,3\n4,3\n", "has no header"),
+        ("2,3\n4,3\n", "has no header"),
         ('a,b\n1,"2\n3,4\n', "cannot be read"),
         ('a,b\n1,"2"3\n', "cannot be read"),
         ("a,b\r1,2\r", "cannot be read"),
@@ -613,6 +634,69 @@ def test_mnist_itself(shared_data, monkeypatch):
         assert data.columns[-1] == "pixel_27_27"
     assert train.x.mean().item() == pytest.approx(0.1307, abs=1e-4)  # the mean everyone normalizes by
     assert train.labels[:5].tolist() == [5, 0, 4, 1, 9]
+
+
+# Frey faces.
+
+
+def test_frey_faces_themselves(shared_data, monkeypatch, tmp_path):
+    monkeypatch.setenv("LATENT_ZOO_DATA", str(shared_data))
+    data = load("frey_faces")
+    assert data.x.shape == (1965, 560)
+    assert data.columns[21] == "pixel_1_1"
+    assert data.columns[-1] == "pixel_27_19"
+    assert 0 <= data.x.min() < data.x.max() <= 1
+    pixels = (data.x * 255).round().to(torch.uint8).numpy()
+    savemat(tmp_path / MATLAB, {"ff": pixels.T})
+    monkeypatch.setenv("LATENT_ZOO_DATA", str(tmp_path))
+    assert torch.equal(load("frey_faces").x, data.x)
+    pixels[3, 5] ^= 1  # a single pixel
+    savemat(tmp_path / MATLAB, {"ff": pixels.T})
+    with pytest.raises(ValueError, match=r"frey_rawface\.mat has the wrong checksum.*remove it.*LATENT_ZOO_DATA"):
+        load("frey_faces")
+
+
+@pytest.mark.parametrize("name", [ARRAY, MATLAB])
+def test_damaged_frey_faces_name_the_file(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("LATENT_ZOO_DATA", str(tmp_path))
+    write(tmp_path / name, "<html>404</html>" * 30)
+    with pytest.raises(ValueError, match=rf"{name} cannot be read, it may be damaged.*remove it"):
+        load("frey_faces")
+
+
+def test_frey_faces_are_looked_for_under_both_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("LATENT_ZOO_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"frey_faces\.npz .* nor frey_rawface\.mat: put Frey Face's file"):
+        load("frey_faces")
+    np.savez(tmp_path / ARRAY, images=np.zeros((2, 28, 20), np.uint8))
+    with pytest.raises(ValueError, match="does not hold Frey's faces"):
+        load("frey_faces")
+
+
+def test_frey_faces_are_downloaded_as_a_matlab_file(monkeypatch):
+    asked = []
+
+    def retrieve(url, known_hash, fname, path):
+        asked.append((url, known_hash))
+        raise OSError("down")
+
+    monkeypatch.delenv("LATENT_ZOO_DATA", raising=False)
+    monkeypatch.setattr("pooch.retrieve", retrieve)
+    with pytest.raises(ConnectionError, match=r"cannot download Frey Face's frey_rawface\.mat: set LATENT_ZOO_DATA"):
+        load("frey_faces")
+    assert asked == [(mirror + MATLAB, None) for mirror in FREY_FILES.mirrors]
+
+
+def test_provenance_without_loading():
+    for name in names():
+        found = provenance(name)
+        assert found.source
+        assert found.licence
+    assert str(provenance("frey_faces")).endswith("(none stated: fetched, not distributed)")
+    iris = load("iris")
+    assert (iris.source, iris.licence) == (provenance("iris").source, provenance("iris").licence)
+    with pytest.raises(ValueError, match="did you mean 'iris'"):
+        provenance("irises")
 
 
 def test_a_large_array_stays_on_disk(tmp_path, monkeypatch):

@@ -63,6 +63,14 @@ def test_the_page_shows_checks_and_settings(page):
     assert all(len(words) > 30 for _, words in pictures)
 
 
+def test_the_page_says_what_to_cite(page):
+    section = page.read_text(encoding="utf-8").split("<h2>Cite</h2>")[1]
+    assert "M. E. Tipping and C. M. Bishop (1999)" in section
+    assert '<span class="soft">(PPCA)</span>' in section
+    for key in ("latentzoo", "bingham2019pyro", "tipping1999probabilistic", "neal1998view", "fisher1936use"):
+        assert f"{{{key}," in section
+
+
 def test_a_bad_run_fails(table, tmp_path):
     model = PPCA(4, 2).double()
     run = zoo.fit(model, MeanField(model, table.x), table.x, progress=False)

@@ -23,10 +23,27 @@ from zoo.base.independent import without_event_dims
 from zoo.base.moments import Moments
 
 
-def posterior_precision(weight: Tensor, noise: Tensor) -> Tensor:
-    r""":math:`P = I + W^T \Psi^{-1} W` (k, k), the precision of z given x, the same for every row."""
+def posterior_root(weight: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    r"""The lower triangular root L (k, k) of the posterior's covariance, and :math:`\Psi^{-1} W L` (d, k).
+
+    .. math:: P^{-1} = L L^T, \quad E[z \mid x] = L \, (\Psi^{-1} W L)^T (x - \mu)
+
+    Both come from the Cholesky factor of P, or where the signal is far above the noise, from a QR decomposition of
+    :math:`(\Psi^{-1/2} W; I)`, whose condition number is the square root of that of P.
+
+    Raises:
+        FloatingPointError: the signal is so far above the noise that the precision of the numbers cannot hold both.
+    """
+    scaled = (weight / noise.sqrt().unsqueeze(1)).flip(1)  # from the last factor, so that L is lower triangular
     identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
-    return identity + (weight.T / noise) @ weight
+    if not missing_linear.far_above(scaled):
+        triangle = torch.linalg.cholesky(identity + scaled.T @ scaled, upper=True)
+        root = torch.linalg.solve_triangular(triangle, identity, upper=True).flip(0, 1)
+        return root, (weight / noise.unsqueeze(1)) @ root
+    basis, triangle = torch.linalg.qr(torch.cat([scaled, identity]))
+    sign = triangle.diagonal().sign()
+    root = torch.linalg.solve_triangular(triangle, torch.diag(sign), upper=True).flip(0, 1)
+    return root, (basis[: -len(root)] * sign).flip(1) / noise.sqrt().unsqueeze(1)
 
 
 def posterior(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> dist.MultivariateNormal:
@@ -36,20 +53,30 @@ def posterior(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> dist.Mu
     """
     if incomplete(x):
         return missing_linear.posterior(x, weight, mean, noise)
-    root = torch.linalg.cholesky(posterior_precision(weight, noise))
-    identity = torch.eye(len(root), dtype=root.dtype, device=root.device)
-    whitened = torch.linalg.solve_triangular(root, weight.T / noise, upper=False)  # (k, d)
-    inverse = torch.linalg.solve_triangular(root, identity, upper=False)  # P^-1 = inverse' inverse
-    loc = (x - mean) @ whitened.T @ inverse  # (n, k)
-    covariance = inverse.T @ inverse
-    return dist.MultivariateNormal(loc, scale_tril=torch.linalg.cholesky(covariance))
+    root, whiten = posterior_root(weight, noise)
+    return dist.MultivariateNormal((x - mean) @ whiten @ root.T, scale_tril=root)
 
 
 def log_marginal(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> Tensor:
     r""":math:`\log N(x \mid \mu, W W^T + \Psi)`, one per row (n,)."""
     if incomplete(x):
         return missing_linear.log_marginal(x, weight, mean, noise)
-    return dist.LowRankMultivariateNormal(mean, weight, noise).log_prob(x)
+    root, whiten = posterior_root(weight, noise)
+    logdet = noise.log().sum() - 2 * root.diagonal().log().sum()
+    return -0.5 * (len(mean) * math.log(2 * math.pi) + logdet + _misfit(x - mean, weight, noise, root, whiten))
+
+
+def _misfit(offset: Tensor, weight: Tensor, noise: Tensor, root: Tensor, whiten: Tensor) -> Tensor:
+    r""":math:`r^T (W W^T + \Psi)^{-1} r` of every row r of ``offset`` (n, d), given :func:`posterior_root`.
+
+    It is the difference of two sums of squares, or where they nearly cancel, the squares of what the posterior's mean
+    m leaves: :math:`(r - W m)^T \Psi^{-1} (r - W m) + m^T m`.
+    """
+    white = offset @ whiten  # (n, k)
+    if not missing_linear.far_above(weight / noise.sqrt().unsqueeze(1)):
+        return (offset.square() / noise).sum(-1) - white.square().sum(-1)
+    loc = white @ root.T
+    return ((offset - loc @ weight.T).square() / noise).sum(-1) + loc.square().sum(-1)
 
 
 def elbo(x: Tensor, q: Distribution, weight: Tensor, mean: Tensor, noise: Tensor) -> Tensor:
@@ -88,19 +115,17 @@ def log_likelihood(moments: Moments, weight: Tensor, mean: Tensor, noise: Tensor
     """The total log-likelihood of all rows, from their moments: a scalar.
 
     Where a noise variance is small, two large numbers nearly cancel in :math:`x^T \\Sigma^{-1} x` by way of P, and the
-    covariance (d, d) is factorised instead.
+    columns of a root of the covariance (d, d) take the place of rows.
     """
     offset = moments.mean - mean
     scatter = moments.covariance + torch.outer(offset, offset)  # (d, d)
-    root = torch.linalg.cholesky(posterior_precision(weight, noise))
-    whitened = torch.linalg.solve_triangular(root, weight.T / noise, upper=False)  # (k, d)
-    total, explained = (scatter.diagonal() / noise).sum(), ((whitened @ scatter) * whitened).sum()
-    misfit = total - explained
-    logdet = noise.log().sum() + 2 * root.diagonal().log().sum()
+    root, whiten = posterior_root(weight, noise)
+    total = (scatter.diagonal() / noise).sum()
+    misfit = total - ((whiten.T @ scatter) * whiten.T).sum()
     if float(misfit.detach()) <= missing_linear.CANCELLED * float(total.detach()):
-        dense = torch.linalg.cholesky(weight @ weight.T + torch.diag(noise))
-        misfit = torch.cholesky_solve(scatter, dense).diagonal().sum()
-        logdet = 2 * dense.diagonal().log().sum()
+        rows = torch.cat([moments.square_root().T, offset.unsqueeze(0)])
+        misfit = _misfit(rows, weight, noise, root, whiten).sum()
+    logdet = noise.log().sum() - 2 * root.diagonal().log().sum()
     return -0.5 * moments.count * (len(mean) * math.log(2 * math.pi) + logdet + misfit)
 
 
@@ -111,19 +136,16 @@ def em_update(moments: Moments, weight: Tensor, noise: Tensor) -> tuple[Tensor, 
     :math:`W \leftarrow S \beta^T (P^{-1} + \beta S \beta^T)^{-1}` and the residuals
     :math:`\mathrm{diag}(S - W \beta S)`: factor analysis uses them, PPCA their mean.
     """
-    root = torch.linalg.cholesky(posterior_precision(weight, noise))
-    beta = torch.cholesky_solve(weight.T / noise, root)  # (k, d)
-    identity = torch.eye(len(root), dtype=root.dtype, device=root.device)
+    root, whiten = posterior_root(weight, noise)
+    beta = root @ whiten.T  # (k, d)
     cross = beta @ moments.covariance  # (k, d)
-    second = torch.cholesky_solve(identity, root) + cross @ beta.T
+    second = root @ root.T + cross @ beta.T
     weight = torch.linalg.solve(second, cross).T
     variance = moments.covariance.diagonal()
     residual = variance - (weight * cross.T).sum(1)
     if bool((residual < missing_linear.CANCELLED * variance).any()):
-        square, failed = torch.linalg.cholesky_ex(moments.covariance)
-        if not failed:  # the same as a sum of squares: S = L L', diag((I - W beta) S (I - W beta)' + W P^-1 W')
-            spread = torch.linalg.solve_triangular(root, weight.T, upper=False)
-            residual = (square - weight @ (beta @ square)).square().sum(1) + spread.square().sum(0)
+        square = moments.square_root()  # the same as a sum of squares: diag((I - W beta) S (I - W beta)' + W P^-1 W')
+        residual = (square - weight @ (beta @ square)).square().sum(1) + (weight @ root).square().sum(1)
     return weight, torch.maximum(residual, 1e-30 * variance)  # a perfect fit may be negative by rounding
 
 
@@ -162,9 +184,12 @@ def _rank(moments: Moments) -> int:
     if not varies.any():
         return 0
     unit = deviation[varies]
+    offset = (rounding[varies] / unit).square().sum()
+    if moments.root is not None:
+        values = torch.linalg.svdvals(moments.root[varies] / unit.unsqueeze(1)).square()
+        return int((values > 1e-28 * len(unit) + offset).sum())
     values = torch.linalg.eigvalsh(moments.covariance[varies][:, varies] / torch.outer(unit, unit))
-    resolution = 1e-14 * len(unit) + (rounding[varies] / unit).square().sum()
-    return int((values > resolution).sum())
+    return int((values > 1e-14 * len(unit) + offset).sum())
 
 
 def _agree(x: Tensor, whole: Tensor, rank: int) -> bool:
@@ -190,7 +215,11 @@ def best_weight(moments: Moments, noise: Tensor, latent_dim: int) -> Tensor:
     :math:`\Psi^{1/2} u_j \sqrt{\max(\lambda_j - 1, 0)}` (Joereskog 1967, Psychometrika 32).
     """
     root = noise.sqrt()
-    values, vectors = torch.linalg.eigh(moments.covariance / torch.outer(root, root))
+    if moments.root is None:
+        values, vectors = torch.linalg.eigh(moments.covariance / torch.outer(root, root))
+    else:
+        vectors, deviations, _ = torch.linalg.svd(moments.root / root.unsqueeze(1))
+        values, vectors = deviations.square().flip(0), vectors.flip(1)
     leading = (values[-latent_dim:] - 1).clamp_min(0).sqrt()
     weight = root.unsqueeze(1) * vectors[:, -latent_dim:] * leading
     return torch.nn.functional.pad(weight, (0, latent_dim - weight.shape[1])).contiguous()  # zeros for surplus factors
@@ -280,15 +309,11 @@ def filled_moments(x: Tensor | Moments, weights: Tensor | None = None) -> Moment
 def remainder(moments: Moments, latent_dim: int) -> Tensor:
     """The noise variance of PPCA: the mean of the D - K smallest eigenvalues of the covariance, a scalar.
 
-    It is the mean square of what the leading eigenvectors leave of a root of the covariance: eigenvalues have an error
+    It is the mean square of the smallest singular values of a root of the covariance: the eigenvalues have an error
     relative to the largest one.
     """
-    values, vectors = torch.linalg.eigh(moments.covariance)
-    square, failed = torch.linalg.cholesky_ex(moments.covariance)
-    if failed:
-        return values[:-latent_dim].mean()
-    top = vectors[:, -latent_dim:]
-    return (square - top @ (top.T @ square)).square().sum() / (len(values) - latent_dim)
+    values = torch.linalg.svdvals(moments.square_root())
+    return values[latent_dim:].square().mean()
 
 
 def uniqueness(moments: Moments, latent_dim: int) -> Tensor:

@@ -16,6 +16,28 @@ from zoo.algebra.missing import Imputation, Incomplete, Part
 from zoo.base.memory import rows_at_once
 
 CANCELLED = 1e-4  # relative size of a difference below which more than four digits are lost
+FAR = {torch.float64: 1e4, torch.float32: 1e3}  # signal over noise, in variances, from which Cholesky factors lose
+LEFT = 1e-3  # of a standard deviation of the noise: the largest rounding of a signal
+
+
+def far_above(scaled: Tensor) -> bool:
+    r"""Whether the signal is so far above the noise that P is no longer factorised itself.
+
+    Args:
+        scaled: the loadings in units of the noise, :math:`\Psi^{-1/2} W` (..., d, k).
+
+    Raises:
+        FloatingPointError: the signal is so far above the noise that the precision of the numbers cannot hold both.
+    """
+    signal = float(scaled.detach().square().sum(-2).amax())
+    kind = torch.finfo(scaled.dtype)
+    if signal**0.5 * kind.eps > LEFT:
+        raise FloatingPointError(
+            f"a factor's loadings are {signal**0.5:.3g} standard deviations of the noise, beyond the precision of "
+            f"{str(scaled.dtype).removeprefix('torch.')}: "
+            + ("use fewer factors, or keep the noise away from 0" if kind.bits == 64 else "make the model float64")
+        )
+    return signal > FAR.get(scaled.dtype, 1e3)
 
 
 def _precision(observed: Tensor, weight: Tensor, noise: Tensor) -> Tensor:
@@ -27,25 +49,25 @@ def _precision(observed: Tensor, weight: Tensor, noise: Tensor) -> Tensor:
 
 
 def _infer(data: Incomplete, weight: Tensor, mean: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The offset x - mu (n, d), 0 where missing, the root of P_n (n, k, k), and W' Psi^-1 (x - mu) (n, k)."""
+    r"""E z (n, k), the root of its covariance (n, k, k), the misfit :math:`r^T (W_o W_o^T + \Psi_o)^{-1} r` (n,)."""
     offset = torch.where(data.observed, data.filled.to(weight) - mean, 0.0)
-    root = torch.linalg.cholesky(_precision(data.observed, weight, noise))
-    return offset, root, (offset / noise) @ weight
-
-
-def _covariance(root: Tensor) -> Tensor:
-    """P^-1 (n, k, k)."""
-    identity = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
-    inverse = torch.linalg.solve_triangular(root, identity.expand_as(root), upper=False)
-    return inverse.mT @ inverse
+    projection = (offset / noise) @ weight
+    root = _root(data.observed, weight, noise)
+    white = (root.mT @ projection.unsqueeze(-1)).squeeze(-1)
+    loc = (root @ white.unsqueeze(-1)).squeeze(-1)
+    if not far_above(weight / noise.sqrt().unsqueeze(1)):
+        return loc, root, (offset.square() / noise).sum(-1) - white.square().sum(-1)
+    left = torch.where(data.observed, offset - loc @ weight.T, 0.0)  # a step of iterative refinement
+    slope = ((left / noise) @ weight - loc).unsqueeze(-1)
+    loc = loc + (root @ (root.mT @ slope)).squeeze(-1)
+    left = torch.where(data.observed, offset - loc @ weight.T, 0.0)
+    return loc, root, (left.square() / noise).sum(-1) + loc.square().sum(-1)
 
 
 def posterior(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> dist.MultivariateNormal:
     """p(z | observed entries), batch (n,), event (k,); the prior for rows without any."""
-    _, root, projection = _infer(Incomplete.of(x), weight, mean, noise)
-    covariance = _covariance(root)
-    loc = (covariance @ projection.unsqueeze(-1)).squeeze(-1)
-    return dist.MultivariateNormal(loc, scale_tril=torch.linalg.cholesky(covariance))
+    loc, root, _ = _infer(Incomplete.of(x), weight, mean, noise)
+    return dist.MultivariateNormal(loc, scale_tril=root)
 
 
 def log_marginal(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> Tensor:
@@ -53,17 +75,15 @@ def log_marginal(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> Tens
     parts = []
     for part in x.split(_rows(weight)):
         data = Incomplete.of(part)
-        parts.append(_log_density(data, *_infer(data, weight, mean, noise), noise))
+        _, root, misfit = _infer(data, weight, mean, noise)
+        logdet = data.observed.to(weight) @ (2 * math.pi * noise).log() - 2 * _log_det(root)
+        parts.append(-0.5 * (logdet + misfit))
     return torch.cat(parts)
 
 
-def _log_density(data: Incomplete, offset: Tensor, root: Tensor, projection: Tensor, noise: Tensor) -> Tensor:
-    """The log density of the observed entries (n,), from the results of :func:`_infer`."""
-    white = torch.linalg.solve_triangular(root, projection.unsqueeze(-1), upper=False).squeeze(-1)
-    observed = data.observed.to(offset)
-    logdet = observed @ noise.log() + 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    misfit = (offset.square() / noise).sum(-1) - white.square().sum(-1)
-    return -0.5 * (observed.sum(-1) * math.log(2 * math.pi) + logdet + misfit)
+def _log_det(root: Tensor) -> Tensor:
+    """The logarithm of the determinant of triangular matrices (..., k, k)."""
+    return root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
 def elbo(x: Tensor, loc: Tensor, covariance: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> Tensor:
@@ -124,10 +144,10 @@ def _expect(part: Part, weight: Tensor, mean: Tensor, noise: Tensor) -> tuple[Te
     offset = torch.where(part.observed, part.filled.to(weight) - mean, 0.0)  # (b, d)
     projection = (offset / noise) @ weight  # (b, k)
     root = _root(part.patterns, weight, noise)  # (p, k, k)
-    covariance = _covariance(root)
+    covariance = root @ root.mT
     loc = _means(part, covariance, projection)
     there, shared = part.patterns.to(weight), part.counts().to(weight)
-    logdet = there @ (2 * math.pi * noise).log() + 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # (p,)
+    logdet = there @ (2 * math.pi * noise).log() - 2 * _log_det(root)  # (p,)
     whole = (part.weighted(offset) * offset / noise).sum()
     misfit = whole - (part.weighted(projection) * loc).sum()
     if float(misfit) < CANCELLED * float(whole):
@@ -139,14 +159,20 @@ def _expect(part: Part, weight: Tensor, mean: Tensor, noise: Tensor) -> tuple[Te
 
 
 def _root(observed: Tensor, weight: Tensor, noise: Tensor) -> Tensor:
-    """The root of P of every pattern (p, k, k): of the matrix itself, or where it is large, from a QR decomposition."""
-    precision = _precision(observed, weight, noise)
-    if float(precision.diagonal(dim1=-2, dim2=-1).amax()) * CANCELLED < 1:
-        return torch.linalg.cholesky(precision)
-    scaled = observed.to(weight).unsqueeze(-1) * (weight / noise.sqrt().unsqueeze(1))  # (p, d, k)
-    identity = torch.eye(weight.shape[1]).to(weight).expand_as(precision)
-    triangle = torch.linalg.qr(torch.cat([scaled, identity], 1), mode="r").R
-    return (triangle * triangle.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-1)).mT
+    r"""The lower triangular root L of every :math:`P^{-1} = L L^T` (p, k, k), given the observed entries (p, d).
+
+    As in :func:`zoo.algebra.linear_gaussian.posterior_root`, from the Cholesky factor of P or a QR decomposition.
+    """
+    weight = weight.flip(1)  # from the last factor, so that L is lower triangular
+    identity = torch.eye(weight.shape[1]).to(weight)
+    scaled = weight / noise.sqrt().unsqueeze(1)
+    if not far_above(scaled):
+        triangle = torch.linalg.cholesky(_precision(observed, weight, noise), upper=True)
+        return torch.linalg.solve_triangular(triangle, identity.expand_as(triangle), upper=True).flip(-2, -1)
+    stacked = torch.cat([observed.to(weight).unsqueeze(-1) * scaled, identity.expand(len(observed), -1, -1)], 1)
+    triangle = torch.linalg.qr(stacked, mode="r").R
+    sign = torch.diag_embed(triangle.diagonal(dim1=-2, dim2=-1).sign())
+    return torch.linalg.solve_triangular(triangle, sign, upper=True).flip(-2, -1)
 
 
 def _residual(data: Incomplete, weight: Tensor, mean: Tensor, noise: Tensor, found: Tensor) -> Tensor:
@@ -190,11 +216,9 @@ def impute(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> Imputation
     means, variances = [], []
     for part in x.split(_rows(weight)):
         data = Incomplete.of(part)
-        _, root, projection = _infer(data, weight, mean, noise)
-        covariance = _covariance(root)
-        loc = (covariance @ projection.unsqueeze(-1)).squeeze(-1)
+        loc, root, _ = _infer(data, weight, mean, noise)
         means.append(torch.where(data.observed, data.filled, loc @ weight.T + mean))
-        variances.append(torch.where(data.observed, 0.0, covariance.flatten(1) @ outer.T + noise))
+        variances.append(torch.where(data.observed, 0.0, (root @ root.mT).flatten(1) @ outer.T + noise))
     return Imputation(torch.cat(means), torch.cat(variances))
 
 

@@ -31,14 +31,15 @@ def best_bound(moments: Moments, weight: Tensor, mean: Tensor, noise: Tensor, *,
     bound = linear_gaussian.log_likelihood(moments, weight, mean, noise)
     if not factorised:
         return bound
-    return bound - moments.count * mean_field_gap(linear_gaussian.posterior_precision(weight, noise))
+    root, _ = linear_gaussian.posterior_root(weight, noise)
+    precision = 1 + (weight.square() / noise.unsqueeze(1)).sum(0)  # the diagonal of P
+    return bound - moments.count * (0.5 * precision.log().sum() + root.diagonal().log().sum())
 
 
 def posterior_map(weight: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """The map A (k, d) from x - mu to the posterior's mean, and the posterior's covariance (k, k)."""
-    root = torch.linalg.cholesky(linear_gaussian.posterior_precision(weight, noise))
-    identity = torch.eye(len(root), dtype=root.dtype, device=root.device)
-    return torch.cholesky_solve(weight.T / noise, root), torch.cholesky_solve(identity, root)
+    root, whiten = linear_gaussian.posterior_root(weight, noise)
+    return root @ whiten.T, root @ root.T
 
 
 def principal_rotation(weight: Tensor, noise: Tensor) -> Tensor:

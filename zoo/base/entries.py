@@ -95,7 +95,12 @@ def refuse(name: str, what: str, where: str, way_out: str = WAY_OUT) -> TypeErro
 
 
 def refuse_beyond(
-    values: Tensor | np.ndarray, name: str, place: Sequence[int] | None = None, columns: Sequence[str] = ()
+    values: Tensor | np.ndarray,
+    name: str,
+    place: Sequence[int] | None = None,
+    columns: Sequence[str] = (),
+    *,
+    first: int = 0,
 ) -> None:
     """Refuse whole numbers beyond 2**53, between which float64 has gaps.
 
@@ -104,6 +109,7 @@ def refuse_beyond(
         name: the argument's name.
         place: where ``values`` stands, if it is a single entry; or None.
         columns: the names of the columns.
+        first: the number of the first row of ``values``.
 
     Raises:
         ValueError: names the first such number and its place.
@@ -113,7 +119,7 @@ def refuse_beyond(
         return
     if place is None:
         where = torch.as_tensor(beyond).nonzero()[0].tolist()
-        values, place = values[tuple(where)], where
+        values, place = values[tuple(where)], [where[0] + first, *where[1:]] if where else where
     raise ValueError(
         f"{name} holds {int(values)} in {entry_at(place, columns)}, and float64 has gaps between whole numbers beyond "
         "2**53: exclude the column if it is an identifier, or subtract an offset from it first"

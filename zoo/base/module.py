@@ -123,7 +123,7 @@ def _recorded(init: Callable[..., None]) -> Callable[..., None]:
         bound = inspect.signature(init).bind(self, *args, **kwargs)
         bound.apply_defaults()
         given = list(bound.arguments.items())[1:]
-        self.__dict__["_given"] = {name: _described(name, value) for name, value in given}
+        self.__dict__["_given"] = {name: described(name, value) for name, value in given}
         if hasattr(self, "initialize"):
             self.__dict__["_drawn"] = _fingerprint(self)
         return None
@@ -131,7 +131,7 @@ def _recorded(init: Callable[..., None]) -> Callable[..., None]:
     return recording
 
 
-def _described(name: str, value: Any) -> Any:
+def described(name: str, value: Any) -> Any:
     """A constructor's argument without data: tensors by shape, modules by class, without handlers around them."""
     value = unwrapped(value) if callable(value) else value
     if name == "x" or isinstance(value, Tensor):

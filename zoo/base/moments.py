@@ -12,6 +12,7 @@ from zoo.base.tables import ArrayLike, named_rows
 
 Divisor = Literal["n-1", "n"]
 
+SINGULAR = 1e-8  # share of a column's variance left by the others, of which the covariance holds half the digits
 ROUNDED = 1e-6  # relative: by how much two halves of a printed matrix may differ, and its correlations exceed 1
 
 
@@ -27,12 +28,15 @@ class Moments:
         mean: the column means (d,); zeros where only a matrix was given.
         covariance: the sample covariance with divisor n (d, d).
         columns: the names of the columns; empty where they have none.
+        root: a root R of the covariance (d, d), :math:`R R^T`, where rows gave it and the covariance itself is nearly
+            singular: it holds twice as many digits of what varies least. None otherwise.
     """
 
     count: float
     mean: Tensor
     covariance: Tensor
     columns: tuple[str, ...] = ()
+    root: Tensor | None = None
 
     @classmethod
     def of(cls, x: Tensor, weights: Tensor | None = None, chunk: int = 65536) -> "Moments":
@@ -52,7 +56,8 @@ class Moments:
         for part, share in pairs:
             centred = part.double() - mean
             scatter.addmm_(_heavy(centred, share).T, centred)
-        return cls(n, mean, scatter / n)
+        covariance = scatter / n
+        return cls(n, mean, covariance, root=_root(pairs, mean, n) if _nearly_singular(covariance) else None)
 
     @classmethod
     def from_covariance(
@@ -120,7 +125,18 @@ class Moments:
 
     def to(self, other: Tensor) -> "Moments":
         """The moments in the dtype and on the device of ``other``."""
-        return Moments(self.count, self.mean.to(other), self.covariance.to(other), self.columns)
+        root = None if self.root is None else self.root.to(other)
+        return Moments(self.count, self.mean.to(other), self.covariance.to(other), self.columns, root)
+
+    def square_root(self) -> Tensor:
+        """A root R of the covariance (d, d), :math:`R R^T`: :attr:`root`, or from the covariance."""
+        if self.root is not None:
+            return self.root
+        found, failed = torch.linalg.cholesky_ex(self.covariance)
+        if not failed:
+            return found
+        values, vectors = torch.linalg.eigh(self.covariance)
+        return vectors * values.clamp_min(0).sqrt()
 
     def __repr__(self) -> str:
         return f"Moments of {self.count:g} rows x {len(self.mean)} columns"
@@ -202,6 +218,26 @@ def _named(names: tuple[str, ...], j: int) -> str:
 
 def _place(names: tuple[str, ...], i: int, j: int) -> str:
     return f"row {names[i]!r}, column {names[j]!r}" if names else f"row {i}, column {j}"
+
+
+def _nearly_singular(covariance: Tensor) -> bool:
+    """Whether some columns nearly determine another one, so that the covariance has lost digits of what is left."""
+    variance = covariance.diagonal()
+    varies = variance > 0
+    unit = variance[varies].sqrt()
+    found, failed = torch.linalg.cholesky_ex(covariance[varies][:, varies] / torch.outer(unit, unit))
+    return bool(failed) or bool((found.diagonal().square() < SINGULAR).any())
+
+
+def _root(pairs: Sequence[tuple[Tensor, Tensor | None]], mean: Tensor, n: float) -> Tensor:
+    """The root (d, d) of the covariance of weighted rows, by a QR decomposition of the centred rows, part by part."""
+    triangle = mean.new_zeros(0, len(mean))
+    for part, share in pairs:
+        centred = part.double() - mean
+        heavy = centred if share is None else centred * share.sqrt()
+        triangle = torch.linalg.qr(torch.cat([triangle, heavy]), mode="r").R
+    padded = torch.nn.functional.pad(triangle, (0, 0, 0, len(mean) - len(triangle)))  # fewer rows than columns
+    return (padded / n**0.5).T
 
 
 def _heavy(rows: Tensor, weights: Tensor | None) -> Tensor:

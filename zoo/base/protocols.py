@@ -396,6 +396,52 @@ class HasPosterior(Hook, Protocol):
         ...
 
 
+class LocalFamily(Protocol):
+    """A family of densities in which every row of b may have a q of its own, with k coordinates.
+
+    Attributes:
+        name: in a word.
+        start: the numbers of the q from which a search starts, each (b, ...); the first of them (b, k).
+    """
+
+    @property
+    def name(self) -> str:
+        """In a word."""
+        ...
+
+    @property
+    def start(self) -> tuple[Tensor, ...]:
+        """Of the search."""
+        ...
+
+    def free(self) -> list[Tensor]:
+        """Coordinates of the search, zeros that require gradients; a change of 0.05 is a small step in each."""
+        ...
+
+    def moved(self, free: list[Tensor]) -> tuple[Tensor, ...]:
+        """The numbers of the q at some coordinates, in the shapes of ``start``."""
+        ...
+
+    def draw(self, numbers: tuple[Tensor, ...], noise: Tensor, path: bool = False) -> tuple[Tensor, Tensor]:
+        """Draws (draws, b, k) of the q with these numbers, and their log densities (draws, b).
+
+        Args:
+            numbers: of q.
+            noise: standard normal numbers (draws, b, k), which a family may use.
+            path: whether the score of log q may be left out of its gradient, as its expectation is 0.
+        """
+        ...
+
+
+@runtime_checkable
+class HasLocalFamily(Hook, Protocol):
+    """A guide with its own :class:`LocalFamily`, for :func:`zoo.posterior.gaps`."""
+
+    def local(self, x: Tensor) -> LocalFamily:
+        """The family of q(z | x), which starts at the guide's q for the rows ``x`` (b, d)."""
+        ...
+
+
 @runtime_checkable
 class HoldsRows(Hook, Protocol):
     """A guide with separate parameters for every row of the data that it was built for."""

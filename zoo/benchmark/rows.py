@@ -1,18 +1,43 @@
 """The finished rows of a benchmark on disk, from which an interrupted benchmark resumes."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import xarray as xr
+from filelock import FileLock, Timeout
 
 from zoo.base.atomic import new_file
 
 
+@contextmanager
+def held(folder: str | Path) -> Iterator[Path]:
+    """A block during which no other process writes to a folder; the lock ends with the process, however it ends.
+
+    Raises:
+        BlockingIOError: another benchmark writes there.
+    """
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BlockingIOError(
+            f"another benchmark is writing to {folder}: wait for its end, or choose another folder"
+        ) from None
+    try:
+        yield path
+    finally:
+        lock.release()
+
+
 class Rows:
-    """The rows in a folder: ``rows.jsonl`` row by row; ``table.csv``, ``table.md`` and ``table.nc`` at the end.
+    """The rows in a folder, one line of ``rows.jsonl`` each.
 
     Args:
         folder: created if necessary; existing rows are read.
@@ -28,25 +53,29 @@ class Rows:
         self._rows: list[dict[str, Any]] = []
         if not self._log.exists():
             return
-        lines = self._log.read_text(encoding="utf-8").splitlines(keepends=True)
-        for number, line in enumerate(lines):
+        lines = self._log.read_bytes().splitlines(keepends=True)
+        if lines and not lines[-1].endswith(b"\n"):  # incomplete after an interruption: that row runs again
+            del lines[-1]
+            with new_file(self._log, replace=True) as partial:
+                partial.write_bytes(b"".join(lines))
+        for number, line in enumerate(lines, 1):
             try:
                 self._rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                if number == len(lines) - 1:  # incomplete after an interruption: that row runs again
-                    with new_file(self._log, replace=True) as partial:
-                        partial.write_text("".join(lines[:-1]), encoding="utf-8")
-                    break
-                raise ValueError(f"{self._log}, line {number + 1}, is damaged ({error}): remove it") from None
+            except ValueError as error:
+                raise ValueError(f"{self._log}, line {number}, is damaged ({error}): remove it") from None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self._rows)
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add a row, in memory and on disk."""
+        """Add a row, in memory and, by a single write at the end of the file, on disk."""
+        line = (json.dumps(row) + "\n").encode()
         self._rows.append(row)
-        with self._log.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
+        file = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            os.write(file, line)
+        finally:
+            os.close(file)
 
     def write(self, markdown: Callable[[pl.DataFrame], str]) -> pl.DataFrame:
         """Write all rows as CSV, Markdown and netCDF, and return them."""

@@ -11,4 +11,4 @@ _LISTED = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf
 MODELS: dict[str, dict[str, str]] = _LISTED["models"]  # of each, the guides that refuse it, with the latent site
 GUIDES: list[str] = _LISTED["guides"]
 LIKELIHOODS: list[str] = _LISTED["likelihoods"]
-DATA: list[str] = _LISTED["data"]
+DATA: dict[str, dict[str, str]] = _LISTED["data"]  # of each, its source and its licence

@@ -1,20 +1,21 @@
 """What ``zoo fit`` is asked for: the rows, model and guide, and the options of the fit."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import guides
 from zoo import data
+from zoo.base.callables import PyroCallable
 from zoo.base.latent_sites import layout
-from zoo.base.module import Module
 from zoo.base.protocols import ConditionallyConjugate, Conjugate
-from zoo.commands import registry
 from zoo.commands.console import tell, words
 from zoo.infer.deep_defaults import HELD_OUT, MOST_HELD_OUT, PATIENCE, may_overfit
+from zoo.registry.making import guide_maker, merged, model_maker
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +33,8 @@ class Job:
         source: the provenance of the rows, by which ``zoo diagnose`` and ``zoo report`` load them again.
     """
 
-    model: Module
-    guide: Module | None
+    model: PyroCallable
+    guide: PyroCallable | None
     table: data.Dataset
     held_out: data.Dataset | None
     seed: int
@@ -84,22 +85,38 @@ class Parts:
     settings: dict[str, Any]
     own: dict[str, Any]
 
-    def build(self, x: torch.Tensor, seed: int) -> tuple[Module, Module | None]:
+    @classmethod
+    def asked(
+        cls,
+        model: str,
+        guide: str | None,
+        settings: Mapping[str, Any],
+        own: Mapping[str, Any],
+        further: Mapping[str, Sequence[str] | None],
+    ) -> "Parts":
+        """From options of their own, with hidden widths as text, and from those of ``--set`` and ``--guide-set``.
+
+        Raises:
+            ValueError: a setting is malformed or given twice.
+        """
+        widths = {**settings, "hidden": _widths(settings["hidden"], "--model-hidden")}
+        of_guide = {**own, "hidden": _widths(own["hidden"], "--hidden")}
+        pairs = ((widths, "--set"), (of_guide, "--guide-set"))
+        return cls(model, guide, *(merged(each, further[option], option) for each, option in pairs))
+
+    def build(self, x: torch.Tensor, seed: int) -> tuple[PyroCallable, PyroCallable | None]:
         """Model and guide in the precision of the rows; no guide for coordinate ascent."""
-        model_class = registry.find(self.model, registry.models(), "model")
-        given = None if self.guide is None else registry.find(self.guide, registry.guide_classes(), "guide")
-        settings, own = (
-            {**each, "hidden": _widths(each["hidden"], option)}
-            for each, option in ((self.settings, "--model-hidden"), (self.own, "--hidden"))
-        )
+        make_model = model_maker(self.model, self.settings)
+        make_guide = None if self.guide is None else guide_maker(self.guide, self.own)  # before anything is built
         torch.manual_seed(seed)
-        model = registry.build(model_class, settings, x.shape[1]).to(x.dtype)
-        ascends = given is None and isinstance(model, ConditionallyConjugate)
-        if ascends:
+        built = make_model(x.shape[1])
+        model: PyroCallable = built.to(x.dtype) if isinstance(built, nn.Module) else built
+        if make_guide is None and isinstance(built, ConditionallyConjugate):
             return model, None
-        network = any(value is not None for value in own.values())
-        default = guides.Exact if isinstance(model, Conjugate) and not network else guides.Amortized
-        return model, registry.build(given or default, own, model, x)
+        network = any(value is not None for value in self.own.values())
+        default = guides.Exact if isinstance(built, Conjugate) and not network else guides.Amortized
+        guide = (make_guide or guide_maker(default.__name__, self.own))(model, x)
+        return model, guide
 
 
 def prepare(parts: Parts, rows: Rows, options: dict[str, Any], seed: int, quiet: bool) -> Job:
@@ -109,7 +126,8 @@ def prepare(parts: Parts, rows: Rows, options: dict[str, Any], seed: int, quiet:
     model, guide = parts.build(table.x, seed)
     given = {**options, "progress": not quiet}
     if guide is None:
-        listed = {"--hidden": parts.own["hidden"], "--guide-covariance": parts.own["covariance"]}
+        option = {"hidden": "--hidden", "covariance": "--guide-covariance"}
+        listed = {option.get(name, "--guide-set"): value for name, value in parts.own.items()}
         listed |= {"--batch-size": options["batch_size"], "--device": options["device"], "--start": options["start"]}
         _refuse_with_ascent(listed | {"--patience": options["patience"], "--binarise": rows.binarise or None})
     elif given["patience"] is None and may_overfit(model, guide, table.x, layout(model, table.x)):

@@ -13,7 +13,7 @@ import torch
 import guides
 from guides.ascent import cavi
 from zoo import data
-from zoo.base.module import Module
+from zoo.base.callables import PyroCallable
 from zoo.base.protocols import Conjugate, Floored, Mixture
 from zoo.commands.console import err
 from zoo.commands.fit_asked import Job
@@ -113,7 +113,7 @@ def _fit(job: Job) -> Fit:
     return fit(job.model, job.guide, job.table, seed=job.seed, **options)
 
 
-def _em(model: Module, x: torch.Tensor, seed: int) -> float:
+def _em(model: PyroCallable, x: torch.Tensor, seed: int) -> float:
     """The log-likelihood per row that EM reaches from a random start; -inf if a component collapses."""
     model = copy.deepcopy(model)
     try:

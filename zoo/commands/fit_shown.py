@@ -1,7 +1,6 @@
 """What ``zoo fit`` prints."""
 
 import polars
-from rich.markup import escape
 from rich.table import Table
 
 from zoo.alignment.rotated import RotatedFactors
@@ -81,13 +80,13 @@ def show_tables(tables: FitTables) -> None:
 def show_loadings(found: RotatedFactors) -> None:
     """Print the table of loadings, or where it is large the variance explained; and what to know about them."""
     if max(found.pattern.shape) <= LINES:
-        out.print(escape(found.table()), highlight=False, soft_wrap=True)
+        out.print(found.table(), highlight=False, soft_wrap=True)
         return
     shares = ", ".join(f"{100 * share:.1f}%" for share in found.variance()["proportion"][:LINES])
     total = 100 * float(found.communalities.mean())
     out.print(f"variance explained ({found.rotation}): {shares}; {total:.1f}% in all", highlight=False, soft_wrap=True)
     for line in found.warnings:
-        out.print(escape(line), highlight=False, soft_wrap=True)
+        out.print(line, highlight=False, soft_wrap=True)
 
 
 def _show_components(components: polars.DataFrame) -> None:
@@ -97,7 +96,7 @@ def _show_components(components: polars.DataFrame) -> None:
         return
     shown = Table(title="components: proportions and means", title_justify="left")
     for name in ("component", "proportion", *parts[0]["column"]):
-        shown.add_column(escape(name), justify="right")
+        shown.add_column(name, justify="right")
     for part in parts:
         means = (f"{value:.4g}" for value in part["mean"])
         shown.add_row(str(part["component"][0]), f"{part['proportion'][0]:.4f}", *means)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from zoo.commands.catalogue import GUIDES, LIKELIHOODS
-from zoo.commands.console import COLUMNS, EXCLUDE, FAILURES, MODEL, THREADS, fail
+from zoo.commands.console import COLUMNS, EXCLUDE, FAILURES, GUIDE_SET, MODEL, SET, THREADS, fail
 from zoo.commands.outputs import Rotation
 
 OPTIONAL_SOURCE = Annotated[
@@ -34,6 +34,9 @@ PATIENCE = Annotated[
         help="Hold out a tenth of the rows; stop after this many looks without a better ELBO on them, and keep the "
         "best parameters. By default 20 for a deep model with an Amortized guide; 0 holds nothing out."
     ),
+]
+BATCH_SIZE = Annotated[
+    int | None, typer.Option(help="Rows per step; by default all, or minibatches for large data and deep models.")
 ]
 BINARISE = Annotated[bool, typer.Option("--binarise", help="Draw every entry in [0, 1] as 0 or 1, anew at every step.")]
 ARVIZ = Annotated[
@@ -78,8 +81,8 @@ ROTATION = Annotated[
 GUIDE = Annotated[
     str | None,
     typer.Option(
-        help=f"{', '.join(GUIDES[:-1])} or {GUIDES[-1]}; by default Exact where the model has a closed-form "
-        "posterior, else Amortized, and coordinate ascent for a Bayesian model."
+        help=f"{', '.join(GUIDES[:-1])} or {GUIDES[-1]}; or one of your own, written as the model; by default Exact "
+        "where the model has a closed-form posterior, else Amortized, and coordinate ascent for a Bayesian model."
     ),
 ]
 START = Annotated[
@@ -102,15 +105,15 @@ def fit_(
     floor: FLOOR = None,
     hidden: Annotated[str | None, typer.Option(help="Hidden widths of the guide's network, e.g. 64,64.")] = None,
     guide_covariance: Annotated[str | None, typer.Option(help="Covariance of Amortized: diag, low_rank, full.")] = None,
+    set_: SET = None,
+    guide_set: GUIDE_SET = None,
     columns: COLUMNS = None,
     exclude: EXCLUDE = None,
     labels: Annotated[str | None, typer.Option(help="Column with labels, for the figures.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of initial values, minibatches and draws.")] = 0,
     start: START = None,
     steps: Annotated[int | None, typer.Option(help="Number of steps; by default until convergence.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Rows per step; by default all, or minibatches for large data and deep models.")
-    ] = None,
+    batch_size: BATCH_SIZE = None,
     dtype: Annotated[Precision, typer.Option(help="Floating-point type.")] = Precision.float64,
     device: Annotated[str | None, typer.Option(help="Device to train on, e.g. cpu or cuda.")] = None,
     folder: Annotated[Path | None, typer.Option("--out", help="Folder for the run; must not contain one yet.")] = None,
@@ -132,18 +135,20 @@ def fit_(
 
     sizes = {"latent_dim": latent_dim, "components": components, "hidden": model_hidden, "floor": floor}
     kinds = {"covariance": covariance, "noise": noise, "likelihood": likelihood}
-    parts = fit_asked.Parts(model, guide, {**sizes, **kinds}, {"hidden": hidden, "covariance": guide_covariance})
+    of_guide = {"hidden": hidden, "covariance": guide_covariance}
+    further = {"--set": set_, "--guide-set": guide_set}
     options = {"steps": steps, "batch_size": batch_size, "device": device, "patience": patience}
     options["start"] = start and start.value
     try:
+        parts = fit_asked.Parts.asked(model, guide, {**sizes, **kinds}, of_guide, further)
         if moments is None:
             rows = fit_asked.Rows(_rows_of(source, n), columns, exclude, labels, dtype.value, binarise)
             wanted = fit_job.Outputs(folder, arviz, tables.value, rotation and rotation.value)
             fit_job.fit_and_show(parts, rows, options, wanted, seed=seed, threads=threads, quiet=quiet)
         else:
             given: dict[str, object] = {"DATA": source, "guide": guide, "columns": columns, "exclude": exclude}
-            given |= {"labels": labels, "hidden": hidden, "guide_covariance": guide_covariance, "arviz": arviz}
-            given |= {"binarise": binarise or None, **options, "steps": None}
+            given |= {"labels": labels, "arviz": arviz, "guide_set": guide_set, "binarise": binarise or None}
+            given |= {"hidden": hidden, "guide_covariance": guide_covariance, **options, "steps": None}
             turned, matrix = rotation and rotation.value, moments_job.Matrix(moments, n, given)
             moments_job.fit_moments_and_show(
                 model, parts.settings, matrix, turned, steps=steps, seed=seed, folder=folder, threads=threads

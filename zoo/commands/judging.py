@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from zoo.commands.console import FAILURES, THREADS, fail, out
+from zoo.commands.console import FAILURES, OWN_GUIDE, OWN_MODEL, THREADS, fail, out
 
 RUN = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, written by zoo fit --out or Fit.save.")]
 DATA = Annotated[
@@ -17,6 +17,8 @@ DATA = Annotated[
 def diagnose_(
     folder: RUN,
     source: DATA = None,
+    model: OWN_MODEL = None,
+    guide: OWN_GUIDE = None,
     draws: Annotated[int, typer.Option(help="Draws from the guide per row.")] = 500,
     simulations: Annotated[
         int | None,
@@ -29,9 +31,13 @@ def diagnose_(
 ) -> None:
     """Check whether the posterior of a run can be trusted, with thresholds and reasons."""
     from zoo.commands import judge_job
+    from zoo.commands.saved import Own
 
+    own = Own(model, guide)
     try:
-        found = judge_job.diagnosed(folder, source, draws=draws, simulations=simulations, seed=seed, threads=threads)
+        found = judge_job.diagnosed(
+            folder, source, own, draws=draws, simulations=simulations, seed=seed, threads=threads
+        )
     except FAILURES as error:
         fail(error)
     judge_job.show(found, as_json=as_json)
@@ -42,15 +48,19 @@ def diagnose_(
 def report_(
     folder: RUN,
     source: DATA = None,
+    model: OWN_MODEL = None,
+    guide: OWN_GUIDE = None,
     path: Annotated[Path | None, typer.Option("--out", help="Path of the page; by default RUN/report.html.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     threads: THREADS = None,
 ) -> None:
     """Write a self-contained HTML page on a run: verdict and reasons, figures, tables, how to reproduce it."""
     from zoo.commands import judge_job
+    from zoo.commands.saved import Own
 
+    own = Own(model, guide)
     try:
-        page = judge_job.reported(folder, source, path, seed=seed, threads=threads)
+        page = judge_job.reported(folder, source, own, path, seed=seed, threads=threads)
     except FAILURES as error:
         fail(error)
     out.print(f"report written to {page}", highlight=False, soft_wrap=True)

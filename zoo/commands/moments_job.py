@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from zoo.alignment.rotated import RotatedFactors, rotate
 from zoo.base.atomic import new_folder
@@ -17,7 +18,6 @@ from zoo.base.callables import name_of
 from zoo.base.moments import Moments
 from zoo.base.protocols import AcceptsMoments
 from zoo.base.threads import exactly
-from zoo.commands import registry
 from zoo.commands.console import out
 from zoo.commands.fit_written import loading_tables
 from zoo.data.square import load_moments
@@ -26,6 +26,7 @@ from zoo.diagnostics.model.goodness import FitMeasures, fit_measures
 from zoo.infer.collapse import HeywoodCase
 from zoo.infer.expectation_maximisation import MaximumLikelihood, em
 from zoo.infer.storage.checkpoint import write
+from zoo.registry.making import model_maker
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,9 +107,10 @@ def _estimate(
     name: str, settings: dict[str, Any], moments: Moments, rotation: str, steps: int | None, seed: int
 ) -> Estimates:
     """The fit, and the table of its estimates."""
-    chosen = registry.find(name, registry.models(), "model")
+    make = model_maker(name, settings)
     torch.manual_seed(seed)
-    model = registry.build(chosen, settings, len(moments.mean)).double()
+    model = make(len(moments.mean))
+    model = model.double() if isinstance(model, nn.Module) else model
     if not _accepts(model):
         raise ValueError(f"{name_of(model)} needs the rows: --moments suffices for PPCA and FactorAnalysis")
     options: dict[str, Any] = {} if steps is None else {"steps": steps}
@@ -132,7 +134,7 @@ def _show(found: Estimates, path: Path) -> None:
     run = found.run
     title = f"{name_of(run.model)} of {path.name} (n = {run.settings['rows']})"
     for text in (title, found.factors.table(cutoff=0, sort=False, digits=3), "", str(found.measures)):
-        out.print(text, highlight=False, soft_wrap=True, markup=False)
+        out.print(text, highlight=False, soft_wrap=True)
     state = "converged" if run.converged else "not converged"
     out.print(f"EM: {run.steps} steps in {run.settings['seconds']:.2f} s, {state} ({run.stopped})", highlight=False)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from zoo.commands.console import FAILURES, THREADS, fail
+from zoo.commands.console import FAILURES, OWN_GUIDE, OWN_MODEL, THREADS, fail
 from zoo.commands.judging import RUN
 
 
@@ -36,6 +36,8 @@ ROTATION = Annotated[
 def transform_(
     folder: RUN,
     source: NEW_DATA = None,
+    model: OWN_MODEL = None,
+    guide: OWN_GUIDE = None,
     path: OUT = Path("scores.csv"),
     rotation: ROTATION = None,
     force: FORCE = False,
@@ -47,10 +49,13 @@ def transform_(
     The model stays as it is. A guide with parameters for every row is fitted anew to other rows than those of the run.
     """
     from zoo.commands import output_job
+    from zoo.commands.saved import Own
 
     turned = rotation and rotation.value
     try:
-        output_job.transform_and_write(folder, source, path, rotation=turned, force=force, seed=seed, threads=threads)
+        output_job.transform_and_write(
+            folder, Own(model, guide), source, path, rotation=turned, force=force, seed=seed, threads=threads
+        )
     except FAILURES as error:
         fail(error)
 
@@ -58,6 +63,8 @@ def transform_(
 def impute_(
     folder: RUN,
     source: NEW_DATA = None,
+    model: OWN_MODEL = None,
+    guide: OWN_GUIDE = None,
     path: OUT = Path("filled.csv"),
     deviations: Annotated[
         bool, typer.Option("--deviations", help="Add the standard deviations of the entries filled in, as NAME sd.")
@@ -68,10 +75,11 @@ def impute_(
 ) -> None:
     """Write a table with its missing entries filled in by their means given the observed ones, all else as it was."""
     from zoo.commands import output_job
+    from zoo.commands.saved import Own
 
     try:
         output_job.impute_and_write(
-            folder, source, path, deviations=deviations, force=force, seed=seed, threads=threads
+            folder, Own(model, guide), source, path, deviations=deviations, force=force, seed=seed, threads=threads
         )
     except FAILURES as error:
         fail(error)
@@ -81,14 +89,17 @@ def generate_(
     folder: RUN,
     n: Annotated[int, typer.Option("-n", help="Number of rows.")] = 100,
     path: OUT = Path("new.csv"),
+    model: OWN_MODEL = None,
+    guide: OWN_GUIDE = None,
     force: FORCE = False,
     seed: SEED = 0,
     threads: THREADS = None,
 ) -> None:
     """Write new rows drawn from a fitted model, with the column names of its data."""
     from zoo.commands import output_job
+    from zoo.commands.saved import Own
 
     try:
-        output_job.generate_and_write(folder, n, path, force=force, seed=seed, threads=threads)
+        output_job.generate_and_write(folder, Own(model, guide), n, path, force=force, seed=seed, threads=threads)
     except FAILURES as error:
         fail(error)

@@ -8,25 +8,29 @@ from typing import Any
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from torch import nn
 
 from zoo import data, plots
 from zoo.base.atomic import new_file
 from zoo.base.protocols import ConditionallyConjugate, Conjugate
 from zoo.base.threads import exactly
-from zoo.commands import registry
 from zoo.commands.console import err, out, tell, words
+from zoo.diagnostics.model.candidates import Builder
 from zoo.diagnostics.model.selection import Candidate, Selection, select_size
+from zoo.registry.finding import find_model
+from zoo.registry.making import guide_maker, model_maker, options
 
 WORDS = {"bic": "BIC", "bound": "bound on log p(X)", "aic": "AIC", "held_out": "held-out log p(x)"}
 
 
 @dataclass(frozen=True)
 class Asked:
-    """The model, the guide or None, settings of the model or None for each, and the rows and their columns."""
+    """The model, the guide or None, settings of both or None for each, and the rows and their columns."""
 
     model: str
     guide: str | None
-    settings: dict[str, str | None]
+    settings: dict[str, Any]
+    own: dict[str, Any]
     source: str
     columns: Sequence[str] | None
     exclude: Sequence[str] | None
@@ -49,30 +53,47 @@ def select_and_show(
     """
     if folder is not None and folder.exists() and not folder.is_dir():
         raise ValueError(f"--out {folder} is a file: pass a folder")
-    model_class = registry.find(asked.model, registry.models(), "model")
-    guide_class = None if asked.guide is None else registry.find(asked.guide, registry.guide_classes(), "guide")
+    build, size, name = _parts(asked)
     table = data.load(
         asked.source, columns=words(asked.columns), exclude=words(asked.exclude) or (), dtype=torch.float64
     )
     tell(table)
-    size = "components" if "components" in registry.options(model_class) else "latent_dim"
-
-    def build(value: int, rows: torch.Tensor) -> Any:
-        built = registry.build(model_class, {size: value, **asked.settings}, rows.shape[1]).double()
-        if guide_class is not None:
-            return built, registry.build(guide_class, {}, built, rows)
-        if not isinstance(built, Conjugate | ConditionallyConjugate):
-            raise ValueError(f"{model_class.__name__} has no closed-form EM: choose a guide, as --guide Amortized")
-        return built
 
     with exactly(threads):
         found = select_size(build, table.x, _numbers(values), seeds=seeds, folds=folds, seed=seed, report=_progress)
-    _show(found, f"{model_class.__name__} on {table.name} ({len(table)} rows x {len(table.columns)} columns)", size)
+    _show(found, f"{name} on {table.name} ({len(table)} rows x {len(table.columns)} columns)", size)
     if folder is not None:
         with new_file(folder / "selection.csv", replace=True) as partial:
             found.frame().write_csv(partial)
         plots.save(plots.selection(found), folder / "selection.png")
         out.print(f"selection written to {folder}", highlight=False, soft_wrap=True)
+
+
+def _parts(asked: Asked) -> tuple[Builder, str, str]:
+    """What builds a candidate, the parameter that is its size, and the model's name.
+
+    Raises:
+        ValueError: model or guide is unknown, the model has no size, or is to be fitted by EM and cannot.
+    """
+    made = find_model(asked.model)
+    name, known = getattr(made, "__name__", asked.model), options(made)
+    size = next((each for each in ("components", "latent_dim") if each in known), None)
+    if size is None:
+        raise ValueError(f"{name} has neither 'latent_dim' nor 'components', whose values could be compared")
+    make_guide = None if asked.guide is None else guide_maker(asked.guide, asked.own)
+    if make_guide is None and asked.own:
+        raise ValueError("--guide-set needs a --guide")
+
+    def build(value: int, rows: torch.Tensor) -> Any:
+        built = model_maker(asked.model, {**asked.settings, size: value})(rows.shape[1])
+        built = built.double() if isinstance(built, nn.Module) else built
+        if make_guide is not None:
+            return built, make_guide(built, rows)
+        if not isinstance(built, Conjugate | ConditionallyConjugate):
+            raise ValueError(f"{name} has no closed-form EM: choose a guide, as --guide Amortized")
+        return built
+
+    return build, size, name
 
 
 def _numbers(text: str) -> list[int]:
@@ -129,7 +150,7 @@ def _show(found: Selection, title: str, size: str) -> None:
         out.print(str(found.retention), highlight=False, soft_wrap=True)
     for row in found.table:
         if row.error is not None:
-            out.print(f"{size} {row.value}: {row.error}", highlight=False, soft_wrap=True, markup=False)
+            out.print(f"{size} {row.value}: {row.error}", highlight=False, soft_wrap=True)
     compared = f"; held-out: log p(x) per row, {found.how}" if found.how != "none" else ""
     best = ", ".join(f"{WORDS[by]}: {value}" for by, value in chosen.items())
     out.print(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from zoo.commands.console import COLUMNS, EXCLUDE, FAILURES, MODEL, SOURCE, THREADS, fail
+from zoo.commands.console import COLUMNS, EXCLUDE, FAILURES, GUIDE_SET, MODEL, SET, SOURCE, THREADS, fail
 
 
 def select_(
@@ -13,7 +13,8 @@ def select_(
     source: SOURCE,
     values: Annotated[str, typer.Option("--values", "-k", help="Numbers to compare, e.g. 1-6 or 1,2,5.")] = "1-6",
     guide: Annotated[
-        str | None, typer.Option(help="Fit by SVI with this guide; by default by EM or coordinate ascent.")
+        str | None,
+        typer.Option(help="Fit by SVI with this guide, written as for zoo fit; by default by EM or coordinate ascent."),
     ] = None,
     covariance: Annotated[
         str | None,
@@ -23,6 +24,8 @@ def select_(
         ),
     ] = None,
     likelihood: Annotated[str | None, typer.Option(help="Likelihood of a VAE, e.g. gaussian or bernoulli.")] = None,
+    set_: SET = None,
+    guide_set: GUIDE_SET = None,
     columns: COLUMNS = None,
     exclude: EXCLUDE = None,
     seeds: Annotated[int, typer.Option(help="Random starts per number; the best one is kept.")] = 5,
@@ -33,11 +36,13 @@ def select_(
 ) -> None:
     """Compare numbers of factors or components by BIC, AIC, held-out log p(x), or the bound of a Bayesian model."""
     from zoo.commands import select_job
+    from zoo.registry.making import merged
 
-    settings = {"covariance": covariance, "likelihood": likelihood}
     try:
+        settings = merged({"covariance": covariance, "likelihood": likelihood}, set_)
+        own = merged({}, guide_set, "--guide-set")
         select_job.select_and_show(
-            select_job.Asked(model, guide, settings, source, columns, exclude),
+            select_job.Asked(model, guide, settings, own, source, columns, exclude),
             values,
             seeds=seeds,
             folds=folds or None,

@@ -8,6 +8,7 @@ from importlib import resources
 import polars as pl
 
 from zoo.data.files import read_csv
+from zoo.data.frey_faces import read_frey_faces
 from zoo.data.mnist import read_mnist
 from zoo.data.table import FrameTable, Table
 
@@ -83,4 +84,9 @@ CATALOGUE = {
     ),
     "mnist": Entry(partial(read_mnist, "train", 60000), MNIST, "CC BY-SA 3.0", labels="digit"),
     "mnist-test": Entry(partial(read_mnist, "t10k", 10000), MNIST, "CC BY-SA 3.0", labels="digit"),
+    "frey_faces": Entry(
+        read_frey_faces,
+        "Brendan Frey's face, as in Roweis and Saul (2000), Science 290; from Sam Roweis' page",
+        "none stated: fetched, not distributed",
+    ),
 }

@@ -69,9 +69,10 @@ class Dataset:
                 "choose a share between 0 and 1 that gives both parts a row"
             )
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        return self._rows(order[held_out:]), self._rows(order[:held_out])
+        return self.rows(order[held_out:]), self.rows(order[:held_out])
 
-    def _rows(self, index: Tensor) -> "Dataset":
+    def rows(self, index: Tensor) -> "Dataset":
+        """The rows with the given numbers (m,), in ascending order, with their labels and names."""
         index = index.sort().values.to(self.x.device)
         labels = None if self.labels is None else self.labels[index.to(self.labels.device)]
         rows = None if self.index is None else self.index[index.cpu().numpy()]

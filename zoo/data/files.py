@@ -63,6 +63,8 @@ def read_csv(path: Path, how: Format = Format()) -> FrameTable:  # noqa: B008 (i
     if encoding not in ("utf-8", "utf-8-sig"):
         notes.append(f"encoding {'Windows-1252' if encoding == WINDOWS else encoding}")
     header, rows, index = tuple(scanned.header), scanned.rows, scanned.index
+    if _counting([*header]) and len(header) > 1:
+        notes.append("the first line, which counts the columns, taken as their names")
     return FrameTable(frame, header, str(path), rows, how.decimal, index, tuple(notes))
 
 
@@ -143,10 +145,14 @@ def check_header(header: list[str], path: Path) -> list[str]:
     repeated = [name for name, count in Counter(header).items() if count > 1]
     if repeated:
         raise ValueError(f"{path}: column name {repeated[0]!r} appears more than once")
-    numbers = pl.Series(header).cast(pl.Float64, strict=False)
-    if not numbers.null_count() and any(not name.isdigit() for name in header):
+    if not pl.Series(header).cast(pl.Float64, strict=False).null_count() and not _counting(header):
         raise ValueError(f"{path} has no header: its first line is all numbers, put column names above it")
     return header
+
+
+def _counting(header: list[str]) -> bool:
+    """Whether column names count from 0 or 1, as pandas and R write them."""
+    return any(header == [str(j) for j in range(first, first + len(header))] for first in (0, 1))
 
 
 def read_parquet(path: Path) -> FrameTable:

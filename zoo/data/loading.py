@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,9 +22,39 @@ def names() -> tuple[str, ...]:
     """The names of the data sets that :func:`load` provides.
 
     >>> names()
-    ('iris', 'wine', 'digits', 'breast_cancer', 'faithful', 'holzinger', 'mnist', 'mnist-test')
+    ('iris', 'wine', 'digits', 'breast_cancer', 'faithful', 'holzinger', 'mnist', 'mnist-test', 'frey_faces')
     """
     return tuple(CATALOGUE)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a data set comes from.
+
+    Attributes:
+        source: a citation of the origin.
+        licence: terms of use.
+    """
+
+    source: str
+    licence: str
+
+    def __str__(self) -> str:
+        return f"{self.source} ({self.licence})"
+
+
+def provenance(name: str) -> Provenance:
+    """Where a data set of :func:`names` comes from, without loading it; a loaded one has the same in its attributes.
+
+    Raises:
+        ValueError: the name is unknown.
+
+    >>> print(provenance("faithful"))
+    Azzalini and Bowman (1990), Applied Statistics 39; from R's datasets::faithful (GPL-2 or GPL-3 (R))
+    """
+    if name not in CATALOGUE:
+        raise ValueError(f"unknown data set {name!r}: {nearest(name, names())}")
+    return Provenance(CATALOGUE[name].source, CATALOGUE[name].licence)
 
 
 def load(
@@ -45,9 +76,12 @@ def load(
     - `iris` 150 x 4 [cm], `wine` 178 x 13, `digits` 1797 x 64 [0..16], `breast_cancer` 569 x 30;
     - `faithful` 272 x 2, eruption and waiting time of Old Faithful [min], no labels;
     - `holzinger` 301 x 9, tests `x1`..`x9`; labels are the two schools;
-    - `mnist` 60000 x 784 and `mnist-test` 10000 x 784, pixels divided by 255 to [0, 1]. Both are
-      downloaded once, unless the environment variable LATENT_ZOO_DATA names a folder with the four .gz files,
-      directly or under mnist/. Their checksums are verified in both cases.
+    - `mnist` 60000 x 784 and `mnist-test` 10000 x 784, pixels of 28 x 28 divided by 255 to [0, 1];
+    - `frey_faces` 1965 x 560, pixels of 28 x 20 divided by 255 to [0, 1], no labels.
+
+    MNIST and Frey's faces are downloaded once, unless the environment variable LATENT_ZOO_DATA names a folder with
+    MNIST's four .gz files, directly or under mnist/, and Frey's frey_rawface.mat or frey_faces.npz, directly or under
+    frey_faces/. Checksums are verified in both cases.
 
     Files: a CSV file has a header line. Its fields are separated by commas, semicolons, tabs or bars, with decimal
     points or commas, in UTF-8, UTF-16 with a byte order mark, or Windows-1252; a first column that has no name, or is
@@ -75,7 +109,7 @@ def load(
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ConnectionError: MNIST cannot be downloaded.
+        ConnectionError: MNIST or Frey's faces cannot be downloaded.
         ValueError: the name, the suffix or a column is unknown, the file is damaged or empty, or a column does not
             contain numbers, or labels; a CSV file can be read in two ways; or ``dtype`` cannot hold the variation of a
             column beside its offset.

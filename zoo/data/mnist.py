@@ -2,22 +2,21 @@
 
 import gzip
 import math
-import os
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pooch
 
+from zoo.data.fetching import Files
 from zoo.data.table import ArrayTable
 
-FOLDER_VARIABLE = "LATENT_ZOO_DATA"
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
+FILES = Files("MNIST", "mnist", "its four .gz files", MIRRORS)
 SHA256 = {
     "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
     "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
@@ -36,40 +35,8 @@ def read_mnist(prefix: str, rows: int) -> ArrayTable:
 
 
 def fetch(name: str) -> Path:
-    """The path of a verified file: in the folder named by LATENT_ZOO_DATA, else downloaded and cached.
-
-    Raises:
-        FileNotFoundError: LATENT_ZOO_DATA is set, and its folder does not contain the file.
-        ValueError: the file there has the wrong checksum.
-        ConnectionError: the file cannot be downloaded from any mirror.
-    """
-    folder = os.environ.get(FOLDER_VARIABLE)
-    if folder:
-        return find(name, Path(folder).expanduser())
-    failures = []
-    for mirror in MIRRORS:
-        try:
-            cache = pooch.os_cache("latent-zoo") / "mnist"
-            return Path(pooch.retrieve(mirror + name, f"sha256:{SHA256[name]}", fname=name, path=cache))
-        except (OSError, ValueError) as error:  # no connection, or the wrong checksum
-            failures.append(f"{mirror}: {error}")
-    raise ConnectionError(
-        f"cannot download MNIST's {name}: set {FOLDER_VARIABLE} to a folder with its four .gz files, "
-        f"directly or under mnist/. Attempts: {'; '.join(failures)}"
-    )
-
-
-def find(name: str, folder: Path) -> Path:
-    """The path of a verified file in ``folder/mnist`` or in ``folder``."""
-    for path in (folder / "mnist" / name, folder / name):
-        if path.is_file():
-            if pooch.file_hash(path, alg="sha256") != SHA256[name]:
-                raise ValueError(f"{path} has the wrong checksum: it is not MNIST's {name}, or it is damaged")
-            return path
-    raise FileNotFoundError(
-        f"{FOLDER_VARIABLE}={folder} contains neither mnist/{name} nor {name}: "
-        "put MNIST's four .gz files there, or unset the variable to download them"
-    )
+    """The path of one of the four files; see :meth:`zoo.data.fetching.Files.fetch`."""
+    return FILES.fetch(name, SHA256[name])
 
 
 def read_idx(path: Path, shape: tuple[int, ...]) -> npt.NDArray[Any]:

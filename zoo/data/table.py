@@ -11,6 +11,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from zoo.base.entries import refuse_beyond
 from zoo.base.precision import Spread
 from zoo.data.series import codes, floats, tidy
 from zoo.data.text import find_decimal
@@ -79,6 +80,8 @@ class FrameTable:
         frame = self._read(names)
         x = torch.empty(frame.height, len(names), dtype=dtype)  # (n, d)
         for j, name in enumerate(names):
+            if frame[name].dtype in (pl.Int64, pl.UInt64, pl.Int128):
+                refuse_beyond(frame[name].fill_null(0).to_numpy()[:, None], self.origin, columns=[name])
             values = floats(frame[name], self.origin, self.decimal).to_numpy(writable=True)
             _refuse_lost(Spread().add(torch.from_numpy(values).unsqueeze(1)), dtype, self.origin, names, j)
             x[:, j] = narrow(values, dtype, f"{self.origin}: column {name!r}")
@@ -126,7 +129,10 @@ class ArrayTable:
         spread = Spread()
         for start in range(0, rows, step):
             block = self.array[start : start + step]
-            values = (block if whole else block[:, chosen]).astype(np.float64)
+            block = block if whole else block[:, chosen]
+            if block.dtype.kind in "iu" and block.dtype.itemsize == 8:
+                refuse_beyond(block, self.origin, columns=names, first=start)
+            values = block.astype(np.float64)
             if self.divisor is not None:
                 values /= self.divisor[chosen]
             x[start : start + step] = narrow(values, dtype, self.origin)

@@ -23,6 +23,7 @@ from zoo.diagnostics.guide.importance import ImportanceMoments, importance_momen
 from zoo.diagnostics.guide.linear_response import LinearResponse, linear_response
 from zoo.diagnostics.guide.mcmc import Comparison, MCMCSamples, nuts
 from zoo.diagnostics.guide.relevance import EffectiveSize, effective_size
+from zoo.diagnostics.model.conditional_density import conditional_density
 from zoo.diagnostics.model.criteria import InformationCriteria, information_criteria
 from zoo.diagnostics.model.goodness import FitMeasures, fit_measures
 from zoo.diagnostics.model.leave_one_out import Loo, loo
@@ -50,6 +51,7 @@ __all__ = [
     "PredictiveDensity",
     "Retention",
     "Selection",
+    "conditional_density",
     "diagnose",
     "effective_size",
     "factor_retention",

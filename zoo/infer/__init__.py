@@ -16,6 +16,7 @@ from zoo.infer.losses.fixed_draws import FixedDraws
 from zoo.infer.losses.iwae import IWAE
 from zoo.infer.losses.projected import ProjectedELBO
 from zoo.infer.losses.quadrature import QuadratureELBO
+from zoo.infer.losses.wake_sleep import WakeSleep
 from zoo.infer.new_rows import infer
 from zoo.infer.optim.fused import Fused
 from zoo.infer.optim.lbfgs import LBFGS
@@ -59,6 +60,7 @@ __all__ = [
     "UnboundedLikelihood",
     "Validation",
     "VariationalBayes",
+    "WakeSleep",
     "Watcher",
     "assess",
     "best_of",

@@ -18,12 +18,15 @@ from zoo.base.random import seeded
 from zoo.infer.losses.annealed import AnnealedELBO
 from zoo.infer.losses.closed_form import ClosedFormELBO
 from zoo.infer.losses.graph import NotCaptured, Watch, recorded
+from zoo.infer.losses.iwae import IWAE
 from zoo.infer.losses.quadrature import QuadratureELBO
 from zoo.infer.losses.traces import loss_and_surrogate
+from zoo.infer.losses.wake_sleep import WakeSleep
 from zoo.infer.optim.fused import Fused
 from zoo.infer.optim.natural import NaturalGradient
 
-CAPTURED = (Trace_ELBO, AnnealedELBO, QuadratureELBO, ClosedFormELBO)  # themselves; a subclass may do anything
+# themselves, as a subclass may do anything
+CAPTURED = (Trace_ELBO, AnnealedELBO, QuadratureELBO, ClosedFormELBO, IWAE, WakeSleep)
 MOST = 16  # recordings of one fit; more are a sign of an attribute that changes at every step
 
 
@@ -45,7 +48,8 @@ class CapturedSVI(SVI):
     If a number, a tensor or a submodule that model, guide, loss or their functions use is replaced, however deep inside
     them, the graph is recorded anew. What a graph cannot hold (branches on draws or parameters, numbers taken out of
     tensors, numpy, state that is written to or cannot be watched, losses other than ``Trace_ELBO``, ``AnnealedELBO``,
-    ``QuadratureELBO`` and ``ClosedFormELBO``) is refused with one warning, and all steps are ordinary ones.
+    ``QuadratureELBO``, ``ClosedFormELBO``, ``IWAE`` and ``WakeSleep``) is refused with one warning, and all steps are
+    ordinary.
 
     Args:
         model: a Pyro model.

@@ -17,6 +17,7 @@ from torch import Tensor
 from zoo.base.callables import PyroCallable, mode, modules, undecorated, unwrapped
 from zoo.base.checks import ArrayLike, missing_entries
 from zoo.base.entries import naming
+from zoo.base.order import RowOrder
 from zoo.base.protocols import AcceptsWeights, Collapsing, Delaying, Estimating, HoldsRows, Placed
 from zoo.base.random import seeded
 from zoo.base.threads import suited
@@ -102,7 +103,8 @@ def fit(
             weight, under the losses of ``zoo.infer.weighting.WEIGHTED``. None for once. Held-out rows count once.
         steps: the most steps. None: until the bound has settled, at most 20,000; with a Pyro optimizer of your own,
             whose schedule is unknown to the fit, all of them.
-        batch_size: rows per step, drawn without replacement epoch by epoch. None uses all rows at every step, except
+        batch_size: rows per step, drawn without replacement epoch by epoch, in an order that ``seed`` and the
+            number of the epoch decide (:class:`zoo.base.order.RowOrder`). None uses all rows at every step, except
             for a deep model with 1,000 rows or more and a guide for new rows: there 128. ``len(x)`` uses all.
         loss: any ``pyro.infer.ELBO``. None uses ``Trace_ELBO``, except where the model declares ``quadratic``
             (linear-Gaussian models, mixtures, a VAE with a linear decoder), has no shared sites, and the guide declares
@@ -357,11 +359,11 @@ def _batches(decided: Plan) -> Iterator[tuple[tuple[Any, ...], bool | None]]:
     size = decided.batch_size
     assert size is not None
     gappy = x.isnan().any(1)  # (n,)
-    while True:
-        order = torch.randperm(n, device=x.device)
-        batches, missing = order.split(size), [decided.missing] * math.ceil(n / size)
+    for epoch in RowOrder(n, size, decided.seed).epochs():
+        batches = torch.cat(epoch).to(x.device).split(size)
+        missing = [decided.missing] * len(batches)
         if decided.missing:
-            missing = torch.stack([part.any() for part in gappy[order].split(size)]).tolist()
+            missing = torch.stack([gappy[index].any() for index in batches]).tolist()
         for index, gaps in zip(batches, missing, strict=True):
             yield (_seen(decided, x.index_select(0, index)), index, n), gaps
 

@@ -6,22 +6,30 @@ from pathlib import Path
 from zoo.base.callables import PyroCallable
 from zoo.infer.run import Fit, Training
 from zoo.infer.storage import checkpoint
+from zoo.infer.storage.rebuild import Builder
 
 
-def load(path: str | Path, *, model: PyroCallable | None = None, guide: PyroCallable | None = None) -> Fit:
+def load(
+    path: str | Path,
+    *,
+    model: PyroCallable | type | Builder | None = None,
+    guide: PyroCallable | type | Builder | None = None,
+) -> Fit:
     """Load a saved run onto the CPU, without its data and without unpickling anything.
 
     Model and guide are rebuilt from their recorded classes and arguments if these come from ``zoo`` or ``guides``; no
-    other code is ever imported. Anything else, such as a model of your own, one of Pyro's autoguides, or a callable
-    wrapped in Pyro handlers (``config_enumerate``, ``poutine.scale``), is passed in, and the saved state is written
-    into it in place, dtype included. The caller's random streams and Pyro's global store are left unchanged.
+    other code is ever imported. Anything else is passed in: the class of a model or guide of your own, a
+    :class:`zoo.base.Module`, which is built with its recorded arguments; or an instance, such as one of Pyro's
+    autoguides, or a callable wrapped in Pyro handlers (``config_enumerate``, ``poutine.scale``), and the saved state is
+    written into it in place, dtype included. The caller's random streams and Pyro's global store are left unchanged.
 
     Runs saved by latent-zoo 0.1.0 can be loaded as well.
 
     Args:
         path: the folder that ``run.save`` wrote.
         model: a model of the same class, with the same arguments and in the same handlers as the saved one (apart from
-            handlers that change no density). None rebuilds it.
+            handlers that change no density); or its class, or a ``Builder`` of it, called with the recorded arguments.
+            None rebuilds it.
         guide: the same for the guide.
 
     Returns:
@@ -32,7 +40,7 @@ def load(path: str | Path, *, model: PyroCallable | None = None, guide: PyroCall
     Raises:
         FileNotFoundError: the folder or one of its two files is missing.
         NotADirectoryError: ``path`` is a file.
-        TypeError: ``model`` or ``guide`` is a class, or not callable.
+        TypeError: ``model`` or ``guide`` is not callable, or a class in handlers.
         ValueError: a file is damaged, altered or of a newer format; a class must be passed in; or what was passed does
             not match the saved tensors. The message names the file and the way out.
     """

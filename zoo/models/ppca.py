@@ -1,3 +1,7 @@
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -28,9 +32,13 @@ class PPCA(Module):
     Args:
         data_dim: number of columns D of the data.
         latent_dim: number of factors K < D.
+        noise: a fixed noise variance :math:`\sigma^2`, in squared units of the data; None learns it. At the maximum of
+            the likelihood a fixed one leaves as many columns of W at 0 as there are eigenvalues of the data's
+            covariance, among the K largest, that do not exceed it.
 
     Raises:
-        ValueError: a dimension is not a whole number of at least 1, or ``latent_dim >= data_dim``.
+        ValueError: a dimension is not a whole number of at least 1, ``latent_dim >= data_dim``, or ``noise`` is not a
+            positive number.
 
     References:
         Tipping and Bishop (1999), Probabilistic Principal Component Analysis, JRSS B 61(3); with missing entries
@@ -43,7 +51,10 @@ class PPCA(Module):
     from_moments = True  # and, like check and em_step, the moments of rows in their place
     quadratic = True  # log p(x, z) is quadratic in z: QuadratureELBO is exact
 
-    def __init__(self, data_dim: int, latent_dim: int) -> None:
+    scale: Tensor
+    absent: ClassVar[Mapping[str, Any]] = {"noise": None}  # runs saved before the noise could be fixed
+
+    def __init__(self, data_dim: int, latent_dim: int, noise: float | None = None) -> None:
         super().__init__()
         self.data_dim = check_whole(data_dim, "data_dim")
         self.latent_dim = check_whole(latent_dim, "latent_dim")
@@ -54,7 +65,13 @@ class PPCA(Module):
             )
         self.weight = PyroParam(torch.randn(data_dim, latent_dim))  # W (d, k)
         self.mean = PyroParam(torch.zeros(data_dim))  # mu (d,)
-        self.scale = PyroParam(torch.ones(()), constraints.positive)  # sigma
+        self.fixed = noise is not None
+        if noise is None:
+            self.scale = PyroParam(torch.ones(()), constraints.positive)  # sigma
+            return
+        if not 0 < noise < math.inf:
+            raise ValueError(f"noise must be a positive variance, or None to learn it; got {noise!r}")
+        self.register_buffer("scale", torch.tensor(math.sqrt(noise)))
 
     def forward(self, x: Tensor | None = None, index: Tensor | None = None, size: int | None = None) -> Tensor:
         """Generates or scores rows (n, d); see :func:`zoo.base.rows` for ``index`` and ``size``."""
@@ -97,8 +114,8 @@ class PPCA(Module):
         Weights (n,), positive, say how often every row counts.
 
         Raises:
-            ValueError: all rows are equal, so that the likelihood is unbounded, or a column has fewer than two observed
-                values.
+            ValueError: all rows are equal, so that the likelihood is unbounded (unless the noise is fixed), or a column
+                has fewer than two observed values.
         """
         self.check(x)
         moments = linear_gaussian.summarize(x, weights)
@@ -107,7 +124,7 @@ class PPCA(Module):
         else:
             assert isinstance(x, Tensor)
             variance, mean = column_moments(x, weights)
-        if variance.sum() <= 1e-20 * mean.square().sum():
+        if not self.fixed and variance.sum() <= 1e-20 * mean.square().sum():
             raise ValueError("all rows of x are equal: the likelihood of PPCA is unbounded")
         return moments
 
@@ -118,35 +135,42 @@ class PPCA(Module):
         if isinstance(data, Incomplete):
             found = missing_linear.em_update(data, self.weight, self.mean, self.noise)
             before, self.weight, self.mean, residual, count = found
-            self.scale = (residual.sum() / count.sum()).sqrt()
+            self._learn(residual.sum() / count.sum())
             return before
         moments = data.to(self.weight)
         before = linear_gaussian.log_likelihood(moments, self.weight, self.mean, self.noise)
         weight, residual = linear_gaussian.em_update(moments, self.weight, self.noise)
-        self.weight, self.mean, self.scale = weight, moments.mean, residual.mean().sqrt()
+        self.weight, self.mean = weight, moments.mean
+        self._learn(residual.mean())
         return before
 
     @torch.no_grad()
     def maximize(self, moments: Moments) -> None:
         r"""Maximises the likelihood of complete rows in closed form, given their moments.
 
-        :math:`\sigma^2` is the mean of the D - K smallest eigenvalues of the covariance (Tipping and Bishop 1999).
+        :math:`\sigma^2`, unless it is fixed, is the mean of the D - K smallest eigenvalues of the covariance
+        (Tipping and Bishop 1999).
         """
         moments = moments.to(self.weight)
-        noise = linear_gaussian.remainder(moments, self.latent_dim).expand(self.data_dim)
-        self.weight, self.mean = linear_gaussian.best_weight(moments, noise, self.latent_dim), moments.mean
-        self.scale = noise[0].sqrt()
+        self._learn(linear_gaussian.remainder(moments, self.latent_dim))
+        self.weight, self.mean = linear_gaussian.best_weight(moments, self.noise, self.latent_dim), moments.mean
+
+    def _learn(self, noise: Tensor) -> None:
+        """Sets the noise variance, unless it is fixed."""
+        if not self.fixed:
+            self.scale = noise.sqrt()
 
     def check(self, x: Tensor | Moments) -> None:
         """Refuses data under which the likelihood has no maximum.
 
         Raises:
-            ValueError: a column has fewer than two observed values (the message names it), or the rows are all
-                equal or span no more dimensions than there are factors.
+            ValueError: a column has fewer than two observed values (the message names it), or, where the noise is
+                learned, the rows are all equal or span no more dimensions than there are factors.
         """
         if not isinstance(x, Moments):
             refuse_unobserved_columns(x, "PPCA")
-        linear_gaussian.refuse_low_rank(x, self.latent_dim)
+        if not self.fixed:
+            linear_gaussian.refuse_low_rank(x, self.latent_dim)
 
     @torch.no_grad()
     def estimate(self, x: Tensor | Moments, weights: Tensor | None = None) -> None:
@@ -160,4 +184,5 @@ class PPCA(Module):
     def initialize(self, x: Tensor | Moments, weights: Tensor | None = None) -> None:
         """Draws a random start on the scale of the data ``x`` (n, d), with torch's global generator."""
         weight, mean, variance = linear_gaussian.cloud(x.to(self.mean), self.latent_dim, weights)
-        self.weight, self.mean, self.scale = weight, mean, variance.mean().sqrt()
+        self.weight, self.mean = weight, mean
+        self._learn(variance.mean())

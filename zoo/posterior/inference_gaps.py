@@ -1,40 +1,41 @@
 """Why is a bound loose: because of the guide's family, or because of amortization."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import polars
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from zoo.base.callables import name_of, undecorated
+from zoo.base.callables import undecorated
 from zoo.base.checks import ArrayLike, check_whole
 from zoo.base.latent_sites import Latent
 from zoo.base.memory import rows_at_once
 from zoo.base.pairs import Trained, pair_of, rows_of
-from zoo.base.protocols import ClosedConjugate, Conjugate
+from zoo.base.protocols import ClosedConjugate, Conjugate, LocalFamily
 from zoo.base.schedules import cosine
 from zoo.base.tables import index_column, row_names
 from zoo.base.threads import on_suited_threads
 from zoo.posterior.annealing import AIS, Place, anneal
 from zoo.posterior.engine import Arguments, Reader, reader, reading
-from zoo.posterior.psis import LEAST
-from zoo.posterior.rowwise import (
-    conditional,
-    gaussian,
-    log_joint,
-    log_mean,
-    log_volume,
-    real_site,
-    stretch,
+from zoo.posterior.local_families import (
+    GaussianFamily,
+    Numbers,
+    chosen,
+    distribution,
+    local_family,
+    moved,
+    place_of,
 )
+from zoo.posterior.psis import LEAST
+from zoo.posterior.rowwise import log_joint, log_mean, real_site
 
 RATE = 0.05  # initial learning rate of Adam, in standard deviations of the guide
 NAMES = ("log_marginal", "best", "elbo", "approximation", "amortization")
 COLUMNS = (*NAMES, *(f"{name}_se" for name in NAMES))
+CHECKED = 64  # draws on which a search is compared with its start
+SURE = 3.0  # standard errors by which the start must be better, to be kept
 ROUNDS = 20  # of L-BFGS at most, each in coordinates whitened by the q of the last one
 
 
@@ -59,7 +60,7 @@ class Gaps:
             gap is then a lower bound, and the difference is part of the approximation gap.
         log_marginal_se: the Monte Carlo standard error (n,), 0 in closed form. Likewise for the others; those of the
             gaps are of differences over the same draws.
-        family: ``"diag"`` or ``"full"``.
+        family: ``"diag"`` or ``"full"`` for Gaussians, ``"flow"``, or the name of another distribution.
         estimator: of log p(x): ``"exact"``, ``"IWAE-K"`` from draws of q*, or ``"AIS"`` started from q*.
         closed: whether the bounds are in closed form.
         index: the names of the rows, numbers or text; None where they are merely counted.
@@ -123,14 +124,18 @@ def gaps(
 ) -> Gaps:
     r"""Split the gap of a run on the rows ``x`` into approximation and amortization.
 
-    For every row a Gaussian is optimised with the model fixed, starting from the guide's q: with a diagonal covariance
-    (``"diag"``) if the guide's q has one, as in MeanField, Amortized and AutoNormal, and with a full one (``"full"``)
-    otherwise; a guide of low rank counts as full, so that its missing rank is part of the amortization gap.
+    For every row a q of its own is optimised with the model fixed, starting from the guide's q: a Gaussian with a
+    diagonal covariance (``"diag"``) if the guide's q has one, as in MeanField, Amortized and AutoNormal, and with a
+    full one (``"full"``) otherwise; a guide of low rank counts as full, so that its missing rank is part of the
+    amortization gap. For :class:`guides.Flow` it is a flow with parameters of its own for every row, those of the
+    transforms' networks included (``"flow"``); for a guide that factorises into another family with real and positive
+    parameters, such as Student's t, that family.
 
     Where the model has the bound of a Gaussian in closed form (``model.elbo``), it is maximised by L-BFGS, without
-    draws. Otherwise Adam maximises a Monte Carlo estimate, in coordinates whitened by the guide's q, with path
-    derivatives (Roeder et al. 2017) of antithetic pairs common to all rows and a cosine schedule. If the result is no
-    better than the guide's q on fresh draws, the guide's q is kept. Both are then evaluated on the same fresh draws.
+    draws. Otherwise Adam maximises a Monte Carlo estimate, for a Gaussian in coordinates whitened by the guide's q and
+    with path derivatives (Roeder et al. 2017), of antithetic pairs common to all rows, with a cosine schedule. Where
+    the result is worse than the guide's q on fresh draws, by more than their noise, the guide's q is kept. Both are
+    then evaluated on the same fresh draws.
 
     Args:
         run: a trained pair.
@@ -142,8 +147,9 @@ def gaps(
         seed: of all draws; the caller's random stream is left unchanged.
 
     Raises:
-        ValueError: a model without exactly one latent site with a real vector per row, a guide whose q(z | x) is not
-            Gaussian, too few steps or draws, or rows that do not suit model or guide.
+        NoLocalFamily: a guide whose q(z | x) is of none of these families (a ValueError).
+        ValueError: a model without exactly one latent site with a real vector per row, too few steps or draws, or rows
+            that do not suit model or guide.
 
     References:
         Cremer, Li and Duvenaud (2018), Inference suboptimality in variational autoencoders, ICML; Roeder, Wu and
@@ -160,56 +166,29 @@ def gaps(
     exact = isinstance(model, Conjugate)
     closed = model if isinstance(model, ClosedConjugate) else None
     parts: list[tuple[Tensor, ...]] = []
-    family = ""
     with reading(run, seed):
         source = reader(run, x)
         latent = real_site(source, "gaps")
         for _, arguments in source.chunks(rows_at_once(4 * max(4 * particles * d, draws))):
-            q = conditional(source, latent, arguments)
-            start = gaussian(q)
-            if start is None:
-                raise ValueError(
-                    f"gaps supports Gaussian guides with a diagonal or a full covariance, and q(z | x) of the guide "
-                    f"{name_of(run.guide)} is a {type(q).__name__}: use MeanField, FullRank or Amortized, or "
-                    "zoo.log_evidence_bounds for the total gap"
-                )
-            family = "diag" if start[1].ndim == 2 else "full"
-            if closed is not None:
-                parts.append(_in_closed_form(closed, arguments[0], start))
+            family = local_family(source, latent, arguments)
+            if closed is not None and isinstance(family, GaussianFamily):
+                parts.append(_in_closed_form(closed, arguments[0], family.start))
             else:
-                found = _climb(source, latent, arguments, start, steps, particles)
-                parts.append(_judge(source, latent, arguments, start, found, draws, ais))
+                found = _climb(source, latent, arguments, family, steps, particles)
+                parts.append(_judge(source, latent, arguments, family, found, draws, ais))
     columns = {name: torch.cat(column) for name, column in zip(COLUMNS, zip(*parts, strict=True), strict=True)}
     estimator = "exact" if exact else f"IWAE-{draws}" if ais is None else "AIS"
-    return Gaps(**columns, family=family, estimator=estimator, closed=closed is not None, index=index)
+    algebraic = closed is not None and isinstance(family, GaussianFamily)
+    return Gaps(**columns, family=family.name, estimator=estimator, closed=algebraic, index=index)
 
 
 def _in_closed_form(model: ClosedConjugate, x: Tensor, start: Place) -> tuple[Tensor, ...]:
     """The columns of :class:`Gaps` for some rows."""
     log_marginal = model.log_marginal(x)
-    elbo = model.elbo(x, _distribution(*start))
-    best = model.elbo(x, _distribution(*_climb_smoothly(lambda q: model.elbo(x, _distribution(*q)), start)))
+    elbo = model.elbo(x, distribution(*start))
+    best = model.elbo(x, distribution(*_climb_smoothly(lambda q: model.elbo(x, distribution(*q)), start)))
     zero = torch.zeros_like(elbo)
     return (log_marginal, best, elbo, log_marginal - best, best - elbo, *(zero,) * 5)
-
-
-def _distribution(loc: Tensor, root: Tensor) -> dist.TorchDistribution:
-    if root.ndim == loc.ndim:
-        return dist.Normal(loc, root).to_event(1)
-    return dist.MultivariateNormal(loc, scale_tril=root)
-
-
-def _moved(start: Place, shift: Tensor, change: Tensor) -> Place:
-    """The Gaussian at whitened coordinates of another: its mean moved by ``shift`` (b, k), its root times a factor.
-
-    The factor is the exponential of ``change`` (b, k), or the lower triangle of ``change`` (b, k, k) with an
-    exponential diagonal.
-    """
-    loc, root = start
-    if root.ndim == loc.ndim:
-        return loc + stretch(root, shift), root * change.exp()
-    factor = change.tril(-1) + torch.diag_embed(change.diagonal(dim1=-2, dim2=-1).exp())
-    return loc + stretch(root, shift), root @ factor
 
 
 def _climb_smoothly(bound: Callable[[Place], Tensor], start: Place) -> Place:
@@ -227,7 +206,7 @@ def _climb_smoothly(bound: Callable[[Place], Tensor], start: Place) -> Place:
             free: list[Tensor] = free, q: Place = q, slopes: list[float] = slopes, optim: torch.optim.Optimizer = optim
         ) -> Tensor:
             with torch.enable_grad():
-                value = -bound(_moved(q, free[0], free[1])).sum()
+                value = -bound(moved(q, free[0], free[1])).sum()
                 gradients = torch.autograd.grad(value, free)  # without those of the model's parameters
             for parameter, gradient in zip(free, gradients, strict=True):
                 parameter.grad = gradient
@@ -237,76 +216,70 @@ def _climb_smoothly(bound: Callable[[Place], Tensor], start: Place) -> Place:
         optim.step(loss)
         if slopes[0] < precision:  # the curvature is about 1 here, so the remaining gain is of the order of its square
             break
-        moved = _moved(q, free[0].detach(), free[1].detach())
-        better = bound(moved) >= bound(q)  # also false where it is NaN
+        tried = moved(q, free[0].detach(), free[1].detach())
+        better = bound(tried) >= bound(q)  # also false where it is NaN
         if not better.any():
             break
-        q = _chosen(better, moved, q)
+        q = chosen(better, tried, q)
     return q
 
 
-def _chosen(take: Tensor, one: Place, other: Place) -> Place:
-    """One Gaussian or the other for every row."""
-    rows = take.unsqueeze(-1)
-    return (
-        torch.where(rows, one[0], other[0]),
-        torch.where(rows if one[1].ndim == 2 else rows.unsqueeze(-1), one[1], other[1]),
-    )
-
-
-def _climb(source: Reader, latent: Latent, arguments: Arguments, start: Place, steps: int, particles: int) -> Place:
-    """The best Gaussian for every row, by Adam on Monte Carlo estimates of the bound."""
-    loc = start[0]
-    free = [torch.zeros_like(part, requires_grad=True) for part in start]
+def _climb(
+    source: Reader, latent: Latent, arguments: Arguments, family: LocalFamily, steps: int, particles: int
+) -> Numbers:
+    """The best q of the family for every row, by Adam on Monte Carlo estimates of the bound."""
+    loc, free = family.start[0], family.free()
     optim = torch.optim.Adam(free, lr=RATE)
     fall = cosine(steps)
     for step in range(steps):
         noise = loc.new_empty(particles, 1, loc.shape[1]).normal_()  # the same for all rows
         noise = torch.cat([noise, -noise]).expand(-1, *loc.shape)
         with torch.enable_grad():
-            weights = _log_weights(source, latent, arguments, _moved(start, free[0], free[1]), noise, path=True)
+            weights = _log_weights(source, latent, arguments, family, family.moved(free), noise, path=True)
             gradients = torch.autograd.grad(-weights.mean(0).sum(), free)
         for parameter, gradient in zip(free, gradients, strict=True):
             parameter.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
         for group in optim.param_groups:
             group["lr"] = RATE * fall(step)
         optim.step()
-    found = _moved(start, free[0].detach(), free[1].detach())
-    noise = loc.new_empty(2 * particles, *loc.shape).normal_()
-    ours, theirs = (_log_weights(source, latent, arguments, q, noise).mean(0) for q in (found, start))
-    return _chosen(ours > theirs, found, start)
+    found = family.moved([part.detach() for part in free])
+    noise = loc.new_empty(CHECKED, *loc.shape).normal_()
+    ours, theirs = (_log_weights(source, latent, arguments, family, q, noise) for q in (found, family.start))
+    lost = theirs - ours  # NaN or infinite where the search has failed
+    kept = lost.mean(0) <= SURE * lost.std(0) / CHECKED**0.5
+    return chosen(kept, found, family.start)
 
 
 def _log_weights(
-    source: Reader, latent: Latent, arguments: Arguments, q: Place, noise: Tensor, path: bool = False
+    source: Reader,
+    latent: Latent,
+    arguments: Arguments,
+    family: LocalFamily,
+    numbers: Numbers,
+    noise: Tensor,
+    path: bool = False,
 ) -> Tensor:
-    r""":math:`\log p(x, z) - \log q(z)` at :math:`z = m + L \epsilon` (draws, b).
-
-    With ``path`` its gradient is the path derivative through z, without the score of log q, whose expectation is 0.
-    """
-    loc, root = q
-    z = loc + stretch(root, noise)
-    terms = log_joint(source, latent, z, arguments)
-    if path:
-        loc, root = loc.detach(), root.detach()
-        offset = z - loc
-        if root.ndim == 2:
-            noise = offset / root
-        else:
-            noise = torch.linalg.solve_triangular(root, offset.movedim(0, -1), upper=False).movedim(-1, 0)
-    log_q = -0.5 * (noise.square().sum(-1) + loc.shape[1] * math.log(2 * math.pi)) - log_volume(root)
-    return sum(terms.values(), -log_q)
+    r""":math:`\log p(x, z) - \log q(z)` of draws of a q (draws, b)."""
+    z, log_q = family.draw(numbers, noise, path)
+    return sum(log_joint(source, latent, z, arguments).values(), -log_q)
 
 
 def _judge(
-    source: Reader, latent: Latent, arguments: Arguments, start: Place, found: Place, draws: int, ais: AIS | None
+    source: Reader,
+    latent: Latent,
+    arguments: Arguments,
+    family: LocalFamily,
+    found: Numbers,
+    draws: int,
+    ais: AIS | None,
 ) -> tuple[Tensor, ...]:
     """The columns of :class:`Gaps` for some rows: both bounds on the same fresh draws, log p(x) from those of q*."""
-    loc = start[0]
+    loc = family.start[0]
     parts = []
     for piece in torch.arange(draws).split(rows_at_once(4 * arguments[0].numel())):
         noise = loc.new_empty(len(piece), *loc.shape).normal_()
-        parts.append(torch.stack([_log_weights(source, latent, arguments, q, noise) for q in (found, start)]))
+        both = [_log_weights(source, latent, arguments, family, q, noise) for q in (found, family.start)]
+        parts.append(torch.stack(both))
     ours, theirs = torch.cat(parts, 1)  # (draws, b)
 
     def error(values: Tensor) -> Tensor:
@@ -318,7 +291,7 @@ def _judge(
         log_marginal, noise_of_it = model.log_marginal(arguments[0]), torch.zeros_like(best)
         apart = error(ours)
     elif ais is not None:
-        weights, _ = anneal(source, latent, arguments, ais, found)
+        weights, _ = anneal(source, latent, arguments, ais, place_of(family, found))
         log_marginal, noise_of_it = log_mean(weights)
         apart = (noise_of_it.square() + error(ours).square()).sqrt()
     else:

@@ -23,6 +23,8 @@ from zoo.base.checks import ArrayLike
 from zoo.base.module import Module
 from zoo.base.pairs import Trained, rows_of
 from zoo.base.tables import column_names
+from zoo.citation.citing import as_bibtex, citations
+from zoo.citation.things import PACKAGE
 from zoo.data.conversion import as_dataset
 from zoo.data.dataset import Dataset
 from zoo.diagnostics.checks.check import Picture
@@ -111,6 +113,7 @@ def report(
     missing = ""
     if predictive is None:
         predictive, missing = _predictive(run, known, seed)
+    cited = citations(PACKAGE, run, *([table] if isinstance(x, Dataset) else []))
     text = _template().render(
         title=f"{name_of(run.model)} with {name_of(run.guide)}",
         data=table.name if table is not None else None,
@@ -124,6 +127,8 @@ def report(
         pictures=[_encoded(one) for one in figures_of(run, known, found, predictive, labels, label_names, seed)],
         tables=[(title, table.columns, _cells(table)) for title, table in _tables(run, known, found, rotation)],
         glossary=GLOSSARY,
+        cited=cited,
+        bibtex=as_bibtex(cited),
         rerun=list(rerun),
         versions=_versions(),
     )

@@ -48,7 +48,7 @@ def test_autoguides_are_passed_in(auto, x, tmp_path):
         model = PPCA(4, 2)
         run = trained(model, auto(model), x)
     folder = save(run, tmp_path / "run")
-    with pytest.raises(ValueError, match=r"names the guide pyro\..*: build it yourself"):
+    with pytest.raises(ValueError, match=r"names the guide pyro\..*: pass the class, or build it yourself"):
         load(folder)
     with seeded(2):
         model = PPCA(4, 2)
@@ -238,11 +238,16 @@ def test_a_wrapped_guide(x, tmp_path):
     same(back.sample(x, draws=3), run.sample(x, draws=3))
 
 
-@pytest.mark.parametrize("wrong", [PPCA, config_enumerate(PPCA)])
-def test_a_class_is_no_model(wrong, saved):
+def test_a_class_is_built_with_its_recorded_arguments(run, saved, x):
+    same(load(saved, model=PPCA).sample(x, draws=3), run.sample(x, draws=3))
+    with pytest.raises(ValueError, match=r"holds the model PPCA, got the class Toy: pass load\(path, model=...\)"):
+        load(saved, model=Toy)
+
+
+def test_a_class_in_handlers_is_no_model(saved):
     message = r"model is the class PPCA: pass an instance, as in load\(path, model=PPCA\(...\)\)"
     with pytest.raises(TypeError, match=message):
-        load(saved, model=wrong)
+        load(saved, model=config_enumerate(PPCA))
     with pytest.raises(TypeError, match="guide is not a Pyro callable, got int"):
         load(saved, guide=3)
 

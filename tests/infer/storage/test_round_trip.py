@@ -92,7 +92,7 @@ def test_validation_and_settings_come_back(run, saved):
     assert settings["training"]["losses"] == {"tensor": [3]}
     assert settings["versions"].keys() == {"latent-zoo", "torch", "pyro-ppl", "numpy", "python"}
     assert settings["versions"]["torch"] == torch.__version__
-    assert settings["model"]["settings"] == {"data_dim": 4, "latent_dim": 2}
+    assert settings["model"]["settings"] == {"data_dim": 4, "latent_dim": 2, "noise": None}
     assert settings["guide"]["settings"]["x"] == {"tensor": [20, 4]}
     assert settings["sha256"] == hashlib.sha256((saved / PARAMETERS).read_bytes()).hexdigest()
 

@@ -22,10 +22,12 @@ from zoo.posterior.rowwise import log_mean
 class PredictiveDensity:
     r"""The predictive density of rows, :math:`\log \int p(x_n \mid \theta)\, q(\theta)\, d\theta`, in nats.
 
+    From :func:`conditional_density` that of the removed entries of rows given the others.
+
     Attributes:
         log_density: of every row (n,).
         se: its Monte Carlo standard error (n,), 0 in closed form.
-        draws: the number of draws of theta; 0 in closed form.
+        draws: the number of draws, of theta or for every row; 0 in closed form.
         index: the names of the rows, numbers or text; None where they are merely counted.
     """
 
@@ -97,7 +99,7 @@ def predictive_density(run: Trained, x: ArrayLike, *, draws: int = 1000, seed: i
                 f"{name_of(run.model)} has sites per row ({', '.join(own.name for own in source.layout.local)}) and no "
                 "method log_marginal_given that integrates them out: add one, or estimate log p by zoo.evaluate"
             )
-        given = _given(source, shared_draws(source, draws), draws)
+        given = density_given(source, shared_draws(source, draws), draws)
         return PredictiveDensity(*log_mean(given), draws, index)
 
 
@@ -112,8 +114,8 @@ def shared_draws(source: Reader, draws: int) -> dict[str, Tensor]:
     return {latent.name: found[latent.name] for latent in source.layout.shared}
 
 
-def _given(source: Reader, held: dict[str, Tensor], draws: int) -> Tensor:
-    """log p(x | theta) (draws, n)."""
+def density_given(source: Reader, held: dict[str, Tensor], draws: int) -> Tensor:
+    """log p(x | theta) of the observed entries of rows (draws, n)."""
     model, parts = undecorated(source.pair.model), []
     for _, arguments in source.chunks(rows_at_once(draws * source.x.shape[1])):
         if isinstance(model, ConjugateGivenShared):

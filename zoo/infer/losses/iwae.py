@@ -193,12 +193,19 @@ def _log_weights(scored: poutine.Trace, drawn: poutine.Trace) -> tuple[Tensor, A
     log_q, more = _by_row(drawn, rows)
     (first, scale), *rest = (scales | {f"{name} of the guide": value for name, value in more.items()}).items()
     for name, other in rest:
-        if not torch.equal(torch.as_tensor(scale), torch.as_tensor(other)):
+        if not _same(scale, other):
             raise ValueError(
                 f"the sites '{first}' and '{name}' are scaled differently, for which there is no importance weight: "
                 "use IWAE without poutine.scale, or AnnealedELBO for a KL with a weight"
             )
     return log_p - log_q, scale
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two scales, numbers or tensors, are the same."""
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+    return bool(one == other)
 
 
 def _by_row(trace: poutine.Trace, rows: str, observed: bool = False) -> tuple[Any, dict[str, Any]]:

@@ -13,6 +13,7 @@ from zoo.base.callables import PyroCallable
 from zoo.base.random import seeded
 from zoo.infer.storage.files import PARAMETERS, SETTINGS, holds_run, read_files, write_files
 from zoo.infer.storage.rebuild import (
+    Builder,
     Part,
     build,
     cast,
@@ -20,6 +21,7 @@ from zoo.infer.storage.rebuild import (
     check_given,
     check_state,
     example,
+    refuse_foreign,
     restore,
     set_up,
 )
@@ -123,28 +125,32 @@ def write(run: "Fit", folder: str | Path) -> None:
     write_files(folder, *record(run))
 
 
-def read(path: str | Path, *, model: PyroCallable | None = None, guide: PyroCallable | None = None) -> Saved:
+Given = PyroCallable | type | Builder | None
+
+
+def read(path: str | Path, *, model: Given = None, guide: Given = None) -> Saved:
     """The content of a saved run; arguments and errors are those of :func:`zoo.infer.loading.load`."""
     for role, given in (("model", model), ("guide", guide)):
-        if given is not None:
+        if given is not None and not isinstance(given, Builder):
             check_given(role, given)
     folder = Path(path)
     settings, tensors = read_files(folder)
     parts = _split(settings, tensors, folder)
     version = str(settings.get("versions", {}).get("latent-zoo") or "of unknown version")
     of_model, of_guide = (Part(role, settings[role], parts[role], folder, version) for role in ("model", "guide"))
+    refuse_foreign([part for part, given in ((of_model, model), (of_guide, guide)) if given is None])
     with pyro.get_param_store().scope(), seeded(0), torch.device("cpu"):
-        if model is None:
-            model = build(of_model, {})
+        if model is None or isinstance(model, type | Builder):
+            model = build(of_model, {}, model)
             cast(of_model, model)
         else:
             check_alike(of_model, model)
-        if guide is None:
+        if guide is None or isinstance(guide, type | Builder):
             dtype = of_guide.dtype or of_model.dtype or torch.get_default_dtype()
-            guide = build(of_guide, {"model": (of_model.path, model), "x": (dtype, example(model).device)})
+            guide = build(of_guide, {"model": (of_model.path, model), "x": (dtype, example(model).device)}, guide)
         else:
             check_alike(of_guide, guide)
-            set_up(of_guide, guide, model, (settings["training"] or {}).get("rows"))
+        set_up(of_guide, guide, model, (settings["training"] or {}).get("rows"))
     constraints = {name: constraint(noted, name, folder / SETTINGS) for name, noted in settings["store"].items()}
     pair = ((of_model, model), (of_guide, guide))
     for part, function in pair:  # both, before either is touched

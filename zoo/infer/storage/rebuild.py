@@ -1,6 +1,8 @@
 """From a record to a model and a guide: rebuilt, or passed in and given the saved state."""
 
 import importlib
+import inspect
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,9 @@ from torch import Tensor
 
 from zoo.base.callables import PyroCallable, held_modules, modules, name_of, unwrapped
 from zoo.base.module import Module
+from zoo.base.origin import Origin, remember
 from zoo.base.protocols import HasWidth
+from zoo.infer.storage.bounded import Bounded, TooLarge, rows_like
 from zoo.infer.storage.files import PARAMETERS, SETTINGS
 from zoo.infer.storage.record import Settings, arguments, class_path, from_json, handler_names, state
 
@@ -49,40 +53,103 @@ class Part:
         return str(self.record["class"])
 
     @property
+    def trusted(self) -> bool:
+        """Whether the class is one of ``zoo`` or ``guides``, by its name."""
+        names = self.path.partition(":")[0].split(".")
+        return names[0] in _TRUSTED and all(word.isidentifier() and not word.startswith("_") for word in names)
+
+    @property
+    def origin(self) -> str:
+        """How the command line names the class: as it was named there, else by its module, else as it may be."""
+        noted = self.record.get("origin")
+        if isinstance(noted, dict) and isinstance(noted.get("name"), str):
+            return str(noted["name"])
+        place, _, name = self.path.partition(":")
+        return f"FILE.py:{name}" if place == "__main__" else self.path
+
+    @property
+    def made_with(self) -> Settings | None:
+        """The arguments of the class or function by which the command line built it, if it did."""
+        noted = self.record.get("origin")
+        found = noted.get("settings") if isinstance(noted, dict) else None
+        return found if isinstance(found, dict) else None
+
+    @property
     def dtype(self) -> torch.dtype | None:
         """The dtype of the first saved floating-point tensor."""
         return next((value.dtype for value in self.tensors.values() if value.is_floating_point()), None)
 
 
-def build(part: Part, known: dict[str, Any]) -> Module:
+class MustBeGiven(ValueError):  # noqa: N818 - it reads as what it says
+    """A model or guide whose class is from outside of the package, so that loading does not import it.
+
+    Attributes:
+        names: of the model and the guide that must be given, by role; as a command line names them.
+    """
+
+    def __init__(self, parts: list[Part]) -> None:
+        self.names = {part.role: part.origin for part in parts}
+        what = " and ".join(f"the {part.role} {part.path}" for part in parts)
+        roles = ", ".join(f"{part.role}=..." for part in parts)
+        super().__init__(
+            f"{parts[0].file} names {what}, and load imports only from {' and '.join(_TRUSTED)}: pass the class, or "
+            f"build it yourself and pass it, load(path, {roles})"
+        )
+
+
+@dataclass(frozen=True)
+class Builder:
+    """A function that builds a model or guide, to be called with the recorded arguments."""
+
+    make: Callable[..., PyroCallable]
+
+
+def refuse_foreign(parts: list[Part]) -> None:
+    """Refuse to import the classes of parts that are from outside of the package.
+
+    Raises:
+        MustBeGiven: names them.
+    """
+    if foreign := [part for part in parts if not part.trusted]:
+        raise MustBeGiven(foreign)
+
+
+def build(part: Part, known: dict[str, Any], made: type | Builder | None = None) -> PyroCallable:
     """A new object of the recorded class and arguments.
 
     Args:
         part: the record.
         known: the values of the arguments ``model`` (class and object) and ``x`` (dtype and device).
+        made: the class, or what builds the object; None for a class of ``zoo`` or ``guides``.
 
     Raises:
         ValueError: the class or one of the arguments cannot be built here.
     """
     file, role, path = part.file, part.role, part.path
-    found = _find(part)
-    if part.record.get("handlers"):
+    found = made.make if isinstance(made, Builder) else _find(part) if made is None else _given(part, made)
+    if part.record.get("handlers") and not isinstance(made, Builder):
         raise ValueError(
-            f"{file}: the {role} {found.__name__} was saved inside Pyro's handlers "
+            f"{file}: the {role} {path.partition(':')[2]} was saved inside Pyro's handlers "
             f"({', '.join(part.record['handlers'])}), which cannot be saved: wrap one in them again and pass it, "
             f"load(path, {role}=...)"
         )
-    given = part.record.get("settings")
+    recorded = inspect.isclass(found) and issubclass(found, Module)
+    given = part.record.get("settings") if recorded else part.made_with
+    whole = known.get("model")
+    if given is None and (isinstance(made, Builder) or _automatic(found)):
+        given = {} if whole is None else _model_alone(found, whole[0])
     if not isinstance(given, dict):
         raise ValueError(f"{file} lacks the arguments of the {role} {path}: restore it, or pass load(path, {role}=...)")
-    values = dict(found.absent)
+    values, rows = dict(getattr(found, "absent", {})), None
     for name, value in given.items():
         note = next(iter(value), None) if isinstance(value, dict) else None
-        if note in ("module", "object") and name in known and value[note] == known[name][0]:
-            values[name] = known[name][1]
+        if note in ("module", "object") and whole is not None and value[note] == whole[0]:
+            values[name] = whole[1]
         elif note == "tensor" and name == "x" and name in known:
-            dtype, device = known[name]
-            values[name] = torch.zeros(1, dtype=dtype, device=device).expand(value["tensor"])  # takes no memory
+            try:
+                values[name] = rows = rows_like(value["tensor"], part.tensors, *known[name])
+            except TooLarge as error:
+                raise _not_built(part, error) from None
         elif note in ("module", "tensor", "object"):
             raise ValueError(
                 f"{file} does not contain the argument {name} of the {role} {path} ({value[note]}): build "
@@ -90,13 +157,28 @@ def build(part: Part, known: dict[str, Any]) -> Module:
             )
         else:
             values[name] = from_json(value)
+    held = list(part.tensors.values())
+    if whole is not None:
+        held += [tensor for module in modules(whole[1]) for tensor in (*module.parameters(), *module.buffers())]
     try:
-        return found(**values)
+        with Bounded(held, rows=None if rows is None else len(rows)):
+            built = found(**values)
     except Exception as error:
-        raise ValueError(
-            f"{file}: the {role} {path}, saved by latent-zoo {part.version}, cannot be built from its settings "
-            f"({type(error).__name__}: {error}): restore the file, install that version, or pass load(path, {role}=...)"
-        ) from error
+        raise _not_built(part, error) from error
+    if isinstance(made, Builder):
+        check_alike(part, built)
+    if part.made_with is not None:
+        remember(built, Origin(part.origin, part.made_with))
+    return built
+
+
+def _not_built(part: Part, error: Exception) -> ValueError:
+    """The error for arguments that do not build."""
+    role = part.role
+    return ValueError(
+        f"{part.file}: the {role} {part.path}, saved by latent-zoo {part.version}, cannot be built from its settings "
+        f"({type(error).__name__}: {error}): restore the file, install that version, or pass load(path, {role}=...)"
+    )
 
 
 def check_alike(part: Part, given: PyroCallable) -> None:
@@ -200,13 +282,13 @@ def example(function: PyroCallable) -> Tensor:
 
 
 def check_given(role: str, given: Any) -> None:
-    """Refuse what cannot be a model or guide, such as a class in place of an instance.
+    """Refuse what cannot be a model or guide, nor its class.
 
     Raises:
-        TypeError: it is a class, or not callable.
+        TypeError: it is a class in handlers, or not callable.
     """
-    if isinstance(given, type) or isinstance(unwrapped(given), type):
-        name = name_of(given) if not isinstance(given, type) else given.__name__
+    if not isinstance(given, type) and isinstance(unwrapped(given), type):
+        name = name_of(given)
         raise TypeError(f"{role} is the class {name}: pass an instance, as in load(path, {role}={name}(...))")
     if not callable(given):
         raise TypeError(f"{role} is not a Pyro callable, got {type(given).__name__}: pass a module or a function")
@@ -220,12 +302,8 @@ def _find(part: Part) -> type[Module]:
     """
     role, path = part.role, part.path
     package, _, name = path.partition(":")
-    names = package.split(".")
-    if names[0] not in _TRUSTED or any(not word.isidentifier() or word.startswith("_") for word in names):
-        raise ValueError(
-            f"{part.file} names the {role} {path}, and load imports only from {' and '.join(_TRUSTED)}: build "
-            f"it yourself and pass it, load(path, {role}=...)"
-        )
+    if not part.trusted:
+        raise MustBeGiven([part])
     try:
         found = getattr(importlib.import_module(package), name, None)
     except ModuleNotFoundError:
@@ -236,6 +314,37 @@ def _find(part: Part) -> type[Module]:
             f"saved with ({part.version}), or pass load(path, {role}=...)"
         )
     return found
+
+
+def _given(part: Part, made: type) -> type:
+    """A class that was passed in, which must have the name of the recorded one.
+
+    Raises:
+        ValueError: it has another.
+    """
+    saved = part.path.rpartition(":")[2].rpartition(".")[2]
+    if made.__name__ != saved:
+        raise ValueError(
+            f"{part.file} holds the {part.role} {saved}, got the class {made.__name__}: pass load(path, "
+            f"{part.role}=...) the class {saved}"
+        )
+    if not issubclass(made, Module | AutoGuide) and part.made_with is None:
+        raise ValueError(
+            f"{part.file} lacks the arguments of the {part.role} {saved}, which only a zoo.base.Module records: build "
+            f"it yourself and pass it, load(path, {part.role}=...)"
+        )
+    return made
+
+
+def _automatic(made: object) -> bool:
+    return isinstance(made, type) and issubclass(made, AutoGuide)
+
+
+def _model_alone(make: Callable[..., Any], path: str) -> Settings:
+    """The arguments of what builds a guide for a model, of which no others are recorded."""
+    names = inspect.signature(make).parameters
+    name = "model" if "model" in names else next(iter(names), None)
+    return {} if name is None else {name: {"object": path}}
 
 
 def _check_handlers(part: Part, given: PyroCallable) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from zoo.base.callables import PyroCallable, handlers, held_modules, name_of, unwrapped
 from zoo.base.module import Module
+from zoo.base.origin import origin_of
 
 if TYPE_CHECKING:
     from zoo.infer.run import Fit
@@ -187,11 +188,13 @@ def _loose(run: "Fit") -> dict[str, Tensor]:
 
 
 def _callable_record(function: PyroCallable) -> Settings:
-    """What is needed to rebuild it: handlers, class, constructor arguments, and the names of frozen parameters."""
+    """What is needed to rebuild it: handlers, class and arguments, name if not built in, names of frozen parameters."""
     inner = unwrapped(function)
     found: Settings = {"class": class_path(inner), "handlers": handler_names(function), "settings": None}
     if isinstance(inner, Module):
         found["settings"] = arguments(inner)
+    if (origin := origin_of(function)) is not None:
+        found["origin"] = {"name": origin.name, "settings": to_json(origin.settings)}
     found["frozen"] = [
         f"{prefix}{name}"
         for prefix, module in held_modules(function).items()
