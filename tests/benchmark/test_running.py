@@ -137,7 +137,7 @@ def test_two_at_once_are_refused(tmp_path):
 def test_refusals(tmp_path):
     refused = [
         ({}, {"only": "third"}, "only='third' in its name: choose from first_case, second"),
-        ({}, {"methods": ["median"]}, "unknown method 'median': choose from mean, guess, refuses"),
+        ({}, {"methods": ["median"]}, "unknown method 'median': choose from 'mean', 'guess', 'refuses'"),
         ({}, {"seeds": 0}, "seeds"),
         ({}, {"seeds": []}, "at least one seed"),
         ({}, {"jobs": 0}, "jobs"),
@@ -204,7 +204,7 @@ def test_processes_give_the_same_rows_and_one_that_is_killed_is_a_row(tmp_path):
             raise AssertionError(f"threads: {limits}")
         return tiny.mean(data, cell)
 
-    extra = (Method("killed", killed), Method("threads", threads))
+    extra = (Method("threads", threads), Method("killed", killed))
     table = run(tiny.suite(*extra), tmp_path / "two", only="first", jobs=2, threads=5)
     rows = table.filter(method="killed").to_dicts()
     assert [row["failure"] for row in rows] == ["ArithmeticError", "ProcessEnded"]

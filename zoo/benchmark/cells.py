@@ -1,5 +1,6 @@
 """One cell of a benchmark: a method trained on a case with a seed, measured, as a line of ``rows.jsonl``."""
 
+import functools
 import sysconfig
 import time
 import traceback
@@ -18,6 +19,8 @@ from zoo.base.random import seeded
 from zoo.base.threads import suited_to
 from zoo.benchmark.suite import Cell, Data, Method, Point
 from zoo.benchmark.surroundings import machine, versions, watch_memory
+from zoo.infer.fitting import fit
+from zoo.models.ppca import PPCA
 
 OTHERS = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib"))
 NO_ERROR = {"failure": "", "message": "", "place": ""}
@@ -52,6 +55,7 @@ def run_cell(task: Task) -> dict[str, Any]:
     ``status`` is ``"done"``, ``"refused"`` (the method does not apply: :class:`guides.CannotServe`) or ``"failed"``
     (any other error but an interruption). The caller's random streams and parameter store are left as they were.
     """
+    _warm_up()
     watch = _Clock()
     peak = watch_memory()
     points, status, problem = list[dict[str, Any]](), "done", NO_ERROR
@@ -74,6 +78,16 @@ def run_cell(task: Task) -> dict[str, Any]:
         peak_memory=memory,
         memory_of=of,
     )
+
+
+@functools.cache
+def _warm_up() -> None:
+    """Fit something small, so that the time and memory of a process's first cell are not those of loading torch."""
+    with warnings.catch_warnings(), seeded(0), pyro.get_param_store().scope():
+        warnings.simplefilter("ignore")
+        x = torch.randn(10, 2)
+        model = PPCA(2, 1)
+        fit(model, guides.MeanField(model, x), x, progress=False)
 
 
 def row_of(

@@ -7,6 +7,7 @@ from zoo.benchmark.suite import BUDGETS, Suite
 SUITES: tuple[str, ...] = (
     "aevb",
     "clustering",
+    "conjugate",
     "deep",
     "gaps",
     "gradients",

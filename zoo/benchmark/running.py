@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,8 @@ def tasks_of(
                 "method_protocol": protocol_text(method.name, method.protocol),
             }
             cells = (Cell(case, seed, device) for seed in seeds)
-            tasks += [Task(method, cell, suite.measure, {**head, **protocols}) for cell in cells]
+            sent = replace(method, cite=())  # a class of the user's file is no use to another process
+            tasks += [Task(sent, cell, suite.measure, {**head, **protocols}) for cell in cells]
     return tasks
 
 
@@ -143,7 +145,7 @@ def table_of(suite: Suite, rows: Iterable[dict[str, Any]]) -> pl.DataFrame:
     ordered = sorted(
         last.values(), key=lambda row: (cases.index(row["case"]), methods.index(row["method"]), row["seed"])
     )
-    empty: dict[str, Any] = {measure.name: math.nan for measure in suite.measures}
+    empty: dict[str, Any] = {**dict.fromkeys(suite.along), **{measure.name: math.nan for measure in suite.measures}}
     lines = []
     for row in ordered:
         head = {key: value for key, value in row.items() if key not in LISTS}
@@ -162,7 +164,8 @@ def _chosen(methods: Sequence[Method], names: Collection[str] | None) -> list[Me
         return list(methods)
     known = {method.name.lower(): method for method in methods}
     if unknown := [name for name in names if name.lower() not in known]:
-        raise ValueError(f"unknown method {unknown[0]!r}: choose from {', '.join(method.name for method in methods)}")
+        choice = ", ".join(repr(method.name) for method in methods)
+        raise ValueError(f"unknown method {unknown[0]!r}: choose from {choice}")
     chosen = {name.lower() for name in names}
     return [method for method in methods if method.name.lower() in chosen]
 
