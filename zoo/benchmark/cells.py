@@ -1,6 +1,7 @@
 """One cell of a benchmark: a method trained on a case with a seed, measured, as a line of ``rows.jsonl``."""
 
 import functools
+import hashlib
 import sysconfig
 import time
 import traceback
@@ -19,6 +20,7 @@ from zoo.base.random import seeded
 from zoo.base.threads import suited_to
 from zoo.benchmark.suite import Cell, Data, Method, Point
 from zoo.benchmark.surroundings import machine, versions, watch_memory
+from zoo.data.fingerprints import fingerprint
 from zoo.infer.fitting import fit
 from zoo.models.ppca import PPCA
 
@@ -58,11 +60,13 @@ def run_cell(task: Task) -> dict[str, Any]:
     _warm_up()
     watch = _Clock()
     peak = watch_memory()
-    points, status, problem = list[dict[str, Any]](), "done", NO_ERROR
+    points, status, problem, rows = list[dict[str, Any]](), "done", NO_ERROR, ""
     with warnings.catch_warnings(record=True) as said, seeded(task.cell.seed), pyro.get_param_store().scope():
         warnings.simplefilter("default")
         try:
-            points = _points(task, watch)
+            data = task.cell.case.load(task.cell.seed)
+            rows = _fingerprint(data)
+            points = _points(task, data, watch)
         except Exception as error:  # a row, so that the rest goes on
             status = "refused" if isinstance(error, guides.CannotServe) else "failed"
             problem = described(error)
@@ -72,6 +76,7 @@ def run_cell(task: Task) -> dict[str, Any]:
         status,
         points,
         problem,
+        data=rows,
         warnings=list(dict.fromkeys(f"{one.category.__name__}: {one.message}" for one in said)),
         **watch.columns(),
         threads=torch.get_num_threads(),
@@ -119,10 +124,15 @@ def described(error: BaseException) -> dict[str, str]:
     return {"failure": type(error).__name__, "message": str(error), "place": _place(error)}
 
 
-def _points(task: Task, watch: "_Clock") -> list[dict[str, Any]]:
+def _fingerprint(data: Data) -> str:
+    """Of training, held-out and validation rows."""
+    parts = [fingerprint(part) for part in (data.train, data.test, data.validation) if part is not None]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
+
+
+def _points(task: Task, data: Data, watch: "_Clock") -> list[dict[str, Any]]:
     """The measures of the trained method, at one point or along a curve."""
     cell = task.cell
-    data = cell.case.load(cell.seed)
     watch.start()
     torch.manual_seed(cell.seed)  # the same stream for every method, however much the loading drew
     with suited_to(tuple(data.train.shape)):

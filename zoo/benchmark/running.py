@@ -73,10 +73,27 @@ def run(
         refuse_others(suite, log, path, again=again)
         done = {key_of(row): row["method_protocol"] for row in log if not (retry_failed and row["status"] == "failed")}
         left = [task for task in tasks if done.get(task.key) != task.head["method_protocol"]]
+        rows = {(row["case"], row["seed"]): row["data"] for row in log if row["data"]}
         for number, row in enumerate(rows_of(left, jobs, count), 1):
+            _refuse_other_rows(row, rows)
             log.append(row)
             report(row, number, len(left))
         return table_of(suite, log)
+
+
+def _refuse_other_rows(row: dict[str, Any], known: dict[tuple[str, int], str]) -> None:
+    """Make a cell whose rows are not those of the other methods a failed one.
+
+    Args:
+        row: of the cell; changed in place.
+        known: the fingerprints of the rows by case and seed; that of a new case and seed is added.
+    """
+    there, here = known.setdefault((row["case"], row["seed"]), row["data"]), row["data"]
+    if here and there != here:
+        message = f"the rows have the fingerprint {here}, those of the other methods {there}: use another folder"
+        row.update(status="failed", failure="OtherRows", message=message, points=[])
+    elif not there:
+        del known[row["case"], row["seed"]]  # they could not be loaded
 
 
 def tasks_of(
