@@ -12,6 +12,7 @@ from zoo.benchmark.labelled import Labelled, dequantised
 from zoo.benchmark.named import named_suite
 from zoo.benchmark.running import run
 from zoo.benchmark.suite import Case, Cell, Data, Own
+from zoo.benchmark.suites.clustering import best_mixture
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def apart():
     x = torch.randn(60, 3, generator=stream, dtype=torch.float64)
     labels = torch.arange(60) % 2
     x = x + 20.0 * labels.unsqueeze(1)
-    data = Data(x[:40], x[40:], extra={"labels": labels[:40].numpy(), "classes": 2, "factors": 1})
+    data = Data(x[:40], x[40:], extra={"labels": labels[:40].numpy(), "classes": 2, "factors": 1, "floor": 1e-6})
     return data, Cell(Case("apart", lambda seed: data), seed=0)
 
 
@@ -54,6 +55,15 @@ def test_the_density_is_that_of_held_out_rows(suite, apart):
         near = torch.distributions.Normal(centre, sd).log_prob(data.test[torch.arange(40, 60) % 2 == group])
         total += float((near.sum(1) - math.log(2)).sum())
     assert found["log_density"] == pytest.approx(total / 20, abs=1e-4)
+
+
+def test_a_collapsed_mixture_is_kept_only_where_all_are():
+    """Ten rows twice and one apart, as three components: the one alone has no variance from any start."""
+    x = torch.cat([torch.randn(10, 2, dtype=torch.float64), torch.randn(10, 2, dtype=torch.float64) + 50])
+    x = torch.cat([x, torch.tensor([[500.0, 500.0]], dtype=torch.float64)])
+    with pytest.warns(UserWarning, match="from all 2 starts a component collapsed"):
+        model = best_mixture(x, 3, "full", starts=2, seed=0, floor=0.01)
+    assert sorted(torch.bincount(model.log_joint(x).argmax(1)).tolist()) == [1, 10, 10]
 
 
 def test_starts_are_chosen_without_labels(suite, apart):

@@ -29,7 +29,7 @@ def short(monkeypatch):
 def test_deep_beside_the_linear_model(short, tmp_path):
     suite = named_suite("deep")
     own = Own("Mine", guide=lambda model, x: guides.Amortized(model, x, (4,)))
-    found = run(suite, tmp_path, own=own)
+    found = run(suite.with_own(own), tmp_path)
     assert found["method"].to_list() == ["VAE", "factor analysis", "Mine"]
     assert set(found["status"]) == {"done"}
     ours, linear, mine = found.iter_rows(named=True)

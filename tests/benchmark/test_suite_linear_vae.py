@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import guides
+from zoo.benchmark.cells import run_cell
 from zoo.benchmark.named import named_suite
-from zoo.benchmark.running import run, run_cell, table_of
+from zoo.benchmark.running import run, table_of, tasks_of
 from zoo.benchmark.spectra import eigenvalues, optimum, simulated
-from zoo.benchmark.suite import Cell, Own
+from zoo.benchmark.suite import Own
 from zoo.benchmark.suites.linear_vae import CLOSED, DEFAULT
 from zoo.models.ppca import PPCA
 
@@ -22,7 +23,8 @@ def quick():
 
 def cells(suite, methods, case, seed=0):
     """The table of some methods on a case."""
-    rows = [run_cell(suite, method, Cell(case, seed)) for method in suite.methods if method.name in methods]
+    tasks = tasks_of(suite, [seed], case.name, methods, "cpu")
+    rows = [run_cell(task) for task in tasks if task.cell.case is case]
     assert [row["status"] for row in rows] == ["done"] * len(methods), rows
     return table_of(suite, iter(rows))
 

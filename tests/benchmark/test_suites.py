@@ -4,7 +4,7 @@ import pytest
 
 from zoo.benchmark.citing import cited
 from zoo.benchmark.named import SUITES, named_suite
-from zoo.benchmark.parallel import _lost
+from zoo.benchmark.parallel import lost_row
 from zoo.benchmark.running import table_of, tasks_of
 from zoo.benchmark.suite import BUDGETS
 from zoo.benchmark.writing import write
@@ -34,6 +34,6 @@ def test_names_protocols_and_citations(name, budget):
 @pytest.mark.parametrize("name", SUITES)
 def test_without_results_nothing_is_claimed(name, tmp_path):
     suite = named_suite(name)
-    lost = [_lost(task, MemoryError("none"), 1) for task in tasks_of(suite, [0], None, None, "cpu")]
-    found = write(suite, table_of(suite, lost), tmp_path)
+    rows = [lost_row(task, MemoryError("none"), 1) for task in tasks_of(suite, [0], None, None, "cpu")]
+    found = write(suite, table_of(suite, rows), tmp_path)
     assert {claim.held for claim in found.claims} <= {None}

@@ -7,7 +7,7 @@ from sklearn.datasets import make_moons
 import zoo
 from guides import Amortized
 from zoo.base.schedules import cosine
-from zoo.benchmark.conjugate import digits, simulated
+from zoo.benchmark.problems import digits, simulated
 from zoo.infer.optim.fused import Fused
 
 

@@ -115,8 +115,8 @@ def _mark(found: dict[tuple[Place, str], Entry], place: Place, measure: Measure)
 def good_methods(values: Mapping[str, Mapping[int, float]], measure: Measure) -> list[str]:
     """The best method and all within two paired standard errors of it, over the seeds that both have.
 
-    The best has the best mean among the methods with the most seeds. Those whose mean difference from it is less than
-    half a unit of the last digit printed count as equal to it.
+    The best has the best mean among the methods with the most seeds. Those whose mean difference from it is at most
+    :attr:`Measure.equal` count as equal to it.
 
     Args:
         values: of each method, by seed.
@@ -134,7 +134,9 @@ def good_methods(values: Mapping[str, Mapping[int, float]], measure: Measure) ->
     most = max(map(len, values.values()))
     means = {name: sign * statistics.fmean(own.values()) for name, own in values.items() if len(own) == most}
     best = min(means, key=means.__getitem__)
-    equal = 0.0 if measure.scientific else 0.5 * 10.0**-measure.digits
+    equal = measure.equal
+    if equal is None:
+        equal = 0.0 if measure.scientific else 0.5 * 10.0**-measure.digits
     good = []
     for name, own in values.items():
         behind = [sign * (own[seed] - values[best][seed]) for seed in own if seed in values[best]]
@@ -147,4 +149,4 @@ def _near(behind: Sequence[float], equal: float) -> bool:
     """Whether differences from the best are within its paired standard errors, or too small to be printed."""
     mean = statistics.fmean(behind)
     se = standard_error(behind)
-    return mean < equal or mean <= 0.0 or mean <= WITHIN * (0.0 if math.isnan(se) else se)
+    return mean <= max(equal, 0.0) or mean <= WITHIN * (0.0 if math.isnan(se) else se)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from zoo.benchmark.suite import Case, Data
-from zoo.data.fingerprints import fingerprint
 from zoo.data.loading import load
 from zoo.data.splits import split_rows
 
@@ -26,6 +25,7 @@ class Labelled:
         standardised: whether columns are scaled by the mean and standard deviation of the training rows.
         levels: of grey; uniform noise makes them a density. None for columns that are real numbers.
         most: rows, the first ones; None for all.
+        floor: of the variances of mixtures, as a fraction of the columns'; see :class:`zoo.GMM`.
         wide: whether the table has too many columns for a full covariance in every component.
     """
 
@@ -34,6 +34,7 @@ class Labelled:
     standardised: bool = False
     levels: int | None = None
     most: int | None = None
+    floor: float = 1e-6
     wide: bool = False
 
     def rows(self) -> tuple[Tensor, Tensor]:
@@ -53,7 +54,8 @@ class Labelled:
         train, test = (torch.from_numpy(split[part]) for part in ("train", "test"))
         if self.standardised:
             x = (x - x[train].mean(0)) / x[train].std(0, correction=0)
-        extra = {"labels": labels[train].numpy(), "classes": len(labels.unique()), "factors": self.factors}
+        extra = {"labels": labels[train].numpy(), "classes": len(labels.unique())}
+        extra |= {"factors": self.factors, "floor": self.floor}
         return Data(x[train], x[test], extra=extra)
 
 
@@ -75,7 +77,7 @@ def dequantised(counts: Tensor, levels: int, seed: int = DRAWS_OF) -> Tensor:
 TABLES = (
     Labelled("iris", 2),
     Labelled("wine", 3, standardised=True),
-    Labelled("digits", 10, levels=17),
+    Labelled("digits", 10, levels=17, floor=0.01),
     Labelled("mnist", 20, levels=256, most=10_000, wide=True),
 )
 
@@ -95,11 +97,7 @@ def labelled_case(table: Labelled) -> Case:
             "dequantised": "no" if table.levels is None else f"(c + uniform) / {table.levels}, seed {DRAWS_OF}",
             "components": "the number of classes",
             "factors": table.factors,
+            "floor": table.floor,
         },
         data=(table.name,),
     )
-
-
-def checksum(table: Labelled) -> str:
-    """SHA-256 of a table's rows, before they are split."""
-    return fingerprint(table.rows()[0])

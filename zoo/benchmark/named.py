@@ -7,7 +7,9 @@ from zoo.benchmark.suite import BUDGETS, Suite
 SUITES: tuple[str, ...] = (
     "aevb",
     "clustering",
+    "conjugate",
     "deep",
+    "gaps",
     "gradients",
     "imputation",
     "iwae",

@@ -49,7 +49,7 @@ def _side_by_side(tasks: Sequence[Task], jobs: int, threads: int) -> Iterator[di
                     idle.append(worker)
                 except Exception as error:  # the process has ended, or the task could not be sent
                     worker.shutdown(wait=True, kill_workers=True)
-                    row = _lost(task, error, threads)
+                    row = lost_row(task, error, threads)
                 yield row
     finally:
         for worker in [*idle, *(worker for _, worker in running.values())]:
@@ -71,7 +71,7 @@ def _begin(threads: int) -> None:
     _limits.append(threadpool_limits(threads))
 
 
-def _lost(task: Task, error: Exception, threads: int) -> dict[str, Any]:
+def lost_row(task: Task, error: Exception, threads: int) -> dict[str, Any]:
     """The row of a task whose process gave no answer."""
     problem = described(error)
     if isinstance(error, BrokenExecutor):
@@ -82,6 +82,7 @@ def _lost(task: Task, error: Exception, threads: int) -> dict[str, Any]:
         "failed",
         [],
         problem,
+        data="",
         warnings=[],
         **dict.fromkeys(("seconds", "cpu_seconds", "total_seconds"), float("nan")),
         threads=threads,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,27 @@ def run(
         refuse_others(suite, log, path, again=again)
         done = {key_of(row): row["method_protocol"] for row in log if not (retry_failed and row["status"] == "failed")}
         left = [task for task in tasks if done.get(task.key) != task.head["method_protocol"]]
+        rows = {(row["case"], row["seed"]): row["data"] for row in log if row["data"]}
         for number, row in enumerate(rows_of(left, jobs, count), 1):
+            _refuse_other_rows(row, rows)
             log.append(row)
             report(row, number, len(left))
         return table_of(suite, log)
+
+
+def _refuse_other_rows(row: dict[str, Any], known: dict[tuple[str, int], str]) -> None:
+    """Make a cell whose rows are not those of the other methods a failed one.
+
+    Args:
+        row: of the cell; changed in place.
+        known: the fingerprints of the rows by case and seed; that of a new case and seed is added.
+    """
+    there, here = known.setdefault((row["case"], row["seed"]), row["data"]), row["data"]
+    if here and there != here:
+        message = f"the rows have the fingerprint {here}, those of the other methods {there}: use another folder"
+        row.update(status="failed", failure="OtherRows", message=message, points=[])
+    elif not there:
+        del known[row["case"], row["seed"]]  # they could not be loaded
 
 
 def tasks_of(
@@ -108,7 +126,8 @@ def tasks_of(
                 "method_protocol": protocol_text(method.name, method.protocol),
             }
             cells = (Cell(case, seed, device) for seed in seeds)
-            tasks += [Task(method, cell, suite.measure, {**head, **protocols}) for cell in cells]
+            sent = replace(method, cite=())  # a class of the user's file is no use to another process
+            tasks += [Task(sent, cell, suite.measure, {**head, **protocols}) for cell in cells]
     return tasks
 
 
@@ -143,7 +162,7 @@ def table_of(suite: Suite, rows: Iterable[dict[str, Any]]) -> pl.DataFrame:
     ordered = sorted(
         last.values(), key=lambda row: (cases.index(row["case"]), methods.index(row["method"]), row["seed"])
     )
-    empty: dict[str, Any] = {measure.name: math.nan for measure in suite.measures}
+    empty: dict[str, Any] = {**dict.fromkeys(suite.along), **{measure.name: math.nan for measure in suite.measures}}
     lines = []
     for row in ordered:
         head = {key: value for key, value in row.items() if key not in LISTS}
@@ -162,7 +181,8 @@ def _chosen(methods: Sequence[Method], names: Collection[str] | None) -> list[Me
         return list(methods)
     known = {method.name.lower(): method for method in methods}
     if unknown := [name for name in names if name.lower() not in known]:
-        raise ValueError(f"unknown method {unknown[0]!r}: choose from {', '.join(method.name for method in methods)}")
+        choice = ", ".join(repr(method.name) for method in methods)
+        raise ValueError(f"unknown method {unknown[0]!r}: choose from {choice}")
     chosen = {name.lower() for name in names}
     return [method for method in methods if method.name.lower() in chosen]
 

@@ -156,7 +156,10 @@ class Measure:
         better: whether higher or lower values are better; None where neither is, so that none is set in bold.
         digits: digits after the point.
         text: what it is, in a sentence for the page.
-        scientific: whether values are printed with an exponent.
+        scientific: whether values are printed with one digit more than ``digits`` in all, and an exponent if need be.
+        equal: the largest difference that counts as none when the best are set in bold; by default half a unit of the
+            last digit printed, and 0 where there is an exponent.
+        shown: whether tables and pages show it; CSV and netCDF always have it.
     """
 
     name: str
@@ -165,6 +168,8 @@ class Measure:
     digits: int = 2
     text: str = ""
     scientific: bool = False
+    equal: float | None = None
+    shown: bool = True
 
 
 @dataclass(frozen=True)
@@ -178,11 +183,21 @@ class Claim:
 
 @dataclass(frozen=True)
 class Own:
-    """A user's model or guide, or both, by name: what stands in for ours in a method of a suite."""
+    """A user's model or guide, or both: what stands in for ours in a method of a suite.
+
+    Attributes:
+        name: of the method in the table.
+        model: builds the model for a number of columns.
+        guide: builds the guide for a model and its rows.
+        protocol: where they come from and their settings, as plain values.
+        cite: their classes, or names for ``zoo cite``.
+    """
 
     name: str
     model: ModelMaker | None = None
     guide: GuideMaker | None = None
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    cite: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,4 +249,6 @@ class Suite:
             raise ValueError(f"the benchmark {self.name!r} takes no model or guide of one's own")
         if any(own.name == method.name for method in self.methods):
             own = replace(own, name=f"{own.name} (own)")
-        return replace(self, methods=[*self.methods, self.own(own)])
+        made = self.own(own)
+        method = replace(made, protocol={**made.protocol, **own.protocol}, cite=(*made.cite, *own.cite))
+        return replace(self, methods=[*self.methods, method])

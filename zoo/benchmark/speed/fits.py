@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.benchmark.conjugate import BOTH, CONJUGATE, GUIDES, STARTS, Case
+from zoo.benchmark.problems import BOTH, CONJUGATE, GUIDES, STARTS, Problem
 from zoo.benchmark.speed.measuring import Samples, Task, interleaved
 from zoo.infer.asked import Start
 from zoo.infer.expectation_maximisation import em
@@ -47,7 +47,7 @@ def tasks() -> Iterator[Task]:
                     yield _task(case, guide, start)
 
 
-def _task(case: Case, guide: str, start: Start) -> Task:
+def _task(case: Problem, guide: str, start: Start) -> Task:
     """A fit: from its default start a multiple of scikit-learn's time, from a random one a share of its own before."""
     times, plus = 5.0, 5.0 if guide == "Amortized 64-64" else 0.5
     if start == "random":
@@ -64,7 +64,7 @@ def _task(case: Case, guide: str, start: Start) -> Task:
     )
 
 
-def _measure(case: Case, guide: str, start: Start, repeats: int) -> Samples:
+def _measure(case: Problem, guide: str, start: Start, repeats: int) -> Samples:
     """Seconds to build and fit a pair, one start each, and the largest distance to EM's optimum."""
     x = case.rows()  # (n, d)
     table, reached = x.numpy(), []
@@ -76,6 +76,7 @@ def _measure(case: Case, guide: str, start: Start, repeats: int) -> Samples:
         reached.append(_log_likelihood(run.model, x))
 
     def theirs(seed: int) -> None:
+        assert case.scikit is not None
         estimator = case.scikit(seed)
         if case.mixture:
             estimator.set_params(n_init=1)

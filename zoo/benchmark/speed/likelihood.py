@@ -15,7 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from zoo import data
-from zoo.benchmark.conjugate import digits
+from zoo.benchmark.problems import digits
 from zoo.benchmark.speed.measuring import Samples, Task, Unavailable, clock, interleaved
 from zoo.infer.collapse import HeywoodCase
 from zoo.infer.expectation_maximisation import em

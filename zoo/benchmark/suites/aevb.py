@@ -265,7 +265,7 @@ def suite(budget: str) -> Suite:
         question="How high is the bound after so many training samples, by AEVB and by wake-sleep?",
         cases=cases,
         methods=[
-            method("AEVB", AnnealedELBO, ("VAE", "Amortized", "AnnealedELBO")),
+            method("AEVB", AnnealedELBO, ("VAE", "Amortized", "AEVB figures")),
             method("wake-sleep", WakeSleep, ("VAE", "Amortized", "WakeSleep")),
         ],
         measures=MEASURES,
