@@ -66,7 +66,8 @@ KINDS = {
     "annealing": lambda x: (
         *vae(x),
         x,
-        BATCHES | {"loss": zoo.infer.AnnealedELBO(beta=zoo.infer.linear_warmup(20)), "transform": noisy},
+        BATCHES
+        | {"loss": zoo.infer.AnnealedELBO(beta=zoo.infer.linear_warmup(20)), "transform": noisy, "capture": True},
     ),
     "an optimizer of Pyro": lambda x: (
         *vae(x),
