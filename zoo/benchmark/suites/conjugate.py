@@ -140,7 +140,8 @@ def _mean_error(run: Fit, reference: Any, x: Tensor) -> float:
     guide = run.guide
     if reference is None or not isinstance(guide, HasPosterior):
         return math.nan
-    if isinstance(reference, Mixture):
+    mixture = isinstance(reference, Mixture)
+    if mixture:
         return float(posterior_difference(run.model, reference, x).abs().max())
     truth, found = reference.posterior(x), guide.posterior(x)
     aligned = align(run.model, reference).factors(found.mean)
