@@ -117,8 +117,15 @@ def draw(table: pl.DataFrame) -> Figure:
         _share(row[: len(group)], "bound" if group[0].count(",") < 2 else "log p(x)")
         for ax in row[len(group) :]:
             ax.set_visible(False)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=4 if wide > 2 else 2, fontsize=SMALL, frameon=False)
+    lines = {str(line.get_label()): line for ax in axes.flat for line in ax.get_lines()}
+    figure.legend(
+        list(lines.values()),
+        list(lines),
+        loc="outside upper left",
+        ncols=4 if wide > 2 else 2,
+        fontsize=SMALL,
+        frameon=False,
+    )
     return figure
 
 
