@@ -184,9 +184,10 @@ def named(place: Place) -> str:
 
 
 def headed(measure: Measure) -> str:
-    """A measure's name with its unit and the direction in which it is better."""
+    """A measure's name, the direction in which it is better, and its unit."""
     unit = f" ({measure.unit})" if measure.unit else ""
-    return f"{measure.name}{unit}" + {"higher": " ↑", "lower": " ↓", None: ""}[measure.better]
+    arrow = {"higher": " ↑", "lower": " ↓", None: ""}[measure.better]
+    return measure.name.replace("_", " ") + arrow + unit
 
 
 def number(value: float, measure: Measure) -> str:
