@@ -77,7 +77,7 @@ def dequantised(counts: Tensor, levels: int, seed: int = DRAWS_OF) -> Tensor:
 TABLES = (
     Labelled("iris", 2),
     Labelled("wine", 3, standardised=True),
-    Labelled("digits", 10, levels=17, floor=0.01),
+    Labelled("digits", 10, levels=17, floor=1e-3),
     Labelled("mnist", 20, levels=256, most=10_000, wide=True),
 )
 

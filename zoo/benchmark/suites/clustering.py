@@ -336,7 +336,7 @@ errors are over random splits, each with 20% of the rows held out.
 - **log_density_train**: the same on the training rows. For mixtures it is what is maximised.
 - Pixels are made continuous by uniform noise within their level of grey. Without it a pixel that is constant within a
   component has a likelihood without bound, and the highest likelihood is that of the smallest floor.
-- A component of fewer rows than columns has a singular covariance (full, on digits), which a floor bounds: 1% of the
+- A component of fewer rows than columns has a singular covariance (full, on digits), which a floor bounds: 0.001 of the
   columns' variances on digits, 1e-6 elsewhere; scikit-learn adds 1e-6 to every variance instead, so that its likelihood
   there is another. A start that ends with a component at the floor counts only where all do, and the row then has a
   warning.
