@@ -26,7 +26,12 @@ class Origin:
 def mark(function: PyroCallable, name: str, arguments: Mapping[str, Any]) -> None:
     """Note on a model or guide by what name and arguments it was built."""
     settings = {key: described(key, value) for key, value in arguments.items()}
-    vars(unwrapped(function))[_NOTE] = Origin(name, settings)
+    remember(function, Origin(name, settings))
+
+
+def remember(function: PyroCallable, origin: Origin) -> None:
+    """Note on a model or guide what a saved run recorded of how it was built."""
+    vars(unwrapped(function))[_NOTE] = origin
 
 
 def origin_of(function: PyroCallable) -> Origin | None:

@@ -103,6 +103,8 @@ def spoken(message: str, options: Sequence[str]) -> str:
     >>> spoken("leave it out by exclude=['group']", ["--exclude"])
     "leave it out by --exclude 'group'"
     """
+    if "--model" in options and "--guide" in options:
+        message = _by_name(message)
     known = {option.removeprefix("--").replace("-", "_"): option for option in options if option.startswith("--")}
     if not known:
         return message
@@ -116,6 +118,20 @@ def spoken(message: str, options: Sequence[str]) -> str:
         plain = rf"(?<![\w.'\"-])({'|'.join(wide)})(?![\w'\"])"
         message = re.sub(plain, lambda found: known[found[1]], message)
     return message
+
+
+def _by_name(message: str) -> str:
+    """A message on passing a model or guide to ``zoo.load``, in the words of a command, which takes their names.
+
+    >>> _by_name("build it yourself and pass it, load(path, guide=...)")
+    'name a function that builds it, --guide FILE.py:NAME'
+    >>> _by_name("holds the model A, got the class B: pass load(path, model=...) the class A")
+    'holds the model A, got the class B: pass --model FILE.py:NAME, the class A'
+    """
+    built = r"build (it|the guide|the model) yourself and pass it, load\(path, (model|guide)=\.\.\.\)"
+    message = re.sub(built, r"name a function that builds \1, --\2 FILE.py:NAME", message)
+    message = re.sub(r"load\(path, (model|guide)=\.\.\.\)(?= (the|one|a) )", r"--\1 FILE.py:NAME,", message)
+    return re.sub(r"load\(path, (model|guide)=\.\.\.\)", r"--\1 FILE.py:NAME", message)
 
 
 def tell(table: "Dataset") -> None:

@@ -15,7 +15,7 @@ from zoo.commands.console import err
 from zoo.commands.fit_asked import Job
 from zoo.commands.fit_run import Done
 from zoo.commands.rotation import in_coordinates, rotate_run, with_turned_guide
-from zoo.commands.row_tables import components_of, has_components, scores_of
+from zoo.commands.row_tables import components_of, has_components, scores_of, without_scores
 from zoo.commands.tables import write_table
 from zoo.data.fingerprints import fingerprint
 from zoo.export.contents import numbers_per_draw
@@ -72,6 +72,7 @@ def tables_of(done: Done, rotation: str | None, seed: int, *, scores: bool) -> F
     mixture = has_components(run, table)
     rotated = rotate_run(run, table, rotation)
     components = components_of(run, table.columns) if mixture else None
+    scores = scores and without_scores(run, table) is None
     return FitTables(rotated, components, scores_of(run, table, rotated, seed=seed) if scores else None)
 
 
@@ -88,7 +89,10 @@ def write_folder(job: Job, done: Done, tables: FitTables, wanted: Written) -> No
         for name, frame in tables.frames().items():
             write_table(frame, place / f"{name}.{wanted.tables}")
     plots.save(plots.loss(run, optimum=results.get("optimum")), place / "loss.png")
-    plots.save(plots.latent(with_turned_guide(run, tables.rotated), table), place / "latent.png")
+    if (why := without_scores(run, table)) is None:
+        plots.save(plots.latent(with_turned_guide(run, tables.rotated), table), place / "latent.png")
+    else:
+        err.print(f"no scores and no latent.png: {why}", highlight=False, soft_wrap=True)
     if not wanted.groups:
         return
     n, d = table.x.shape

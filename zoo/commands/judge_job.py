@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from zoo.base.threads import exactly
 from zoo.commands.console import out, visible
 from zoo.commands.saved import Own, Saved
 from zoo.diagnostics.diagnosis import Diagnosis, diagnose
+from zoo.registry import sources
 from zoo.report.page import report
 
 COLOURS = {"good": "green", "careful": "yellow", "bad": "red", "unknown": "dim"}
@@ -45,10 +46,12 @@ def _again(saved: Saved, source: str | None) -> list[str]:
     folder = saved.folder.resolve()
     fresh = next(each for each in _beside(folder) if not each.exists())
     rows = [] if source is None else [_anywhere(source)]
+    own = saved.own.absolute()
+    tail = [*rows, *(word for role, name in own.items() for word in (f"--{role}", name))]
     if "command" not in saved.record:
-        return [shlex.join(["zoo", "diagnose", str(folder), *rows])]
+        return [shlex.join(["zoo", "diagnose", str(folder), *tail])]
     words = _redirected(shlex.split(saved.record["command"]), saved.how.get("source") or saved.record.get("moments"))
-    commands = [[*words, "--out", str(fresh)], ["zoo", "diagnose", str(fresh), *rows]]
+    commands = [[*_named_in_full(words, own), "--out", str(fresh)], ["zoo", "diagnose", str(fresh), *tail]]
     return [shlex.join(each) for each in commands]
 
 
@@ -69,6 +72,21 @@ def _redirected(words: list[str], source: str | None) -> list[str]:
             found.append(source)
         elif not word.startswith("--out="):
             found.append(word)
+    return found
+
+
+def _named_in_full(words: list[str], own: Mapping[str, str]) -> list[str]:
+    """The words of a ``zoo fit`` with the names of models and guides of one's own by role, whose files may have moved.
+
+    >>> _named_in_full(["zoo", "fit", "m.py:A", "iris", "--guide=m.py:B"], {"model": "/w/m.py:A", "guide": "/w/m.py:B"})
+    ['zoo', 'fit', '/w/m.py:A', 'iris', '--guide=/w/m.py:B']
+    """
+    found: list[str] = []
+    for word in words:
+        guide = word.startswith("--guide=") or found[-1:] == ["--guide"]
+        full, text = own.get("guide" if guide else "model"), word.removeprefix("--guide=")
+        same = full is not None and sources.names_source(text) and text.rpartition(":")[2] == full.rpartition(":")[2]
+        found.append(word.removesuffix(text) + str(full) if same else word)
     return found
 
 

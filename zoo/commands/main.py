@@ -3,11 +3,10 @@
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from zoo import __version__
-from zoo.commands import benchmarking, catalogue, citing, fitting, judging, outputs, selecting
-from zoo.commands.console import OPTIONS, out
+from zoo.commands import benchmarking, citing, fitting, judging, listing, outputs, selecting
+from zoo.commands.console import OPTIONS
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -30,19 +29,7 @@ def root(
     OPTIONS.set(() if chosen is None else [name for own in chosen.params for name in own.opts])
 
 
-@app.command("list")
-def list_() -> None:
-    """Show the models, the guides available for each, and the data sets."""
-    table = Table("model", *catalogue.GUIDES, title="models x guides")
-    for model, refused in catalogue.MODELS.items():
-        table.add_row(model, *(f"no: {refused[guide]}" if guide in refused else "yes" for guide in catalogue.GUIDES))
-    out.print(table)
-    data = Table("data set", "source", "licence", title="data sets, or the path of a .csv, .tsv, .parquet or .npy file")
-    for name, found in catalogue.DATA.items():
-        data.add_row(name, found["source"], found["licence"])
-    out.print(data)
-
-
+app.command("list")(listing.list_)
 app.command("fit")(fitting.fit_)
 app.command("diagnose")(judging.diagnose_)
 app.command("report")(judging.report_)

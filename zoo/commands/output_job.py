@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from zoo import data
-from zoo.base.callables import undecorated
+from zoo.base.callables import name_of, undecorated
 from zoo.base.protocols import HoldsRows
 from zoo.base.tables import index_column
 from zoo.base.threads import exactly
@@ -89,6 +89,11 @@ def generate_and_write(
     with exactly(threads):
         saved = Saved.read(folder, own)
         drawn = generate(saved.run, n, seed=seed).x.double().cpu()
+    if saved.columns and len(saved.columns) != drawn.shape[1]:
+        raise ValueError(
+            f"{name_of(saved.run.model)} draws {drawn.shape[1]} columns without data, and was fitted to "
+            f"{len(saved.columns)}: its forward must know their number, such as from an argument data_dim"
+        )
     names = saved.columns or tuple(f"x{j}" for j in range(drawn.shape[1]))
     write_table(polars.DataFrame(dict(zip(names, drawn.numpy().T, strict=True))), path, force=force)
     out.print(f"{n} rows drawn from the model written to {path}", highlight=False, soft_wrap=True)

@@ -9,6 +9,7 @@ from zoo.alignment.rotated import RotatedFactors
 from zoo.alignment.symmetry import mixture_of
 from zoo.base.latent_sites import layout
 from zoo.factors.classification import classify
+from zoo.factors.decoding import factor_site
 from zoo.factors.row_scores import posterior_scores
 from zoo.infer.run import Fit
 
@@ -26,6 +27,17 @@ def scores_of(
         return _labelled(found, table, "given label")
     scores = posterior_scores(run, table, transform=None if rotated is None else rotated.transform, seed=seed)
     return _labelled(scores.frame(), table, "label")
+
+
+def without_scores(run: Fit, table: data.Dataset) -> str | None:
+    """Why the rows have no scores, such as under a model whose sites are all shared; None if they have."""
+    if has_components(run, table):
+        return None
+    try:
+        factor_site(run, "a table of scores", decoding=False)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _labelled(frame: polars.DataFrame, table: data.Dataset, title: str) -> polars.DataFrame:

@@ -18,6 +18,7 @@ from zoo.data.loading import find
 from zoo.infer.loading import load
 from zoo.infer.run import Fit
 from zoo.infer.storage.rebuild import Builder, MustBeGiven
+from zoo.registry import sources
 from zoo.registry.finding import is_pyro_function, named
 
 SHOWN = 5  # names in a message
@@ -29,6 +30,15 @@ class Own:
 
     model: str | None = None
     guide: str | None = None
+
+    def absolute(self) -> dict[str, str]:
+        """The names that are given by role, with the full paths of files, so that they serve from any folder."""
+        given = {"model": self.model, "guide": self.guide}
+        return {
+            role: sources.absolute(name) if sources.names_source(name) else name
+            for role, name in given.items()
+            if name is not None
+        }
 
 
 def _maker(text: str | None, role: str) -> PyroCallable | type | Builder | None:
@@ -49,11 +59,13 @@ class Saved:
         folder: of the run.
         run: the run.
         record: the results of ``zoo fit``; empty for a run that was saved otherwise.
+        own: model and guide that are not built in, as named.
     """
 
     folder: Path
     run: Fit
     record: dict[str, Any]
+    own: Own
 
     @classmethod
     def read(cls, folder: Path, own: Own) -> "Saved":
@@ -72,7 +84,7 @@ class Saved:
             raise ValueError(
                 f"{folder} holds {what}, from outside of Latent Zoo, which is imported only if you name it: add {add}"
             ) from None
-        return cls(folder, run, record)
+        return cls(folder, run, record, own)
 
     @property
     def how(self) -> dict[str, Any]:

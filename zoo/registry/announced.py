@@ -27,7 +27,8 @@ class Announced:
         name: under which it is announced.
         value: where it is, ``package.module:Name``.
         distribution: name and version of the distribution.
-        broken: why it cannot be loaded, as far as metadata and files show; None if nothing speaks against it.
+        broken: why it cannot be loaded, as far as metadata and files show; None if nothing speaks against it. What an
+            import does beyond that (a module made by a hook, or one that raises) only the import itself shows.
     """
 
     role: str
@@ -45,11 +46,21 @@ def announced() -> list[Announced]:
         text = distribution.read_text("entry_points.txt") or ""
         if not any(group in text for group in GROUPS.values()):
             continue
-        name = distribution.metadata["Name"]
+        name = _noted(distribution, "Name") or "a distribution without a name"
         if name not in seen:  # of several installed ones the first on the path counts
             seen.add(name)
-            found += _of(distribution, f"{name} {distribution.version}")
+            found += _of(distribution, f"{name} {_noted(distribution, 'Version') or 'of unknown version'}")
     return found
+
+
+def plain(name: str) -> str:
+    """A name without case, hyphens and underscores, by which names are compared."""
+    return name.lower().replace("-", "").replace("_", "")
+
+
+def _noted(distribution: Distribution, field: str) -> str | None:
+    """A field of a distribution's metadata, if it is there."""
+    return str(distribution.metadata[field]) if field in distribution.metadata else None
 
 
 def _of(distribution: Distribution, title: str) -> Iterator[Announced]:

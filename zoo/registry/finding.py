@@ -13,7 +13,7 @@ import zoo.models
 from zoo.base.callables import handlers
 from zoo.base.module import Module
 from zoo.registry import sources
-from zoo.registry.announced import announced
+from zoo.registry.announced import Announced, announced, plain
 
 Made = Callable[..., Any]  # a class, or a function that builds; a Pyro function itself
 SIGNATURE = ("x", "index", "size")
@@ -84,26 +84,38 @@ def named(text: str, role: str) -> Named:
     if sources.names_source(text):
         return Named(_checked(sources.imported(text), role, text), sources.absolute(text))
     known = models() if role == "model" else guide_classes()
-    wanted = _plain(text)
-    if found := {_plain(key): cls for key, cls in known.items()}.get(wanted):
+    wanted = plain(text)
+    if found := {plain(key): cls for key, cls in known.items()}.get(wanted):
         return Named(found, None)
     others = [each for each in announced() if each.role == role]
-    hits = [each for each in others if _plain(each.name) == wanted]
+    hits = [each for each in others if plain(each.name) == wanted]
     if len(hits) > 1:
         listed = ", ".join(f"{each.value} ({each.distribution})" for each in hits)
         raise ValueError(f"several packages announce the {role} {text!r}: name one of {listed}")
     if hits:
-        hit = hits[0]
-        title = f"the entry point {hit.name} of {hit.distribution}"
-        if hit.broken is not None:
-            raise ImportError(f"{title} is broken: {hit.broken}")
-        place, _, name = hit.value.partition("[")[0].strip().partition(":")
-        made = sources.member(sources.import_module(place.strip()), name.strip(), place.strip())
-        return Named(_checked(made, role, title), hit.name)
-    names = {_plain(key): key for key in [*known, *(each.name for each in others)]}
+        return Named(_loaded(hits[0]), hits[0].name)
+    names = {plain(key): key for key in [*known, *(each.name for each in others)]}
     near = difflib.get_close_matches(wanted, names, n=1, cutoff=0.4)
     hint = f"did you mean {names[near[0]]!r}?" if near else f"known are {', '.join(names.values())};"
     raise ValueError(f"unknown {role} {text!r}: {hint} One of your own is FILE.py:NAME or PACKAGE.MODULE:NAME")
+
+
+def _loaded(point: Announced) -> Made:
+    """The class or function that a package announces.
+
+    Raises:
+        ImportError: the entry point is malformed, its module cannot be imported, or the module has no such name.
+        TypeError: it cannot be a model or guide.
+    """
+    title = f"the entry point {point.name} of {point.distribution}"
+    place, _, name = (part.strip() for part in point.value.partition("[")[0].partition(":"))
+    if not name:
+        raise ImportError(f"{title} is broken: {point.broken}")
+    try:
+        made = sources.member(sources.import_module(place), name, place)
+    except (ImportError, ValueError) as error:
+        raise ImportError(f"{title} is broken: {error}") from error
+    return _checked(made, point.role, title)
 
 
 def is_pyro_function(made: Made) -> bool:
@@ -183,8 +195,3 @@ def _classes(package: ModuleType) -> dict[str, type[Module]]:
     """The model or guide classes that a package exports, by name."""
     found = (getattr(package, name) for name in package.__all__)
     return {c.__name__: c for c in found if isinstance(c, type) and issubclass(c, Module)}
-
-
-def _plain(name: str) -> str:
-    """A name without case, hyphens and underscores."""
-    return name.lower().replace("-", "").replace("_", "")

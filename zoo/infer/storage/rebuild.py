@@ -14,6 +14,7 @@ from torch import Tensor
 
 from zoo.base.callables import PyroCallable, held_modules, modules, name_of, unwrapped
 from zoo.base.module import Module
+from zoo.base.origin import Origin, remember
 from zoo.base.protocols import HasWidth
 from zoo.infer.storage.bounded import Bounded, TooLarge, rows_like
 from zoo.infer.storage.files import PARAMETERS, SETTINGS
@@ -134,10 +135,12 @@ def build(part: Part, known: dict[str, Any], made: type | Builder | None = None)
         )
     recorded = inspect.isclass(found) and issubclass(found, Module)
     given = part.record.get("settings") if recorded else part.made_with
+    whole = known.get("model")
+    if given is None and (isinstance(made, Builder) or _automatic(found)):
+        given = {} if whole is None else _model_alone(found, whole[0])
     if not isinstance(given, dict):
         raise ValueError(f"{file} lacks the arguments of the {role} {path}: restore it, or pass load(path, {role}=...)")
     values, rows = dict(getattr(found, "absent", {})), None
-    whole = known.get("model")
     for name, value in given.items():
         note = next(iter(value), None) if isinstance(value, dict) else None
         if note in ("module", "object") and whole is not None and value[note] == whole[0]:
@@ -164,6 +167,8 @@ def build(part: Part, known: dict[str, Any], made: type | Builder | None = None)
         raise _not_built(part, error) from error
     if isinstance(made, Builder):
         check_alike(part, built)
+    if part.made_with is not None:
+        remember(built, Origin(part.origin, part.made_with))
     return built
 
 
@@ -323,12 +328,23 @@ def _given(part: Part, made: type) -> type:
             f"{part.file} holds the {part.role} {saved}, got the class {made.__name__}: pass load(path, "
             f"{part.role}=...) the class {saved}"
         )
-    if not issubclass(made, Module) and part.made_with is None:
+    if not issubclass(made, Module | AutoGuide) and part.made_with is None:
         raise ValueError(
             f"{part.file} lacks the arguments of the {part.role} {saved}, which only a zoo.base.Module records: build "
             f"it yourself and pass it, load(path, {part.role}=...)"
         )
     return made
+
+
+def _automatic(made: object) -> bool:
+    return isinstance(made, type) and issubclass(made, AutoGuide)
+
+
+def _model_alone(make: Callable[..., Any], path: str) -> Settings:
+    """The arguments of what builds a guide for a model, of which no others are recorded."""
+    names = inspect.signature(make).parameters
+    name = "model" if "model" in names else next(iter(names), None)
+    return {} if name is None else {name: {"object": path}}
 
 
 def _check_handlers(part: Part, given: PyroCallable) -> None:
