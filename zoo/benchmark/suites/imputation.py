@@ -334,10 +334,11 @@ MIWAE is trained on the importance-weighted bound of 20 draws with a Student's t
 self-normalised importance sampling. The two VAEs have the same networks under the plain bound, and see in addition
 which entries are missing.
 
-Two settings are not Mattei and Frellsen's: the floor of the decoders' squared scales, 0.03 of a column's variance, and
+Some settings are not Mattei and Frellsen's: the floor of the decoders' squared scales, 0.03 of a column's variance, and
 334 epochs in place of 1,001, with a rate that falls to zero. Trained longer, MIWAE fits its own rows too closely. Both
 have the lowest error on 851 of the entries left on the published mask, held out for the choice (one seed, constant
 rate): 0.317, 0.295 and 0.302 with floors 0.001, 0.03 and 0.1 after 1,500 steps; 0.295, 0.293 and 0.309 after 1,500,
-3,000 and 4,500 steps with floor 0.03. Before that, floors were compared on the removed entries of that mask, so that the
-errors of deep models there may be optimistic. Nothing was chosen on the other masks and tables.
+3,000 and 4,500 steps with floor 0.03. Before that, floors were compared on the removed entries of that mask, so that
+the errors of deep models there may be optimistic. Nothing was chosen on the other masks and tables. Degrees of freedom
+of Student's t are learned per column; theirs are a function of the factors.
 """
