@@ -80,6 +80,7 @@ class CapturedSVI(SVI):
         self.refused = not_recorded(loss, optim)
         self._graphs: dict[Any, _Graph] = {}
         self._recorded = 0
+        self._due: set[str] = set()  # arguments, in words, for which a graph is recorded before their next step
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """A step. Returns the loss before it."""
@@ -95,9 +96,29 @@ class CapturedSVI(SVI):
         graph = self._graphs.get(key)
         if graph is not None and not graph.watch.changed():
             return graph.step(_tensors(args))
+        if repr(key) in self._due:  # the fit that this one goes on from had the graph before this step
+            self._due.remove(repr(key))
+            self._record(key, args, missing)
+            return self._graphs[key].step(_tensors(args)) if key in self._graphs else super().step(*args)
         loss = super().step(*args)
+        self._recorded += 1
+        self._record(key, args, missing)
+        return loss
+
+    def get_state(self) -> dict[str, Any]:
+        """For which arguments there is a graph, in words, how many were recorded, and why there are none."""
+        current = [repr(key) for key, graph in self._graphs.items() if not graph.watch.changed()]
+        return {"graphs": sorted({*current, *self._due}), "recorded": self._recorded, "refused": self.refused}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from there: the graphs are recorded anew, each when it is needed."""
+        self._graphs, self._due = {}, set(state["graphs"])
+        self._recorded, self.refused = state["recorded"], state["refused"]
+
+    def _record(self, key: Any, args: tuple[Any, ...], missing: bool) -> None:
+        """Record the graph for arguments of a kind, or refuse to with a warning."""
+        self._graphs.pop(key, None)
         try:
-            self._recorded += 1
             if self._recorded > MOST:
                 raise NotCaptured(f"its shapes, numbers or attributes changed {MOST} times")
             with missing_entries(missing), pyro.validation_enabled(False):
@@ -107,9 +128,8 @@ class CapturedSVI(SVI):
             pair = f"{name_of(self.model)} with {name_of(self.guide)}"
             warnings.warn(
                 f"the steps of {pair} run without a graph: {self.refused}. pass capture=False if they shall",
-                stacklevel=4,
+                stacklevel=5,
             )
-        return loss
 
 
 class _Graph:

@@ -31,7 +31,7 @@ PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, torch.
 FIXED = (*PLAIN, Tensor, torch.Generator, ref, type, ModuleType, BuiltinFunctionType)
 HOLDERS = (dict, list, set, deque, tuple, frozenset, MethodType, CellType)  # whose members gc lists
 ANEW = {  # attributes that are replaced at every run, and read in the same run only
-    AnnealedELBO: {"step"},
+    AnnealedELBO: {"step", "_pair"},
     AutoGuide: {"plates"},
     Messenger: {"_data_cache", "_samples_cache", "_param_hits", "_param_misses"},  # of substitute and lift
 }

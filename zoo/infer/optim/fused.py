@@ -115,6 +115,9 @@ class Fused(PyroOptim):
             self.optimizer.param_groups[0]["params"].extend(new)
         if waiting:
             self.optimizer.load_state_dict(waiting["optimizer"])
+            for group in self.optimizer.param_groups:
+                if isinstance(group["lr"], Tensor):
+                    group["lr"] = group["lr"].to(new[0].device)
             self.steps, self._waiting = waiting["steps"], {}
 
     def get_state(self) -> dict[str, Any]:
@@ -126,7 +129,14 @@ class Fused(PyroOptim):
 
     def set_state(self, state_dict: dict[str, Any]) -> None:
         """Continue from a state returned by ``get_state``, at the next step."""
+        self.optimizer, self._known, self._names = None, set(), []
         self._waiting = state_dict if state_dict["optimizer"] is not None else {}
+
+    def join(self) -> None:
+        """Give the parameters of a state that was set theirs now, not at the next step, which a CUDA graph may hold."""
+        present = dict(pyro.get_param_store().named_parameters())
+        if self._waiting:
+            self._join([present[name] for name in self._waiting["names"]])
 
 
 def _clip(params: list[Tensor], most: float) -> None:
