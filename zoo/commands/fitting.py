@@ -155,13 +155,8 @@ def fit_(
         else:
             given: dict[str, object] = {"DATA": source, "guide": guide, "columns": columns, "exclude": exclude}
             given |= {"labels": labels, "arviz": arviz, "guide_set": guide_set, "binarise": binarise or None}
-            given |= {
-                "hidden": hidden,
-                "guide_covariance": guide_covariance,
-                **options,
-                "steps": None,
-                "resume": resume or None,
-            }
+            given |= {"hidden": hidden, "guide_covariance": guide_covariance, "resume": resume or None}
+            given |= {**options, "steps": None}
             turned, matrix = rotation and rotation.value, moments_job.Matrix(moments, n, given)
             moments_job.fit_moments_and_show(
                 model, parts.settings, matrix, turned, steps=steps, seed=seed, folder=folder, threads=threads
