@@ -15,6 +15,7 @@ import torch
 
 import guides
 import zoo
+from zoo.infer.storage import files
 
 SCRIPT = """
 import sys, torch, zoo
@@ -231,6 +232,19 @@ def test_a_killed_write_leaves_the_whole_checkpoint_and_is_cleared(stopped, monk
     assert len(zoo.load(folder, model=model, guide=guide).losses) == 9
     zoo.fit(*vae(x), x, checkpoint=folder, resume=True, progress=False, **BATCHES)
     assert sorted(p.name for p in folder.iterdir()) == ["parameters.safetensors", "settings.json"]
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read(stopped, monkeypatch):
+    folder, model, guide, _ = stopped
+    read, run = files.read_tensors, zoo.load(folder, model=model, guide=guide)
+
+    def late(file, settings):
+        monkeypatch.undo()
+        zoo.infer.storage.checkpoint.replace(run, folder)
+        return read(file, settings)
+
+    monkeypatch.setattr(files, "read_tensors", late)
+    assert torch.equal(zoo.load(folder, model=model, guide=guide).losses, run.losses)
 
 
 @pytest.mark.slow

@@ -72,7 +72,13 @@ def read_files(folder: Path) -> tuple[Settings, dict[str, Tensor]]:
         ValueError: a file is damaged or altered, or of a newer format.
     """
     settings = read_settings(folder)
-    tensors = read_tensors(folder / tensor_file(settings, "parameters", folder / SETTINGS), settings)
+    name = tensor_file(settings, "parameters", folder / SETTINGS)
+    try:
+        tensors = read_tensors(folder / name, settings)
+    except FileNotFoundError:
+        if read_settings(folder).get("file", PARAMETERS) == name:
+            raise
+        return read_files(folder)  # a fit has replaced its checkpoint meanwhile
     if settings["format"] == 1:
         settings, tensors = from_format_1(settings, tensors, folder / SETTINGS)
     return settings, tensors
