@@ -67,6 +67,15 @@ def test_example_runs(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "runs" / "iris" / "settings.json").exists()
 
 
+def test_a_benchmark_of_ones_own_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block("suite"), "benchmarks.md", "exec"), {})
+    shown = capsys.readouterr().out
+    assert "| zoo | **-1" in shown
+    assert "| scikit-learn | **-1" in shown  # the same maximum of the likelihood
+    assert {"cite.bib", "page.md", "table.tex"} <= {file.name for file in (tmp_path / "runs" / "wine").iterdir()}
+
+
 def test_pair_trained_elsewhere_is_judged(capsys):
     with pyro.get_param_store().scope():
         exec(compile(block("pair"), "README.md", "exec"), {})

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 import zoo
 from zoo import plots
-from zoo.base.atomic import new_file, new_folder, refuse_taken, replaced_folder
+from zoo.base.atomic import new_file, new_folder, refuse_taken
 
 
 def fill(path, suffix):
@@ -98,34 +98,6 @@ def test_taken_folders_are_named(tmp_path):
         refuse_taken(tmp_path)
     with pytest.raises(FileExistsError, match="is a file"):
         refuse_taken(tmp_path / "a")
-
-
-@pytest.mark.parametrize("stage", ["block", "first move", "last move"])
-def test_a_folder_is_replaced_whole_or_stays(stage, tmp_path, monkeypatch):
-    place = tmp_path / "run"
-    place.mkdir()
-    (place / "settings.json").write_text("old")
-    (place / "note.txt").write_text("mine")
-    move = os.replace
-
-    def fail(source, target):
-        if os.path.basename(str(target)) == {"first move": "note.txt", "last move": "run"}.get(stage):
-            monkeypatch.undo()
-            raise OSError("no space left")
-        move(source, target)
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="no space"), replaced_folder(place, {"settings.json"}) as folder:  # noqa: PT012
-        (folder / "settings.json").write_text("new")
-        if stage == "block":
-            raise OSError("no space left")
-    monkeypatch.undo()
-    assert {p.name: p.read_text() for p in place.iterdir()} == {"settings.json": "old", "note.txt": "mine"}
-    assert [p.name for p in tmp_path.iterdir()] == ["run"]
-    with replaced_folder(place, {"settings.json"}) as folder:
-        (folder / "settings.json").write_text("new")
-    assert {p.name: p.read_text() for p in place.iterdir()} == {"settings.json": "new", "note.txt": "mine"}
-    assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
 def test_no_other_module_moves_files_into_place():

@@ -129,6 +129,17 @@ def test_other_folders_are_refused(tmp_path):
         run(tiny.suite(), tmp_path / "old")
 
 
+def test_rows_that_have_changed_are_noticed(tmp_path):
+    table = run(tiny.suite(), tmp_path, only="first", methods=["mean"], seeds=1)
+    assert len(table["data"][0]) == 12
+    other = Case("first_case", lambda seed: tiny.load(seed + 1), {"rows": 30})
+    table = run(tiny.suite(cases=[other]), tmp_path)
+    assert table.filter(seed=0)["status"].to_list() == ["done", "failed", "failed"]
+    assert table.filter(seed=0)["failure"].to_list() == ["", "OtherRows", "OtherRows"]
+    assert table["data"][0] in table.filter(method="guess")["message"][0]
+    assert table.filter(method="guess", seed=1)["status"].to_list() == ["done"]
+
+
 def test_two_at_once_are_refused(tmp_path):
     with held(tmp_path), pytest.raises(BlockingIOError, match="another benchmark is writing to"):
         run(tiny.suite(), tmp_path)
@@ -137,7 +148,7 @@ def test_two_at_once_are_refused(tmp_path):
 def test_refusals(tmp_path):
     refused = [
         ({}, {"only": "third"}, "only='third' in its name: choose from first_case, second"),
-        ({}, {"methods": ["median"]}, "unknown method 'median': choose from mean, guess, refuses"),
+        ({}, {"methods": ["median"]}, "unknown method 'median': choose from 'mean', 'guess', 'refuses'"),
         ({}, {"seeds": 0}, "seeds"),
         ({}, {"seeds": []}, "at least one seed"),
         ({}, {"jobs": 0}, "jobs"),
@@ -204,7 +215,7 @@ def test_processes_give_the_same_rows_and_one_that_is_killed_is_a_row(tmp_path):
             raise AssertionError(f"threads: {limits}")
         return tiny.mean(data, cell)
 
-    extra = (Method("killed", killed), Method("threads", threads))
+    extra = (Method("threads", threads), Method("killed", killed))
     table = run(tiny.suite(*extra), tmp_path / "two", only="first", jobs=2, threads=5)
     rows = table.filter(method="killed").to_dicts()
     assert [row["failure"] for row in rows] == ["ArithmeticError", "ProcessEnded"]

@@ -13,7 +13,7 @@ import zoo
 from zoo.base.plates import rows
 from zoo.benchmark import estimators
 from zoo.benchmark.estimators import ESTIMATORS, Traced, serving
-from zoo.benchmark.gradient_cells import Problem
+from zoo.benchmark.gradient_cells import TRAINING, Problem
 from zoo.benchmark.gradient_claims import claims
 from zoo.benchmark.running import run
 from zoo.benchmark.suite import Own
@@ -99,7 +99,7 @@ def test_small_rows(small):
     assert point["reparametrised"]["guide_factor"] == point["reparametrised"]["model_factor"] == 1
     assert point["quadrature"]["guide_variance"] == 0
     assert point["score function"]["guide_factor"] > 1
-    curve = table.filter(pl.col("at") == "training")
+    curve = table.filter(pl.col("at") == TRAINING)
     for method in ("MeanField", "heavy tails"):
         own = curve.filter(pl.col("method") == method)
         assert own.filter(pl.col("steps") == 0)["bound"].n_unique() == 1  # all estimators have the same start
@@ -136,6 +136,14 @@ def test_a_models_rows_are_written_down():
             assert {"rows", "preparation", "guides", "steps", "rate", "draws"} <= set(case.protocol)
     case = gradients.suite("quick").cases[0]
     assert torch.equal(case.load(0).train, zoo.data.load("iris", dtype=torch.float64).x)
+
+
+def test_pixels_become_zeros_and_ones(shared_data, monkeypatch):
+    monkeypatch.setenv("LATENT_ZOO_DATA", str(shared_data))
+    for name, share in (("digits", 0.29), ("mnist", 0.13)):
+        x = gradients._binary(name, 400, "400 rows")()
+        assert x.unique().tolist() == [0, 1]
+        assert x.mean().item() == pytest.approx(share, abs=0.03)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Tables of a benchmark: means, what is in bold, and every form in which they are written."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -88,7 +89,7 @@ def test_entries_hold_means_and_what_failed(failed):
 def test_markdown(failed):
     suite, table = failed
     text = markdown(layout(suite, table))
-    assert "| | error (units^2) ↓ | size | seconds (s) |\n|---|---:|---:|---:|\n| **first\\_case** | | | |" in text
+    assert "| | error ↓ (units^2) | size | seconds (s) |\n|---|---:|---:|---:|\n| **first\\_case** | | | |" in text
     assert "| refuses | refused | refused | refused |" in text
     assert "| un\\_lucky (n = 2, 1 failed) | 0.9" in text
     assert "[1.000 (a)]" in text
@@ -113,7 +114,7 @@ def test_long_tables_have_one_measure_each_and_wide_ones_come_in_parts(failed):
     many = [f"method {number}" for number in range(13)]
     copies = [table.with_columns(pl.concat_str(pl.lit(name + " "), "method").alias("method")) for name in many]
     laid = layout(suite, pl.concat(copies))
-    assert {block.title for block in laid.blocks} == {"error (units^2) ↓", "size", "seconds (s)"}
+    assert {block.title for block in laid.blocks} == {"error ↓ (units^2)", "size", "seconds (s)"}
     assert laid.blocks[0].head == ("first_case", "second")
     assert [name for name, _ in laid.blocks[0].groups[0][1]][-1] == "published"
     cases = [table.with_columns(pl.lit(name).alias("case")) for name in many]
@@ -133,6 +134,24 @@ def test_along_numbers_the_end_counts_and_texts_have_rows(curve):
     assert "| **a, start** |" in text
     assert "Along stage, steps the last point counts." not in text
     assert "Along steps the last point counts." in text
+
+
+def test_a_measure_has_rows_where_it_was_taken_and_may_be_left_out(tmp_path):
+    def measure(fitted, data, cell):
+        noise = [{"stage": f"s{i}", "error": 1.0, "size": 2.0} for i in range(30)]
+        return [*noise, {"stage": "end", "bound": 3.0}]
+
+    suite = tiny.suite(measure=measure, along=("stage",), cases=[Case("a", tiny.load)])
+    measures = [Measure("error"), Measure("size", shown=False), Measure("bound")]
+    suite = dataclasses.replace(suite, measures=measures)
+    blocks = {block.title: block for block in layout(suite, run(suite, tmp_path)).blocks}
+    rows = {title: [name for name, _ in block.groups[0][1]] for title, block in blocks.items()}
+    assert rows["error"] == [f"a, s{i}" for i in range(30)]
+    assert rows["bound"] == ["a, end"]
+    assert rows["seconds (s)"] == ["a"]
+    (_, (first, *_)), *_ = blocks["seconds (s)"].groups[0][1]
+    assert first.mean == "0.0"
+    assert "size" not in rows
 
 
 def test_every_file_is_written(failed, curve, tmp_path):

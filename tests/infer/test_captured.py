@@ -249,10 +249,10 @@ def test_the_plan_says_how_steps_are_taken(some):
         answers = zoo.plan(model, guide, some, **{"loss": Trace_ELBO(), **options}).answers
         return next((row.answer, row.why) for row in answers if row.question == "graph")
 
-    assert answer(steps=1000) == ("recorded at the first step, run by the later ones", "it pays from 400 steps on")
-    assert answer(steps=1000, batch_size=20)[1] == "it pays from 400 steps on"
-    assert answer(steps=1000, batch_size=25)[1] == "it pays from 800 steps on"
-    assert answer(steps=100) == ("none", "a graph pays from 400 steps on")
+    assert answer(steps=1000) == ("recorded at the first step, run by the later ones", "it pays from 100 steps on")
+    assert answer(steps=1000, batch_size=20)[1] == "it pays from 100 steps on"
+    assert answer(steps=1000, batch_size=25)[1] == "it pays from 200 steps on"
+    assert answer(steps=99) == ("none", "a graph pays from 100 steps on")
     assert answer(steps=100, capture=True)[1] == "capture is True"
     assert answer(steps=1000, capture=False) == ("none", "capture is False")
     assert "LBFGS" in zoo.plan(model, guide, some).summary()["optimizer"]
@@ -315,7 +315,7 @@ def test_a_closed_form_guide_and_outer_handlers_are_left_to_svi(some):
     model = PPCA(4, 2).double()
     guide = MeanField(model, some, closed_form=True)
     svi = CapturedSVI(model, guide, Fused(), Trace_ELBO())
-    with pytest.warns(UserWarning, match="changes its own|writes to a tensor|takes a number out"):
+    with pytest.warns(UserWarning, match="writes to a tensor|takes a number out"):
         svi.step(some)
     svi = captured_svi(*pair(some), some)
     with seeded(1):
@@ -334,13 +334,6 @@ def test_attributes_that_change_at_every_step_end_the_recording(some):
     with pytest.warns(UserWarning, match="changed 16 times"):
         svi.step(some)
     assert svi.refused
-
-
-@pytest.mark.filterwarnings("ignore:Found vars in model but not guide")
-def test_a_latent_site_that_the_guide_leaves_out_is_refused(some):
-    svi = CapturedSVI(pair(some)[0], lambda *args: None, Fused(), Trace_ELBO())
-    with pytest.raises(ValueError, match="no site 'z'"):
-        svi.step(some)
 
 
 @pytest.mark.parametrize(
@@ -375,20 +368,15 @@ def test_state_that_cannot_be_watched_is_refused(some):
         svi.step(some)
 
 
-def test_a_pair_that_fails_at_other_parameters_is_refused(some, monkeypatch):
-    model, guide = pair(some)
-    svi = CapturedSVI(model, guide, Fused(), Trace_ELBO())
-    calls, ordinary = [], svi.loss_and_grads
+def test_a_pair_that_fails_at_other_parameters_is_refused(some):
+    def model(x=None, index=None, size=None):
+        loc = pyro.param("loc", torch.zeros(4).double())
+        root = torch.linalg.cholesky((1 - 5e4 * (loc - loc.mean()).square()).diag())  # as near as an optimizer's step
+        with rows(x, index, size):
+            pyro.sample("x", dist.MultivariateNormal(loc, scale_tril=root), obs=x)
 
-    def fails(*args):
-        calls.append([p.clone() for p in guide.parameters()])
-        if len(calls) == 2:
-            raise torch.linalg.LinAlgError("not positive definite")
-        return ordinary(*args)
-
-    monkeypatch.setattr(svi, "loss_and_grads", fails)
+    svi = CapturedSVI(model, lambda x=None, index=None, size=None: None, Fused(), Trace_ELBO())
     with pytest.warns(UserWarning, match="it fails at other parameters"):
         svi.step(some)
+    assert pyro.param("loc").abs().max() < 0.011, "only the optimizer's step is left"
     svi.step(some)
-    moved = [(now - first).abs().max() for first, now in zip(calls[0], calls[2], strict=True)]
-    assert max(moved) < 0.011, "only the optimizer's step is left"

@@ -5,22 +5,20 @@ import math
 import pytest
 import torch
 
-from zoo.infer.losses.graph import recorded
+from zoo.infer.losses.graph import NotCaptured, recorded
 
 
 def in_place(x, y):
     z = 2 * x
-    before = 3 * z
+    before, same = 3 * z, z * 1
     z.add_(y)
-    part = z[0]
-    part.mul_(-1)
-    return [before, 3 * z, z - 0]
+    return [before, 3 * z, z - 0, same]
 
 
 def filled(x, y):
     z = torch.zeros(3, dtype=x.dtype)
-    z[1] = (2 * x).sum()
-    return [2 * z, z / 2]
+    z[torch.tensor([1])] = (2 * x).sum()
+    return [2 * z, z / 2, torch.empty_like(x).fill_(3.0) * y]
 
 
 FUNCTIONS = {
@@ -78,4 +76,19 @@ def test_neutral_operations_are_left_out():
     graph = recorded(neutral, [x])
     torch.testing.assert_close(graph(x), neutral(x))
     calls = [node.name for node in graph.graph.nodes if node.op == "call_function"]
-    assert calls == ["exp", "sin"]
+    assert calls == ["exp", "sin_default"]
+
+
+@pytest.mark.parametrize("write", [lambda x, y: x.add_(1), lambda x, y: x[0].add_(1), lambda x, y: (2 * y)[0].add_(x)])
+def test_writing_to_what_was_there_or_to_a_part_is_refused(write):
+    kept = torch.ones(3)
+    for function in (lambda y: [write(kept, y)], lambda y: [write(y, kept)]):
+        with pytest.raises(NotCaptured, match="writes to a tensor that was there before, or to a part"):
+            recorded(function, [torch.ones(3)])
+    assert torch.equal(kept, torch.ones(3))
+
+
+def test_a_failure_is_raised_by_the_graph_too():
+    graph = recorded(lambda x: [torch.linalg.cholesky(x)], [torch.eye(3)])
+    with pytest.raises(torch.linalg.LinAlgError):
+        graph(-torch.eye(3))

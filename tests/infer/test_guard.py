@@ -179,7 +179,7 @@ def test_an_interrupted_run_is_on_disk(some, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         zoo.fit(model, guide, some, steps=100, every=10, checkpoint=tmp_path / "a" / "run", callbacks=[interrupt])
     run = zoo.load(tmp_path / "a" / "run")
-    assert len(run.losses) == 38
+    assert len(run.losses) in (11, 21, 31)  # those of its parameters
     assert not run.converged
     assert zoo.fit(run.model, run.guide, some, steps=5).losses[0] < run.losses[0]  # it goes on from there
 
@@ -219,10 +219,11 @@ def test_what_others_put_beside_a_checkpoint_stays(some, tmp_path):
 def test_a_checkpoint_that_cannot_be_replaced_leaves_the_old_one(some, tmp_path, monkeypatch):
     model, guide = pair(some)
     run = zoo.fit(model, guide, some, steps=3, checkpoint=tmp_path / "run")
+    held = sorted(p.name for p in (tmp_path / "run").iterdir())
     move = os.replace
 
     def fail(source, target):
-        if str(target).endswith("run"):
+        if str(target).endswith("settings.json"):
             monkeypatch.undo()
             raise OSError("no space left")
         move(source, target)
@@ -232,6 +233,7 @@ def test_a_checkpoint_that_cannot_be_replaced_leaves_the_old_one(some, tmp_path,
         zoo.infer.storage.checkpoint.replace(run, tmp_path / "run")
     assert len(zoo.load(tmp_path / "run").losses) == 3
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == held == ["parameters.safetensors", "settings.json"]
 
 
 # What a step sees.

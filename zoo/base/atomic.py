@@ -1,11 +1,11 @@
 """Atomic writing of files and folders, used for everything that the package writes to disk."""
 
 import os
-import shutil
-import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from zoo.base import owners
 
 
 @contextmanager
@@ -73,34 +73,6 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         os.replace(folder, target)
 
 
-@contextmanager
-def replaced_folder(path: str | Path, names: Collection[str]) -> Iterator[Path]:
-    """A folder that replaces the one at ``path`` when the block ends.
-
-    Args:
-        path: an existing folder.
-        names: the names of the files that the new folder replaces; all other files are kept.
-    """
-    with _beside(path) as (folder, target):
-        folder.mkdir()
-        yield folder
-        old = target.parent / f".zoo-{uuid.uuid4().hex}"
-        kept = [file.name for file in target.iterdir() if file.name not in names]
-        try:
-            for name in kept:
-                os.replace(target / name, folder / name)
-            os.replace(target, old)
-            os.replace(folder, target)
-        except BaseException:
-            if old.exists():
-                os.replace(old, target)
-            for name in kept:
-                if (folder / name).exists():
-                    os.replace(folder / name, target / name)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-
-
 def refuse_taken(path: str | Path) -> None:
     """Refuse a path for a folder that is neither new nor empty.
 
@@ -117,22 +89,33 @@ def refuse_taken(path: str | Path) -> None:
         raise FileExistsError(f"{path} is a file: choose a folder that is new or empty")
 
 
+def remove_folder(path: str | Path) -> None:
+    """Remove a folder, which is whole before and gone afterwards."""
+    target = Path(path).resolve()
+    leaving = target.parent / f"{owners.PREFIX}{owners.new_name()}"
+    with suppress(FileNotFoundError):
+        os.replace(target, leaving)
+        owners.remove(leaving)
+
+
 @contextmanager
 def _beside(path: str | Path) -> Iterator[tuple[Path, Path]]:
-    """A temporary path in the folder of ``path``, and the resolved path itself; cleans up if the block raises."""
+    """A temporary path in the folder of ``path``, and the resolved path itself; cleans up if the block raises.
+
+    What processes that were killed have left in that folder is removed first.
+    """
     target = Path(path).resolve()  # the target of a link is written, and the link kept
     made = [above for above in target.parents if not above.exists()]  # the nearest first
-    partial = target.parent / f".zoo-{uuid.uuid4().hex}{target.suffix}"
+    partial = target.parent / f"{owners.PREFIX}{owners.new_name()}{target.suffix}"
     try:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise NotADirectoryError(f"cannot create {path}: one of its parent folders is a file ({error})") from None
+        owners.clear(target.parent)
         yield partial, target
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        with suppress(OSError):  # it was a folder, or does not exist
-            partial.unlink()
+        owners.remove(partial)
         for above in made:
             with suppress(OSError):  # another process wrote to it
                 above.rmdir()

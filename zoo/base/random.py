@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pyro
@@ -50,3 +51,31 @@ def _seed(seed: int) -> None:
 def running_generator() -> torch.Generator:
     """A generator of its own whose seed is drawn from the running random stream."""
     return torch.Generator().manual_seed(int(torch.randint(2**31, (1,))))
+
+
+def streams() -> dict[str, Any]:
+    """The states of torch's, numpy's and Python's generators, as numbers, text and tensors."""
+    state = pyro.util.get_rng_state()
+    kind, keys, position, *normal = state["numpy"]
+    version, numbers, gauss = state["random"]
+    return {
+        "torch": state["torch"],
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, *normal),
+        "random": (version, torch.tensor(numbers), gauss),
+    }
+
+
+def set_streams(state: dict[str, Any]) -> None:
+    """Put the generators into states that :func:`streams` gave."""
+    kind, keys, *rest = state["numpy"]
+    version, numbers, gauss = state["random"]
+    pyro.util.set_rng_state(
+        {
+            "torch": state["torch"],
+            "numpy": (kind, keys.numpy().astype(np.uint32), *rest),
+            "random": (version, tuple(numbers.tolist()), gauss),
+        }
+    )
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])

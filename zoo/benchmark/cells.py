@@ -1,5 +1,7 @@
 """One cell of a benchmark: a method trained on a case with a seed, measured, as a line of ``rows.jsonl``."""
 
+import functools
+import hashlib
 import sysconfig
 import time
 import traceback
@@ -18,6 +20,9 @@ from zoo.base.random import seeded
 from zoo.base.threads import suited_to
 from zoo.benchmark.suite import Cell, Data, Method, Point
 from zoo.benchmark.surroundings import machine, versions, watch_memory
+from zoo.data.fingerprints import fingerprint
+from zoo.infer.fitting import fit
+from zoo.models.ppca import PPCA
 
 OTHERS = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib"))
 NO_ERROR = {"failure": "", "message": "", "place": ""}
@@ -52,13 +57,16 @@ def run_cell(task: Task) -> dict[str, Any]:
     ``status`` is ``"done"``, ``"refused"`` (the method does not apply: :class:`guides.CannotServe`) or ``"failed"``
     (any other error but an interruption). The caller's random streams and parameter store are left as they were.
     """
+    _warm_up()
     watch = _Clock()
     peak = watch_memory()
-    points, status, problem = list[dict[str, Any]](), "done", NO_ERROR
+    points, status, problem, rows = list[dict[str, Any]](), "done", NO_ERROR, ""
     with warnings.catch_warnings(record=True) as said, seeded(task.cell.seed), pyro.get_param_store().scope():
         warnings.simplefilter("default")
         try:
-            points = _points(task, watch)
+            data = task.cell.case.load(task.cell.seed)
+            rows = _fingerprint(data)
+            points = _points(task, data, watch)
         except Exception as error:  # a row, so that the rest goes on
             status = "refused" if isinstance(error, guides.CannotServe) else "failed"
             problem = described(error)
@@ -68,12 +76,23 @@ def run_cell(task: Task) -> dict[str, Any]:
         status,
         points,
         problem,
+        data=rows,
         warnings=list(dict.fromkeys(f"{one.category.__name__}: {one.message}" for one in said)),
         **watch.columns(),
         threads=torch.get_num_threads(),
         peak_memory=memory,
         memory_of=of,
     )
+
+
+@functools.cache
+def _warm_up() -> None:
+    """Fit something small, so that the time and memory of a process's first cell are not those of loading torch."""
+    with warnings.catch_warnings(), seeded(0), pyro.get_param_store().scope():
+        warnings.simplefilter("ignore")
+        x = torch.randn(10, 2)
+        model = PPCA(2, 1)
+        fit(model, guides.MeanField(model, x), x, progress=False)
 
 
 def row_of(
@@ -105,10 +124,15 @@ def described(error: BaseException) -> dict[str, str]:
     return {"failure": type(error).__name__, "message": str(error), "place": _place(error)}
 
 
-def _points(task: Task, watch: "_Clock") -> list[dict[str, Any]]:
+def _fingerprint(data: Data) -> str:
+    """Of training, held-out and validation rows."""
+    parts = [fingerprint(part) for part in (data.train, data.test, data.validation) if part is not None]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
+
+
+def _points(task: Task, data: Data, watch: "_Clock") -> list[dict[str, Any]]:
     """The measures of the trained method, at one point or along a curve."""
     cell = task.cell
-    data = cell.case.load(cell.seed)
     watch.start()
     torch.manual_seed(cell.seed)  # the same stream for every method, however much the loading drew
     with suited_to(tuple(data.train.shape)):

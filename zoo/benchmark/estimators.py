@@ -169,6 +169,7 @@ PATH = "path derivative"
 SCORE = "score function"
 BASELINE = f"{SCORE}, baseline"
 LEAVE_ONE_OUT = f"{SCORE}, leave one out, {DRAWS} draws"
+SUMS = "enumeration"
 IMPORTANCE = f"IWAE-{DRAWS}"
 DOUBLY = f"{IMPORTANCE}, doubly"
 ESTIMATORS = (
@@ -209,7 +210,7 @@ ESTIMATORS = (
         without_path,
     ),
     Estimator(
-        "enumeration",
+        SUMS,
         TraceEnum_ELBO,
         Traced.discrete,
         "`TraceEnum_ELBO`: discrete sites of the guide summed over, weighted by q",

@@ -26,6 +26,8 @@ from zoo.infer.running import Copy, copied, put_back
 
 ROUNDING = 1e-9  # of a gradient, relative to one noisy draw
 EVALUATION = 20  # draws of a bound that has no closed form
+TRAINING = ""  # in place of a point of a trajectory
+FEWEST = 20  # gradients without noise
 LOOKS = 12  # evaluations of the bound in training
 DRAWN = Estimator(
     f"{EVALUATION} draws",
@@ -140,12 +142,13 @@ def noises(found: Trajectory, data: Data, cell: Cell) -> Iterator[Point]:
 
 
 def _measured(estimator: Estimator, pair: Traced, draws: int, n: int, seed: int) -> GradientNoise:
+    steady = estimator.exact or estimator.target is None
     return gradient_noise(
         pair.model,
         estimator.guide(pair.guide),
         estimator.objective(pair.depth),
         *pair.args,
-        draws=draws,
+        draws=min(draws, FEWEST) if steady else draws,
         warm_up=estimator.warm_up,
         seed=seed * len(ESTIMATORS) + ESTIMATORS.index(estimator),  # so that their means are independent
         scale=1 / n,
@@ -252,4 +255,4 @@ def _curve(
     except Diverged:
         points.append({"steps": problem.steps, "bound": math.nan, "trained_seconds": math.nan})
     for point in points:
-        yield {"at": "training", "estimator": estimator.name, **point}
+        yield {"at": TRAINING, "estimator": estimator.name, **point}

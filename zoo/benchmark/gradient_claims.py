@@ -19,12 +19,14 @@ from zoo.benchmark.estimators import (
     REPARAMETRISED,
     SCORE,
     SEVERAL,
+    SUMS,
 )
+from zoo.benchmark.gradient_cells import TRAINING
 from zoo.benchmark.suite import Claim
 
 ERRORS = 5.0  # standard errors by which a mean may be off
 NOTHING = 1e-12  # of the noisiest estimator's variance: rounding
-VANISHED = 1e-6  # of a variance, at an optimum that was found to some digits
+VANISHED = 1e-5  # of a variance, at an optimum found to some digits, with a baseline that nearly forgot its start
 ENOUGH = 8  # points for a mean with an error
 OURS = ("MeanField", "FullRank", "Amortized", "Exact")
 KEYS = ["case", "method", "seed", "at"]
@@ -36,7 +38,7 @@ def claims(table: pl.DataFrame) -> Sequence[Claim]:
     if not {"estimator", "at"} <= set(table.columns):
         return ()
     done = table.filter(pl.col("status") == "done", pl.col("method").is_in(OURS))
-    noise = done.filter(pl.col("at") != "training")
+    noise = done.filter(pl.col("at") != TRAINING)
     before = noise.filter(pl.col("at") != "optimum")
     optimum = noise.filter(pl.col("at") == "optimum")
     factors = optimum.filter(pl.col("case").str.starts_with("FA "))
@@ -82,7 +84,7 @@ def claims(table: pl.DataFrame) -> Sequence[Claim]:
             (DOUBLY, IMPORTANCE),
             f"At the optimum {DOUBLY} is less noisy than {IMPORTANCE} (Tucker et al. 2019)",
         ),
-        _trained(done.filter(pl.col("at") == "training")),
+        _trained(done.filter(pl.col("at") == TRAINING)),
     )
 
 
@@ -104,10 +106,12 @@ def _range(values: Sequence[float]) -> str:
 def _unbiased(noise: pl.DataFrame) -> Claim:
     columns = ["guide_deviation", "model_deviation"]
     values = [v for c in columns for v in noise[c].to_list() if v is not None and not math.isnan(v)]
-    worst = max(values, default=math.nan)
+    if not values:
+        return Claim("Every estimator is unbiased", None, "no points")
+    worst = max(values)
     return Claim(
         "Every estimator is unbiased",
-        worst <= ERRORS if values else None,
+        worst <= ERRORS,
         f"{len(values)} means; the farthest is {worst:.2g} standard errors from the gradient ({ERRORS:g} allowed)",
     )
 
@@ -121,8 +125,9 @@ def _without_noise(noise: pl.DataFrame, names: Sequence[str], text: str) -> Clai
         own = some.filter(pl.col("estimator").is_in(names)).join(most, on=KEYS).filter(pl.col("most") > 0)
         found += (own[column] / own["most"]).to_list()
     worst = max(found, default=math.nan)
-    figures = f"{len(found)} points; at most {worst:.1g} of the noisiest estimator's variance"
-    return Claim(text, worst <= NOTHING if found else None, figures)
+    if not found:
+        return Claim(text, None, "no points")
+    return Claim(text, worst <= NOTHING, f"{len(found)} points; at most {worst:.1g} of the noisiest one's variance")
 
 
 def _ratio_is(noise: pl.DataFrame, column: str, names: Sequence[str], factor: float, text: str) -> Claim:
@@ -142,13 +147,15 @@ def _ratio_is(noise: pl.DataFrame, column: str, names: Sequence[str], factor: fl
 def _ordered(noise: pl.DataFrame, names: Sequence[str], text: str) -> Claim:
     """Variances for the guide's parameters, from the least noisy estimator to the noisiest."""
     found = _side_by_side(noise, "guide_variance", names)
+    if not len(found):
+        return Claim(text, None, "no points")
     figures, wrong = [], 0
     for lower, upper in pairwise(names):
         ratios = (found[upper] / found[lower]).to_list()
         finite = [ratio for ratio in ratios if math.isfinite(ratio)]
         wrong += sum(not ratio > 1 for ratio in ratios)
         figures.append(f"{upper} is {_range(finite)} times {lower}" if finite else f"{lower} is 0")
-    return Claim(text, wrong == 0 if len(found) else None, "; ".join([*figures, f"{len(found)} points"]))
+    return Claim(text, wrong == 0, "; ".join([*figures, f"{len(found)} points"]))
 
 
 def _vanishes(noise: pl.DataFrame, names: Sequence[str], text: str) -> Claim:
@@ -178,16 +185,18 @@ def _analytic(noise: pl.DataFrame, factors: pl.DataFrame) -> Claim:
 
 
 def _trained(curves: pl.DataFrame) -> Claim:
-    """The bound after the last step, of the score function and of the best of all."""
+    """The bound after the last step of the score function, beside that of the reparametrised gradient or of sums."""
     figures, held = [], list[bool]()
     last = curves.group_by("case", "method", "seed", "estimator", maintain_order=True).agg(pl.col("bound").last())
     for (case, method, _), part in last.group_by("case", "method", "seed", maintain_order=True):
         bounds = dict(zip(part["estimator"], part["bound"], strict=True))
-        if SCORE not in bounds or len(bounds) < 2:
+        other = bounds.get(REPARAMETRISED, bounds.get(SUMS))
+        if SCORE not in bounds or other is None:
             continue
-        own = bounds.pop(SCORE)
-        others = [bound for bound in bounds.values() if not math.isnan(bound)]
-        held.append(math.isnan(own) or own < min(others))
-        figures.append(f"{case} with {method}: {max(others) - own:.2f}")
-    text = "In training, the score function without a baseline ends lowest"
-    return Claim(text, all(held) if held else None, "nats per row below the best: " + "; ".join(figures))
+        held.append(math.isnan(bounds[SCORE]) or bounds[SCORE] < other)
+        figures.append(f"{case} with {method}: {other - bounds[SCORE]:.2f} nats per row")
+    text = (
+        "After the same steps, the score function without a baseline ends below the reparametrised gradient, or below "
+        "the sum over a discrete site"
+    )
+    return Claim(text, all(held) if held else None, "; ".join(figures))

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from zoo.benchmark.estimators import ESTIMATORS, FIXED
+from zoo.benchmark.gradient_cells import TRAINING
 from zoo.plots.style import MARKERS, MORE, PALETTE, TEXT
 
 POINTS = ("start", "half-way", "optimum")
@@ -29,8 +30,8 @@ def draw(table: pl.DataFrame) -> Figure | None:
     if not {"estimator", "at"} <= set(table.columns):
         return None
     done = table.filter(pl.col("status") == "done", pl.col("seed") == pl.col("seed").min())
-    noise = done.filter(pl.col("at") != "training", pl.col("guide_variance").is_not_nan())
-    curves = done.filter(pl.col("at") == "training").with_columns(pl.col("case").str.replace(", training", ""))
+    noise = done.filter(pl.col("at") != TRAINING, pl.col("guide_variance").is_not_nan())
+    curves = done.filter(pl.col("at") == TRAINING).with_columns(pl.col("case").str.replace(", training", ""))
     both = [pair for pair in _pairs(noise) if pair in _pairs(curves)]
     pairs = both or _pairs(noise)[:MOST]
     if not pairs:

@@ -1,5 +1,6 @@
 r"""The table of a benchmark in LaTeX, for ``\input`` in a paper that loads ``booktabs`` and ``graphicx``."""
 
+import textwrap
 import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -8,6 +9,7 @@ from zoo.benchmark.layout import Block, Layout, Text
 from zoo.citation import Entry
 
 ROWS = 45  # that fit a page
+HEAD = 15  # letters in a line of the head of a column
 SIGNS = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -84,7 +86,7 @@ def _table(block: Block, caption: str, label: str, notes: list[str]) -> Iterator
     yield FITTED
     yield rf"\begin{{tabular}}{{l{'r' * len(block.head)}}}"
     yield r"\toprule"
-    yield " & ".join(["", *map(escaped, block.head)]) + r" \\"
+    yield " & ".join(["", *map(_head, block.head)]) + r" \\"
     for group, rows in block.groups:
         yield r"\midrule"
         if group:
@@ -105,14 +107,34 @@ def _notes(layout: Layout) -> Iterator[str]:
         yield rf"\textsuperscript{{{letter}}}~{escaped(published.source)}."
 
 
+def _head(text: str) -> str:
+    """The head of a column, in lines of a few words."""
+    parts = text.replace(" (", "\n(").split("\n")
+    lines = [escaped(line) for part in parts for line in textwrap.wrap(part, HEAD, break_long_words=False)]
+    stack = r"\\".join(lines)
+    return rf"\shortstack[r]{{{stack}}}" if len(lines) > 1 else stack
+
+
 def _cell(cell: Text) -> str:
     """A number with its error, or what became of it."""
-    mean = rf"\mathbf{{{cell.mean}}}" if cell.best else cell.mean
-    error = rf" \pm {cell.se}" * bool(cell.se)
-    value = f"${mean}{error}$".replace("inf", r"\infty") if mean else ""
+    bold = r"\mathbf{{{}}}" if cell.best else "{}"
+    value = " ".join(filter(None, [_number(cell.mean, bold), _number(cell.se, r"\pm {}")]))
     note = escaped(f"({cell.note})" if value and cell.note else cell.note)
-    known = "" if cell.published is None else rf"[${cell.published[0]}$\textsuperscript{{{cell.published[1]}}}]"
+    known = "" if cell.published is None else rf"[{_number(cell.published[0])}\textsuperscript{{{cell.published[1]}}}]"
     return " ".join(filter(None, [value, note, known]))
+
+
+def _number(text: str, form: str = "{}") -> str:
+    r"""A number in mathematics.
+
+    >>> print(_number("-1.20"), _number("3.0e-05", r"\pm {}"))
+    $-1.20$ $\pm 3.0\mathrm{e}{-05}$
+    """
+    shown = text.replace("inf", r"\infty")
+    if "e" in text:
+        digits, power = text.split("e")
+        shown = rf"{digits}\mathrm{{e}}{{{power}}}"
+    return f"${form.format(shown)}$" if text else ""
 
 
 def escaped(text: str) -> str:

@@ -60,13 +60,15 @@ class _Cells:
         self.methods = methods_of(suite, table)
         self.measures = [*(measure for measure in suite.measures if measure.shown), SECONDS]
         self.entries = {measure.name: entries(suite, table, measure) for measure in self.measures}
+        times = self.entries[SECONDS.name].items()  # of a whole cell: the same wherever it was measured
+        self.entries[SECONDS.name] = {(place[:1], method): entry for (place, method), entry in times}
         self.ran = set(table.select("case", "method").unique().rows())
         self.seeds = table["seed"].n_unique()
         self.sources: dict[str, Published] = {}
 
     def text(self, place: Place, method: str, measure: Measure) -> Text:
         """A method's cell."""
-        entry = self.entries[measure.name].get((place, method))
+        entry = self.entries[measure.name].get((place[:1] if measure is SECONDS else place, method))
         if entry is None:
             return Text(note="-" if (place[0], method) in self.ran or not self.applies(place, method) else "not run")
         return Text(
@@ -134,7 +136,8 @@ def _noted(name: str, texts: Sequence[Text]) -> tuple[str, tuple[Text, ...]]:
 def _by_measure(cells: _Cells, measure: Measure) -> Iterator[Block]:
     """A measure's table of cases and methods, with fewer of the two in columns; wide tables in parts."""
     title = headed(measure)
-    known = {place: cells.published(place, measure.name, measure) for place in cells.places}
+    places = _places(cells, measure)
+    known = {place: cells.published(place, measure.name, measure) for place in places}
     if len(cells.methods) <= len(cells.places):
         last = ("published",) if any(known.values()) else ()
         for methods in _parts([*cells.methods, *last]):
@@ -145,15 +148,27 @@ def _by_measure(cells: _Cells, measure: Measure) -> Iterator[Block]:
                         Text(published=known[place]) if m in last else cells.text(place, m, measure) for m in methods
                     ),
                 )
-                for place in cells.places
+                for place in places
             ]
             yield Block(title, tuple(methods), (("", tuple(rows)),))
         return
-    for places in _parts(cells.places):
-        rows = [(m, tuple(cells.text(place, m, measure) for place in places)) for m in cells.methods]
-        if any(known[place] for place in places):
-            rows.append(("published", tuple(Text(published=known[place]) for place in places)))
-        yield Block(title, tuple(map(named, places)), (("", tuple(rows)),))
+    for part in _parts(places):
+        rows = [(m, tuple(cells.text(place, m, measure) for place in part)) for m in cells.methods]
+        if any(known[place] for place in part):
+            rows.append(("published", tuple(Text(published=known[place]) for place in part)))
+        yield Block(title, tuple(map(named, part)), (("", tuple(rows)),))
+
+
+def _places(cells: _Cells, measure: Measure) -> list[Place]:
+    """The places at which a measure is taken, and cases as a whole; of seconds one for every case."""
+    if measure is SECONDS:
+        return list(dict.fromkeys(place[:1] for place in cells.places))
+
+    def told(place: Place) -> bool:
+        taken = any(cells.text(place, method, measure).mean for method in cells.methods)
+        return taken or not any(place[1:]) or cells.published(place, measure.name, measure) is not None
+
+    return [place for place in cells.places if told(place)]
 
 
 def _parts(names: Sequence) -> Iterator[Sequence]:
@@ -169,9 +184,10 @@ def named(place: Place) -> str:
 
 
 def headed(measure: Measure) -> str:
-    """A measure's name with its unit and the direction in which it is better."""
+    """A measure's name, the direction in which it is better, and its unit."""
     unit = f" ({measure.unit})" if measure.unit else ""
-    return f"{measure.name}{unit}" + {"higher": " ↑", "lower": " ↓", None: ""}[measure.better]
+    arrow = {"higher": " ↑", "lower": " ↓", None: ""}[measure.better]
+    return measure.name.replace("_", " ") + arrow + unit
 
 
 def number(value: float, measure: Measure) -> str:
@@ -182,7 +198,7 @@ def number(value: float, measure: Measure) -> str:
     """
     if not math.isfinite(value):
         return "inf" if value > 0 else "-inf" if value < 0 else "-"
-    text = f"{value:.{measure.digits}{'e' if measure.scientific else 'f'}}"
+    text = f"{value:.{measure.digits + 1}g}" if measure.scientific else f"{value:.{measure.digits}f}"
     return text.removeprefix("-") if float(text) == 0.0 and not measure.scientific else text
 
 

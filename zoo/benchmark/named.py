@@ -6,8 +6,8 @@ from zoo.benchmark.suite import BUDGETS, Suite
 
 SUITES: tuple[str, ...] = (
     "aevb",
-    "conjugate",
     "clustering",
+    "conjugate",
     "deep",
     "gaps",
     "gradients",

@@ -82,6 +82,7 @@ def lost_row(task: Task, error: Exception, threads: int) -> dict[str, Any]:
         "failed",
         [],
         problem,
+        data="",
         warnings=[],
         **dict.fromkeys(("seconds", "cpu_seconds", "total_seconds"), float("nan")),
         threads=threads,

@@ -73,10 +73,27 @@ def run(
         refuse_others(suite, log, path, again=again)
         done = {key_of(row): row["method_protocol"] for row in log if not (retry_failed and row["status"] == "failed")}
         left = [task for task in tasks if done.get(task.key) != task.head["method_protocol"]]
+        rows = {(row["case"], row["seed"]): row["data"] for row in log if row["data"]}
         for number, row in enumerate(rows_of(left, jobs, count), 1):
+            _refuse_other_rows(row, rows)
             log.append(row)
             report(row, number, len(left))
         return table_of(suite, log)
+
+
+def _refuse_other_rows(row: dict[str, Any], known: dict[tuple[str, int], str]) -> None:
+    """Make a cell whose rows are not those of the other methods a failed one.
+
+    Args:
+        row: of the cell; changed in place.
+        known: the fingerprints of the rows by case and seed; that of a new case and seed is added.
+    """
+    there, here = known.setdefault((row["case"], row["seed"]), row["data"]), row["data"]
+    if here and there != here:
+        message = f"the rows have the fingerprint {here}, those of the other methods {there}: use another folder"
+        row.update(status="failed", failure="OtherRows", message=message, points=[])
+    elif not there:
+        del known[row["case"], row["seed"]]  # they could not be loaded
 
 
 def tasks_of(
@@ -164,7 +181,8 @@ def _chosen(methods: Sequence[Method], names: Collection[str] | None) -> list[Me
         return list(methods)
     known = {method.name.lower(): method for method in methods}
     if unknown := [name for name in names if name.lower() not in known]:
-        raise ValueError(f"unknown method {unknown[0]!r}: choose from {', '.join(method.name for method in methods)}")
+        choice = ", ".join(repr(method.name) for method in methods)
+        raise ValueError(f"unknown method {unknown[0]!r}: choose from {choice}")
     chosen = {name.lower() for name in names}
     return [method for method in methods if method.name.lower() in chosen]
 

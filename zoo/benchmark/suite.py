@@ -156,7 +156,7 @@ class Measure:
         better: whether higher or lower values are better; None where neither is, so that none is set in bold.
         digits: digits after the point.
         text: what it is, in a sentence for the page.
-        scientific: whether values are printed with an exponent.
+        scientific: whether values are printed with one digit more than ``digits`` in all, and an exponent if need be.
         equal: the largest difference that counts as none when the best are set in bold; by default half a unit of the
             last digit printed, and 0 where there is an exponent.
         shown: whether tables and pages show it; CSV and netCDF always have it.

@@ -8,6 +8,7 @@ from zoo.infer.coordinate_ascent import Ascent, VariationalBayes
 from zoo.infer.expectation_maximisation import MaximumLikelihood, em
 from zoo.infer.fitting import fit
 from zoo.infer.guard import Diverged
+from zoo.infer.keeping import Checkpoint
 from zoo.infer.line_search import LineSearchSVI
 from zoo.infer.loading import load
 from zoo.infer.losses.annealed import AnnealedELBO, linear_warmup
@@ -25,7 +26,7 @@ from zoo.infer.planning import Plan, plan
 from zoo.infer.run import Fit, Training
 from zoo.infer.running import Running
 from zoo.infer.starts import Attempt, BestOf, best_of
-from zoo.infer.watchers import Callbacks, Checkpoint, EarlyStopping, LastGood, Progress, Settled, Validation, Watcher
+from zoo.infer.watchers import Callbacks, EarlyStopping, LastGood, Progress, Settled, Validation, Watcher
 
 __all__ = [
     "IWAE",

@@ -21,6 +21,7 @@ from zoo.base.weights import weighted_rows
 from zoo.infer.deep_defaults import PATIENCE, default_batch_size, hold_out, may_overfit
 from zoo.infer.pairing import check_count
 from zoo.infer.storage.checkpoint import refuse_taken
+from zoo.infer.storage.files import holds_run
 
 Transform = Callable[[Tensor], Tensor]
 Start = Literal["data", "random"]
@@ -46,6 +47,8 @@ class Options:
     capture: bool | None
     checkpoint: Path | None
     weights: Tensor | None = None  # of the rows (n,), float64
+    resume: bool = False
+    begun: tuple[str, ...] | None = None  # the parts that the fit to go on from has initialised; None for a new fit
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +128,9 @@ def _check_options(asked: Asked) -> None:
     check_whole(options.every, "every")
     if options.patience is not None and check_whole(options.patience, "patience") and asked.validation is None:
         raise ValueError("patience needs held-out rows: pass validation=, or leave it out")
-    if options.checkpoint is not None:
+    if options.resume and options.checkpoint is None:
+        raise ValueError("resume=True needs the folder of an earlier fit: pass it as checkpoint=")
+    if options.checkpoint is not None and not (options.resume and holds_run(options.checkpoint)):
         refuse_taken(options.checkpoint)
 
 

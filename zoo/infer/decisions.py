@@ -43,7 +43,7 @@ from zoo.infer.projecting import projection_of
 from zoo.infer.settling import Settling
 
 E_STEP = 25  # iterations, at most, in which only the guide moves, where model and guide are fresh
-PAYS = 400  # steps from which on recording a graph takes less time than it saves
+PAYS = 100  # steps from which on recording a graph takes less time than it saves
 RATE, DEEP_RATE = 0.03, 0.01  # of Adam
 EM_STEPS = 10  # of EM before the line search, where the guide is the posterior of a fresh model
 HELD = 1000  # steps, at most, in which a fresh model's delayed parameters are held
@@ -264,7 +264,7 @@ def floors(asked: Asked) -> tuple[Answer, ...]:
 def capture(asked: Asked, loss: ELBO, optimizer: PyroOptim) -> tuple[bool, Answer]:
     """Whether steps are recorded as a graph.
 
-    A recording takes some 400 times as long as a step's own machinery, which the graph saves.
+    A recording takes as long as 20 to 50 steps' own machinery, which the graph saves; a first one loads code as well.
     """
     given, most = asked.options.capture, asked.most
     if given is False:

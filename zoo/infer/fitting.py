@@ -27,7 +27,9 @@ from zoo.infer.captured import CapturedSVI
 from zoo.infer.collapse import UnboundedLikelihood
 from zoo.infer.expectation_maximisation import em
 from zoo.infer.guard import diverged, floored
+from zoo.infer.keeping import Checkpoint, Signals
 from zoo.infer.line_search import LineSearchSVI, ProjectedSVI
+from zoo.infer.loading import load
 from zoo.infer.losses.closed_form import ClosedFormELBO
 from zoo.infer.losses.projected import ProjectedELBO
 from zoo.infer.losses.quadrature import QuadratureELBO
@@ -36,12 +38,12 @@ from zoo.infer.optim.natural import LocalFirstSVI, NaturalGradient
 from zoo.infer.pairing import check_pair, move
 from zoo.infer.planning import Plan, plan
 from zoo.infer.remaining import confirmed
+from zoo.infer.resuming import kept, matching, put, put_watchers
 from zoo.infer.run import Fit, Store
 from zoo.infer.running import Running
 from zoo.infer.watchers import (
     Callback,
     Callbacks,
-    Checkpoint,
     Collapse,
     EarlyStopping,
     Hold,
@@ -77,6 +79,7 @@ def fit(
     autocast: torch.dtype | None = None,
     capture: bool | None = None,
     checkpoint: str | Path | None = None,
+    resume: bool = False,
     store: Store | None = None,
     progress: bool = True,
     callbacks: Iterable[Callback | Watcher] = (),
@@ -139,8 +142,16 @@ def fit(
             machinery (:class:`zoo.infer.CapturedSVI`), on the same draws. None: where the steps suffice to pay for it.
             Model and guide are then called on the first step only, and again where they or the shape of the rows
             change. On a GPU the losses of a graph are read every 50 steps, and when a callback or a watcher asks.
-        checkpoint: a new or empty folder that keeps the fit so far, in case it is interrupted: with the best parameters
-            if there are held-out rows, else the last good ones. :func:`zoo.load` restores it.
+        checkpoint: a new or empty folder that keeps the fit so far, in case it is interrupted: a run, which
+            :func:`zoo.load` restores, with the best parameters if there are held-out rows, else the last good ones; and
+            the state from which ``resume`` goes on. It is written every ``every`` steps, but no more often than takes a
+            twentieth of the time, and always as a whole. SIGINT (Ctrl-C) and SIGTERM then end the fit after the step in
+            progress, saved, unless the caller handles these signals.
+        resume: go on from ``checkpoint``, to the end and to the bit as if the fit had not been interrupted, on the same
+            machine with the same number of threads: parameters, optimizer, schedules, losses, random streams, place
+            among the minibatches, early stopping. All arguments must be the same, and model and guide built in the same
+            way; other ones are refused. A fit that had ended is returned as it was; from an empty or new folder it
+            begins anew. Callbacks of your own go on as they are, unless they have ``get_state`` and ``set_state``.
         store: the parameter store to start from, such as ``run.store`` of an earlier fit, from which functions that
             keep their parameters in ``pyro.param`` continue. It is trained in place, as modules are.
         progress: show a progress bar on standard error.
@@ -157,7 +168,9 @@ def fit(
 
     Raises:
         ValueError: data, batch size, model, guide and loss are incompatible; the message names the argument.
-        FileExistsError: ``checkpoint`` holds files already.
+        FileExistsError: ``checkpoint`` holds files already, and ``resume`` is False.
+        RuntimeError: ``resume`` is True, and another process is running the fit.
+        KeyboardInterrupt, SystemExit: SIGINT or SIGTERM ended a fit with a checkpoint; it is saved.
         Diverged: the loss became NaN or infinite (a FloatingPointError); names the step and the site. Model and guide
             have the last good parameters.
     """
@@ -182,17 +195,41 @@ def fit(
         transform=transform,
         capture=capture,
         checkpoint=checkpoint,
+        resume=resume,
     )
+    match = matching(decided, model, guide, autocast)
+    earlier = kept(decided, match) if resume else None
+    if earlier is not None and earlier.finished and checkpoint is not None:
+        return load(checkpoint, model=model, guide=guide)
     held = None if store is None else {key: dict(own) for key, own in store.items()}
     scope, threads = pyro.get_param_store().scope(held), suited(decided.work, decided.x.device)
     with scope, seeded(seed), threads, naming(decided.columns):
         first = _start(decided, model, guide)
         running = Running(decided, model, guide, _svi(decided, model, guide), started=started)
-        good = LastGood(every, model, guide)
-        with ExitStack() as stack, mode(True, model, guide):
-            watchers = _watchers(running, good, callbacks, progress, stack)
-            _train(running, watchers, good, autocast)
-        return _end(running, watchers, first)
+        begun = None if earlier is None else earlier.state
+        return _fitted(running, begun, match, first, callbacks, progress, autocast)
+
+
+def _fitted(
+    running: Running,
+    begun: dict[str, Any] | None,
+    match: dict[str, Any],
+    first: tuple[Any, ...],
+    callbacks: Iterable[Callback | Watcher],
+    progress: bool,
+    autocast: torch.dtype | None,
+) -> Fit:
+    """The fit from its first step on, or from the state of one that had begun."""
+    if begun is not None:
+        put(begun, running)
+    folder = running.plan.checkpoint
+    with Signals(folder) as signals, ExitStack() as stack, mode(True, running.model, running.guide):
+        watchers = _watchers(running, callbacks, progress, stack)
+        if begun is not None:
+            put_watchers(begun, running, watchers)
+        keeper = stack.enter_context(Checkpoint(running, watchers, match, signals))
+        _train(running, keeper, autocast)
+    return _end(running, keeper, first)
 
 
 def _start(decided: Plan, model: PyroCallable, guide: PyroCallable) -> tuple[Any, ...]:
@@ -265,30 +302,23 @@ def _svi(decided: Plan, model: PyroCallable, guide: PyroCallable) -> SVI:
 
 
 def _watchers(
-    running: Running, good: LastGood, callbacks: Iterable[Callback | Watcher], progress: bool, stack: ExitStack
+    running: Running, callbacks: Iterable[Callback | Watcher], progress: bool, stack: ExitStack
 ) -> list[Watcher]:
     """The watchers of the fit, in the order in which they are called; context managers among them enter ``stack``."""
     decided = running.plan
     own = list(callbacks)
     functions = [callback for callback in own if not isinstance(callback, Watcher)]
-    watchers: list[Watcher] = [good]
+    watchers: list[Watcher] = [LastGood(decided.every, running.model, running.guide)]
     inner = unwrapped(running.model)
     if decided.held_steps and isinstance(inner, Delaying):
-        watchers.append(stack.enter_context(Hold(inner, decided.held_steps)))
+        hold = Hold(inner, decided.held_steps)
+        watchers.append(stack.enter_context(hold) if len(running.losses) < decided.held_steps else hold)
     if isinstance(collapsing := undecorated(running.model), Collapsing):
         watchers.append(Collapse(collapsing))
-    validation = None
     if decided.validation is not None:
-        validation = Validation(
-            decided.validation,
-            decided.every,
-            seed=decided.seed,
-            transform=decided.transform,
-            keep=decided.patience is not None or decided.checkpoint is not None,
-        )
-        watchers.append(validation)
-    if decided.checkpoint is not None:
-        watchers.append(stack.enter_context(Checkpoint(decided.checkpoint, running, good, decided.every, validation)))
+        keep = decided.patience is not None or decided.checkpoint is not None
+        held_out, seed, transform = decided.validation, decided.seed, decided.transform
+        watchers.append(Validation(held_out, decided.every, seed=seed, transform=transform, keep=keep))
     watchers.append(stack.enter_context(Progress(decided.steps, progress)))
     watchers += [callback for callback in own if isinstance(callback, Watcher)]
     watchers.append(Callbacks(functions))
@@ -297,16 +327,16 @@ def _watchers(
     return [*watchers, Settled()]
 
 
-def _train(running: Running, watchers: list[Watcher], good: LastGood, autocast: torch.dtype | None) -> None:
+def _train(running: Running, keeper: Checkpoint, autocast: torch.dtype | None) -> None:
     """Take all steps, or as many as the watchers allow.
 
     Raises:
         Diverged: a loss is not finite.
     """
-    decided = running.plan
-    batches = _batches(decided)
-    checked = 0  # losses
-    for step in range(decided.steps):
+    decided, watchers, good, begun = running.plan, keeper.watchers, keeper.good, len(running.losses)
+    batches = _batches(decided, begun)
+    checked = begun  # losses
+    for step in range(begun, decided.steps):
         arguments, missing = next(batches)
         with missing_entries(missing):  # no step looks for them
             running.add(_step(running.svi, arguments, autocast, first=step == 0))
@@ -318,6 +348,7 @@ def _train(running: Running, watchers: list[Watcher], good: LastGood, autocast: 
         if reasons:
             running.stopped = reasons[0]
             return
+        keeper.see(running)
     running.stopped = f"all {decided.steps:,} steps were taken"
 
 
@@ -348,8 +379,8 @@ def _step(svi: SVI, arguments: tuple[Any, ...], autocast: torch.dtype | None, *,
             return math.nan
 
 
-def _batches(decided: Plan) -> Iterator[tuple[tuple[Any, ...], bool | None]]:
-    """The arguments of every step, and whether its rows have missing entries, which is looked up once an epoch.
+def _batches(decided: Plan, begun: int) -> Iterator[tuple[tuple[Any, ...], bool | None]]:
+    """The arguments of every step from ``begun`` on, and whether its rows have missing entries, found once an epoch.
 
     The arguments are all rows, or minibatches (rows, their numbers, the full number of rows).
     """
@@ -359,7 +390,7 @@ def _batches(decided: Plan) -> Iterator[tuple[tuple[Any, ...], bool | None]]:
     size = decided.batch_size
     assert size is not None
     gappy = x.isnan().any(1)  # (n,)
-    for epoch in RowOrder(n, size, decided.seed).epochs():
+    for epoch in RowOrder(n, size, decided.seed).epochs(begun):
         batches = torch.cat(epoch).to(x.device).split(size)
         missing = [decided.missing] * len(batches)
         if decided.missing:
@@ -372,18 +403,16 @@ def _seen(decided: Plan, rows: Tensor) -> Tensor:
     return rows if decided.transform is None else decided.transform(rows)
 
 
-def _end(running: Running, watchers: list[Watcher], first: tuple[Any, ...]) -> Fit:
+def _end(running: Running, keeper: Checkpoint, first: tuple[Any, ...]) -> Fit:
     """Restore the parameters of the best held-out bound, check the floor, and write the last checkpoint."""
     decided = running.plan
-    for watcher in watchers:
+    for watcher in keeper.watchers:
         if isinstance(watcher, Validation) and decided.patience is not None:
             watcher.restore()
-    for watcher in watchers:
+    for watcher in keeper.watchers:
         if isinstance(watcher, Collapse):
             watcher.look(running)
     running.at_floor = floored(running.model, running.svi.guide, first, decided.seed)
     run = confirmed(running.run(), decided)
-    for watcher in watchers:
-        if isinstance(watcher, Checkpoint):
-            watcher.write(run)
+    keeper.finish(run)
     return run

@@ -72,7 +72,7 @@ def diverged(
     loss: float,
     arguments: tuple[Any, ...],
     fit: Running,
-    restore: Callable[[], None],
+    restore: Callable[[], object],
     folder: Path | None,
     best: bool,
 ) -> Diverged:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, SVI
@@ -124,9 +125,43 @@ class LineSearchSVI(SVI):
         with seeded(self.optim.seed):
             return float(super().evaluate_loss(*args, **kwargs))
 
+    def get_state(self) -> dict[str, Any]:
+        """Where the search stands: its coordinates, units and curvature, the last point, and what it has counted."""
+        store, where, last = pyro.get_param_store(), self._coordinates, self._last
+        return {
+            "counts": (self.since, self.steps, self.evaluations, self._measured, self._before, self._exhausted),
+            "names": [store.param_name(p) for p in self._params],
+            "unit": self._unit,
+            "coordinates": None
+            if where is None
+            else (len(where.params), where.unit, where.curved, where.optimizer.state_dict()),
+            "last": None if last is None else (last.loss, last.value, last.gradient),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.since, self.steps, self.evaluations, self._measured, self._before, self._exhausted = state["counts"]
+        own = dict(pyro.get_param_store().named_parameters())
+        self._params = [own[name] for name in state["names"]]
+        like = self._params[0] if self._params else torch.zeros(())
+        self._unit = None if state["unit"] is None else state["unit"].to(like)
+        self._last, self._coordinates = None, None
+        if state["last"] is not None:
+            loss, value, gradient = state["last"]
+            self._last = Point(loss, value.to(like), gradient.to(like))
+        if state["coordinates"] is not None:
+            count, unit, curved, curvature = state["coordinates"]
+            self._coordinates = Coordinates(self._params[:count], unit.to(like), self.optim.pt_optim_args)
+            self._coordinates.optimizer.load_state_dict(curvature)
+            self._coordinates.curved = curved
+
+    def seen(self, *args: Any) -> None:
+        """Take these for the arguments of the last step, whose loss and gradient are then not computed again."""
+        self._given, self._held = _marks(args), (args, {})
+
     def _start(self, args: Any, kwargs: Any) -> Point:
         """The current point, which is not evaluated again if the last search ended there."""
-        given = [(id(one), getattr(one, "_version", None)) for one in (*args, *kwargs.values())]
+        given = _marks((*args, *kwargs.values()))
         same, self._given, self._held = given == self._given, given, (args, kwargs)
         if same and self._last is not None and torch.equal(self._last.value, joined(self._params)):
             return self._last
@@ -211,6 +246,11 @@ class LineSearchSVI(SVI):
             p.grad = None
 
 
+def _marks(values: Iterable[Any]) -> list[tuple[int, Any]]:
+    """By what values are known again: which objects they are, and the versions of tensors."""
+    return [(id(one), getattr(one, "_version", None)) for one in values]
+
+
 class ProjectedSVI(LineSearchSVI):
     """Variational EM with the E-step in closed form: the search moves the model's parameters, and the guide follows.
 
@@ -242,6 +282,16 @@ class ProjectedSVI(LineSearchSVI):
             self.projection.solve()
             self._found = searched, joined(self._params)
         return loss
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the search stands, and the parameters after it and after the solution."""
+        return super().get_state() | {"found": self._found}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        super().set_state(state)
+        like = self._params[0]
+        self._found = None if state["found"] is None else (state["found"][0].to(like), state["found"][1].to(like))
 
     def _evaluate(self, args: Any, kwargs: Any) -> Point:
         """The bound at the best q and its gradient, which runs neither model nor guide."""

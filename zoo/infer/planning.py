@@ -21,6 +21,7 @@ from zoo.infer.losses.closed_form import ClosedFormELBO
 from zoo.infer.pairing import check_autoguide, check_loss, check_types
 from zoo.infer.run import Store
 from zoo.infer.settling import Settling
+from zoo.infer.storage.generations import begun_with
 from zoo.infer.weighting import WeightedClosedForm, check_weighted
 
 
@@ -136,6 +137,7 @@ def plan(
     autocast: torch.dtype | None = None,
     capture: bool | None = None,
     checkpoint: str | Path | None = None,
+    resume: bool = False,
     store: Store | None = None,
     progress: bool = True,
     callbacks: Iterable[Any] = (),
@@ -165,9 +167,8 @@ def plan(
     check_types(model, guide)
     folder = None if checkpoint is None else Path(checkpoint)
     own = None if weights is None else check_weights(weights, check_rows(x, unwrapped(model)))
-    options = Options(
-        steps, batch_size, loss, optim, start, seed, device, patience, every, transform, capture, folder, own
-    )
+    given = steps, batch_size, loss, optim, start, seed, device, patience, every, transform, capture, folder, own
+    options = Options(*given, resume, begun_with(folder) if resume and folder is not None else None)
     return _decided(ask(model, guide, x, validation, options))
 
 
@@ -179,6 +180,7 @@ def _decided(asked: Asked) -> Plan:
     if options.weights is not None and type(loss) is ClosedFormELBO:
         loss = WeightedClosedForm(options.weights)
     fresh, start_row = decisions.start_of(asked)
+    fresh = fresh if options.begun is None else options.begun
     noise = decisions.noise_of(asked, loss)
     held = decisions.held_steps(asked, fresh, loss, noise)
     optimizer, settling, search_rows = decisions.search(asked, noise, held)

@@ -1,6 +1,7 @@
 """A fit in progress, and copies of its parameters."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from pyro.infer import SVI
 from torch import Tensor
 
-from zoo.base.callables import PyroCallable, modules
+from zoo.base.callables import PyroCallable, held_modules
 from zoo.infer.convergence import assess
 from zoo.infer.planning import Plan
 from zoo.infer.run import Fit, Training, current_store
@@ -17,11 +18,34 @@ from zoo.infer.run import Fit, Training, current_store
 Copy = list[tuple[Tensor, Tensor]]  # tensors, each with a copy
 
 
+def named(*functions: PyroCallable) -> dict[str, Tensor]:
+    """All tensors of modules and parameter store, each once, by names that tell a function's number and the place."""
+    held = {
+        f"{number}.{prefix}{name}": tensor
+        for number, function in enumerate(functions)
+        for prefix, module in held_modules(function).items()
+        for name, tensor in (*module.named_parameters(), *module.named_buffers())
+    }
+    held |= {f"store.{name}": p for name, p in pyro.get_param_store().named_parameters()}
+    first: dict[int, str] = {}
+    for name, tensor in held.items():
+        first.setdefault(id(tensor), name)
+    return {name: held[name] for name in first.values()}
+
+
 def copied(*functions: PyroCallable) -> Copy:
     """All tensors of modules and parameter store, each with a copy."""
-    held = [t for module in modules(*functions) for t in (*module.parameters(), *module.buffers())]
-    held += [p for _, p in pyro.get_param_store().named_parameters()]
-    return [(t, t.detach().clone()) for t in {id(t): t for t in held}.values()]
+    return [(t, t.detach().clone()) for t in named(*functions).values()]
+
+
+def by_name(copy: Copy, names: Mapping[int, str]) -> dict[str, Tensor]:
+    """The values of a copy by the names of their tensors, which ``names`` has by their identity."""
+    return {names[id(tensor)]: value for tensor, value in copy}
+
+
+def by_tensor(values: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Copy:
+    """The inverse of :func:`by_name`, on the device of the tensors."""
+    return [(tensors[name], value.to(tensors[name].device)) for name, value in values.items()]
 
 
 @torch.no_grad()
@@ -87,11 +111,11 @@ class Running:
         """The loss of the last step, in nats per row."""
         return self.losses[-1]
 
-    def run(self) -> Fit:
-        """The fit so far."""
-        plan = self.plan
+    def run(self, steps: int | None = None) -> Fit:
+        """The fit so far, or its first ``steps`` steps, whose parameters are then those in place."""
+        plan, curve = self.plan, [look for look in self.curve if steps is None or look[0] < steps]
         record: dict[str, Any] = {
-            "losses": torch.tensor(self.losses, dtype=torch.float64),
+            "losses": torch.tensor(self.losses[:steps], dtype=torch.float64),
             "loss": type(plan.loss).__name__,
             "optimizer": type(plan.optim).__name__,
             "rows": len(plan.x),
@@ -104,7 +128,7 @@ class Running:
             "schedule": plan.schedule,
             "annealed": None if plan.settling is None else plan.settling.annealed,
             "patience": plan.patience,
-            "validation": torch.tensor(self.curve, dtype=torch.float64) if self.curve else None,
+            "validation": torch.tensor(curve, dtype=torch.float64) if curve else None,
             "best_step": self.best_step,
             "transform": plan.transform_name,
             "at_floor": self.at_floor,

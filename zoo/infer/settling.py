@@ -1,6 +1,7 @@
 """A learning-rate schedule that falls once the loss has settled."""
 
 from collections.abc import Callable
+from typing import Any
 
 from zoo.base.schedules import cosine
 from zoo.infer.convergence import WINDOW, trend
@@ -48,6 +49,14 @@ class Settling:
         if not self.patient:
             return cosine(self.steps)(step)
         return 1.0 if self.start is None else 0.5 ** ((step - self.start) / self.length)
+
+    def get_state(self) -> dict[str, Any]:
+        """When the rate began to fall and how fast it does."""
+        return {"start": self.start, "forced": self.forced, "length": self.length}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from a state that :meth:`get_state` gave."""
+        self.start, self.forced, self.length = state["start"], state["forced"], state["length"]
 
     @property
     def annealed(self) -> int | None:

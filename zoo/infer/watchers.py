@@ -1,12 +1,10 @@
-"""Watchers of a fit, called after every step: early stopping, copies of parameters, checkpoints, a progress bar."""
+"""Watchers of a fit, called after every step: early stopping, copies of parameters, a progress bar."""
 
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 import rich.progress
@@ -21,11 +19,8 @@ from zoo.base.protocols import Collapsing, Delaying
 from zoo.base.random import seeded
 from zoo.infer.collapse import UnboundedLikelihood
 from zoo.infer.convergence import LEARNED, descended
-from zoo.infer.guard import Diverged
 from zoo.infer.optim.lbfgs import LBFGS
-from zoo.infer.run import Fit
-from zoo.infer.running import Copy, Running, copied, put_back
-from zoo.infer.storage.checkpoint import replace
+from zoo.infer.running import Copy, Running, by_name, by_tensor, copied, put_back
 from zoo.infer.weighting import each_once
 
 Callback = Callable[[int, float], bool | None]
@@ -120,19 +115,31 @@ class LastGood:
 
     def __init__(self, every: int, *functions: PyroCallable) -> None:
         self.every = every
-        self._next = copied(*functions)  # good if the next loss is finite
-        self._good: Copy = []
+        self._next: tuple[int, Copy] | None = (0, copied(*functions))  # good if the next loss is finite
+        self._good: tuple[int, Copy] = (0, [])
 
     def see(self, fit: Running) -> None:
         """Keep the copy that the last loss confirmed, and make a new one when due."""
-        if self._next and not fit.unread:
-            self._good, self._next = self._next, []
+        if self._next is not None and not fit.unread:
+            self._good, self._next = self._next, None
         if (fit.step + 1) % self.every == 0:
-            self._next = copied(fit.model, fit.guide)
+            self._next = fit.step + 1, copied(fit.model, fit.guide)
 
-    def restore(self) -> None:
-        """Restore the last good parameters."""
-        put_back(self._good)
+    def restore(self) -> int:
+        """Restore the last good parameters; returns the number of steps that led to them."""
+        put_back(self._good[1])
+        return self._good[0]
+
+    def state(self, names: Mapping[int, str]) -> dict[str, Any]:
+        """The copies, by the names of their tensors."""
+        waiting = None if self._next is None else (self._next[0], by_name(self._next[1], names))
+        return {"good": (self._good[0], by_name(self._good[1], names)), "next": waiting}
+
+    def resume(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Go on from the copies that :meth:`state` gave."""
+        steps, good = state["good"]
+        self._good = steps, by_tensor(good, tensors)
+        self._next = None if state["next"] is None else (state["next"][0], by_tensor(state["next"][1], tensors))
 
 
 class Validation:
@@ -169,6 +176,14 @@ class Validation:
     def restore(self) -> None:
         """Restore the parameters of the best evaluation."""
         put_back(self.best)
+
+    def state(self, names: Mapping[int, str]) -> dict[str, Any]:
+        """The best bound, and the parameters that gave it by the names of their tensors."""
+        return {"bound": self._bound, "best": by_name(self.best, names)}
+
+    def resume(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Go on from the best that :meth:`state` gave."""
+        self._bound, self.best = state["bound"], by_tensor(state["best"], tensors)
 
     def _measure(self, svi: SVI) -> float:
         """The negative bound per row, in chunks."""
@@ -214,50 +229,6 @@ class Settled:
             learned, dtype = type(plan.loss).__name__ in LEARNED, str(plan.x.dtype).removeprefix("torch.")
             done = descended(fit.losses, learned=learned, dtype=dtype)
         return "the bound has settled" if done else None
-
-
-class Checkpoint(AbstractContextManager["Checkpoint"]):
-    """Saves the fit so far: with the best held-out parameters if there are held-out rows, else the last good ones.
-
-    As a context manager it also saves the fit when an exception ends it.
-
-    Args:
-        folder: the folder, whose contents are replaced as a whole.
-        fit: the fit in progress.
-        good: the last good parameters, which are saved after an interruption.
-        every: steps between two writes, if there are no held-out rows.
-        validation: the preceding watcher of held-out rows; the fit is then saved whenever their bound improves.
-    """
-
-    def __init__(
-        self, folder: Path, fit: Running, good: LastGood, every: int, validation: Validation | None = None
-    ) -> None:
-        self.folder, self.fit, self.good, self.every, self.validation = folder, fit, good, every, validation
-
-    def see(self, fit: Running) -> None:
-        """Save the fit when due."""
-        regular = fit.step > 0 and fit.step % self.every == 0
-        if regular if self.validation is None else fit.best_step == fit.step:
-            self.write(fit.run())
-
-    def write(self, run: Fit) -> None:
-        """Save the run, with the best parameters if there are held-out rows."""
-        best = self.validation.best if self.validation is not None else []
-        now = copied(self.fit.model, self.fit.guide) if best else []
-        put_back(best)
-        try:
-            replace(run, self.folder)
-        finally:
-            put_back(now)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is not None and self.fit.losses:
-            run = self.fit.run()
-            if not isinstance(error, Diverged):  # the parameters may be partially updated
-                self.good.restore()
-            self.write(run)
 
 
 class Progress(AbstractContextManager["Progress"]):

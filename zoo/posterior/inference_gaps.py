@@ -31,9 +31,10 @@ from zoo.posterior.local_families import (
 from zoo.posterior.psis import LEAST
 from zoo.posterior.rowwise import log_joint, log_mean, real_site
 
-RATE = 0.05  # initial learning rate of Adam, in standard deviations of the guide
+RATE = 0.1  # initial learning rate of Adam, in standard deviations of the guide
 NAMES = ("log_marginal", "best", "elbo", "approximation", "amortization")
 COLUMNS = (*NAMES, *(f"{name}_se" for name in NAMES))
+BETAS = (0.9, 0.99)  # of Adam: it forgets the steep slopes of the first steps
 CHECKED = 64  # draws on which a search is compared with its start
 SURE = 3.0  # standard errors by which the start must be better, to be kept
 ROUNDS = 20  # of L-BFGS at most, each in coordinates whitened by the q of the last one
@@ -229,7 +230,7 @@ def _climb(
 ) -> Numbers:
     """The best q of the family for every row, by Adam on Monte Carlo estimates of the bound."""
     loc, free = family.start[0], family.free()
-    optim = torch.optim.Adam(free, lr=RATE)
+    optim = torch.optim.Adam(free, lr=RATE, betas=BETAS)
     fall = cosine(steps)
     for step in range(steps):
         noise = loc.new_empty(particles, 1, loc.shape[1]).normal_()  # the same for all rows

@@ -1,6 +1,6 @@
 """Deep latent factor models on data with published results, and on small tables beside factor analysis.
 
-About a minute at ``quick``, 30 minutes at ``cpu`` with two processes, an hour on one GPU at ``full``.
+About a minute at ``quick``, 15 minutes at ``cpu`` with two processes, an hour on one GPU at ``full``.
 """
 
 import math

@@ -147,6 +147,14 @@ class AnnealedELBO(ELBO):
         self.step += 1
         return beta
 
+    def get_state(self) -> dict[str, int]:
+        """The steps that its schedule has counted."""
+        return {"step": self.step}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Go on counting from there, with the next pair of model and guide."""
+        self.step, self._pair = state["step"], None
+
     def objective(
         self, beta: float | Tensor, model: PyroCallable, guide: PyroCallable, args: Args, kwargs: Kwargs
     ) -> tuple[Tensor, Tensor]:

@@ -5,38 +5,37 @@ import operator
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
-from itertools import chain
-from types import BuiltinFunctionType, BuiltinMethodType, CellType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 from weakref import ref
 
-import pyro
 import torch
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, fx, nn
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_aggregate, map_arg
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from zoo.infer.losses.annealed import AnnealedELBO
 
 ATEN = torch.ops.aten
-VIEWS = [getattr(ATEN, name).default for name in ("detach", "alias", "expand", "view")]
-NEUTRAL = {ATEN.add.Tensor: (0,), ATEN.mul.Tensor: (1,), ATEN.div.Tensor: (1,), ATEN.pow.Tensor_Scalar: (1,)}
+EMPTY = (ATEN.empty.memory_format, ATEN.empty_like.default, ATEN.new_empty.default, ATEN.empty_strided.default)
 SHAPED = [getattr(ATEN, f"{n}_like").default for n in ("ones", "zeros", "full")]  # of a tensor, use its shape alone
 SHAPED += [getattr(ATEN, f"new_{n}").default for n in ("ones", "zeros", "full")]
-EMPTY = (ATEN.empty.memory_format, ATEN.empty_like.default, ATEN.new_empty.default, ATEN.empty_strided.default)
+NEUTRAL = {ATEN.add.Tensor: 0, ATEN.mul.Tensor: 1, ATEN.div.Tensor: 1, ATEN.pow.Tensor_Scalar: 1}
 SHORT = "add addmm cat clone div exp log mm mul mv neg pow reciprocal rsub sigmoid sqrt sub sum t tanh unsqueeze"
 DIRECT = {getattr(ATEN, name): getattr(torch, name) for name in SHORT.split()}  # half the time of a call via torch.ops
 LARGEST = 2**20  # entries of what is computed once and kept
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, torch.dtype, torch.device)
-FIXED = (*PLAIN, Tensor, torch.Generator, ref, type, ModuleType, BuiltinFunctionType, BuiltinMethodType)
+FIXED = (*PLAIN, Tensor, torch.Generator, ref, type, ModuleType, BuiltinFunctionType)
 HOLDERS = (dict, list, set, deque, tuple, frozenset, MethodType, CellType)  # whose members gc lists
-TORCHS = set(vars(nn.Module())) - {"training", "_modules"}  # attributes of every module, such as its hooks
-ANEW = {  # attributes that Pyro's objects replace at every run, and read in the same run only
+ANEW = {  # attributes that are replaced at every run, and read in the same run only
+    AnnealedELBO: {"step", "_pair"},
     AutoGuide: {"plates"},
     Messenger: {"_data_cache", "_samples_cache", "_param_hits", "_param_misses"},  # of substitute and lift
 }
 LIBRARIES = ("torch", "pyro", "zoo", "guides")  # whose functions refer to nothing that changes
-MOST = 20_000  # values
 
 
 class NotCaptured(Exception):  # noqa: N818 - it reads as what it says
@@ -46,163 +45,148 @@ class NotCaptured(Exception):  # noqa: N818 - it reads as what it says
 def recorded(evaluate: Callable[..., list[Tensor]], inputs: list[Tensor]) -> fx.GraphModule:
     """The operations of ``evaluate`` on ``inputs``; other tensors, such as buffers, are read anew at every run.
 
-    What is the same at every run is computed once, and so is what occurs twice, unless ``evaluate`` writes to tensors
-    other than those that it has just made.
+    The results share no memory, as an optimizer may write to gradients.
 
     Raises:
-        NotCaptured: the run takes a number out of a tensor, or writes to a tensor that was there before.
+        NotCaptured: the run takes a number out of a tensor, writes to one that was there before, or fails.
     """
+    recorder = _Recorder(inputs)
     try:
-        module = make_fx(evaluate)(*inputs)
+        with recorder:
+            results = evaluate(*inputs)
     except Exception as error:
-        why = str(error).strip().splitlines() or [type(error).__name__]
-        if "tracing tensor" in why[0] or "aten._local_scalar_dense" in str(error):
-            why[0] = "it takes a number out of a tensor (.item(), float(), a branch), which a graph would freeze"
-        raise NotCaptured(why[0]) from error
-    written = [node.args[0] for node in module.graph.nodes if _writes(node)]
-    if any(isinstance(own, fx.Node) and own.op in ("placeholder", "get_attr") for own in written):
-        raise NotCaptured("it writes to a tensor that was there before")
-    if all(isinstance(own, fx.Node) and own.target in EMPTY for own in written):
-        _reduce(module)
-    module.graph.eliminate_dead_code()
-    _separate(module, inputs)
-    for node in module.graph.nodes:
-        node.target = DIRECT.get(getattr(node.target, "overloadpacket", None), node.target)
-    module.recompile()
-    return module
+        raise NotCaptured((str(error).strip() or type(error).__name__).splitlines()[0]) from error
+    nodes: list[Any] = []
+    for node in map(recorder.node, results):
+        shared = node in nodes or node not in recorder.owners
+        nodes.append(recorder.graph.call_function(torch.clone, (node,)) if shared else node)
+    recorder.graph.output(nodes)
+    recorder.graph.eliminate_dead_code()
+    return fx.GraphModule(recorder.held, recorder.graph)
 
 
-def _reduce(module: fx.GraphModule) -> None:
-    """Leave out views that show the whole, and compute once what is the same at every run or occurs twice."""
-    known: dict[str, fx.Node] = {}
-    values: dict[fx.Node, Tensor] = {}  # of operations that depend on literals and shapes only
-    for node in module.graph.nodes:
-        drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-        if node.op != "call_function" or node.is_impure() or drawn or _writes(node) or node.target in EMPTY:
-            continue
-        same = _whole(node) or known.setdefault(f"{node.target} {node.args} {node.kwargs}", node)
-        if same is not node:
-            node.replace_all_uses_with(same)
-        elif (value := _value(module, node, values)) is not None:
-            values[node] = value
-    for node, value in values.items():
-        if any(user not in values for user in node.users):
-            name = f"value_{node.name}"
-            module.register_buffer(name, value, persistent=False)
-            with module.graph.inserting_before(node):
-                node.replace_all_uses_with(module.graph.get_attr(name), delete_user_cb=lambda user: user not in values)
+class _Recorder(TorchDispatchMode):
+    """Writes the operations of its block into a graph, without those whose results are known or always the same."""
+
+    def __init__(self, inputs: list[Tensor]) -> None:
+        super().__init__()
+        self.graph = fx.Graph()
+        self.held: dict[str, Tensor] = {}  # what is neither an input nor computed at every run
+        self.nodes: dict[Any, fx.Node] = {}  # by what the result shows, and by operation
+        self.views: dict[int, dict[Any, Tensor]] = {}  # of every storage; kept, so that no address is used twice
+        self.owners: set[fx.Node] = set()  # of their memory
+        self.constants: set[fx.Node] = set()
+        for i, own in enumerate(inputs):
+            self._note(own, self.graph.placeholder(f"input_{i}"))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and find or add the node of its result."""
+        if func is ATEN.lift_fresh.default:  # of a literal
+            self.constants.add(self.node(args[0]))
+            func = ATEN.clone.default
+        given: Any = map_aggregate((args, kwargs or {}), self.node)
+        sources: list[fx.Node] = []
+        map_arg(given, sources.append)
+        writes = func._schema.is_mutable
+        pure = not (writes or func in EMPTY or torch.Tag.nondeterministic_seeded in func.tags)
+        constant = pure and (func in SHAPED or self.constants.issuperset(sources))
+        noted = self._functional(func, args[0]) if writes else func
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            operation = f"{func} {given}"
+            node = self._known(func, args, result, operation, constant) if pure else None
+            if node is None:
+                node = self.graph.call_function(DIRECT.get(noted.overloadpacket, noted), *given)
+                self.owners |= set() if func.is_view else {node}
+            self.nodes[operation] = self._note(result, node)
+        elif result is None or isinstance(result, tuple | list):
+            node = self.graph.call_function(func, *given)
+            for i, own in enumerate(result or ()):
+                if isinstance(own, Tensor) and _shown(own) not in self.nodes:
+                    self._note(own, self.graph.call_function(operator.getitem, (node, i)))
+        elif not constant:
+            raise NotCaptured("it takes a number out of a tensor (.item(), a branch), which a graph would freeze")
+        return result
+
+    def node(self, value: Any) -> Any:
+        """The node of a tensor; other values stay."""
+        if isinstance(value, Tensor) and _shown(value) not in self.nodes:
+            name = f"held_{len(self.held)}"
+            self.held[name] = value
+            self._note(value, self.graph.get_attr(name))
+        return self.nodes[_shown(value)] if isinstance(value, Tensor) else value
+
+    def _note(self, value: Tensor, node: fx.Node) -> fx.Node:
+        self.nodes[_shown(value)] = node
+        self.views.setdefault(value.untyped_storage().data_ptr(), {})[_shown(value)] = value
+        return node
+
+    def _functional(self, func: Any, target: Tensor) -> Any:
+        """The operation that returns what another one writes to a tensor; the same one where that is empty."""
+        node = self.node(target)
+        if node.target in EMPTY:
+            return func
+        new = node.op == "call_function" or node in self.constants
+        if not new or len(self.views[target.untyped_storage().data_ptr()]) > 1:
+            raise NotCaptured("it writes to a tensor that was there before, or to a part of one")
+        return getattr(getattr(ATEN, func.overloadpacket.__name__.removesuffix("_")), func._overloadname)
+
+    def _known(self, func: Any, args: Any, result: Tensor, operation: str, constant: bool) -> fx.Node | None:
+        """The node of a result that needs no operation: it was computed before, is an argument, or is constant."""
+        known = self.nodes.get(_shown(result)) or self.nodes.get(operation)
+        source = args[0][0] if func is ATEN.cat.default and len(args[0]) == 1 else None
+        if func in NEUTRAL and not isinstance(args[1], Tensor) and args[1] == NEUTRAL[func]:
+            source = args[0]
+        if known is None and source is not None and _shown(source)[1:] == _shown(result)[1:]:
+            return self.node(source)
+        if known is None and constant and result.numel() <= LARGEST:
+            self.constants.add(known := self.node(result))
+        return known
 
 
-def _whole(node: fx.Node) -> fx.Node | None:
-    """What a view shows, or what an operation starts from, if the result is the same; None if it is another one."""
-    source: Any = node.args[0] if node.args else None
-    if node.target is ATEN.cat.default and len(source) == 1:
-        source = source[0]
-    elif node.target is operator.getitem or (node.target is ATEN.t.default and source.target is ATEN.t.default):
-        source = source.args[0]  # of a split
-    elif node.target not in VIEWS and (node.target not in NEUTRAL or node.args[1:] != NEUTRAL[node.target]):
-        return None
-    return source if isinstance(source, fx.Node) and _form(source) == _form(node) else None
-
-
-def _value(module: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Tensor]) -> Tensor | None:
-    """The result of an operation that is the same at every run; None if it is not, or is large."""
-    result, target = node.meta.get("val"), node.target
-    if not isinstance(result, Tensor) or result.numel() > LARGEST or not callable(target):
-        return None
-    if target is ATEN.lift_fresh_copy.default:  # a literal
-        return getattr(module, str(node.all_input_nodes[0].target))
-    if target in SHAPED:
-        shape, stride, dtype = _form(node)
-        values = {node.all_input_nodes[0]: torch.empty_strided(shape, stride, dtype=dtype, device=result.device)}
-    if not all(source in values for source in node.all_input_nodes):
-        return None
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-    return target(*args, **kwargs)
-
-
-def _separate(module: fx.GraphModule, inputs: list[Tensor]) -> None:
-    """Copy results that share memory with an input or with one another, as an optimizer may write to gradients."""
-    module.recompile()
-    output: Any = module.graph.output_node()
-    nodes = list(output.args[0])
-    taken = {own.untyped_storage().data_ptr() for own in (*inputs, *module.buffers(), *module.parameters())}
-    with torch.no_grad(), module.graph.inserting_before(output):
-        for i, result in enumerate(module(*inputs)):
-            place = result.untyped_storage().data_ptr()
-            if place in taken:
-                nodes[i] = module.graph.call_function(ATEN.clone.default, (nodes[i],))
-            taken.add(place)
-    output.args = (nodes,)
-
-
-def _writes(node: fx.Node) -> bool:
-    return bool(getattr(getattr(node.target, "_schema", None), "is_mutable", False))
-
-
-def _form(node: fx.Node) -> Any:
-    """Shape, strides and type of a result."""
-    result = node.meta.get("val")
-    return (result.shape, result.stride(), result.dtype) if isinstance(result, Tensor) else None
+def _shown(value: Tensor) -> Any:
+    """The memory that a tensor shows, and how."""
+    return value.data_ptr(), value.shape, value.stride(), value.dtype, value.device
 
 
 class Watch:
-    """All that model and guide hold outside their arguments, however deep, and the parameters of Pyro's store.
+    """Whether what functions hold outside their arguments, however deep, is replaced, added or removed.
 
-    These are attributes of modules, handlers and other objects, entries of dictionaries, lists and sets, and what the
-    functions among them refer to by name.
+    These are attributes, entries of containers, closures and defaults, and what functions refer to by name.
 
     Args:
-        functions: model and guide.
+        functions: model, guide and whatever else counts.
 
     Raises:
-        NotCaptured: they hold what may change without a trace, such as an array of numpy, or more than 20,000 values.
+        NotCaptured: they hold what may change without a trace, such as an array of numpy.
     """
 
     def __init__(self, *functions: Any) -> None:
-        store = pyro.get_param_store()
-        self._holders: list[Any] = []
-        self._reads: list[Callable[[], Iterable[Any]]] = [lambda: [p for _, p in store.named_parameters()]]
-        found: dict[int, Any] = {}
-        waiting = [*functions]
+        self._holders: list[Any] = []  # all of whose members count
+        self._named: list[tuple[dict[str, Any], Iterable[str]]] = []  # dictionaries, and which of their entries count
+        found, waiting = {}, [*functions]
         while waiting:
             value = waiting.pop()
-            if isinstance(value, FIXED) or id(value) in found:
-                continue
-            found[id(value)] = value
-            holders, reads = _places(value)
-            self._holders += holders
-            self._reads += reads
-            waiting += _members(holders, reads)
-            if len(found) > MOST:
-                raise NotCaptured(f"it holds more than {MOST:,} values, too many to watch")
-        self._kept = _members(self._holders, self._reads)
-
-    def tensors(self) -> list[Tensor]:
-        """The tensors among them."""
-        return [value for value in self._kept if isinstance(value, Tensor)]
+            if not isinstance(value, FIXED) and id(value) not in found:
+                found[id(value)] = value
+                holders, named = _places(value)
+                self._holders += holders
+                self._named += named
+                waiting += _members(holders, named)
+        self._kept = _members(self._holders, self._named)
 
     def changed(self) -> bool:
-        """Whether one was replaced, added or removed."""
-        try:
-            now = _members(self._holders, self._reads)
-        except KeyError:  # an attribute was deleted
-            return True
-        if len(now) != len(self._kept):
-            return True
-        return not (all(map(operator.is_, now, self._kept)) or all(map(_same, now, self._kept)))
+        """Whether anything was."""
+        now = _members(self._holders, self._named)
+        return len(now) != len(self._kept) or not all(map(operator.is_, now, self._kept))
 
 
-def _members(holders: list[Any], reads: list[Callable[[], Iterable[Any]]]) -> list[Any]:
-    return [*gc.get_referents(*holders), *chain.from_iterable(map(operator.call, reads))]
+def _members(holders: list[Any], named: list[tuple[dict[str, Any], Iterable[str]]]) -> list[Any]:
+    return [*gc.get_referents(*holders), *(own.get(name) for own, names in named for name in names)]
 
 
-def _places(value: Any) -> tuple[list[Any], list[Callable[[], Iterable[Any]]]]:
-    """The objects whose members may be replaced in a value, and functions that read others.
-
-    Raises:
-        NotCaptured: that cannot be read.
-    """
+def _places(value: Any) -> tuple[list[Any], list[tuple[dict[str, Any], Iterable[str]]]]:
+    """Objects all of whose members count, and dictionaries with the names of those that do."""
     if isinstance(value, HOLDERS):
         return [value], []
     if isinstance(value, partial):
@@ -210,25 +194,12 @@ def _places(value: Any) -> tuple[list[Any], list[Callable[[], Iterable[Any]]]]:
     if isinstance(value, FunctionType):
         if (value.__module__ or "").split(".")[0] in LIBRARIES:  # code run by exec has no module
             return [], []
-        names = [name for name in value.__code__.co_names if name in value.__globals__]
         own = (value.__closure__, value.__defaults__, value.__kwdefaults__, vars(value))
-        return [part for part in own if part], [partial(map, value.__globals__.get, names)] if names else []
+        return [part for part in own if part], [(value.__globals__, value.__code__.co_names)]
     if not hasattr(value, "__dict__"):
         raise NotCaptured(f"it holds a value of type {type(value).__name__}, whose changes cannot be seen")
-    anew: set[str] = set().union(*(names for kind, names in ANEW.items() if isinstance(value, kind)))
-    if not isinstance(value, nn.Module):
-        kept = partial(_without, vars(value), anew)
-        return ([], [kept]) if anew else ([vars(value)], [])
-    names = [name for name in vars(value) if name not in TORCHS | anew]
-    holders = [value._parameters, value._buffers, value._modules, value.forward]
-    return holders, [partial(operator.itemgetter(*names), vars(value))]
-
-
-def _without(own: dict[str, Any], names: set[str]) -> list[Any]:
-    return [value for name, value in own.items() if name not in names]
-
-
-def _same(one: Any, other: Any) -> bool:
-    if one is other:
-        return True
-    return type(one) is type(other) and isinstance(one, PLAIN) and (one == other or one != one)
+    methods = [value.forward] if isinstance(value, nn.Module) else []
+    anew = {name for kind, names in ANEW.items() if isinstance(value, kind) for name in names}
+    if anew:
+        return methods, [(vars(value), [name for name in vars(value) if name not in anew])]
+    return [vars(value), *methods], []

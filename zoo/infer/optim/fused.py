@@ -64,7 +64,7 @@ class Fused(PyroOptim):
         for p in self._known - present:
             p.grad = None  # not part of this step: leave it unchanged
         self.adjust()
-        self.update(present)
+        self.update()
         for p in present:
             p.grad = None  # SVI would write zeros and add to them: two more passes over all parameters
 
@@ -80,11 +80,11 @@ class Fused(PyroOptim):
                     group["lr"] = rate
         self.steps += 1
 
-    def update(self, params: Iterable[Tensor]) -> None:
+    def update(self) -> None:
         """Change parameters that had a step before by their gradients: the part of a step that a CUDA graph holds."""
         assert self.optimizer is not None
         if self.clip_norm is not None:
-            _clip(ordered(params), self.clip_norm)
+            _clip([p for p in self.optimizer.param_groups[0]["params"] if p.grad is not None], self.clip_norm)
         self.optimizer.step()
 
     @property
@@ -115,6 +115,9 @@ class Fused(PyroOptim):
             self.optimizer.param_groups[0]["params"].extend(new)
         if waiting:
             self.optimizer.load_state_dict(waiting["optimizer"])
+            for group in self.optimizer.param_groups:
+                if isinstance(group["lr"], Tensor):
+                    group["lr"] = group["lr"].to(new[0].device)
             self.steps, self._waiting = waiting["steps"], {}
 
     def get_state(self) -> dict[str, Any]:
@@ -126,7 +129,14 @@ class Fused(PyroOptim):
 
     def set_state(self, state_dict: dict[str, Any]) -> None:
         """Continue from a state returned by ``get_state``, at the next step."""
+        self.optimizer, self._known, self._names = None, set(), []
         self._waiting = state_dict if state_dict["optimizer"] is not None else {}
+
+    def join(self) -> None:
+        """Give the parameters of a state that was set theirs now, not at the next step, which a CUDA graph may hold."""
+        present = dict(pyro.get_param_store().named_parameters())
+        if self._waiting:
+            self._join([present[name] for name in self._waiting["names"]])
 
 
 def _clip(params: list[Tensor], most: float) -> None:
@@ -135,6 +145,9 @@ def _clip(params: list[Tensor], most: float) -> None:
     A shorter one stays as it is, without that function's multiplication by 1. On a GPU it is multiplied: to read the
     norm would take longer.
     """
-    norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None], foreach=True)
+    if not params:
+        return
+    norms = [torch.linalg.vector_norm(p.grad) for p in params]  # half the time of torch.nn.utils.get_total_norm
+    norm = torch.linalg.vector_norm(torch.stack([own.to(norms[0].device) for own in norms]))
     if norm.is_cuda or not norm <= most:
         torch.nn.utils.clip_grads_with_norm_(params, most, norm, foreach=True)

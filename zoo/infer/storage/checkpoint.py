@@ -12,6 +12,7 @@ from zoo.base import atomic
 from zoo.base.callables import PyroCallable
 from zoo.base.random import seeded
 from zoo.infer.storage.files import PARAMETERS, SETTINGS, holds_run, read_files, write_files
+from zoo.infer.storage.generations import GoingOn, replace_files
 from zoo.infer.storage.rebuild import (
     Builder,
     Part,
@@ -73,22 +74,26 @@ def save(run: "Fit", path: str | Path) -> Path:
     return Path(path)
 
 
-def replace(run: "Fit", path: str | Path) -> Path:
-    """Save a run to a folder, replacing the run that it may contain.
+def replace(run: "Fit", path: str | Path, going_on: GoingOn | None = None) -> Path:
+    """Save a run to a folder, replacing the run that it may contain, by one renaming.
 
     Args:
         run: a fit.
         path: a folder that is new, empty, or contains a run; other files in it are kept.
+        going_on: what the fit needs to go on from here, if it has not ended.
 
     Raises:
         FileExistsError: ``path`` contains other files and no run.
         ValueError: as :func:`save`.
     """
-    if not (Path(path) / SETTINGS).exists():
-        return save(run, path)
-    with atomic.replaced_folder(path, (SETTINGS, PARAMETERS)) as folder:
-        write(run, folder)
-    return Path(path)
+    target = Path(path)
+    if (target / SETTINGS).exists():
+        replace_files(target, *record(run), going_on)
+        return target
+    refuse_taken(path)
+    with atomic.new_folder(path) as folder:
+        replace_files(folder, *record(run), going_on)
+    return target
 
 
 def refuse_taken(path: str | Path) -> None:
@@ -98,7 +103,10 @@ def refuse_taken(path: str | Path) -> None:
         FileExistsError: it contains a run or other files, or is a file.
     """
     if holds_run(Path(path)):
-        raise FileExistsError(f"{path} already contains a run: choose another folder, or remove this one first")
+        raise FileExistsError(
+            f"{path} already contains a run: choose another folder, or remove this one first; "
+            "if it is the checkpoint of a fit, resume=True goes on from it"
+        )
     atomic.refuse_taken(path)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import re
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,11 +36,32 @@ def write_files(folder: Path, settings: Settings, tensors: dict[str, Tensor]) ->
     # clones, as safetensors refuses tensors that share memory (a guide may own its model)
     held = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     save_file(held, folder / PARAMETERS)
-    whole = {"format": FORMAT, **settings, "versions": versions()}
-    whole |= {"bytes": (folder / PARAMETERS).stat().st_size, "sha256": _sha256(folder / PARAMETERS)}
-    whole["checksum"] = checksum(whole)
-    (folder / SETTINGS).write_text(json.dumps(whole, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / SETTINGS).write_text(completed(settings | size_and_sum(folder / PARAMETERS)), encoding="utf-8")
     shutil.copymode(folder / SETTINGS, folder / PARAMETERS)  # safetensors makes it readable by the owner only
+
+
+def completed(settings: Settings) -> str:
+    """The text of settings, with format, versions and checksum."""
+    whole = {"format": FORMAT, **settings, "versions": versions()}
+    whole["checksum"] = checksum(whole)
+    return json.dumps(whole, indent=2, allow_nan=False) + "\n"
+
+
+def size_and_sum(file: Path) -> dict[str, Any]:
+    """The size of a file and its SHA-256, by which :func:`read_tensors` knows it."""
+    return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+
+
+def tensor_file(noted: Settings, kind: str, file: Path) -> str:
+    """The name of a file of tensors, ``parameters`` or ``state``, in the settings ``file``.
+
+    Raises:
+        ValueError: it is not a name that is written there.
+    """
+    name = noted.get("file", f"{kind}.safetensors")
+    if isinstance(name, str) and re.fullmatch(rf"{kind}(-[A-Za-z0-9-]+)?\.safetensors", name):
+        return name
+    raise ValueError(f"{file} names {name!r} as its file of tensors: restore it, or save the run again")
 
 
 def read_files(folder: Path) -> tuple[Settings, dict[str, Tensor]]:
@@ -49,8 +71,8 @@ def read_files(folder: Path) -> tuple[Settings, dict[str, Tensor]]:
         FileNotFoundError, NotADirectoryError: there is no folder, or a file is missing from it.
         ValueError: a file is damaged or altered, or of a newer format.
     """
-    settings = _read_settings(folder)
-    tensors = _read_tensors(folder / PARAMETERS, settings)
+    settings = read_settings(folder)
+    tensors = read_tensors(folder / tensor_file(settings, "parameters", folder / SETTINGS), settings)
     if settings["format"] == 1:
         settings, tensors = from_format_1(settings, tensors, folder / SETTINGS)
     return settings, tensors
@@ -83,17 +105,14 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _read_settings(folder: Path) -> Settings:
+def read_settings(folder: Path) -> Settings:
+    """The settings of a run, with their sections checked; errors as :func:`read_files`."""
     if not folder.exists():
         raise FileNotFoundError(f"there is no folder {folder}: give the folder that a run was saved to")
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file: give the folder that a run was saved to")
     file = folder / SETTINGS
-    for needed in (file, folder / PARAMETERS):
-        if not needed.is_file():
-            raise FileNotFoundError(
-                f"{needed} is missing: {folder} does not contain a complete run, give another or save it again"
-            )
+    _need(file)
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # bad JSON or bad UTF-8
@@ -113,6 +132,13 @@ def _read_settings(folder: Path) -> Settings:
     return settings
 
 
+def _need(file: Path) -> None:
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file} is missing: {file.parent} does not contain a complete run, give another or save it again"
+        )
+
+
 def _check_sections(settings: Settings, sections: dict[str, Any], file: Path) -> None:
     wrong = [key for key, kind in sections.items() if key not in settings or not isinstance(settings[key], kind)]
     for role in ("model", "guide"):
@@ -123,8 +149,14 @@ def _check_sections(settings: Settings, sections: dict[str, Any], file: Path) ->
         raise ValueError(f"{file} lacks {', '.join(wrong)}, or has it damaged: restore it, or save the run again")
 
 
-def _read_tensors(file: Path, settings: Settings) -> dict[str, Tensor]:
-    """The tensors, on the CPU, in their own memory."""
+def read_tensors(file: Path, settings: Settings) -> dict[str, Tensor]:
+    """The tensors, on the CPU, in their own memory; the settings hold the size and the checksum of the file.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        ValueError: it is damaged or altered.
+    """
+    _need(file)
     size, expected = file.stat().st_size, settings["bytes"]
     if size < expected:
         raise ValueError(
