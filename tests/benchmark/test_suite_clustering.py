@@ -27,7 +27,9 @@ def apart():
     x = torch.randn(60, 3, generator=stream, dtype=torch.float64)
     labels = torch.arange(60) % 2
     x = x + 20.0 * labels.unsqueeze(1)
-    data = Data(x[:40], x[40:], extra={"labels": labels[:40].numpy(), "classes": 2, "factors": 1, "floor": 1e-6})
+    data = Data(
+        x[:40], x[40:], extra={"labels": labels[:40].numpy(), "classes": 2, "factors": 1, "floor": 1e-6, "starts": 9}
+    )
     return data, Cell(Case("apart", lambda seed: data), seed=0)
 
 

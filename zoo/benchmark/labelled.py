@@ -27,6 +27,7 @@ class Labelled:
         most: rows, the first ones; None for all.
         floor: of the variances of mixtures, as a fraction of the columns'; see :class:`zoo.GMM`.
         wide: whether the table has too many columns for a full covariance in every component.
+        starts: of a mixture of the rows, at most: EM takes minutes on many rows and columns.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Labelled:
     most: int | None = None
     floor: float = 1e-6
     wide: bool = False
+    starts: int = 1000
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """The rows (n, d), float64, before any scaling, and the classes (n,)."""
@@ -55,7 +57,7 @@ class Labelled:
         if self.standardised:
             x = (x - x[train].mean(0)) / x[train].std(0, correction=0)
         extra = {"labels": labels[train].numpy(), "classes": len(labels.unique())}
-        extra |= {"factors": self.factors, "floor": self.floor}
+        extra |= {"factors": self.factors, "floor": self.floor, "starts": self.starts}
         return Data(x[train], x[test], extra=extra)
 
 
@@ -77,8 +79,8 @@ def dequantised(counts: Tensor, levels: int, seed: int = DRAWS_OF) -> Tensor:
 TABLES = (
     Labelled("iris", 2),
     Labelled("wine", 3, standardised=True),
-    Labelled("digits", 10, levels=17, floor=0.01),
-    Labelled("mnist", 20, levels=256, most=10_000, wide=True),
+    Labelled("digits", 10, levels=17, floor=1e-3),
+    Labelled("mnist", 20, levels=256, most=10_000, wide=True, starts=2),
 )
 
 
@@ -98,6 +100,7 @@ def labelled_case(table: Labelled) -> Case:
             "components": "the number of classes",
             "factors": table.factors,
             "floor": table.floor,
+            "most_starts": table.starts,
         },
         data=(table.name,),
     )

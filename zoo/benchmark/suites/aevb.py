@@ -179,7 +179,11 @@ def log_p(run: Fit, x: Tensor, effort: Effort) -> tuple[float, float]:
 
 
 def rate(protocol: Mapping[str, Any], paper: bool) -> float:
-    """The learning rate: the paper's Adagrad, or the one with which Adam ends highest."""
+    """The learning rate, the same for both methods: the paper's for Adagrad, or one that serves both for Adam.
+
+    On MNIST (10 latents, 3,000 steps) 0.003 ends 6 and 8 nats above 0.001. On Frey's faces (10 latents, 4,000 steps)
+    0.003 ends 13 nats above 0.001 for AEVB, of 1,221, but wake-sleep then collapses, 216 nats lower.
+    """
     return 0.02 if paper else {"bernoulli": 3e-3, "gaussian": 1e-3}[protocol["likelihood"]]
 
 

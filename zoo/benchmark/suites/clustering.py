@@ -114,8 +114,8 @@ class Mixture:
     starts: int
 
     def __call__(self, data: Data, cell: Cell) -> Clusters:
-        classes, floor = data.extra["classes"], data.extra["floor"]
-        model = best_mixture(data.train, classes, self.covariance, self.starts, cell.seed, floor)
+        classes, starts = data.extra["classes"], min(self.starts, data.extra["starts"])
+        model = best_mixture(data.train, classes, self.covariance, starts, cell.seed, data.extra["floor"])
         return Clusters(model.log_joint(data.train).argmax(1).numpy(), model.log_marginal)
 
 
@@ -336,10 +336,10 @@ errors are over random splits, each with 20% of the rows held out.
 - **log_density_train**: the same on the training rows. For mixtures it is what is maximised.
 - Pixels are made continuous by uniform noise within their level of grey. Without it a pixel that is constant within a
   component has a likelihood without bound, and the highest likelihood is that of the smallest floor.
-- A component of fewer rows than columns has a singular covariance (full, on digits), which a floor bounds: 1% of the
+- A component of fewer rows than columns has a singular covariance (full, on digits), which a floor bounds: 0.001 of the
   columns' variances on digits, 1e-6 elsewhere; scikit-learn adds 1e-6 to every variance instead, so that its likelihood
   there is another. A start that ends with a component at the floor counts only where all do, and the row then has a
   warning.
 - MNIST: the first 10,000 rows of the training file. Covariance matrices of 784 columns are left out there; mixtures on
-  factors take the place.
+  factors take the place. Mixtures of the pixels have two starts.
 """

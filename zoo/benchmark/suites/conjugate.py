@@ -54,10 +54,11 @@ All in float64.
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """The best of the starts, and the steps of all of them."""
+    """The best of the starts, the steps of all of them, and whether the model is the problem's."""
 
     run: Fit
     steps: int
+    ours: bool
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Best:
         found = best_of(
             build, x, seeds=range(count * cell.seed, count * (cell.seed + 1)), start=self.start, progress=False
         )
-        return Trained(found.best, sum(attempt.steps or 0 for attempt in found.table))
+        return Trained(found.best, sum(attempt.steps or 0 for attempt in found.table), self.model is None)
 
 
 def scikit(data: Data, cell: Cell) -> Any:
@@ -106,7 +107,7 @@ def measure(fitted: Any, data: Data, cell: Cell) -> dict[str, float]:
     optimum, reference = data.extra["optimum"], data.extra["reference"]
     if isinstance(fitted, Trained):
         found |= _of_pair(fitted.run, x, problem.bayesian)
-        found["mean_error"] = _mean_error(fitted.run, reference, x)
+        found["mean_error"] = _mean_error(fitted.run, reference, x) if fitted.ours else math.nan
         steps = fitted.steps
     elif isinstance(fitted, VariationalBayes):
         found["elbo"], steps = float(fitted[-1]) / len(x), len(fitted)
@@ -134,17 +135,15 @@ def _of_pair(run: Fit, x: Tensor, bayesian: bool) -> dict[str, float]:
     return {"log_marginal": log_marginal, "elbo": bound, "gap": log_marginal - bound}
 
 
-def _mean_error(run: Fit, reference: Conjugate | None, x: Tensor) -> float:
+def _mean_error(run: Fit, reference: Any, x: Tensor) -> float:
     """The largest difference of posterior means from the reference's, in its posterior standard deviations."""
     guide = run.guide
-    if not isinstance(guide, HasPosterior):
+    if reference is None or not isinstance(guide, HasPosterior):
         return math.nan
-    found = guide.posterior(x)
-    if reference is None or type(run.model) is not type(reference):
-        return math.nan
-    if isinstance(reference, Mixture):
+    mixture = isinstance(reference, Mixture)
+    if mixture:
         return float(posterior_difference(run.model, reference, x).abs().max())
-    truth = reference.posterior(x)
+    truth, found = reference.posterior(x), guide.posterior(x)
     aligned = align(run.model, reference).factors(found.mean)
     return float(((aligned - truth.mean) / truth.stddev).abs().max())
 

@@ -99,7 +99,7 @@ EFFORTS = {
         deep=Look(100, 500, 1_000, AIS(200, chains=12, leapfrog=6)),
         steps=1_000,
         digits=200,
-        mnist=20,
+        mnist=30,
         train=50_000,
         refined=50,
     ),

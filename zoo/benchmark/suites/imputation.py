@@ -1,6 +1,6 @@
 """Imputation of removed entries: squared error and log density (Mattei and Frellsen 2019).
 
-Minutes: quick 1 on one core, cpu 25 on two, full 60 on a GPU.
+Minutes: quick 1 on one core, cpu 20 on two, full 40 on a GPU.
 """
 
 import math
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import guides
 from guides.ascent import cavi
 from zoo.base.module import Module
+from zoo.base.schedules import cosine
 from zoo.benchmark.removed import FIXED, TABLES, latents, removed_case
 from zoo.benchmark.suite import Cell, Claim, Data, GuideMaker, Measure, Method, ModelMaker, Own, Pair, Suite
 from zoo.diagnostics.model.conditional_density import conditional_density
@@ -66,8 +67,8 @@ class Effort:
 
 EFFORTS = {
     "quick": Effort(2, 1, 20, 200, 100, (100, 200), 1),
-    "cpu": Effort(4, 4, 1001, 9009, 2000, (1000, 1000), 3),
-    "full": Effort(4, 5, 1001, 100_000, 10_000, (10_000, 3000), 10),
+    "cpu": Effort(4, 4, 334, 3006, 2000, (1000, 1000), 3),
+    "full": Effort(4, 5, 334, 10_000, 10_000, (10_000, 3000), 10),
 }
 
 
@@ -158,11 +159,12 @@ class Deep:
     effort: Effort
 
     def __call__(self, data: Data, cell: Cell) -> Filled:
+        steps = min(self.effort.steps, self.effort.epochs * math.ceil(len(data.train) / BATCH))
         settings = {
-            "steps": min(self.effort.steps, self.effort.epochs * math.ceil(len(data.train) / BATCH)),
+            "steps": steps,
             "batch_size": min(BATCH, len(data.train)),
             "loss": self.loss(),
-            "optim": Fused(torch.optim.Adam, {"lr": RATE}),
+            "optim": Fused(torch.optim.Adam, {"lr": RATE}, schedule=cosine(steps)),
         }
         run = Pair(self.model, self.guide, settings)(data, cell)
         return filled(run, data, self.effort.draws, cell.seed)
@@ -219,7 +221,7 @@ def _methods(effort: Effort) -> list[Method]:
             "decoder": f"{likelihood}, {HIDDEN} {ACTIVATION}, orthogonal start, floor {FLOOR} of the variance",
             "encoder": f"{HIDDEN} {ACTIVATION}, missing entries at the mean" + ", with indicators" * masked,
             "bound": f"IWAE-{k}",
-            "optimizer": f"Adam, rate {RATE}",
+            "optimizer": f"Adam, rate {RATE}, cosine",
             "batch_size": BATCH,
             "epochs": effort.epochs,
             "most_steps": effort.steps,
@@ -301,14 +303,18 @@ def claims(table: pl.DataFrame, decided: bool) -> list[Claim]:
         Claim(
             f"factor analysis with ten factors on the fixed mask: at most {REFERENCE}, and below MIWAE's {PUBLISHED}",
             None if math.isnan(linear) else round(linear, 4) <= REFERENCE and linear < PUBLISHED,
-            f"squared error {linear:.4f}",
+            _error(linear),
         ),
         Claim(
             f"our MIWAE on the fixed mask: within {MARGIN} of the published {PUBLISHED}, or below",
             None if math.isnan(deep) or not decided else deep <= PUBLISHED + MARGIN,
-            f"squared error {deep:.4f}; the floor of its scales was chosen on this mask",
+            f"{_error(deep)}; floor and length of training were chosen on this mask",
         ),
     ]
+
+
+def _error(value: float) -> str:
+    return "no rows" if math.isnan(value) else f"squared error {value:.4f}"
 
 
 TEXT_OF_PAGE = """\
@@ -322,13 +328,18 @@ experiment, so that errors are in standard deviations and an error of 1 is that 
 - **mse**: mean squared error of the removed entries; the imputed value is the model's conditional mean.
 - **log_density**: log p(removed entries | entries left) per removed entry, which also judges how sure the model is: in
   closed form for linear models, averaged over the posterior for Bayesian PCA, and by importance sampling from a
-  Gaussian fitted to every row for deep models. A method without a density has none.
+  Gaussian fitted to every row for deep models. A method without a density has none. Many scales of the decoders end
+  at their floor (a warning in the rows says how many), on which their log density then depends.
 
 MIWAE is trained on the importance-weighted bound of 20 draws with a Student's t decoder and 10 factors, and imputes by
 self-normalised importance sampling. The two VAEs have the same networks under the plain bound, and see in addition
 which entries are missing.
 
-The floor of the decoders' squared scales, 0.03 of a column's variance, was chosen among 0.001, 0.01, 0.03 and 0.1 by
-the squared error of MIWAE on the published mask (one seed, the first 1,800 steps): there the errors of deep models are
-optimistic. No choice was made on the other masks and tables.
+Some settings are not Mattei and Frellsen's: the floor of the decoders' squared scales, 0.03 of a column's variance, and
+334 epochs in place of 1,001, with a rate that falls to zero. Trained longer, MIWAE fits its own rows too closely. Both
+have the lowest error on 851 of the entries left on the published mask, held out for the choice (one seed, constant
+rate): 0.317, 0.295 and 0.302 with floors 0.001, 0.03 and 0.1 after 1,500 steps; 0.295, 0.293 and 0.309 after 1,500,
+3,000 and 4,500 steps with floor 0.03. Before that, floors were compared on the removed entries of that mask, so that
+the errors of deep models there may be optimistic. Nothing was chosen on the other masks and tables. Degrees of freedom
+of Student's t are learned per column; theirs are a function of the factors.
 """
