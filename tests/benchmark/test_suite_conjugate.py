@@ -28,6 +28,7 @@ def test_mixtures_from_several_starts(tmp_path):
     assert table["distance"].max() < 1e-6
 
 
+@pytest.mark.slow
 def test_svi_with_conjugate_factors_reaches_coordinate_ascent(tmp_path):
     table = run(named_suite("conjugate"), tmp_path, only="BayesianPCA")
     assert table["method"].to_list() == ["CAVI", "MeanField"]

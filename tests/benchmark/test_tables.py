@@ -171,6 +171,7 @@ def test_every_file_is_written(failed, curve, tmp_path):
         "seed 0, 1, 2: refused: CannotServe: Guess cannot serve",
         "- method **un\\_lucky**: step 0.1",
         "1 thread a cell",
+        "- method **guess** (a baseline): nothing to set",
         "(PPCA)",
     ):
         assert part in page, part

@@ -56,7 +56,7 @@ def suite(*extra: Method, wait: float = 0.0, log: Path | None = None, **changed:
 
     methods = (
         Method("mean", mean, {"of": "rows"}, cite=("PPCA",)),
-        Method("guess", guess),
+        Method("guess", guess, baseline=True),
         Method("refuses", refuse),
         *extra,
     )

@@ -56,7 +56,7 @@ def page(
         "## How it was run",
         "\n".join(_surroundings(table)),
         "## Protocols",
-        "\n".join(_protocols(table)),
+        "\n".join(_protocols(suite, table)),
         "## What to cite",
         listed(references),
     ]
@@ -120,10 +120,12 @@ def _surroundings(table: pl.DataFrame) -> Iterator[str]:
     yield f"- {len(cells)} cells, {minutes:.1f} minutes in all, from {first} to {last}"
 
 
-def _protocols(table: pl.DataFrame) -> Iterator[str]:
-    """The protocols of cases and methods."""
+def _protocols(suite: Suite, table: pl.DataFrame) -> Iterator[str]:
+    """The protocols of cases and methods, and which methods are from elsewhere."""
+    rivals = {method.name for method in suite.methods if method.baseline}
     for kind in ("case", "method"):
         for name, protocol in table.select(kind, f"{kind}_protocol").unique(maintain_order=True).iter_rows():
             settings = json.loads(protocol)
             listed = "; ".join(f"{key} {json.dumps(value)}" for key, value in settings.items()) or "nothing to set"
-            yield f"- {kind} **{escaped(name)}**: {escaped(listed)}"
+            rival = " (a baseline)" if kind == "method" and name in rivals else ""
+            yield f"- {kind} **{escaped(name)}**{rival}: {escaped(listed)}"
