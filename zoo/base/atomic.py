@@ -90,7 +90,7 @@ def refuse_taken(path: str | Path) -> None:
 
 
 def remove_folder(path: str | Path) -> None:
-    """Remove a folder, which is whole before and gone afterwards."""
+    """Remove a folder, if there is one: it is whole before and gone afterwards."""
     target = Path(path).resolve()
     leaving = target.parent / f"{owners.PREFIX}{owners.new_name()}"
     with suppress(FileNotFoundError):

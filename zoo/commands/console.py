@@ -78,8 +78,11 @@ OPTIONS: ContextVar[Sequence[str]] = ContextVar("the options of the command that
 VERBS = "must|needs|repeats|has"  # that follow the name of an argument where a message begins with it
 
 
-def fail(error: Exception) -> NoReturn:
-    """Print an error on one line, in the words of the command line, and exit with status 2."""
+def fail(error: Exception | KeyboardInterrupt) -> NoReturn:
+    """Print an error on one line, in the words of the command line, and exit with status 2; 130 after Ctrl-C."""
+    if isinstance(error, KeyboardInterrupt):
+        err.print(visible(str(error)) or "interrupted", highlight=False, soft_wrap=True)
+        raise typer.Exit(130)
     message = visible(spoken(str(error), OPTIONS.get()))
     err.print(Text.assemble(("error:", "bold red"), " ", message), highlight=False, soft_wrap=True)
     raise typer.Exit(2)

@@ -71,6 +71,13 @@ class Tables(StrEnum):
 
 
 TABLES = Annotated[Tables, typer.Option(help="Format of the tables of loadings, components and scores in --out.")]
+RESUME = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with the same command's fit that was interrupted or killed, to the bit; begin if there is none.",
+    ),
+]
 ROTATION = Annotated[
     Rotation | None,
     typer.Option(
@@ -123,37 +130,38 @@ def fit_(
     binarise: BINARISE = False,
     patience: PATIENCE = None,
     threads: THREADS = None,
+    resume: RESUME = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Fit a model to data by SVI or coordinate ascent, and compare with its closed-form optimum.
 
     With --out, writes parameters (safetensors), settings (JSON), draws for ArviZ (netCDF), results (JSON), figures of
     the loss and the latent space, and tables: loadings and their variance or the components of a mixture, and scores of
-    the rows. zoo.load(DIR) loads the run.
+    the rows. zoo.load(DIR) loads the run. Until then DIR.checkpoint keeps the fit so far, from which --resume goes on.
     """
     from zoo.commands import fit_asked, fit_job, moments_job
 
-    sizes = {"latent_dim": latent_dim, "components": components, "hidden": model_hidden, "floor": floor}
-    kinds = {"covariance": covariance, "noise": noise, "likelihood": likelihood}
+    own = {"latent_dim": latent_dim, "components": components, "hidden": model_hidden, "floor": floor}
+    own |= {"covariance": covariance, "noise": noise, "likelihood": likelihood}
     of_guide = {"hidden": hidden, "covariance": guide_covariance}
-    further = {"--set": set_, "--guide-set": guide_set}
     options = {"steps": steps, "batch_size": batch_size, "device": device, "patience": patience}
     options["start"] = start and start.value
     try:
-        parts = fit_asked.Parts.asked(model, guide, {**sizes, **kinds}, of_guide, further)
+        parts = fit_asked.Parts.asked(model, guide, own, of_guide, {"--set": set_, "--guide-set": guide_set})
         if moments is None:
             rows = fit_asked.Rows(_rows_of(source, n), columns, exclude, labels, dtype.value, binarise)
-            wanted = fit_job.Outputs(folder, arviz, tables.value, rotation and rotation.value)
+            wanted = fit_job.Outputs(folder, arviz, tables.value, rotation and rotation.value, resume)
             fit_job.fit_and_show(parts, rows, options, wanted, seed=seed, threads=threads, quiet=quiet)
         else:
             given: dict[str, object] = {"DATA": source, "guide": guide, "columns": columns, "exclude": exclude}
             given |= {"labels": labels, "arviz": arviz, "guide_set": guide_set, "binarise": binarise or None}
-            given |= {"hidden": hidden, "guide_covariance": guide_covariance, **options, "steps": None}
+            given |= {"hidden": hidden, "guide_covariance": guide_covariance, "resume": resume or None}
+            given |= {**options, "steps": None}
             turned, matrix = rotation and rotation.value, moments_job.Matrix(moments, n, given)
             moments_job.fit_moments_and_show(
                 model, parts.settings, matrix, turned, steps=steps, seed=seed, folder=folder, threads=threads
             )
-    except FAILURES as error:
+    except (*FAILURES, KeyboardInterrupt) as error:
         fail(error)
 
 
