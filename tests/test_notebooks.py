@@ -9,7 +9,7 @@ from nbclient import NotebookClient
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
-SLOW = {"02_deep_latent_factors", "05_variational_bayes"}
+SLOW = {"02_deep_latent_factors", "05_variational_bayes", "06_your_method_in_the_table"}
 
 
 @pytest.mark.parametrize(

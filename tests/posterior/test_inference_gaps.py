@@ -6,6 +6,7 @@ import re
 import pyro
 import pyro.distributions as dist
 import pytest
+import scipy.stats
 import torch
 from helpers import as_it_is
 from pyro.infer import config_enumerate
@@ -227,6 +228,34 @@ def test_the_best_of_a_users_family():
     least = diagonal_gap(model)
     assert least - 5 * summary["approximation_se"] < summary["approximation"] < least + 0.05
     assert summary["amortization"] > 1
+
+
+class HeavyEncoder(Module):
+    """Student's t with degrees of freedom that are given, and a location and scale that are learned."""
+
+    def __init__(self, model, x, df):
+        super().__init__()
+        self.df, self.network = df, torch.nn.Linear(x.shape[1], 6).to(x.dtype)
+        for part in self.network.parameters():
+            torch.nn.init.zeros_(part)
+
+    def forward(self, x=None, index=None, size=None):
+        loc, scale = self.network(x).chunk(2, -1)
+        with rows(x, index, size):
+            pyro.sample("z", dist.StudentT(self.df, loc, scale.exp()).to_event(1))
+
+
+@pytest.mark.parametrize("df", [3.0, 8.0])
+def test_given_degrees_of_freedom_are_the_familys(df):
+    """Its gap is that of the best factorised Gaussian and, for every factor, KL(t of variance 1 || N(0, 1))."""
+    model, x = frozen(zoo.PPCA)
+    x = x[:8]
+    found = gaps(as_it_is(model, HeavyEncoder(model, x, df), x), x, steps=300, draws=2000)
+    tail = 0.5 * math.log(2 * math.pi * math.e) - float(scipy.stats.t(df).entropy()) - 0.5 * math.log((df - 2) / df)
+    assert tail > 0.01
+    summary = found.summary()
+    least = diagonal_gap(model) + 3 * tail
+    assert least - 5 * summary["approximation_se"] < summary["approximation"] < least + 0.05
 
 
 def test_a_search_that_fails_keeps_the_guide(monkeypatch):

@@ -132,11 +132,12 @@ def noises(found: Trajectory, data: Data, cell: Cell) -> Iterator[Point]:
     problem: Problem = data.extra["problem"]
     x = data.train.to(cell.device)
     args = _arguments(x, problem)
-    for at, step, state in found.states:
+    for number, (at, step, state) in enumerate(found.states):
         put_back(state)
+        seed = cell.seed * len(found.states) + number
         with pyro.get_param_store().scope():
             pair = Traced.of(found.model, found.guide, args)
-            measured = {e: _measured(e, pair, problem.draws, len(x), cell.seed) for e in serving(pair)}
+            measured = {e: _measured(e, pair, problem.draws, len(x), seed) for e in serving(pair)}
         for estimator in measured:
             yield {"at": at, "estimator": estimator.name, "steps": step, **_compared(estimator, measured)}
 
@@ -150,7 +151,7 @@ def _measured(estimator: Estimator, pair: Traced, draws: int, n: int, seed: int)
         *pair.args,
         draws=min(draws, FEWEST) if steady else draws,
         warm_up=estimator.warm_up,
-        seed=seed * len(ESTIMATORS) + ESTIMATORS.index(estimator),  # so that their means are independent
+        seed=seed * len(ESTIMATORS) + ESTIMATORS.index(estimator),  # independent of all others
         scale=1 / n,
     )
 

@@ -39,7 +39,8 @@ def local_family(source: Reader, latent: Latent, arguments: Arguments) -> LocalF
     start = gaussian(q)
     if start is not None:
         return GaussianFamily(start)
-    found = ParametricFamily.of(q)
+    with torch.enable_grad():
+        found = ParametricFamily.of(conditional(source, latent, arguments))
     if found is None:
         raise NoLocalFamily(
             f"gaps supports guides whose q(z | x) is Gaussian, or factorises into densities with real and positive "
@@ -99,21 +100,29 @@ def moved(start: Place, shift: Tensor, change: Tensor) -> Place:
 class ParametricFamily:
     """A factorised family whose parameters are real or positive, such as Student's t or Laplace's.
 
-    Real parameters move in units of the parameter ``scale``, if there is one; positive ones by factors.
+    Those that the guide learns move, and others, such as degrees of freedom that it was given, stay as they are; if it
+    learns none of them, all move. Real ones move in units of the parameter ``scale``, if there is one; positive ones by
+    factors.
 
     Args:
         kind: the class of the distributions, with a constructor that takes the parameters by name.
         start: the parameters (b, k) by name.
         real: whether each of them is real, and not positive.
+        moves: whether each of them moves.
     """
 
-    def __init__(self, kind: Callable[..., Distribution], start: dict[str, Tensor], real: Sequence[bool]) -> None:
+    def __init__(
+        self, kind: Callable[..., Distribution], start: dict[str, Tensor], real: Sequence[bool], moves: Sequence[bool]
+    ) -> None:
         self.kind, self.names, self.start, self.real = kind, tuple(start), tuple(start.values()), tuple(real)
-        self.name = name_of(kind)
+        self.moves, self.name = tuple(moves), name_of(kind)
 
     @classmethod
     def of(cls, q: Distribution) -> "ParametricFamily | None":
-        """The family of a distribution with batch shape (b,); None if its parameters may not be moved so."""
+        """The family of a distribution with batch shape (b,); None if its parameters may not be moved so.
+
+        A parameter is learned if it requires a gradient.
+        """
         base = without_event_dims(q)
         kinds = {str(name): kind for name, kind in base.arg_constraints.items() if name in base.__dict__}
         known = all(kind in (constraints.real, constraints.positive) for kind in kinds.values())
@@ -121,7 +130,10 @@ class ParametricFamily:
             return None
         rows = q.batch_shape[0]
         values = {name: getattr(base, name).expand(base.batch_shape).reshape(rows, -1) for name in kinds}
-        found = cls(type(base), values, [kind is constraints.real for kind in kinds.values()])
+        learned = [value.requires_grad for value in values.values()]
+        start = {name: value.detach() for name, value in values.items()}
+        moves = learned if any(learned) else [True] * len(learned)
+        found = cls(type(base), start, [kind is constraints.real for kind in kinds.values()], moves)
         value = base.sample()
         try:
             rebuilt = found._at(found.start).log_prob(value.reshape(rows, -1))
@@ -133,15 +145,17 @@ class ParametricFamily:
         return self.kind(**dict(zip(self.names, numbers, strict=True)))
 
     def free(self) -> list[Tensor]:
-        """Zeros (b, k), one for every parameter."""
-        return [torch.zeros_like(part, requires_grad=True) for part in self.start]
+        """Zeros (b, k), one for every parameter that moves."""
+        pairs = zip(self.start, self.moves, strict=True)
+        return [torch.zeros_like(part, requires_grad=True) for part, moves in pairs if moves]
 
     def moved(self, free: list[Tensor]) -> Numbers:
         """The parameters."""
         unit = dict(zip(self.names, self.start, strict=True)).get("scale", torch.ones_like(self.start[0]))
+        steps = iter(free)
         return tuple(
-            value + unit * by if real else value * by.exp()
-            for value, by, real in zip(self.start, free, self.real, strict=True)
+            value if not moves else value + unit * next(steps) if real else value * next(steps).exp()
+            for value, real, moves in zip(self.start, self.real, self.moves, strict=True)
         )
 
     def draw(self, numbers: Numbers, noise: Tensor, path: bool = False) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """Imputation of removed entries: squared error and log density (Mattei and Frellsen 2019).
 
-Minutes: quick 1 on one core, cpu 30 on two, full 60 on a GPU.
+Minutes: quick 1 on one core, cpu 20 on two, full 40 on a GPU.
 """
 
 import math
@@ -328,7 +328,8 @@ experiment, so that errors are in standard deviations and an error of 1 is that 
 - **mse**: mean squared error of the removed entries; the imputed value is the model's conditional mean.
 - **log_density**: log p(removed entries | entries left) per removed entry, which also judges how sure the model is: in
   closed form for linear models, averaged over the posterior for Bayesian PCA, and by importance sampling from a
-  Gaussian fitted to every row for deep models. A method without a density has none.
+  Gaussian fitted to every row for deep models. A method without a density has none. Many scales of the decoders end
+  at their floor (a warning in the rows says how many), on which their log density then depends.
 
 MIWAE is trained on the importance-weighted bound of 20 draws with a Student's t decoder and 10 factors, and imputes by
 self-normalised importance sampling. The two VAEs have the same networks under the plain bound, and see in addition
