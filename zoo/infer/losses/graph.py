@@ -133,7 +133,7 @@ class _Recorder(TorchDispatchMode):
             raise NotCaptured("it writes to a tensor that was there before")
         for own in views:
             if (held := self.nodes[_shown(own)]).op == "get_attr":
-                self.held[held.target] = own.clone()  # as it is before
+                self.held[str(held.target)] = own.clone()  # as it is before
         if len(views) > 1:  # from here on, they are those of a copy, to which the graph writes as well
             copy = self.graph.call_function(torch.clone, (self.node(base),))
             for own in views:
