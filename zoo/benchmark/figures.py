@@ -102,6 +102,7 @@ def _means(
     panel.set_xlabel(_label(measure), fontsize=TEXT)
     panel.xaxis.set_major_locator(MaxNLocator(4))
     if max(map(abs, panel.get_xlim())) < SMALL:
+        panel.xaxis.set_major_locator(MaxNLocator(2))
         panel.xaxis.set_major_formatter("{x:.2g}")  # each with its exponent: a common one would cover the label
 
 

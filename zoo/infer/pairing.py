@@ -20,7 +20,6 @@ from zoo.base.callables import PyroCallable, mode, modules, name_of, undecorated
 from zoo.base.checks import check_held, incomplete
 from zoo.base.latent_sites import Layout
 from zoo.base.protocols import Conjugate, HoldsRows, Smooth, declares
-from zoo.distributions.observed import Observed
 from zoo.infer.losses.closed_form import ClosedFormELBO, check_closed_form_pair, closed_form
 from zoo.infer.losses.fixed_draws import FixedDraws, check_fixed_draws
 from zoo.infer.losses.iwae import IWAE
@@ -278,7 +277,7 @@ def _check_missing(model: PyroCallable, nodes: Nodes, found: Layout) -> None:
         ValueError: names the model, the site and the way out.
     """
     for name in found.data:
-        if name not in nodes or isinstance(nodes[name]["fn"], Observed) or not incomplete(nodes[name]["value"]):
+        if name not in nodes or not incomplete(nodes[name]["value"]):
             continue
         try:
             with torch.no_grad():
