@@ -141,6 +141,9 @@ READING = {
     "plots.loss": lambda run, x: zoo.plots.loss(run),
     "plots.manifold": lambda run, x: zoo.plots.manifold(run, column=0, steps=3),
     "export.to_arviz": lambda run, x: zoo.to_arviz(run, x, draws=10),
+    "diagnostics.conditional_density": lambda run, x: zoo.diagnostics.conditional_density(
+        run, gone(x), x, draws=30, steps=3
+    ),
     "diagnostics.diagnose": lambda run, x: zoo.diagnose(run, x, draws=30, simulations=20),
     "diagnostics.importance_moments": lambda run, x: zoo.importance_moments(run, x, draws=30),
     "diagnostics.nuts": lambda run, x: zoo.nuts(run, x[:3], chains=2, draws=20, warmup=20),

@@ -2,6 +2,7 @@
 
 import warnings
 
+import mpmath as mp
 import pytest
 import torch
 from torch.distributions import kl_divergence
@@ -33,6 +34,31 @@ def factors():
         "wishart": WishartFactor(torch.tensor([4.0, 9.5], dtype=F64), torch.stack([matrix(3, 1), matrix(3, 2)])),
         "categorical": CategoricalFactor(torch.randn(5, 3, dtype=F64).log_softmax(-1)),
     }
+
+
+@pytest.mark.parametrize("size", [0.3, 900.0, 1100.0, 1e8, 1e17, 1e40])
+def test_entropies_keep_their_digits_however_large_the_parameters(size):
+    """Against 80 digits; the bound of a factor that runs off must not be rounding."""
+    with mp.workdps(80):
+
+        def gamma(a):
+            return a + mp.loggamma(a) + (1 - a) * mp.digamma(a)
+
+        a, b, d = mp.mpf(size), mp.mpf(2.5), 3
+        total, df = a + b, 2 * a + d
+        dirichlet = gamma(a) + gamma(b) - gamma(total) - mp.digamma(total)
+        halves = [(df - i) / 2 for i in range(d)]
+        norm = df / 2 * d * mp.log(2) + mp.mpf(d * (d - 1)) / 4 * mp.log(mp.pi) + sum(mp.loggamma(h) for h in halves)
+        log_det = sum(mp.digamma(h) for h in halves) + d * mp.log(2)
+        wishart = norm - (df - d - 1) / 2 * log_det + df * d / 2
+        want = [float(gamma(a)), float(dirichlet), float(wishart)]
+    one = torch.ones((), dtype=torch.float64)
+    found = [
+        GammaFactor(size * one, one).entropy(),
+        DirichletFactor(torch.tensor([size, 2.5], dtype=torch.float64)).entropy(),
+        WishartFactor((2 * size + 3) * one, torch.eye(3, dtype=torch.float64)).entropy(),
+    ]
+    torch.testing.assert_close(torch.stack(found), torch.tensor(want, dtype=torch.float64), rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", factors())

@@ -438,7 +438,7 @@ def test_losses_of_a_fixed_budget(some):
 def test_validation_curve(some):
     model = ppca()
     held_out = some[1::3]
-    run = fit(model, Exact(model), some[::3], steps=201, optim=adam(), validation=held_out)
+    run = fit(model, Exact(model), some[::3], steps=201, optim=adam(), start="random", validation=held_out)
     assert run.validation.shape == (3, 2)
     assert run.validation[:, 0].tolist() == [0, 100, 200]
     assert run.validation[-1, 1].item() == pytest.approx(-model.log_marginal(held_out).mean().item(), abs=1e-9)

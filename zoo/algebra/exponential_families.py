@@ -20,6 +20,7 @@ from zoo.algebra.wishart import Wishart
 
 F = TypeVar("F", bound="Factor")
 LOG_TWO_PI = math.log(2 * math.pi)
+STIRLING = 1e3  # shape from which the series of the entropy is more precise than its terms
 
 
 class Factor(Protocol):
@@ -95,6 +96,18 @@ class GaussianFactor:
         return dist.MultivariateNormal(self.mean, scale_tril=root.expand(*self.mean.shape, -1))
 
 
+def _gamma_entropy(shape: Tensor) -> Tensor:
+    r"""The entropy of Gamma(a, 1), :math:`a + \log \Gamma(a) + (1 - a) \psi(a)`, for every shape a (...).
+
+    For large a the terms nearly cancel, and Stirling's series takes their place.
+    """
+    large = shape.clamp_min(STIRLING)
+    series = 0.5 * (2 * math.pi * large).log() + 0.5 - (1 / 3 + (1 / 12 + 1 / (90 * large)) / large) / large
+    small = shape.clamp_max(STIRLING)
+    exact = small + torch.lgamma(small) + (1 - small) * digamma(small)
+    return torch.where(shape > STIRLING, series, exact)
+
+
 @dataclass(frozen=True, eq=False)
 class GammaFactor:
     """Gamma(shape, rate), density proportional to x^(shape - 1) e^(-rate x); natural parameters shape - 1 and -rate.
@@ -129,8 +142,7 @@ class GammaFactor:
 
     def entropy(self) -> Tensor:
         """The entropy of all members together, in nats."""
-        each = self.shape - self.rate.log() + torch.lgamma(self.shape) + (1 - self.shape) * digamma(self.shape)
-        return each.sum()
+        return (_gamma_entropy(self.shape) - self.rate.log()).sum()
 
     def expected_log_prior(self, shape: Tensor, rate: Tensor) -> Tensor:
         """E[log Gamma(x; shape, rate)] under this factor, over all members."""
@@ -173,8 +185,9 @@ class DirichletFactor:
         return digamma(self.concentration) - digamma(self.concentration.sum(-1, keepdim=True))
 
     def entropy(self) -> Tensor:
-        """The entropy of all members together, in nats."""
-        return -self.expected_log_prior(self.concentration)
+        """The entropy of all members together, in nats: of the Gammas that it is made of, less that of their sum."""
+        total, k = self.concentration.sum(-1), self.concentration.shape[-1]
+        return (_gamma_entropy(self.concentration).sum(-1) - _gamma_entropy(total) + (1 - k) * digamma(total)).sum()
 
     def expected_log_prior(self, concentration: Tensor) -> Tensor:
         """E[log Dir(pi; concentration)] under this factor, over all members."""
@@ -225,12 +238,27 @@ class WishartFactor:
     def log_det_mean(self) -> Tensor:
         """E[log |Lambda|] (...,)."""
         d = self.inverse_scale.shape[-1]
-        halves = (self.df.unsqueeze(-1) - torch.arange(d, dtype=self.df.dtype, device=self.df.device)) / 2
-        return digamma(halves).sum(-1) + d * math.log(2) - torch.linalg.slogdet(self.inverse_scale)[1]
+        return digamma(self._halves).sum(-1) + d * math.log(2) - torch.linalg.slogdet(self.inverse_scale)[1]
 
     def entropy(self) -> Tensor:
-        """The entropy of all members together, in nats."""
-        return -self.expected_log_prior(self.df, self.inverse_scale)
+        r"""The entropy of all members together, in nats.
+
+        With :math:`a_i = (\nu - i) / 2`, those of the squared diagonal of Bartlett's decomposition, and h(a) the
+        entropy of Gamma(a, 1),
+
+        .. math:: \tfrac{d + 1}{2} (d \log 2 + \log |V|) + \tfrac{d (d - 1)}{4} \log \pi
+                  + \sum_{i=0}^{d-1} \Big( h(a_i) + \tfrac i2 + \tfrac{d - 1 - i}{2} \psi(a_i) \Big)
+        """
+        d = self.inverse_scale.shape[-1]
+        i = torch.arange(d).to(self.df)
+        each = _gamma_entropy(self._halves) + i / 2 + (d - 1 - i) / 2 * digamma(self._halves)
+        scale = d * math.log(2) - torch.linalg.slogdet(self.inverse_scale)[1]
+        return ((d + 1) / 2 * scale + d * (d - 1) / 4 * math.log(math.pi) + each.sum(-1)).sum()
+
+    @property
+    def _halves(self) -> Tensor:
+        """(nu - i) / 2 of every dimension i (..., d)."""
+        return (self.df.unsqueeze(-1) - torch.arange(self.inverse_scale.shape[-1]).to(self.df)) / 2
 
     def expected_log_prior(self, df: Tensor, inverse_scale: Tensor) -> Tensor:
         """E[log Wishart(Lambda; df, inverse_scale)] under this factor, over all members."""

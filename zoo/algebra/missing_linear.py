@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from zoo.algebra.missing import Imputation, Incomplete, Part
+from zoo.base.checks import is_recording
 from zoo.base.memory import rows_at_once
 
 CANCELLED = 1e-4  # relative size of a difference below which more than four digits are lost
@@ -29,6 +30,8 @@ def far_above(scaled: Tensor) -> bool:
     Raises:
         FloatingPointError: the signal is so far above the noise that the precision of the numbers cannot hold both.
     """
+    if is_recording():
+        return True  # in a recorded graph, which cannot branch
     signal = float(scaled.detach().square().sum(-2).amax())
     kind = torch.finfo(scaled.dtype)
     if signal**0.5 * kind.eps > LEFT:

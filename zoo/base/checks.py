@@ -19,6 +19,7 @@ from zoo.base.protocols import AcceptsMissing, HasWidth
 from zoo.base.tables import ArrayLike, named_rows
 
 _known: ContextVar[bool | None] = ContextVar("whether rows are incomplete", default=None)
+_recording: ContextVar[bool] = ContextVar("operations are recorded", default=False)
 
 
 @contextmanager
@@ -33,6 +34,21 @@ def missing_entries(answer: bool | None) -> Iterator[None]:
         yield
     finally:
         _known.reset(token)
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """A block whose operations are recorded, to be run on other numbers: none may depend on those at hand."""
+    token = _recording.set(True)
+    try:
+        yield
+    finally:
+        _recording.reset(token)
+
+
+def is_recording() -> bool:
+    """Whether a block of :func:`recording` runs."""
+    return _recording.get()
 
 
 def incomplete(x: Tensor) -> bool:

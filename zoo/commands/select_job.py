@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from zoo import data, plots
@@ -128,7 +129,7 @@ def _show(found: Selection, title: str, size: str) -> None:
         if row.best is None:
             shown.add_row(str(row.value), "failed")
             continue
-        numbers = {
+        numbers: dict[str, str | Text] = {
             "aic": _number(row.aic, 2),
             "bic": _number(row.bic, 2),
             "bound": _number(row.bound, 3),
@@ -136,7 +137,7 @@ def _show(found: Selection, title: str, size: str) -> None:
         }
         for by, value in chosen.items():
             if value == row.value:
-                numbers[by] = f"[bold green]{numbers[by]}*[/]"
+                numbers[by] = Text(f"{numbers[by]}*", style="bold green")
         shown.add_row(
             str(row.value),
             _number(row.log_likelihood, 3),

@@ -13,7 +13,7 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
 from zoo.base.callables import PyroCallable, name_of
-from zoo.base.checks import incomplete, missing_entries
+from zoo.base.checks import incomplete, missing_entries, recording
 from zoo.base.random import seeded
 from zoo.infer.losses.annealed import AnnealedELBO
 from zoo.infer.losses.closed_form import ClosedFormELBO
@@ -121,7 +121,7 @@ class CapturedSVI(SVI):
         try:
             if self._recorded > MOST:
                 raise NotCaptured(f"its shapes, numbers or attributes changed {MOST} times")
-            with missing_entries(missing), pyro.validation_enabled(False):
+            with missing_entries(missing), recording(), pyro.validation_enabled(False):
                 self._graphs[key] = _Graph(self, args)
         except NotCaptured as error:
             self.refused = str(error)

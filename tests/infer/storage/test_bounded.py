@@ -12,7 +12,7 @@ from guides import Amortized, MeanField
 from zoo import PPCA, VAE, BayesianGMM, load
 from zoo.infer.storage.files import SETTINGS, checksum
 
-MILLION = 10**6
+MANY = 10**5
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +35,8 @@ def folders(tmp_path_factory):
     [
         ("ppca", "model", "data_dim", 10**9),
         ("vae", "model", "latent_dim", 10**9),
-        ("vae", "model", "hidden", [8] * MILLION),
-        ("vae", "guide", "hidden", [8] * MILLION),
+        ("vae", "model", "hidden", [8] * MANY),
+        ("vae", "guide", "hidden", [8] * MANY),
         ("vae", "guide", "hidden", [10**9]),
         ("ppca", "guide", "x", {"tensor": [10**12, 4]}),
         ("ppca", "guide", "x", {"tensor": [40, 10**12]}),

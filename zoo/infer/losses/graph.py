@@ -91,6 +91,7 @@ class _Recorder(TorchDispatchMode):
         pure = not (writes or func in EMPTY or torch.Tag.nondeterministic_seeded in func.tags)
         constant = pure and (func in SHAPED or self.constants.issuperset(sources))
         noted = self._functional(func, args[0]) if writes else func
+        given = map_aggregate((args, kwargs or {}), self.node) if noted is func and writes else given
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor):
             operation = f"{func} {given}"
@@ -122,13 +123,23 @@ class _Recorder(TorchDispatchMode):
         return node
 
     def _functional(self, func: Any, target: Tensor) -> Any:
-        """The operation that returns what another one writes to a tensor; the same one where that is empty."""
-        node = self.node(target)
+        """The operation that returns what another one writes to a tensor; itself where that is empty or has views."""
+        node, views = self.node(target), list(self.views[target.untyped_storage().data_ptr()].values())
         if node.target in EMPTY:
             return func
-        new = node.op == "call_function" or node in self.constants
-        if not new or len(self.views[target.untyped_storage().data_ptr()]) > 1:
-            raise NotCaptured("it writes to a tensor that was there before, or to a part of one")
+        base = max(views, key=Tensor.numel)
+        whole = base.numel() * base.element_size() == base.untyped_storage().nbytes()
+        if not whole or (self.node(base).op != "call_function" and self.node(base) not in self.constants):
+            raise NotCaptured("it writes to a tensor that was there before")
+        for own in views:
+            if (held := self.nodes[_shown(own)]).op == "get_attr":
+                self.held[str(held.target)] = own.clone()  # as it is before
+        if len(views) > 1:  # from here on, they are those of a copy, to which the graph writes as well
+            copy = self.graph.call_function(torch.clone, (self.node(base),))
+            for own in views:
+                place = (copy, own.shape, own.stride(), own.storage_offset())
+                self._note(own, self.graph.call_function(torch.as_strided, place))
+            return func
         return getattr(getattr(ATEN, func.overloadpacket.__name__.removesuffix("_")), func._overloadname)
 
     def _known(self, func: Any, args: Any, result: Tensor, operation: str, constant: bool) -> fx.Node | None:
