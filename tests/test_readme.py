@@ -103,7 +103,7 @@ def test_added_model_is_served_by_the_guides(own_model):
         guides.Exact(model)
 
 
-@pytest.mark.parametrize("name", ["seed", "shared", "several", "covariate"])
+@pytest.mark.parametrize("name", ["seed", "shared", "several", "covariate", "missing"])
 def test_models_of_your_own_run(name, own_model, monkeypatch):
     names = dict(own_model)
     fit = zoo.fit

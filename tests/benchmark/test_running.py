@@ -98,11 +98,11 @@ def test_measures_are_numbers_or_texts(tmp_path):
 def test_warnings_are_kept(tmp_path):
     def warn(data: Data, cell: Cell) -> torch.Tensor:
         for _ in range(2):
-            warnings.warn("slowly", RuntimeWarning, stacklevel=1)
+            warnings.warn("very\nslowly", RuntimeWarning, stacklevel=1)
         return tiny.mean(data, cell)
 
     table = run(tiny.suite(Method("warns", warn)), tmp_path, only="first", methods=["warns"], seeds=1)
-    assert table["warnings"].to_list() == ["RuntimeWarning: slowly"]
+    assert table["warnings"].to_list() == ["RuntimeWarning: very slowly"]
 
 
 def test_other_folders_are_refused(tmp_path):
@@ -152,6 +152,7 @@ def test_refusals(tmp_path):
         ({}, {"seeds": 0}, "seeds"),
         ({}, {"seeds": []}, "at least one seed"),
         ({}, {"jobs": 0}, "jobs"),
+        ({}, {"device": "gpu7"}, "device='gpu7' is not available here"),
         ({"methods": [Method("a", tiny.mean, cite=("MeanFeld",))]}, {}, "nothing to cite by the name 'MeanFeld'"),
         ({"measures": [Measure("seconds")]}, {}, "measure or coordinate 'seconds': another one, or a column"),
         ({"methods": [Method("a", tiny.mean)] * 2}, {}, "method 'a'"),
@@ -162,6 +163,9 @@ def test_refusals(tmp_path):
     with pytest.raises(TypeError, match="protocol of 'a' must hold plain values"):
         run(tiny.suite(methods=[Method("a", tiny.mean, {"model": torch.nn.Linear(1, 1)})]), tmp_path)
     assert not (tmp_path / "rows.jsonl").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file is a file: choose a folder"):
+        run(tiny.suite(), tmp_path / "file")
 
 
 def test_own_methods_have_names_of_their_own(tmp_path):
@@ -219,7 +223,8 @@ def test_processes_give_the_same_rows_and_one_that_is_killed_is_a_row(tmp_path):
     table = run(tiny.suite(*extra), tmp_path / "two", only="first", jobs=2, threads=5)
     rows = table.filter(method="killed").to_dicts()
     assert [row["failure"] for row in rows] == ["ArithmeticError", "ProcessEnded"]
-    assert "SIGKILL" in rows[1]["message"]
+    assert "(SIGKILL(-9))" in rows[1]["message"]
+    assert rows[1]["place"] == ""
     assert rows[0]["place"].startswith("test_running.py, line ")
     assert table.filter(method="threads")["status"].to_list() == ["done"] * 2, table["message"].to_list()
     assert table["threads"].to_list() == [2] * 10

@@ -7,6 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from zoo.benchmark.rows import Rows
 from zoo.benchmark.speed import likelihood, measuring, steps, suite
 from zoo.benchmark.speed.measuring import Samples, Task
 from zoo.commands.main import app
@@ -140,3 +141,9 @@ def test_a_million_rows_are_always_the_same():
     x = likelihood.million_rows(50, 4, 2)
     assert x.shape == (50, 4)
     assert torch.equal(x, likelihood.million_rows(50, 4, 2))
+
+
+def test_a_folder_of_another_benchmark_is_refused(tmp_path):
+    Rows(tmp_path).append({"suite": "gaps", "case": "iris"})
+    with pytest.raises(ValueError, match="holds the rows of another benchmark, not of 'speed'"):
+        suite.benchmark_speed(tmp_path)

@@ -8,6 +8,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.nn import PyroParam
+from torch.distributions import constraints
 
 import guides
 import zoo
@@ -17,7 +19,7 @@ from zoo.base.protocols import ClosedBound, Conjugate
 from zoo.benchmark.frozen import Undisclosed, held, known_gaps
 from zoo.benchmark.named import named_suite
 from zoo.benchmark.running import run
-from zoo.benchmark.suite import Cell, Own
+from zoo.benchmark.suite import Cell, Data, DoesNotApply, Own
 from zoo.benchmark.suites.gaps import EFFORTS, Look, measure
 from zoo.benchmark.suites.gaps_page import FACTORISED, FLOW, FULL, SEMI, claims
 from zoo.posterior.annealing import AIS
@@ -134,6 +136,34 @@ def test_own_models_and_guides():
     found = measure(TINY, trained, data, cell)
     assert found["log_marginal"] == pytest.approx(float(trained.model.log_marginal(data.train[:10]).detach().mean()))
     assert math.isnan(found["closed_approximation"])
+
+
+class PerRow(Module):
+    """A factorised Gaussian with parameters for every row, as a user writes it."""
+
+    def __init__(self, x):
+        super().__init__()
+        self.loc = PyroParam(x.new_zeros(len(x), 2))
+        self.scale = PyroParam(x.new_ones(len(x), 2), constraints.positive)
+
+    def forward(self, x=None, index=None, size=None):
+        loc, scale = (self.loc, self.scale) if index is None else (self.loc[index], self.scale[index])
+        with rows(x, index, size):
+            pyro.sample("z", dist.Normal(loc, scale).to_event(1))
+
+
+def test_a_guide_with_parameters_for_every_row():
+    """It is measured on all its rows, and refused where rows are held out."""
+    suite = named_suite("gaps", "quick")
+    own = suite.own(Own("PerRow", guide=lambda model, x: PerRow(x)))
+    case = suite.cases[0]
+    data, cell = case.load(0), Cell(case, 0)
+    found = measure(TINY, replace(own.train, effort=TINY)(data, cell), data, cell)
+    assert found["approximation"] == pytest.approx(80.7568 / 150, abs=0.1)
+    x = torch.rand(20, 6).round()
+    held_out = Data(x, x[:5], x[5:9], {"hidden": (4,), "latent_dim": 2, "epochs": 1, "batch": 20})
+    with pytest.raises(DoesNotApply, match="PerRow has parameters for the training rows alone"):
+        own.train(held_out, cell)
 
 
 @pytest.mark.slow

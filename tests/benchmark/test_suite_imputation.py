@@ -4,13 +4,14 @@ import math
 
 import pytest
 import torch
+from user_models import MixtureOfFactorAnalysers
 
 import guides
 import zoo
 from zoo.benchmark.named import named_suite
 from zoo.benchmark.removed import FIXED, of_mask
 from zoo.benchmark.running import run
-from zoo.benchmark.suite import Case, Cell, Own
+from zoo.benchmark.suite import Case, Cell, DoesNotApply, Own
 from zoo.data import random_mask
 
 NAMES = {"mse", "log_density", "log_density_se"}
@@ -84,6 +85,23 @@ def test_a_users_pair_is_a_method(suite, small):
     method = suite.own(own)
     found = suite.measure(method.train(data, cell), data, cell)
     assert found == pytest.approx(measured(suite, "PPCA", small), abs=0.02)
+
+
+def test_a_model_without_missing_entries_is_refused(suite, small):
+    data, cell = small
+    own = suite.own(Own("mine", lambda d: MixtureOfFactorAnalysers(d)))
+    with pytest.raises(DoesNotApply, match="MixtureOfFactorAnalysers takes no missing entries.* missing = True"):
+        own.train(data, cell)
+
+
+def test_a_model_that_only_says_that_it_takes_missing_entries(suite, small):
+    class Says(MixtureOfFactorAnalysers):
+        missing = True
+
+    data, cell = small
+    own = suite.own(Own("mine", lambda d: Says(d)))
+    with pytest.raises(ValueError, match=r"Says says missing = True, but has no density at 'x'"):
+        own.train(data, cell)
 
 
 def test_a_pair_without_weights_per_row_says_so(suite, small):

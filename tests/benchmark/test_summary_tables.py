@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -17,7 +18,7 @@ from zoo.benchmark.latex import document, escaped, latex
 from zoo.benchmark.layout import layout
 from zoo.benchmark.markdown import markdown
 from zoo.benchmark.running import run
-from zoo.benchmark.suite import Case, Claim, Measure, Method, Published
+from zoo.benchmark.suite import Case, Claim, Measure, Method, Own, Published
 from zoo.benchmark.writing import write
 
 LOWER, HIGHER = Measure("error", better="lower", digits=2), Measure("error", better="higher", digits=2)
@@ -107,6 +108,18 @@ def test_cells_that_were_not_run_are_marked(failed):
     part = table.filter((pl.col("case") == "second") | (pl.col("method") != "mean"))
     text = markdown(layout(suite, part))
     assert "| mean | not run | not run | not run |" in text
+    methods = [replace(m, cases=lambda case: case.name == "second") for m in suite.methods if m.name == "mean"]
+    assert "| mean |" not in markdown(layout(replace(suite, methods=methods), part.filter(case="first_case")))
+
+
+def test_the_page_has_the_command_of_a_users_own_method(failed, tmp_path):
+    suite, table = failed
+    protocol = {"model": "mine.py:A", "guide": "mine.py:B", "guide_settings": {"df": 4.0, "kind": "a b", "on": True}}
+    own = replace(suite, seeds=2, own=lambda own: Method(own.name, tiny.mean)).with_own(Own("A, B", protocol=protocol))
+    write(own, table, tmp_path)
+    options = "--model mine.py:A --guide mine.py:B --guide-set df=4.0 --guide-set 'kind=a b' --guide-set on=true"
+    page = (tmp_path / "page.md").read_text()
+    assert f"\n    zoo benchmark tiny --budget quick --seeds 3 {options} --out runs/tiny\n" in page
 
 
 def test_long_tables_have_one_measure_each_and_wide_ones_come_in_parts(failed):

@@ -54,7 +54,7 @@ def test_list_names_everything(zoo_command):
     assert result.exit_code == 0
     for name in [*finding.models(), *finding.guide_classes(), *zoo.data.names()]:
         assert name in result.output
-    assert "no: component" in result.output
+    assert "(site precision)" in " ".join(result.output.replace("│", " ").split())
 
 
 def test_fit_writes_a_whole_run(zoo_command, tmp_path):

@@ -141,7 +141,8 @@ def _refuse_infinite(rows: Tensor, table: NamedRows, missing: bool, name: str) -
     given = table.values[row, column].item()
     if rows[row, column].isinf() and math.isfinite(given):
         raise ValueError(f"{name} holds {given:g} in {place}{more}, too large for {rows.dtype}: use a float64 model")
-    raise ValueError(f"{name} holds {given} in {place}{more}: drop or fill these rows first")
+    way = ", or use a model with the attribute missing = True" if math.isnan(given) and not missing else ""
+    raise ValueError(f"{name} holds {given} in {place}{more}: drop or fill these rows first{way}")
 
 
 def check_whole(value: int, name: str, least: int = 1) -> int:

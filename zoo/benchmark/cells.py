@@ -18,7 +18,7 @@ import torch
 import guides
 from zoo.base.random import seeded
 from zoo.base.threads import suited_to
-from zoo.benchmark.suite import Cell, Data, Method, Point
+from zoo.benchmark.suite import Cell, Data, DoesNotApply, Method, Point
 from zoo.benchmark.surroundings import machine, versions, watch_memory
 from zoo.data.fingerprints import fingerprint
 from zoo.infer.fitting import fit
@@ -54,8 +54,9 @@ class Task:
 def run_cell(task: Task) -> dict[str, Any]:
     """Train and measure; a row with status, points, and everything that a reader needs to run it again.
 
-    ``status`` is ``"done"``, ``"refused"`` (the method does not apply: :class:`guides.CannotServe`) or ``"failed"``
-    (any other error but an interruption). The caller's random streams and parameter store are left as they were.
+    ``status`` is ``"done"``, ``"refused"`` (the method does not apply: ``DoesNotApply`` or :class:`guides.CannotServe`)
+    or ``"failed"`` (any other error but an interruption). The caller's random streams and parameter store are left as
+    they were.
     """
     _warm_up()
     watch = _Clock()
@@ -68,7 +69,7 @@ def run_cell(task: Task) -> dict[str, Any]:
             rows = _fingerprint(data)
             points = _points(task, data, watch)
         except Exception as error:  # a row, so that the rest goes on
-            status = "refused" if isinstance(error, guides.CannotServe) else "failed"
+            status = "refused" if isinstance(error, guides.CannotServe | DoesNotApply) else "failed"
             problem = described(error)
     memory, of = peak()
     return row_of(
@@ -77,7 +78,7 @@ def run_cell(task: Task) -> dict[str, Any]:
         points,
         problem,
         data=rows,
-        warnings=list(dict.fromkeys(f"{one.category.__name__}: {one.message}" for one in said)),
+        warnings=list(dict.fromkeys(f"{one.category.__name__}: {_line(one.message)}" for one in said)),
         **watch.columns(),
         threads=torch.get_num_threads(),
         peak_memory=memory,
@@ -121,7 +122,16 @@ def row_of(
 
 def described(error: BaseException) -> dict[str, str]:
     """An error's type, message, and the last line of ours or the user's that it came through, as columns."""
-    return {"failure": type(error).__name__, "message": str(error), "place": _place(error)}
+    return {"failure": type(error).__name__, "message": _line(error), "place": _place(error)}
+
+
+def _line(message: object) -> str:
+    """A message on one line, without the shapes of all sites that Pyro appends.
+
+    >>> _line(ValueError("Shape mismatch at site z\\n Trace Shapes:  \\n  z dist 3 | 2"))
+    'Shape mismatch at site z'
+    """
+    return " ".join(str(message).partition("Trace Shapes:")[0].split())
 
 
 def _fingerprint(data: Data) -> str:

@@ -7,6 +7,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from zoo.benchmark.averages import Place, entries, methods_of, places_of, texts_along
 from zoo.benchmark.suite import Measure, Suite
@@ -14,6 +15,8 @@ from zoo.plots.style import GREY, TEXT, colour, marker
 
 PANELS = 12  # at most
 ACROSS = 3
+WIDE = 24  # letters of a label that fit below a panel
+SMALL = 1e-3  # numbers below it are written with an exponent
 
 
 def figure(suite: Suite, table: pl.DataFrame) -> Figure | None:
@@ -97,7 +100,13 @@ def _means(
     panel.set_yticks(range(len(methods)), methods, fontsize=TEXT - 1)
     panel.set_ylim(len(methods) - 0.5, -0.5)
     panel.set_xlabel(_label(measure), fontsize=TEXT)
+    panel.xaxis.set_major_locator(MaxNLocator(4))
+    if max(map(abs, panel.get_xlim())) < SMALL:
+        panel.xaxis.set_major_locator(MaxNLocator(2))
+        panel.xaxis.set_major_formatter("{x:.2g}")  # each with its exponent: a common one would cover the label
 
 
 def _label(measure: Measure) -> str:
-    return f"{measure.name}, {measure.unit}" if measure.unit else measure.name
+    """A measure with its unit, on two lines where that is longer than a panel is wide."""
+    text = f"{measure.name}, {measure.unit}" if measure.unit else measure.name
+    return text if len(text) <= WIDE else text.replace(", ", ",\n", 1)

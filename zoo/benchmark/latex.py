@@ -82,7 +82,7 @@ def _pages(block: Block) -> Iterator[Block]:
 
 def _table(block: Block, caption: str, label: str, notes: list[str]) -> Iterator[str]:
     """The lines of a table."""
-    yield from (r"\begin{table}", r"\centering\small", rf"\caption{{{caption}}}", rf"\label{{{label}}}")
+    yield from (r"\begin{table}", r"\centering\small", rf"\caption{{{caption}}}", rf"\label{{{label}}}", r"\smallskip")
     yield FITTED
     yield rf"\begin{{tabular}}{{l{'r' * len(block.head)}}}"
     yield r"\toprule"

@@ -117,7 +117,8 @@ def _grouped(cells: _Cells) -> Iterator[Block]:
     for measures in _parts(cells.measures):
         groups = []
         for place in cells.places:
-            rows = [_noted(m, [cells.text(place, m, measure) for measure in measures]) for m in cells.methods]
+            methods = [m for m in cells.methods if (place[0], m) in cells.ran or cells.applies(place, m)]
+            rows = [_noted(m, [cells.text(place, m, measure) for measure in measures]) for m in methods]
             values = [cells.published(place, measure.name, measure) for measure in measures]
             if any(values):
                 rows.append(("published", tuple(Text(published=value) for value in values)))

@@ -45,7 +45,7 @@ def page(
         f"# {suite.name}",
         suite.question,
         suite.text.strip(),
-        f"    zoo benchmark {suite.name} --budget {suite.budget} --out runs/{suite.name}",
+        "\n".join(_commands(suite, table)),
         f"## Results, budget `{suite.budget}`",
         markdown(layout).strip(),
         f"![{suite.question}]({picture})" if picture else "",
@@ -70,6 +70,14 @@ def said(claims: Sequence[Claim]) -> str:
     - **held**: more latents are better (-90.1 < -88.0)
     """
     return "\n".join(f"- **{WORDS[one.held]}**: {one.text}" + f" ({one.figures})" * bool(one.figures) for one in claims)
+
+
+def _commands(suite: Suite, table: pl.DataFrame) -> Iterator[str]:
+    """What makes this table: a command, or one for each of the user's own methods."""
+    seeds = table["seed"].n_unique()
+    more = f" --seeds {seeds}" if seeds != suite.seeds else ""
+    for options in [own.options for own in suite.added] or [""]:
+        yield f"    zoo benchmark {suite.name} --budget {suite.budget}{more}{options} --out runs/{suite.name}"
 
 
 def _measures(suite: Suite) -> Iterator[str]:
@@ -115,9 +123,10 @@ def _surroundings(table: pl.DataFrame) -> Iterator[str]:
     for found in table.select(*VERSIONS).unique(maintain_order=True).iter_rows(named=True):
         yield "- " + ", ".join(f"{VERSIONS[name]} {version}" for name, version in found.items())
     cells = table.unique(["case", "method", "seed"], maintain_order=True)
-    minutes = cells["total_seconds"].fill_nan(0.0).sum() / 60
+    seconds = cells["total_seconds"].fill_nan(0.0).sum()
+    taken = f"{seconds:.0f} seconds" if seconds < 60 else f"{seconds / 60:.1f} minutes"
     first, last = str(cells["date"].min()), str(cells["date"].max())
-    yield f"- {len(cells)} cells, {minutes:.1f} minutes in all, from {first} to {last}"
+    yield f"- {len(cells)} cells, {taken} in all, from {first} to {last}"
 
 
 def _protocols(suite: Suite, table: pl.DataFrame) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Runs the cells of a benchmark, one after the other or in processes side by side."""
 
+import re
 import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
@@ -75,8 +76,12 @@ def lost_row(task: Task, error: Exception, threads: int) -> dict[str, Any]:
     """The row of a task whose process gave no answer."""
     problem = described(error)
     if isinstance(error, BrokenExecutor):
-        problem["failure"] = "ProcessEnded"
-        problem["message"] = f"the process of this cell ended before its result: {error}".strip()
+        codes = ", ".join(re.findall(r"[A-Z]+\(-?\d+\)", str(error))) or "no exit code is known"
+        message = (
+            f"the process of this cell ended before its result ({codes}): a crash in compiled code, or the operating "
+            "system ended it, mostly because memory ran out; fewer jobs need less"
+        )
+        problem = {"failure": "ProcessEnded", "message": message, "place": ""}
     return row_of(
         task,
         "failed",

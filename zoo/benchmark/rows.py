@@ -20,9 +20,13 @@ def held(folder: str | Path) -> Iterator[Path]:
 
     Raises:
         BlockingIOError: another benchmark writes there.
+        NotADirectoryError: it is a file.
     """
     path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(f"{folder} is a file: choose a folder") from None
     lock = FileLock(path / ".lock")
     try:
         lock.acquire(timeout=0)

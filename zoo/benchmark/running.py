@@ -16,6 +16,7 @@ from zoo.benchmark.folder import head_of, protocol_text, refuse_others
 from zoo.benchmark.parallel import rows_of
 from zoo.benchmark.rows import Rows, held
 from zoo.benchmark.suite import Cell, Method, Suite
+from zoo.infer.pairing import check_device
 
 LISTS = ("warnings", "points")  # columns of a line that are no columns of the table
 COLUMNS = ("case", "method", "seed", "status", "failure", "message", "place", "seconds", "cpu_seconds", "threads")
@@ -60,14 +61,16 @@ def run(
         protocols, versions and machine.
 
     Raises:
-        ValueError: there is no such case, method or seed, nothing to cite of a name, or the folder holds rows of
-            another suite, budget or protocol.
+        ValueError: there is no such case, method, seed or device, nothing to cite of a name, or the folder holds rows
+            of another suite, budget or protocol.
         BlockingIOError: another run writes to the folder.
+        NotADirectoryError: the folder is a file.
     """
     tasks = tasks_of(suite, seeds_of(suite, seeds), only, methods, device)
     cited(suite)  # refuses names that cannot be cited before the work, not after it
     count = torch.get_num_threads() if threads is None else check_whole(threads, "threads")
     check_whole(jobs, "jobs")
+    check_device(device)
     with held(folder) as path:
         log = Rows(path)
         refuse_others(suite, log, path, again=again)

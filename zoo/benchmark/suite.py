@@ -1,5 +1,7 @@
 """What a benchmark consists of: cases x methods x seeds, and the measures taken of every trained method."""
 
+import json
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
@@ -72,6 +74,10 @@ class Cell:
     device: str = "cpu"
 
 
+class DoesNotApply(ValueError):  # noqa: N818 - it reads as what it says
+    """A method does not apply to a case, for the reason given: such a cell is shown as refused."""
+
+
 class Trains(Protocol):
     """Trains a method on the rows of a cell, and returns what the suite's measures read."""
 
@@ -84,8 +90,8 @@ class Method:
 
     Attributes:
         name: its name in the table.
-        train: trains it. It raises :class:`guides.CannotServe` where it does not apply; such a cell is shown as
-            refused.
+        train: trains it. It raises :class:`DoesNotApply` or :class:`guides.CannotServe` where it does not apply; such
+            a cell is shown as refused.
         protocol: its settings as plain values, recorded in every row.
         cases: whether it runs on a case; by default on all.
         cite: models, guides and losses, by their names for ``zoo cite`` or as classes.
@@ -199,6 +205,17 @@ class Own:
     protocol: Mapping[str, Any] = field(default_factory=dict)
     cite: tuple[Any, ...] = ()
 
+    @property
+    def options(self) -> str:
+        """What names it in the command, files without their folders, each option after a space."""
+        text = ""
+        for what, option in (("model", "--set"), ("guide", "--guide-set")):
+            text += f" --{what} {shlex.quote(self.protocol[what])}" if what in self.protocol else ""
+            for name, value in self.protocol.get(f"{what}_settings", {}).items():
+                given = value if isinstance(value, str) else json.dumps(value)
+                text += f" {option} {shlex.quote(f'{name}={given}')}"
+        return text
+
 
 @dataclass(frozen=True, eq=False)
 class Suite:
@@ -222,6 +239,7 @@ class Suite:
         claims: the statements of the literature, checked on the finished table.
         text: the page above the table, in Markdown: protocol, what is measured, how to read it.
         draw: an optional figure of the finished table: a matplotlib Figure.
+        added: the user's own methods, by :meth:`with_own`.
     """
 
     name: str
@@ -238,6 +256,7 @@ class Suite:
     claims: Callable[[pl.DataFrame], Sequence[Claim]] = lambda table: ()
     text: str = ""
     draw: Callable[[pl.DataFrame], Any] | None = None
+    added: tuple[Own, ...] = ()
 
     def with_own(self, own: Own) -> "Suite":
         """The suite with a user's model, guide or both as a further method, under a name that no other has.
@@ -251,4 +270,4 @@ class Suite:
             own = replace(own, name=f"{own.name} (own)")
         made = self.own(own)
         method = replace(made, protocol={**made.protocol, **own.protocol}, cite=(*made.cite, *own.cite))
-        return replace(self, methods=[*self.methods, method])
+        return replace(self, methods=[*self.methods, method], added=(*self.added, own))

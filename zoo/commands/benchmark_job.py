@@ -30,7 +30,13 @@ def chosen(
     set_: Sequence[str] | None,
     guide_set: Sequence[str] | None,
 ) -> Suite:
-    """The suite of a name, with the user's model and guide."""
+    """The suite of a name, with the user's model and guide.
+
+    Raises:
+        ValueError: there is no such suite or budget, or it does not take what is given.
+    """
+    if name not in SUITES:
+        raise ValueError(f"unknown benchmark {name!r}: choose from {', '.join([*SUITES, 'speed'])}")
     suite = named_suite(name, budget)
     settings, of_guide = settings_of(set_), settings_of(guide_set, "--guide-set")
     if model is None and guide is None and not settings and not of_guide:
@@ -64,7 +70,7 @@ def _cell(row: dict[str, Any], number: int, count: int) -> None:
     """Print a line for a finished cell of a suite."""
     last = row["points"][-1] if row["points"] else {}
     values = "  ".join(f"{name} {value:.5g}" for name, value in last.items() if not isinstance(value, str))
-    where = f" ({row['place']})" if row["place"] else ""
+    where = f" ({row['place']})" if row["place"] and row["status"] == "failed" else ""
     found = values if row["status"] == "done" else f"{row['status']}: {row['failure']}: {row['message']}{where}"
     head = f"{number}/{count} {row['case']}, {row['method']}, seed {row['seed']}"
     _say(f"{head}: {found}  {row['seconds']:.2f} s")

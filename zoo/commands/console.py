@@ -46,7 +46,9 @@ MODEL = Annotated[
 ]
 SET = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Any argument of the model's constructor, NAME=VALUE, VALUE in JSON or text. Repeated."),
+    typer.Option(
+        "--set", help="Any argument of the model's constructor, NAME=VALUE, in JSON or as text. Can be repeated."
+    ),
 ]
 GUIDE_SET = Annotated[list[str] | None, typer.Option("--guide-set", help="The same for the guide's constructor.")]
 OWN_MODEL = Annotated[
@@ -105,6 +107,8 @@ def spoken(message: str, options: Sequence[str]) -> str:
     "GMM(covariance='full') is singular: use --covariance 'diag'"
     >>> spoken("leave it out by exclude=['group']", ["--exclude"])
     "leave it out by --exclude 'group'"
+    >>> spoken("run the method again by again=True", ["--again"])
+    'run the method again by --again'
     """
     if "--model" in options and "--guide" in options:
         message = _by_name(message)
@@ -113,6 +117,7 @@ def spoken(message: str, options: Sequence[str]) -> str:
         return message
     names = "|".join(sorted(known, key=len, reverse=True))
     plain = rf"(?<![\w.'\"(-])({names})"  # a word of its own, not quoted nor an argument within a call
+    message = re.sub(plain + r"=True\b", lambda found: known[found[1]], message)
     message = re.sub(plain + r"=(?:torch\.)?(?=[\w'\"(\[.-])", lambda found: f"{known[found[1]]} ", message)
     message = re.sub(r"(--[a-z-]+) \[('[^',]*')\]", r"\1 \2", message)  # a list of one name
     message = re.sub(rf"(^|: )({names})(?= (?:{VERBS})\b)", lambda found: found[1] + known[found[2]], message)

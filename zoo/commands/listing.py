@@ -12,9 +12,16 @@ from zoo.registry.announced import GROUPS, Announced, announced, plain
 
 def list_() -> None:
     """Show the models, the guides available for each, those of other packages, and the data sets."""
-    table = Table("model", *catalogue.GUIDES, title=f"models x guides of Latent Zoo {__version__}")
+    table = Table("model", "guides", "not served by", title=f"models and their guides in Latent Zoo {__version__}")
     for model, refused in catalogue.MODELS.items():
-        table.add_row(model, *(f"no: {refused[guide]}" if guide in refused else "yes" for guide in catalogue.GUIDES))
+        reasons: dict[str, list[str]] = {}
+        for guide, reason in refused.items():
+            reasons.setdefault(reason, []).append(guide)
+        table.add_row(
+            model,
+            ", ".join(guide for guide in catalogue.GUIDES if guide not in refused),
+            "; ".join(f"{', '.join(names)} (site {reason})" for reason, names in reasons.items()),
+        )
     out.print(table)
     if others := announced():
         out.print(_others(others))

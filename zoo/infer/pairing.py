@@ -17,7 +17,7 @@ from pyro.infer.autoguide import (
 from torch import Tensor, nn
 
 from zoo.base.callables import PyroCallable, mode, modules, name_of, undecorated, unwrapped
-from zoo.base.checks import check_held
+from zoo.base.checks import check_held, incomplete
 from zoo.base.latent_sites import Layout
 from zoo.base.protocols import Conjugate, HoldsRows, Smooth, declares
 from zoo.infer.losses.closed_form import ClosedFormELBO, check_closed_form_pair, closed_form
@@ -39,12 +39,21 @@ def move(functions: tuple[PyroCallable, ...], device: str | torch.device) -> Non
     Raises:
         ValueError: the device is not available.
     """
+    check_device(device)
+    for module in modules(*functions):
+        module.to(device)
+
+
+def check_device(device: str | torch.device) -> None:
+    """Refuse a device that there is none of.
+
+    Raises:
+        ValueError: the device is not available.
+    """
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device={str(device)!r} is not available here: {str(error).splitlines()[0]}") from None
-    for module in modules(*functions):
-        module.to(device)
 
 
 def check_count(guide: PyroCallable, n: int, validation: Tensor | None) -> None:
@@ -245,6 +254,7 @@ def check_pair(
             _check_tensors(name_of(guide), drawn, arguments[0], str(error))
             raise
     _check_tensors(name_of(guide), drawn, _reference(scored, arguments[0]))
+    _check_missing(model, scored, found)
     for latent in found.latents:
         site = scored.get(latent.name)
         summed = isinstance(loss, TraceEnum_ELBO) and site is not None and site["infer"].get("enumerate")
@@ -258,6 +268,27 @@ def check_pair(
         _check_plates("model", scored, local | set(found.data), arguments[2])
         _check_plates(f"guide {name_of(guide)}", drawn, local, arguments[2])
     return guide_trace
+
+
+def _check_missing(model: PyroCallable, nodes: Nodes, found: Layout) -> None:
+    """Refuse a model that says ``missing = True``, and has no density of rows with missing entries.
+
+    Raises:
+        ValueError: names the model, the site and the way out.
+    """
+    for name in found.data:
+        if name not in nodes or not incomplete(nodes[name]["value"]):
+            continue
+        try:
+            with torch.no_grad():
+                whole = not nodes[name]["fn"].log_prob(nodes[name]["value"]).isnan().any()
+        except ValueError:  # NaN is outside of its support
+            whole = False
+        if not whole:
+            raise ValueError(
+                f"the model {name_of(model)} says missing = True, but has no density at '{name}' of rows with missing "
+                "entries: take that of the observed ones, zoo.distributions.observed.seen(density, x)"
+            )
 
 
 def _reference(nodes: Nodes, x: Tensor) -> Tensor:

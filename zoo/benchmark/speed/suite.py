@@ -52,12 +52,14 @@ def benchmark_speed(
         one row per measurement; see :meth:`zoo.benchmark.speed.measuring.Task.row`, with machine, threads and versions.
 
     Raises:
-        ValueError: no row fits ``pattern``, ``repeats`` is not a whole number of at least 1, or nothing could be
-            measured.
+        ValueError: no row fits ``pattern``, ``repeats`` is not a whole number of at least 1, nothing could be
+            measured, or the folder holds another benchmark.
     """
     check_whole(repeats, "repeats")
     chosen = choose(pattern)
     rows = Rows(folder)
+    if any("row" not in row for row in rows):
+        raise ValueError(f"{folder} holds the rows of another benchmark, not of 'speed': choose another folder")
     done = {row["row"] for row in rows}
     here = surroundings()
     for task in chosen:

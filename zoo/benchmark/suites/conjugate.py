@@ -135,6 +135,7 @@ def _of_pair(run: Fit, x: Tensor, bayesian: bool) -> dict[str, float]:
     return {"log_marginal": log_marginal, "elbo": bound, "gap": log_marginal - bound}
 
 
+@torch.no_grad()
 def _mean_error(run: Fit, reference: Any, x: Tensor) -> float:
     """The largest difference of posterior means from the reference's, in its posterior standard deviations."""
     guide = run.guide

@@ -9,15 +9,30 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import pyro
 import torch
+from pyro import poutine
 from torch import Tensor
 
 import guides
-from zoo.base.callables import undecorated
+from zoo.base.callables import PyroCallable, mode, name_of, undecorated
 from zoo.base.module import Module
+from zoo.base.random import seeded
 from zoo.base.schedules import cosine
 from zoo.benchmark.frozen import Linear, Undisclosed, held, known_gaps
-from zoo.benchmark.suite import Case, Cell, Data, GuideMaker, Measure, Method, ModelMaker, Own, Published, Suite
+from zoo.benchmark.suite import (
+    Case,
+    Cell,
+    Data,
+    DoesNotApply,
+    GuideMaker,
+    Measure,
+    Method,
+    ModelMaker,
+    Own,
+    Published,
+    Suite,
+)
 from zoo.benchmark.suites.gaps_page import FACTORISED, FLOW, FULL, SEMI, TEXT, claims, draw
 from zoo.data.binarisation import binarised
 from zoo.data.loading import load
@@ -268,6 +283,11 @@ class Training:
         settings |= {"batch_size": extra["batch"], "transform": torch.bernoulli}
         epoch = math.ceil(len(x) / extra["batch"])
         steps = extra["epochs"] * epoch
+        if takes(guide, x) and not takes(guide, data.test):
+            raise DoesNotApply(
+                f"{name_of(guide)} has parameters for the training rows alone, and this case measures held-out rows "
+                "too: use an amortized guide"
+            )
         if isinstance(guide, guides.SemiAmortized):
             return self._in_two_phases(model, guide, data, steps, settings)
         return self._deep(model, guide, data, steps, settings)
@@ -307,6 +327,16 @@ class Training:
         refined = self.effort.refined
         optim = _adam(3e-4, refined, CLIP * len(data.train))
         return fit(model, guide, data.train, steps=refined, optim=optim, patience=0, **settings)
+
+
+def takes(guide: PyroCallable, x: Tensor) -> bool:
+    """Whether a guide can be called with these rows; one with parameters for every row takes those alone."""
+    with torch.no_grad(), pyro.get_param_store().scope(), poutine.block(), mode(False, guide), seeded(0):
+        try:
+            guide(x)
+        except (RuntimeError, IndexError, ValueError):
+            return False
+    return True
 
 
 def _adam(rate: float, steps: int, clip: float | None = None) -> Fused:
@@ -362,6 +392,8 @@ def measure(effort: Effort, run: Fit, data: Data, cell: Cell) -> dict[str, float
     look = effort.linear if per_row else effort.deep
     device = next(run.model.parameters()).device if isinstance(run.model, Module) else "cpu"
     shown = (data.train if per_row else data.extra["shown"])[: look.rows].to(device)
+    if per_row and not takes(run.guide, shown):
+        shown = data.train.to(device)  # a guide with parameters for every row
     found = _gaps(look, pair, shown, cell.seed)
     closed = (math.nan, math.nan) if linear is None else known_gaps(linear, run.guide, shown)
     held_out = math.nan

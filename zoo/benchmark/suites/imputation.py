@@ -19,10 +19,24 @@ from torch import Tensor, nn
 
 import guides
 from guides.ascent import cavi
+from zoo.base.callables import name_of
 from zoo.base.module import Module
+from zoo.base.protocols import AcceptsMissing
 from zoo.base.schedules import cosine
 from zoo.benchmark.removed import FIXED, TABLES, latents, removed_case
-from zoo.benchmark.suite import Cell, Claim, Data, GuideMaker, Measure, Method, ModelMaker, Own, Pair, Suite
+from zoo.benchmark.suite import (
+    Cell,
+    Claim,
+    Data,
+    DoesNotApply,
+    GuideMaker,
+    Measure,
+    Method,
+    ModelMaker,
+    Own,
+    Pair,
+    Suite,
+)
 from zoo.diagnostics.model.conditional_density import conditional_density
 from zoo.factors.imputation import impute
 from zoo.infer.fitting import fit
@@ -281,7 +295,15 @@ def _own(effort: Effort, own: Own) -> Method:
     """A user's model, by default with ``Amortized``; a user's guide, by default with factor analysis."""
 
     def model(d: int) -> Module:
-        return own.model(d) if own.model is not None else FactorAnalysis(d, latents(d))
+        if own.model is None:
+            return FactorAnalysis(d, latents(d))
+        made = own.model(d)
+        if not (isinstance(made, AcceptsMissing) and made.missing):
+            raise DoesNotApply(
+                f"{name_of(made)} takes no missing entries: let its density be that of the observed ones, "
+                "zoo.distributions.observed.seen(density, x), and say so by the attribute missing = True"
+            )
+        return made
 
     def guide(model: Module, x: Tensor) -> Module:
         return own.guide(model, x) if own.guide is not None else guides.Amortized(model, x)
