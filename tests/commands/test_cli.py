@@ -179,7 +179,7 @@ def test_a_random_start_is_farther_from_the_optimum(zoo_command):
 
 
 def test_a_first_vae_holds_out_rows(zoo_command, tmp_path):
-    done = zoo_command("fit", "VAE", "breast_cancer", "-k", 2, "--steps", 300, "--out", "run", "--quiet")
+    done = zoo_command("fit", "VAE", "breast_cancer", "-k", 2, "--steps", 60, "--out", "run", "--quiet")
     assert done.exit_code == 0, done.output
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert (results["rows"], results["held_out_rows"]) == (512, 57)
