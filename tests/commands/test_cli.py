@@ -124,7 +124,7 @@ def test_default_guides(zoo_command, table):
 
 
 def test_the_arviz_file_is_small_and_its_groups_are_chosen(zoo_command, tmp_path):
-    np.save(tmp_path / "wide.npy", np.random.default_rng(0).normal(size=(900, 40)))
+    np.save(tmp_path / "wide.npy", np.random.default_rng(0).normal(size=(900, 6)))
     words = ("fit", "PPCA", tmp_path / "wide.npy", "-k", 3, "--quiet")
     small = {"posterior", "sample_stats", "observed_data", "constant_data"}
     for number, (options, expected) in enumerate(

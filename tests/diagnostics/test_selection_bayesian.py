@@ -47,12 +47,11 @@ def test_folds_serve_every_guide_of_a_bayesian_model():
         model = zoo.BayesianPCA(4, k).double()
         return model, guides.MeanField(model, rows)
 
-    by_guide = zoo.select_size(pair, x, [1, 3], seeds=1, folds=3, progress=False)
-    by_ascent = zoo.select_size(lambda k, rows: zoo.BayesianPCA(4, k).double(), x, [1, 3], seeds=1, folds=3)
+    by_guide = zoo.select_size(pair, x, [1, 3], seeds=1, folds=2, progress=False)
+    by_ascent = zoo.select_size(lambda k, rows: zoo.BayesianPCA(4, k).double(), x, [1, 3], seeds=1, folds=2)
     assert by_guide.measures == ("held_out",)
     for one, other in zip(by_guide.table, by_ascent.table, strict=True):
-        # with three factors the line search ends at a higher bound than coordinate ascent in one of the folds
-        assert abs(one.held_out - other.held_out) < 0.02 or (one.value == 3 and one.held_out > other.held_out)
+        assert abs(one.held_out - other.held_out) < 0.01
         assert one.log_p.shape == other.log_p.shape == (150,)
     assert by_ascent.best("held_out").value == by_guide.best("held_out").value == 3
-    assert by_ascent.how == "3 folds"
+    assert by_ascent.how == "2 folds"

@@ -155,10 +155,10 @@ def test_chains_of_plates_and_of_sites_that_are_summed_out():
             return pyro.sample("x", dist.Normal(loc.unsqueeze(-1), 1.0).to_event(1), obs=x)
 
     x = torch.tensor([[0.2], [4.1], [3.9]], dtype=torch.float64)
-    found = nuts(zoo.Fit(model, lambda x=None, index=None, size=None: None), x, chains=2, draws=30, warmup=60)
-    assert found.samples["weight"].shape == (2, 30, 2, 3)
-    assert found.discrete["c"].shape == (2, 30, 3)
-    total = found.samples["weight"].sum((-1, -2)).unsqueeze(-1)  # (2, 25, 1)
+    found = nuts(zoo.Fit(model, lambda x=None, index=None, size=None: None), x, chains=2, draws=20, warmup=20)
+    assert found.samples["weight"].shape == (2, 20, 2, 3)
+    assert found.discrete["c"].shape == (2, 20, 3)
+    total = found.samples["weight"].sum((-1, -2)).unsqueeze(-1)  # (2, 20, 1)
     odds = (
         dist.Normal(total + 4.0, 1.0).log_prob(x[:, 0])
         - dist.Normal(total, 1.0).log_prob(x[:, 0])

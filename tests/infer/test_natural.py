@@ -116,7 +116,7 @@ def test_a_round_of_steps_is_a_sweep_over_a_mixture(covariance, proportions, fai
             torch.testing.assert_close(a.detach(), b.expand_as(a), **EXACT)
 
 
-def case(name, iris, faithful):
+def case(name, iris, faithful, sweeps=1000):
     """A model, its data, a guide at one sweep from a random start, and the bound of coordinate ascent from there."""
     if name == "mixture":
         model, x = mixture(), faithful
@@ -128,14 +128,14 @@ def case(name, iris, faithful):
         x = zoo.data.load("holzinger").x.double()
         model = zoo.BayesianFactorAnalysis(9, 1).double()
     model, guide, ascent = started(model, x, sweeps=1)
-    for _ in range(1000):
+    for _ in range(sweeps):
         ascent.sweep()
     return model, guide, x, float(ascent.bound())
 
 
 @pytest.mark.parametrize(("name", "rounds"), [("pca", 240), ("factors", 50), ("mixture", 60)])
 def test_all_rows_at_once_end_at_the_bound_of_coordinate_ascent(name, rounds, iris, faithful):
-    model, guide, x, bound = case(name, iris, faithful)
+    model, guide, x, bound = case(name, iris, faithful, sweeps=300)
     optim = NaturalGradient(guide)
     steps = rounds * len(optim.parts)
     run = zoo.fit(model, guide, x, loss=ClosedFormELBO(), optim=optim, steps=steps, progress=False)

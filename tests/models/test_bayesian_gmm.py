@@ -1,6 +1,7 @@
 """The Bayesian mixture: densities by brute force, optima of the factors, the bound, missing entries, its priors."""
 
 import copy
+import functools
 import itertools
 import math
 
@@ -130,20 +131,22 @@ def test_bound_with_latent_entries_is_its_expectation(covariance, means):
     centre = run.factors["mean"].mean
     precision = run.factors["precision"].mean.expand(2, 3, 3)
     totals = []
+
+    @functools.cache
+    def conditional(n, j):
+        m, own = missing[n], precision[j]
+        pull = own[m][:, ~m] @ (x[n, ~m] - centre[j, ~m])
+        return MultivariateNormal(centre[j, m] - torch.linalg.solve(own[m][:, m], pull), precision_matrix=own[m][:, m])
+
     with seeded(1), run.scope(), torch.no_grad():
         for values in (run.sample(x, draws=1) for _ in range(60)):
             drawn = {name: value[0] for name, value in values.items()}
             score = torch.zeros(()).double()
             whole = x.clone()
             for n in missing.any(1).nonzero().flatten().tolist():
-                j, m = drawn["component"][n], missing[n]
-                own = precision[j]
-                pull = own[m][:, ~m] @ (x[n, ~m] - centre[j, ~m])
-                q = MultivariateNormal(
-                    centre[j, m] - torch.linalg.solve(own[m][:, m], pull), precision_matrix=own[m][:, m]
-                )
-                whole[n, m] = q.sample()
-                score -= q.log_prob(whole[n, m])
+                q = conditional(n, int(drawn["component"][n]))
+                whole[n, missing[n]] = q.sample()
+                score -= q.log_prob(whole[n, missing[n]])
             score += log_joint(model, whole, drawn) - log_joint(run.guide, x, drawn)
             totals.append(score)
     found = torch.stack(totals)
