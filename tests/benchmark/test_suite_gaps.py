@@ -167,8 +167,9 @@ def test_a_guide_with_parameters_for_every_row():
 
 
 @pytest.mark.slow
-def test_the_quick_budget(tmp_path):
+def test_the_quick_budget(shared_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("LATENT_ZOO_DATA", str(shared_data))
     suite = named_suite("gaps", "quick")
-    table = run(suite, tmp_path).table
+    table = run(suite, tmp_path)
     assert (table["status"] == "done").all()
     assert all(claim.held for claim in suite.claims(table)[:4])
