@@ -62,7 +62,7 @@ def listed():
 
 
 def test_the_list_shows_where_each_comes_from_and_imports_none(package):
-    assert f"models x guides of Latent Zoo {zoo.__version__}" in listed()
+    assert f"models and their guides in Latent Zoo {zoo.__version__}" in listed()
     lines = {line.split()[1]: " ".join(line.split()) for line in listed().splitlines() if "zoo-demo 1.2" in line}
     assert lines.keys() == {"Sparse", "Gone", "Raising", "Nameless", "Formless", "ppca", "Tails"}
     assert lines["Sparse"] == "│ Sparse │ model │ zoo-demo 1.2 │ zoo_demo_package.models:Sparse │ │"
