@@ -7,6 +7,7 @@ entries (NaN) are handled by :mod:`zoo.algebra.missing_linear`.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import pyro.distributions as dist
@@ -23,8 +24,22 @@ from zoo.base.independent import without_event_dims
 from zoo.base.moments import Moments
 
 
-def posterior_root(weight: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    r"""The lower triangular root L (k, k) of the posterior's covariance, and :math:`\Psi^{-1} W L` (d, k).
+class PosteriorRoot(NamedTuple):
+    """What the posterior of every row has in common; see :func:`posterior_root`.
+
+    Attributes:
+        root: the lower triangular root L (k, k) of its covariance.
+        whiten: :math:`\\Psi^{-1} W L` (d, k).
+        far: whether the signal is far above the noise.
+    """
+
+    root: Tensor
+    whiten: Tensor
+    far: bool
+
+
+def posterior_root(weight: Tensor, noise: Tensor) -> PosteriorRoot:
+    r"""The root of the posterior's covariance, and the map to its means.
 
     .. math:: P^{-1} = L L^T, \quad E[z \mid x] = L \, (\Psi^{-1} W L)^T (x - \mu)
 
@@ -37,13 +52,11 @@ def posterior_root(weight: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     scaled = (weight / noise.sqrt().unsqueeze(1)).flip(1)  # from the last factor, so that L is lower triangular
     identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
     if not missing_linear.far_above(scaled):
-        triangle = torch.linalg.cholesky(identity + scaled.T @ scaled, upper=True)
-        root = torch.linalg.solve_triangular(triangle, identity, upper=True).flip(0, 1)
-        return root, (weight / noise.unsqueeze(1)) @ root
+        root = missing_linear.inverse_root(torch.linalg.cholesky(identity + scaled.T @ scaled, upper=True))
+        return PosteriorRoot(root, (weight / noise.unsqueeze(1)) @ root, far=False)
     basis, triangle = torch.linalg.qr(torch.cat([scaled, identity]))
-    sign = triangle.diagonal().sign()
-    root = torch.linalg.solve_triangular(triangle, torch.diag(sign), upper=True).flip(0, 1)
-    return root, (basis[: -len(root)] * sign).flip(1) / noise.sqrt().unsqueeze(1)
+    whiten = (basis[: len(weight)] * triangle.diagonal().sign()).flip(1) / noise.sqrt().unsqueeze(1)
+    return PosteriorRoot(missing_linear.inverse_root(triangle), whiten, far=True)
 
 
 def posterior(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> dist.MultivariateNormal:
@@ -53,7 +66,7 @@ def posterior(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> dist.Mu
     """
     if incomplete(x):
         return missing_linear.posterior(x, weight, mean, noise)
-    root, whiten = posterior_root(weight, noise)
+    root, whiten, _ = posterior_root(weight, noise)
     return dist.MultivariateNormal((x - mean) @ whiten @ root.T, scale_tril=root)
 
 
@@ -61,21 +74,21 @@ def log_marginal(x: Tensor, weight: Tensor, mean: Tensor, noise: Tensor) -> Tens
     r""":math:`\log N(x \mid \mu, W W^T + \Psi)`, one per row (n,)."""
     if incomplete(x):
         return missing_linear.log_marginal(x, weight, mean, noise)
-    root, whiten = posterior_root(weight, noise)
-    logdet = noise.log().sum() - 2 * root.diagonal().log().sum()
-    return -0.5 * (len(mean) * math.log(2 * math.pi) + logdet + _misfit(x - mean, weight, noise, root, whiten))
+    found = posterior_root(weight, noise)
+    logdet = noise.log().sum() - 2 * found.root.diagonal().log().sum()
+    return -0.5 * (len(mean) * math.log(2 * math.pi) + logdet + _misfit(x - mean, weight, noise, found))
 
 
-def _misfit(offset: Tensor, weight: Tensor, noise: Tensor, root: Tensor, whiten: Tensor) -> Tensor:
-    r""":math:`r^T (W W^T + \Psi)^{-1} r` of every row r of ``offset`` (n, d), given :func:`posterior_root`.
+def _misfit(offset: Tensor, weight: Tensor, noise: Tensor, found: PosteriorRoot) -> Tensor:
+    r""":math:`r^T (W W^T + \Psi)^{-1} r` of every row r of ``offset`` (n, d).
 
     It is the difference of two sums of squares, or where they nearly cancel, the squares of what the posterior's mean
     m leaves: :math:`(r - W m)^T \Psi^{-1} (r - W m) + m^T m`.
     """
-    white = offset @ whiten  # (n, k)
-    if not missing_linear.far_above(weight / noise.sqrt().unsqueeze(1)):
+    white = offset @ found.whiten  # (n, k)
+    if not found.far:
         return (offset.square() / noise).sum(-1) - white.square().sum(-1)
-    loc = white @ root.T
+    loc = white @ found.root.T
     return ((offset - loc @ weight.T).square() / noise).sum(-1) + loc.square().sum(-1)
 
 
@@ -119,13 +132,13 @@ def log_likelihood(moments: Moments, weight: Tensor, mean: Tensor, noise: Tensor
     """
     offset = moments.mean - mean
     scatter = moments.covariance + torch.outer(offset, offset)  # (d, d)
-    root, whiten = posterior_root(weight, noise)
+    found = posterior_root(weight, noise)
     total = (scatter.diagonal() / noise).sum()
-    misfit = total - ((whiten.T @ scatter) * whiten.T).sum()
+    misfit = total - ((found.whiten.T @ scatter) * found.whiten.T).sum()
     if float(misfit.detach()) <= missing_linear.CANCELLED * float(total.detach()):
         rows = torch.cat([moments.square_root().T, offset.unsqueeze(0)])
-        misfit = _misfit(rows, weight, noise, root, whiten).sum()
-    logdet = noise.log().sum() - 2 * root.diagonal().log().sum()
+        misfit = _misfit(rows, weight, noise, found).sum()
+    logdet = noise.log().sum() - 2 * found.root.diagonal().log().sum()
     return -0.5 * moments.count * (len(mean) * math.log(2 * math.pi) + logdet + misfit)
 
 
@@ -136,7 +149,7 @@ def em_update(moments: Moments, weight: Tensor, noise: Tensor) -> tuple[Tensor, 
     :math:`W \leftarrow S \beta^T (P^{-1} + \beta S \beta^T)^{-1}` and the residuals
     :math:`\mathrm{diag}(S - W \beta S)`: factor analysis uses them, PPCA their mean.
     """
-    root, whiten = posterior_root(weight, noise)
+    root, whiten, _ = posterior_root(weight, noise)
     beta = root @ whiten.T  # (k, d)
     cross = beta @ moments.covariance  # (k, d)
     second = root @ root.T + cross @ beta.T

@@ -43,6 +43,16 @@ def far_above(scaled: Tensor) -> bool:
     return signal > FAR.get(scaled.dtype, 1e3)
 
 
+def inverse_root(triangle: Tensor) -> Tensor:
+    r"""The lower triangular root L of :math:`P^{-1} = L L^T` (..., k, k), with a positive diagonal.
+
+    Args:
+        triangle: upper triangular R (..., k, k), where :math:`R^T R` is P with the factors in reverse order.
+    """
+    sign = torch.diag_embed(triangle.diagonal(dim1=-2, dim2=-1).sign())
+    return torch.linalg.solve_triangular(triangle, sign, upper=True).flip(-2, -1)
+
+
 def _precision(observed: Tensor, weight: Tensor, noise: Tensor) -> Tensor:
     """P_n of every row (n, k, k), given its observed entries (n, d)."""
     k = weight.shape[1]
@@ -55,10 +65,11 @@ def _infer(data: Incomplete, weight: Tensor, mean: Tensor, noise: Tensor) -> tup
     r"""E z (n, k), the root of its covariance (n, k, k), the misfit :math:`r^T (W_o W_o^T + \Psi_o)^{-1} r` (n,)."""
     offset = torch.where(data.observed, data.filled.to(weight) - mean, 0.0)
     projection = (offset / noise) @ weight
-    root = _root(data.observed, weight, noise)
+    far = far_above(weight / noise.sqrt().unsqueeze(1))
+    root = _root(data.observed, weight, noise, far)
     white = (root.mT @ projection.unsqueeze(-1)).squeeze(-1)
     loc = (root @ white.unsqueeze(-1)).squeeze(-1)
-    if not far_above(weight / noise.sqrt().unsqueeze(1)):
+    if not far:
         return loc, root, (offset.square() / noise).sum(-1) - white.square().sum(-1)
     left = torch.where(data.observed, offset - loc @ weight.T, 0.0)  # a step of iterative refinement
     slope = ((left / noise) @ weight - loc).unsqueeze(-1)
@@ -146,7 +157,7 @@ def _expect(part: Part, weight: Tensor, mean: Tensor, noise: Tensor) -> tuple[Te
     """
     offset = torch.where(part.observed, part.filled.to(weight) - mean, 0.0)  # (b, d)
     projection = (offset / noise) @ weight  # (b, k)
-    root = _root(part.patterns, weight, noise)  # (p, k, k)
+    root = _root(part.patterns, weight, noise, far_above(weight / noise.sqrt().unsqueeze(1)))  # (p, k, k)
     covariance = root @ root.mT
     loc = _means(part, covariance, projection)
     there, shared = part.patterns.to(weight), part.counts().to(weight)
@@ -161,21 +172,18 @@ def _expect(part: Part, weight: Tensor, mean: Tensor, noise: Tensor) -> tuple[Te
     return offset, loc, covariance, -0.5 * (shared @ logdet + misfit)
 
 
-def _root(observed: Tensor, weight: Tensor, noise: Tensor) -> Tensor:
+def _root(observed: Tensor, weight: Tensor, noise: Tensor, far: bool) -> Tensor:
     r"""The lower triangular root L of every :math:`P^{-1} = L L^T` (p, k, k), given the observed entries (p, d).
 
-    As in :func:`zoo.algebra.linear_gaussian.posterior_root`, from the Cholesky factor of P or a QR decomposition.
+    As in :func:`zoo.algebra.linear_gaussian.posterior_root`, from the Cholesky factor of P, or where the signal is
+    ``far`` above the noise, from a QR decomposition.
     """
     weight = weight.flip(1)  # from the last factor, so that L is lower triangular
-    identity = torch.eye(weight.shape[1]).to(weight)
-    scaled = weight / noise.sqrt().unsqueeze(1)
-    if not far_above(scaled):
-        triangle = torch.linalg.cholesky(_precision(observed, weight, noise), upper=True)
-        return torch.linalg.solve_triangular(triangle, identity.expand_as(triangle), upper=True).flip(-2, -1)
-    stacked = torch.cat([observed.to(weight).unsqueeze(-1) * scaled, identity.expand(len(observed), -1, -1)], 1)
-    triangle = torch.linalg.qr(stacked, mode="r").R
-    sign = torch.diag_embed(triangle.diagonal(dim1=-2, dim2=-1).sign())
-    return torch.linalg.solve_triangular(triangle, sign, upper=True).flip(-2, -1)
+    if not far:
+        return inverse_root(torch.linalg.cholesky(_precision(observed, weight, noise), upper=True))
+    scaled = observed.to(weight).unsqueeze(-1) * (weight / noise.sqrt().unsqueeze(1))  # (p, d, k)
+    identity = torch.eye(weight.shape[1]).to(weight).expand(len(observed), -1, -1)
+    return inverse_root(torch.linalg.qr(torch.cat([scaled, identity], 1), mode="r").R)
 
 
 def _residual(data: Incomplete, weight: Tensor, mean: Tensor, noise: Tensor, found: Tensor) -> Tensor:

@@ -31,14 +31,14 @@ def best_bound(moments: Moments, weight: Tensor, mean: Tensor, noise: Tensor, *,
     bound = linear_gaussian.log_likelihood(moments, weight, mean, noise)
     if not factorised:
         return bound
-    root, _ = linear_gaussian.posterior_root(weight, noise)
+    root, _, _ = linear_gaussian.posterior_root(weight, noise)
     precision = 1 + (weight.square() / noise.unsqueeze(1)).sum(0)  # the diagonal of P
     return bound - moments.count * (0.5 * precision.log().sum() + root.diagonal().log().sum())
 
 
 def posterior_map(weight: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """The map A (k, d) from x - mu to the posterior's mean, and the posterior's covariance (k, k)."""
-    root, whiten = linear_gaussian.posterior_root(weight, noise)
+    root, whiten, _ = linear_gaussian.posterior_root(weight, noise)
     return root @ whiten.T, root @ root.T
 
 
