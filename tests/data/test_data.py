@@ -435,9 +435,10 @@ def test_names_that_count_the_columns_are_taken_and_noted(csv, first):
 
 
 @pytest.mark.parametrize("beyond", [2**53 + 1, -(2**53) - 1])
-def test_whole_numbers_beyond_float64_are_refused_in_files(npy, parquet, beyond):
+def test_whole_numbers_beyond_float64_are_refused_in_files(npy, parquet, csv, beyond):
     rows = np.array([[1, 2], [3, 2**53], [5, beyond]])
-    for path in (npy(rows), parquet(pl.DataFrame(rows, schema=["0", "1"]))):
+    text = csv(f"0,1\n1,1e300\n3,9007199254740992\n5,{beyond}\n")
+    for path in (npy(rows), parquet(pl.DataFrame(rows, schema=["0", "1"])), text):
         with pytest.raises(ValueError, match=rf"holds {beyond} in row 2, column [01] \('1'\).*exclude the column"):
             load(path, dtype=torch.float64)
         assert load(path, columns=["0"]).x.flatten().tolist() == [1, 3, 5]

@@ -1,5 +1,6 @@
 """A polars column as numbers or as label codes."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,17 @@ def floats(series: pl.Series, origin: str, decimal: str = ".") -> pl.Series:
     raise ValueError(
         f"{origin}: column {series.name!r} has type {kind}, not numbers: leave it out by exclude={[series.name]!r}"
     )
+
+
+def as_whole(entry: Any) -> int | None:
+    """An entry that is, or is written as, a whole number; None for any other, such as one with a point or exponent.
+
+    >>> as_whole(3), as_whole(" -12 "), as_whole("1e3"), as_whole(3.0)
+    (3, -12, None, None)
+    """
+    if isinstance(entry, str):
+        return int(entry) if re.fullmatch(r"\s*[+-]?[0-9]+\s*", entry) else None
+    return entry if isinstance(entry, int) else None
 
 
 def parse(text: pl.Series, origin: str, decimal: str = ".") -> pl.Series:

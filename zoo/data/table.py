@@ -11,9 +11,9 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from zoo.base.entries import refuse_beyond
+from zoo.base.entries import WHOLE, refuse_beyond
 from zoo.base.precision import Spread
-from zoo.data.series import codes, floats, tidy
+from zoo.data.series import as_whole, codes, floats, tidy
 from zoo.data.text import find_decimal
 
 BLOCK = 2**22  # numbers converted at a time: 32 MiB of float64
@@ -80,9 +80,10 @@ class FrameTable:
         frame = self._read(names)
         x = torch.empty(frame.height, len(names), dtype=dtype)  # (n, d)
         for j, name in enumerate(names):
-            if frame[name].dtype in (pl.Int64, pl.UInt64, pl.Int128):
-                refuse_beyond(frame[name].fill_null(0).to_numpy()[:, None], self.origin, columns=[name])
             values = floats(frame[name], self.origin, self.decimal).to_numpy(writable=True)
+            for i in np.flatnonzero(np.abs(values) >= WHOLE).tolist():
+                if (whole := as_whole(frame[name][i])) is not None:
+                    refuse_beyond(np.array(whole, dtype=object), self.origin, (i, j), names)
             _refuse_lost(Spread().add(torch.from_numpy(values).unsqueeze(1)), dtype, self.origin, names, j)
             x[:, j] = narrow(values, dtype, f"{self.origin}: column {name!r}")
         return x
